@@ -1,0 +1,95 @@
+"""The named errors of prefixd. Each has a stable code that users may rely on.
+
+Owns codes and messages; knows no HTTP (``server/errors.py`` maps codes to statuses).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class PrefixdError(Exception):
+    """Base of every error that prefixd raises on purpose.
+
+    ``code`` is stable and machine-readable, ``message`` is for people and says expected and got,
+    ``detail`` holds the same facts as JSON-serialisable values.
+    """
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail: dict[str, Any] = detail
+
+
+class InvalidName(PrefixdError):
+    """A tenant, task or alias name, or a task reference, is not well-formed."""
+
+    code = "invalid_name"
+
+
+class InvalidArtifact(PrefixdError):
+    """The bytes are not a prefix artifact: truncated, foreign, NaN, wrong shape or wrong digest."""
+
+    code = "invalid_artifact"
+
+
+class IncompatiblePrefix(PrefixdError):
+    """A well-formed prefix, made for another backbone."""
+
+    code = "incompatible_prefix"
+
+
+class TaskNotFound(PrefixdError):
+    """No such task, alias or version within the tenant."""
+
+    code = "task_not_found"
+
+
+class Conflict(PrefixdError):
+    """The state is not what the caller expected (compare-and-set, nothing to roll back to)."""
+
+    code = "conflict"
+
+
+class RegistryUnavailable(PrefixdError):
+    """The registry cannot be reached or read just now."""
+
+    code = "registry_unavailable"
+
+
+class BackboneError(PrefixdError):
+    """The backbone cannot be loaded: unknown family, missing files, no tokenizer."""
+
+    code = "backbone_error"
+
+
+class InvalidParameter(PrefixdError):
+    """A request's parameter is unknown, out of range, or contradicts another."""
+
+    code = "invalid_parameter"
+
+
+class InputTooLong(PrefixdError):
+    """The input leaves no room for one token in the window or in memory."""
+
+    code = "input_too_long"
+
+
+class QueueFull(PrefixdError):
+    """More requests wait than the server accepts; ``detail['retry_after_s']`` says when to come back."""
+
+    code = "queue_full"
+
+
+class ShuttingDown(PrefixdError):
+    """The server drains: running rows finish, nothing new is admitted."""
+
+    code = "shutting_down"
+
+
+class EngineFailure(PrefixdError):
+    """A row failed inside the engine; its neighbours did not."""
+
+    code = "engine_failure"

@@ -1,0 +1,66 @@
+"""The closed set of decoding parameters: their names and basic types. Torch-free.
+
+Owns names and types, for an artifact's defaults, a backbone's generation config and a request alike. Ranges,
+contradictions and the server's limits belong to whoever decodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prefixes.errors import InvalidParameter
+
+DECODING_PARAMETERS: Final[Mapping[str, str]] = {
+    "max_new_tokens": "integer",
+    "min_new_tokens": "integer",
+    "do_sample": "boolean",
+    "temperature": "number",
+    "top_k": "integer",
+    "top_p": "number",
+    "repetition_penalty": "number",
+    "no_repeat_ngram_size": "integer",
+    "num_beams": "integer",
+    "length_penalty": "number",
+    "early_stopping": 'boolean or "never"',
+    "num_return_sequences": "integer",
+    "stop": "list of strings",
+    "seed": "integer",
+    "logprobs": "integer",
+    "truncate": "boolean",
+}
+"""Name -> type, in the words of the error message."""
+
+
+def check_decoding_parameters(parameters: Mapping[str, Any]) -> None:
+    """Raise InvalidParameter, saying expected and got, for an unknown name or a value of the wrong basic type."""
+    for name, value in parameters.items():
+        expected = DECODING_PARAMETERS.get(name)
+        if expected is None:
+            raise InvalidParameter(
+                f"decoding parameter: expected one of {', '.join(DECODING_PARAMETERS)}; got {str(name)[:80]!r}",
+                expected=list(DECODING_PARAMETERS),
+                got=str(name)[:80],
+            )
+        if not _is(expected, value):
+            raise InvalidParameter(
+                f"decoding parameter {name}: expected {expected}, got {type(value).__name__} {str(value)[:80]!r}",
+                parameter=name,
+                expected=expected,
+                got=str(value)[:80],
+            )
+
+
+def _is(expected: str, value: Any) -> bool:
+    if expected == "boolean":
+        return isinstance(value, bool)
+    if expected == 'boolean or "never"':
+        return isinstance(value, bool) or value == "never"
+    if expected == "list of strings":
+        return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool):  # a bool is an int to Python, not to us
+        return False
+    if expected == "integer":
+        return isinstance(value, int)
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Where prefixes live: one Protocol (``base``), one implementation per store."""

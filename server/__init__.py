@@ -1,0 +1,1 @@
+"""Serves prefix-tuned tasks over HTTP. Imports ``prefixes``; never the trainer."""

@@ -1,0 +1,1 @@
+"""The engine: many tasks, one forward pass. Knows no HTTP and no registry."""

@@ -1,0 +1,1 @@
+"""Implementations of the linear and attention interface of ``base``."""

@@ -1,0 +1,103 @@
+"""The interface between models and the machine: linear layers, and attention over block tables.
+
+Owns the shapes and the contract that every kernel set keeps; knows no model and no scheduler. Models call ``Linear``
+objects and one ``Attention``; the runner builds ``PagedAttention`` from a kernel set and the step's tables, the trainer
+uses ``dense.DenseAttention`` behind the same call.
+
+Capacities are static where a step replays a captured graph: tables are padded, lengths say what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from prefixes.spec import Site
+
+Activation = Literal["none", "gelu_new", "gelu", "relu"]
+Linear = Callable[[torch.Tensor], torch.Tensor]
+"""``(tokens, in) -> (tokens, out)``, weight, bias and activation bound."""
+
+
+class Attention(Protocol):
+    """What a model calls in each attention layer."""
+
+    def __call__(
+        self, site: Site, layer: int, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend ``query (tokens, heads, head_dim)`` to the rows' contexts at ``site``; same shape back.
+
+        ``key`` and ``value``, ``(tokens, kv_heads, head_dim)``, belong to the same tokens and join the context first;
+        None where the context is already complete (cross-attention). Scale is ``head_dim ** -0.5``.
+        """
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """One pool of blocks for all layers of a site: ``(layers, blocks, kv_heads, block_size, head_dim)`` each.
+
+    Within a block one head's keys are contiguous, so that a kernel streams them at memory bandwidth.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def block_size(self) -> int:
+        return self.keys.shape[3]
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """The rows of one call, as tables. Token ``i`` of row ``r`` is ``query_start[r] + i``.
+
+    A row's context is two segments, ``[prefix | own]`` (cross-attention: ``[cross prefix | encoder]``); segment ``s``
+    holds ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. ``lengths`` count the call's own tokens,
+    which stand at the end of segment 1: with ``causal`` token ``i`` of ``n`` sees all of segment 0 and the first
+    ``lengths[r, 1] - n + i + 1`` of segment 1. A row may have no token in the call.
+    """
+
+    query_start: torch.Tensor  # (rows + 1,) int32
+    tables: torch.Tensor  # (rows, 2, max_blocks) int32
+    lengths: torch.Tensor  # (rows, 2) int32
+    slots: torch.Tensor  # (tokens,) int64: block * block_size + offset, where each token's key and value go
+    counts: tuple[int, ...]  # tokens of each row, on the host: query_start without a device synchronisation
+    longest: tuple[int, int]  # the longest of each segment, on the host
+    causal: bool = True
+
+
+class Kernels(Protocol):
+    """A kernel set: how linear layers and paged attention run on this machine."""
+
+    name: str
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
+        """Bind ``weight (out, in)`` (contiguous) and ``bias (out,)``; ``activation`` is applied to the result."""
+
+    def write_kv(
+        self, cache: KVCache, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Store ``key`` and ``value (tokens, kv_heads, head_dim)`` of ``layer`` at ``slots``."""
+
+    def paged_attention(self, query: torch.Tensor, cache: KVCache, layer: int, batch: PagedBatch) -> torch.Tensor:
+        """``softmax(q kᵀ / sqrt(head_dim)) v`` over each row's two segments; ``(tokens, heads, head_dim)``."""
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """``Attention`` over the block pool: writes the call's keys and values, then attends."""
+
+    kernels: Kernels
+    caches: dict[Site, KVCache]
+    batches: dict[Site, PagedBatch]
+
+    def __call__(
+        self, site: Site, layer: int, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
+    ) -> torch.Tensor:
+        cache, batch = self.caches[site], self.batches[site]
+        if key is not None and value is not None:
+            self.kernels.write_kv(cache, layer, batch.slots, key, value)
+        return self.kernels.paged_attention(query, cache, layer, batch)

@@ -1,0 +1,74 @@
+"""GPT-2 over transformers' weights: embeddings, blocks, head. Attention and linear layers come from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from prefixes.backbone import Backbone
+from server.engine.kernels.base import Activation, Attention, Kernels, Linear
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+
+
+class _Norm:
+    """Layer norm with bound weights."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight, self._bias, self._eps = module.weight.detach(), module.bias.detach(), module.eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], self._weight, self._bias, self._eps)
+
+
+class _Block:
+    """Pre-norm attention and MLP of one layer."""
+
+    def __init__(self, layer: int, module: Any, heads: int, activation: Activation, kernels: Kernels) -> None:
+        def linear(conv: Any, activation: Activation = "none") -> Linear:
+            # transformers' Conv1D stores (in, out); kernels want (out, in), contiguous.
+            return kernels.linear(conv.weight.detach().t().contiguous(), conv.bias.detach(), activation)
+
+        self._layer, self._heads = layer, heads
+        self._attention_norm, self._mlp_norm = _Norm(module.ln_1), _Norm(module.ln_2)
+        self._qkv = linear(module.attn.c_attn)
+        self._project = linear(module.attn.c_proj)
+        self._up = linear(module.mlp.c_fc, activation)
+        self._down = linear(module.mlp.c_proj)
+
+    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        qkv = self._qkv(self._attention_norm(x)).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
+        attended = attention("decoder", self._layer, qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        x = x + self._project(attended.reshape(x.shape))
+        return x + self._down(self._up(self._mlp_norm(x)))
+
+
+class GPT2:
+    """See ``models.Model``. Holds references to the backbone's tensors (transposed copies of its Conv1D weights)."""
+
+    def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
+        config, transformer = backbone.model.config, backbone.model.transformer
+        activation = _ACTIVATIONS[config.activation_function]
+        self._token_embedding = transformer.wte.weight.detach()
+        self._position_embedding = transformer.wpe.weight.detach()
+        self._blocks = [
+            _Block(layer, module, config.n_head, activation, kernels) for layer, module in enumerate(transformer.h)
+        ]
+        self._final_norm = _Norm(transformer.ln_f)
+        self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
+
+    def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
+        x: torch.Tensor = self._token_embedding[token_ids] + self._position_embedding[positions]
+        for block in self._blocks:
+            x = block(x, attention)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(self._final_norm(hidden))

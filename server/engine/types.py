@@ -1,0 +1,197 @@
+"""What goes into the engine and what comes out. Torch-free.
+
+Owns the request, its parameters and its events; knows neither tensors nor HTTP nor the registry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from prefixes.errors import InvalidParameter, PrefixdError
+from prefixes.spec import PrefixSpec
+
+MAX_ROWS_PER_REQUEST = 64
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
+
+
+class FinishReason(StrEnum):
+    """Why an output ended. ``stop``: end token or stop string; ``length``: the limit or the window."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request decodes; names and meanings are transformers' own, 0 or 1.0 switching a filter off.
+
+    ``num_beams > 1`` is beam search; otherwise ``do_sample`` chooses sampling over greedy. ``stop`` strings end an
+    output and are not part of its text. ``logprobs`` asks for that many alternatives beside each chosen token's
+    log-probability, of the raw distribution. ``seed`` None is drawn at admission. Raises InvalidParameter.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_contradictions()
+
+    def _check_ranges(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        _require(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
+        _require(0 < self.temperature <= 100, "temperature", "above 0, at most 100", self.temperature)
+        _require(self.top_k >= 0, "top_k", "at least 0 (0 is off)", self.top_k)
+        _require(0 < self.top_p <= 1, "top_p", "above 0, at most 1", self.top_p)
+        _require(0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0, at most 100",
+                 self.repetition_penalty)
+        _require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", "at least 0 (0 is off)",
+                 self.no_repeat_ngram_size)
+        _require(1 <= self.num_beams <= MAX_ROWS_PER_REQUEST, "num_beams", f"1 to {MAX_ROWS_PER_REQUEST}",
+                 self.num_beams)
+        _require(-100 <= self.length_penalty <= 100, "length_penalty", "-100 to 100", self.length_penalty)
+        _require(1 <= self.num_return_sequences <= MAX_ROWS_PER_REQUEST, "num_return_sequences",
+                 f"1 to {MAX_ROWS_PER_REQUEST}", self.num_return_sequences)
+        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", len(self.stop))
+        _require(all(self.stop), "stop", "non-empty strings", "")
+        _require(self.seed is None or 0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
+        _require(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}",
+                 self.logprobs)
+
+    def _check_contradictions(self) -> None:
+        _require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens",
+                 f"at most max_new_tokens ({self.max_new_tokens})", self.min_new_tokens)
+        if self.num_beams > 1:
+            _require(not self.do_sample, "do_sample", "false with num_beams above 1", self.do_sample)
+            _require(self.num_return_sequences <= self.num_beams, "num_return_sequences",
+                     f"at most num_beams ({self.num_beams})", self.num_return_sequences)
+            _require(self.logprobs is None, "logprobs", "none with num_beams above 1", self.logprobs)
+            _require(not self.stop, "stop", "none with num_beams above 1", list(self.stop))
+        elif not self.do_sample:
+            _require(self.num_return_sequences == 1, "num_return_sequences", "1 for greedy decoding",
+                     self.num_return_sequences)
+
+    @property
+    def rows(self) -> int:
+        """Rows that the request occupies while it decodes."""
+        return max(self.num_beams, self.num_return_sequences)
+
+
+def _require(condition: bool, name: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise InvalidParameter(f"{name}: expected {expected}, got {got!r}", parameter=name, expected=expected, got=got)
+
+
+@dataclass(frozen=True)
+class PrefixKey:
+    """The identity of a resident prefix everywhere in the engine: never a reusable number, never a bare digest."""
+
+    tenant: str
+    version: str
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One admitted request: everything resolved, validated and tokenised.
+
+    ``prefix`` None is the bare backbone. ``prefix_spec`` goes with ``prefix`` (lengths and positions are needed before
+    the tensors are loaded). ``task`` labels metrics only. ``tenant`` is the caller's.
+    """
+
+    request_id: str
+    tenant: str
+    token_ids: tuple[int, ...]
+    params: SamplingParams
+    prefix: PrefixKey | None = None
+    prefix_spec: PrefixSpec | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A chosen token's log-probability and the ``logprobs`` most likely alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """One finished output. ``score`` is the beam's final score (sum of log-probabilities over length penalty)."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    score: float | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """``prefix_tokens`` counts virtual positions, all sites together."""
+
+    input_tokens: int
+    prefix_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds since the request was submitted: until admitted, until its first token, until its end."""
+
+    queue_ms: float
+    time_to_first_token_ms: float | None
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """New tokens of output ``index``. ``text`` may be empty while a character or a possible stop string is open.
+
+    The ``text`` of all of an output's events, joined, is exactly its final text.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The terminal event of a request that ran: all its outputs (an abort's are partial)."""
+
+    request_id: str
+    outputs: tuple[Output, ...]
+    usage: Usage
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The terminal event of a request that could not run."""
+
+    request_id: str
+    error: PrefixdError
+
+
+Event = TokenEvent | Finished | Failed

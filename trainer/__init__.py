@@ -1,0 +1,1 @@
+"""Produces prefixes: data, training loop, export. Imports ``prefixes`` and ``server.engine``."""

@@ -1,0 +1,101 @@
+"""Readers of the table-to-text corpora: E2E, WebNLG 2017 and DART, as (source, target) pairs in the paper's input format.
+
+Owns the corpora's file formats and the text form of their structured side; knows no tokenizer and no training.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefixes.errors import PrefixdError
+
+Triple = tuple[str, str, str]  # subject, relation, object
+
+
+class CorpusError(PrefixdError):
+    """A corpus file is missing or does not have its documented form."""
+
+    code = "invalid_data"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One reference: the structured side as text, the sentence, and where in the corpus it comes from."""
+
+    source: str
+    target: str
+    origin: str  # "e2e", WebNLG's category, or DART's annotation source
+
+
+def read_e2e(path: Path) -> Iterator[Pair]:
+    """``fields||text`` per line, as ``name : X | Type : Y`` and the sentence. CorpusError names file and line."""
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            source, bar, target = line.rstrip("\n").partition("||")
+            if not bar or not source.strip() or not target.strip():
+                raise CorpusError(f"{path.name} line {number}: expected fields||text, got {line[:60]!r}", line=number)
+            yield Pair(source.strip(), target.strip(), "e2e")
+
+
+def read_webnlg(path: Path) -> Iterator[Pair]:
+    """WebNLG 2017 JSON; only lexicalisations marked good. `` | subject : relation : object`` for every triple."""
+    for wrapped in _load(path, "entries"):
+        entry = next(iter(wrapped.values()))
+        triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
+        for lexicalisation in entry["lexicalisations"]:
+            if lexicalisation["comment"] == "good" and lexicalisation["lex"].strip():
+                yield Pair(webnlg_source(triples), lexicalisation["lex"].strip(), entry["category"])
+
+
+def read_dart(path: Path, *, without: Sequence[str] = ()) -> Iterator[Pair]:
+    """DART v1.1.1 JSON; ``without`` leaves out annotations of these sources (for example ``webnlg``)."""
+    for entry in _load(path, None):
+        triples = [(subject, relation, obj) for subject, relation, obj in entry["tripleset"]]
+        for annotation in entry["annotations"]:
+            text = " ".join(annotation["text"].split())
+            if annotation["source"] not in without and text:
+                yield Pair(dart_source(triples), text, annotation["source"])
+
+
+def webnlg_source(triples: Sequence[Triple]) -> str:
+    """`` | s : r : o | s : r : o``, the leading bar included, as the published code writes it."""
+    return "".join(f" | {subject} : {relation} : {obj}" for subject, relation, obj in triples)
+
+
+def dart_source(triples: Sequence[Triple]) -> str:
+    """``s : r : o | s : r : o`` with the relation lower-cased."""
+    return " | ".join(f"{subject} : {relation.lower()} : {obj}" for subject, relation, obj in triples)
+
+
+def detokenize(text: str) -> str:
+    """Undo the tokenisation of the E2E files: ``The Vaults , from £ 30 .`` becomes ``The Vaults, from £30.``"""
+    text = re.sub(r" ([.,;:!?])", r"\1", text)
+    text = re.sub(r" '(s|t|re|ll|ve|m|d)\b", r"'\1", text)
+    text = re.sub(r"£ (?=\d)", "£", text)
+    text = re.sub(r"(?<=\w) ?- (?=[\w£])", "-", text)
+    text = text.replace("-Friendly", "-friendly").replace("-Rated", "-rated")
+    return " ".join(text.split())
+
+
+def _open(path: Path) -> Any:
+    try:
+        return path.open(encoding="utf-8")
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+
+
+def _load(path: Path, key: str | None) -> list[Any]:
+    with _open(path) as file:
+        try:
+            document = json.load(file)
+        except ValueError as error:
+            raise CorpusError(f"{path.name}: expected JSON, got {error}", path=str(path)) from error
+    entries = document.get(key) if key and isinstance(document, dict) else document
+    if not isinstance(entries, list):
+        raise CorpusError(f"{path.name}: expected a list of entries{f' under {key!r}' if key else ''}", path=str(path))
+    return entries

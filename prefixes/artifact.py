@@ -6,7 +6,6 @@ backbone: whether a prefix fits one is ``spec.check_compatible``.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Final
 import safetensors
 import torch
 
+from prefixes.digest import digest_of, dtype_name, tensor_bytes, tensor_parts
 from prefixes.errors import InvalidArtifact
 from prefixes.spec import PrefixSpec
 from prefixes.spec_json import canonical_json, parse_json, spec_from_dict, spec_to_dict
@@ -43,14 +43,14 @@ class Prefix:
 
 
 def write_prefix(prefix: Prefix) -> bytes:
-    """The artifact's bytes, the same for the same content. Raises InvalidArtifact when the prefix is not well-formed."""
+    """The artifact's bytes, the same for the same content. Raises InvalidArtifact for what reading would refuse."""
     check_prefix(prefix)
     header: dict[str, Any] = {"__metadata__": {_METADATA_KEY: _metadata(prefix.spec)}}
     chunks, offset = [], 0
     for name in sorted(prefix.tensors):
-        tensor, chunk = prefix.tensors[name], _bytes_of(prefix.tensors[name])
+        tensor, chunk = prefix.tensors[name], tensor_bytes(prefix.tensors[name])
         header[name] = {
-            "dtype": _DTYPES[_dtype_name(tensor)][0],
+            "dtype": _DTYPES[dtype_name(tensor)][0],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + len(chunk)],
         }
@@ -78,7 +78,7 @@ def read_prefix(data: bytes, *, expected_version: str | None = None) -> Prefix:
         entries = safetensors.deserialize(data)  # checks offsets, overlaps and sizes against the dtypes
     except Exception as error:  # SafetensorError; whatever its parser raises, the bytes are at fault
         raise InvalidArtifact(f"artifact: expected a whole safetensors file, got: {str(error)[:200]}") from None
-    by_code = {code: dtype for code, dtype in _DTYPES.values()}
+    by_code = dict(_DTYPES.values())
     tensors = {}
     for name, entry in entries:
         dtype = by_code.get(entry["dtype"])
@@ -89,7 +89,8 @@ def read_prefix(data: bytes, *, expected_version: str | None = None) -> Prefix:
                 got=str(entry["dtype"]),
             )
         raw = entry["data"]
-        tensors[name] = torch.frombuffer(raw, dtype=dtype).reshape(entry["shape"]) if raw else torch.empty(entry["shape"])
+        flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.reshape(entry["shape"])
     prefix = Prefix(spec, tensors)
     check_prefix(prefix)
     if expected_version is not None and (version := version_of(prefix)) != expected_version:
@@ -112,18 +113,20 @@ def read_spec(data: bytes) -> PrefixSpec:
             got=length,
         )
     header = parse_json("safetensors header", bytes(data[8 : 8 + length]))
-    foreign = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(foreign, dict) or foreign.keys() != {_METADATA_KEY} or not isinstance(foreign[_METADATA_KEY], str):
+    fields = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(fields, dict) or fields.keys() != {_METADATA_KEY} or not isinstance(fields[_METADATA_KEY], str):
         raise InvalidArtifact(
             f"artifact: expected a safetensors file with exactly the metadata {_METADATA_KEY!r}, "
-            f"got {sorted(key[:40] for key in foreign)[:8] if isinstance(foreign, dict) else 'none'}; "
+            f"got {sorted(key[:40] for key in fields)[:8] if isinstance(fields, dict) else 'none'}; "
             "files of other tools go through `prefixd prefixes import`"
         )
-    metadata = parse_json("prefix metadata", foreign[_METADATA_KEY])
+    metadata = parse_json("prefix metadata", fields[_METADATA_KEY])
     got = metadata.get("format_version") if isinstance(metadata, dict) else type(metadata).__name__
     if type(got) is not int or got != FORMAT_VERSION:
         raise InvalidArtifact(
-            f"format version: expected {FORMAT_VERSION}, got {str(got)[:40]}", expected=FORMAT_VERSION, got=str(got)[:40]
+            f"format version: expected {FORMAT_VERSION}, got {str(got)[:40]}",
+            expected=FORMAT_VERSION,
+            got=str(got)[:40],
         )
     return spec_from_dict({key: value for key, value in metadata.items() if key != "format_version"})
 
@@ -133,16 +136,10 @@ def version_of(prefix: Prefix) -> str:
 
     Every part stands behind its length, so that no two contents give the same stream.
     """
-    digest = hashlib.sha256()
     parts: list[bytes | memoryview] = [_metadata(prefix.spec).encode()]
     for name in sorted(prefix.tensors):
-        tensor = prefix.tensors[name]
-        parts += [name.encode(), _dtype_name(tensor).encode(), canonical_json(list(tensor.shape)).encode()]
-        parts.append(_bytes_of(tensor))
-    for part in parts:
-        digest.update(struct.pack("<Q", len(part)))
-        digest.update(part)
-    return f"sha256:{digest.hexdigest()}"
+        parts += tensor_parts(name, prefix.tensors[name])
+    return digest_of(parts)
 
 
 def check_prefix(prefix: Prefix) -> None:
@@ -159,11 +156,11 @@ def check_prefix(prefix: Prefix) -> None:
     for name, sited in expected.items():
         tensor = prefix.tensors[name]
         shape = (sited.geometry.layers, sited.length, sited.geometry.kv_heads, sited.geometry.head_dim)
-        if (_dtype_name(tensor), tuple(tensor.shape)) != (sited.dtype, shape):
+        if (dtype_name(tensor), tuple(tensor.shape)) != (sited.dtype, shape):
             raise InvalidArtifact(
-                f"tensor {name!r}: expected {sited.dtype} {shape}, got {_dtype_name(tensor)} {tuple(tensor.shape)}",
+                f"tensor {name!r}: expected {sited.dtype} {shape}, got {dtype_name(tensor)} {tuple(tensor.shape)}",
                 expected={"dtype": sited.dtype, "shape": list(shape)},
-                got={"dtype": _dtype_name(tensor), "shape": list(tensor.shape)},
+                got={"dtype": dtype_name(tensor), "shape": list(tensor.shape)},
             )
         if not bool(torch.isfinite(tensor).all()):
             wrong = int((~torch.isfinite(tensor)).sum())
@@ -176,12 +173,3 @@ def check_prefix(prefix: Prefix) -> None:
 
 def _metadata(spec: PrefixSpec) -> str:
     return canonical_json({"format_version": FORMAT_VERSION, **spec_to_dict(spec)})
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The tensor's bytes, little-endian, without a copy where it is contiguous and on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -130,7 +130,8 @@ def _site_prefix(name: str, raw: Any) -> SitePrefix:
         raise _wrong(f"site {name!r}: positions", " or ".join(get_args(Positions)), fields["positions"])
     if fields["dtype"] not in DTYPES:
         raise _wrong(f"site {name!r}: dtype", " or ".join(DTYPES), fields["dtype"])
-    size = {key: _positive(f"site {name!r}: {key}", fields[key]) for key in ("length", "layers", "kv_heads", "head_dim")}
+    sizes = ("length", "layers", "kv_heads", "head_dim")
+    size = {key: _positive(f"site {name!r}: {key}", fields[key]) for key in sizes}
     return SitePrefix(
         length=size["length"],
         positions=fields["positions"],

@@ -76,8 +76,10 @@ class TorchKernels:
                 continue
             blocks = -(-longest // cache.block_size)
             table = batch.tables[select, segment, :blocks].long()  # (rows, blocks)
+            filled = torch.arange(longest, device=device) < lengths[:, segment, None]  # (rows, longest)
             keys.append(_gather(cache.keys[layer], table)[:, :, :longest])
-            values.append(_gather(cache.values[layer], table)[:, :, :longest])
+            # Behind a row's end stands whatever the block's last user left; 0 * NaN would make it the row's own.
+            values.append(_gather(cache.values[layer], table)[:, :, :longest].masked_fill(~filled[:, None, :, None], 0))
             limit = lengths[:, segment, None].expand(-1, count)  # (rows, count): keys each token may see
             if segment == 1 and batch.causal:
                 limit = limit - count + 1 + torch.arange(count, device=device)

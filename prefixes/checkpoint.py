@@ -1,0 +1,129 @@
+"""The files behind a backbone's name, and its fingerprint: the checkpoint's own tensors, before any cast.
+
+Owns where a checkpoint lies and what of it is hashed; knows not how a model computes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+
+from prefixes.digest import digest_of, tensor_parts
+from prefixes.errors import BackboneError
+from prefixes.spec_json import canonical_json
+
+DEMO: Final = "demo"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def checkpoint_folder(name: str) -> str:
+    """What transformers is given for ``name``: the bundled demo folder, a folder, or ``name`` itself as a hub id."""
+    if name == DEMO:
+        folder = Path(__file__).parent / "demo" / "gpt2"
+        if not folder.is_dir():
+            raise BackboneError("backbone 'demo': expected the bundled checkpoint in prefixes/demo/gpt2, found none")
+        return str(folder)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return str(path)
+    if not name or name.startswith(("/", ".", "~")):
+        raise BackboneError(f"backbone {name!r}: expected a folder, found none", name=name)
+    return name
+
+
+def checkpoint_files(folder: str) -> dict[str, Path]:
+    """Checkpoint tensor name -> the safetensors file that holds it. Downloads a hub id once.
+
+    Raises BackboneError where there is no safetensors checkpoint; pickled ones are never opened.
+    """
+    try:
+        single = _locate(folder, _SINGLE)
+        if single is not None:
+            with safe_open(single, framework="pt") as file:
+                return dict.fromkeys(file.keys(), single)
+        index = _locate(folder, _INDEX)
+        if index is None:
+            raise BackboneError(
+                f"backbone {folder!r}: expected {_SINGLE} or {_INDEX}, found neither; pickled checkpoints are not read"
+            )
+        shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        paths = {shard: _shard(folder, shard) for shard in set(shards.values())}
+        return {tensor: paths[shard] for tensor, shard in shards.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise BackboneError(f"backbone {folder!r}: cannot read its checkpoint: {str(error)[:300]}") from error
+
+
+def _locate(folder: str, filename: str) -> Path | None:
+    """The file in a folder or, by download or cache, of a hub id; None where there is none."""
+    try:
+        found = cached_file(folder, filename)
+    except OSError:
+        return None
+    return Path(found) if found else None
+
+
+def _shard(folder: str, filename: str) -> Path:
+    if Path(filename).name != filename:  # the index comes with the checkpoint: it must not name files elsewhere
+        raise BackboneError(f"backbone {folder!r}: expected shards beside {_INDEX}, got {filename[:80]!r}")
+    path = _locate(folder, filename)
+    if path is None:
+        raise BackboneError(f"backbone {folder!r}: expected the shard {filename[:80]!r}, found none")
+    return path
+
+
+def fingerprint(
+    family: str, architecture: Mapping[str, Any], model: Any, files: Mapping[str, Path], tokenizer: Any
+) -> str:
+    """``sha256:<hex>`` over family, architecture, every parameter as the checkpoint stores it, and the tokenizer.
+
+    Parameters go by the model's own names, tied ones once: a checkpoint saved with or without the base model's name
+    prefix, the tied head, or mask buffers is the same backbone.
+    """
+    identity = {"family": family, "architecture": dict(architecture), "tokenizer": canonical_tokenizer(tokenizer)}
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield canonical_json(identity).encode()
+        for name, tensor in _stored_parameters(model, files):
+            yield from tensor_parts(name, tensor)
+
+    return digest_of(parts())
+
+
+def canonical_tokenizer(tokenizer: Any) -> Any:
+    """What decides token ids and text, as JSON: no truncation, padding, format version or post-processor (it only adds
+    special tokens, which we never ask for).
+
+    Switches that are off are left out, so that a later release which writes one more of them gives the same value.
+    """
+    raw: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _without_off({key: raw[key] for key in raw.keys() - {"truncation", "padding", "version", "post_processor"}})
+
+
+def _without_off(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_off(item) for key, item in value.items() if item not in (None, "") and item is not False}
+    return [_without_off(item) for item in value] if isinstance(value, list) else value
+
+
+def _stored_parameters(model: Any, files: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's parameters by name, sorted, each as its file stores it; shared ones once."""
+    aliases: dict[str, str] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        aliases.setdefault(source, target)
+    base = f"{model.base_model_prefix}."
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in sorted(set(files.values()))}
+        for name in sorted(name for name, _ in model.named_parameters()):
+            names = [candidate for candidate in (name, aliases.get(name)) if candidate]
+            names += [candidate.removeprefix(base) for candidate in names]
+            stored = next((candidate for candidate in names if candidate in files), None)
+            if stored is None:
+                raise BackboneError(f"checkpoint tensor {name!r}: expected in the checkpoint, found none", tensor=name)
+            yield name, opened[files[stored]].get_tensor(stored)

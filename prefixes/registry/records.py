@@ -1,0 +1,71 @@
+"""The JSON form of a task, the same in a store and over HTTP.
+
+Owns the form and its validation; knows neither files nor sockets. Raises ValueError, or InvalidArtifact for the specs
+within, so that a store and a client each name their own error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefixes.registry.base import HistoryEntry, TaskInfo, VersionInfo
+from prefixes.registry.history import ACTIONS, effective_versions
+from prefixes.spec import check_name, check_version
+from prefixes.spec_json import spec_from_dict, spec_to_dict
+
+
+def task_to_dict(task: TaskInfo) -> dict[str, Any]:
+    """``task`` as plain JSON values: task, aliases, history per alias, versions newest first."""
+    return {
+        "task": f"{task.tenant}/{task.name}",
+        "aliases": dict(task.aliases),
+        "history": {
+            alias: [{"version": entry.version, "at": entry.at, "action": entry.action} for entry in entries]
+            for alias, entries in task.history.items()
+        },
+        "versions": [version_to_dict(version) for version in task.versions],
+    }
+
+
+def version_to_dict(version: VersionInfo) -> dict[str, Any]:
+    """One version as plain JSON values."""
+    return {
+        "version": version.version,
+        "size": version.size,
+        "published_at": version.published_at,
+        "spec": spec_to_dict(version.spec),
+        "record": dict(version.record),
+    }
+
+
+def task_from_dict(raw: Any) -> TaskInfo:
+    """The task that ``raw``, parsed JSON, describes; its parts must agree with each other."""
+    try:
+        tenant, name = str(raw["task"]).split("/")
+        versions = tuple(_version(item) for item in raw["versions"])
+        history = {
+            check_name("alias", alias): tuple(_entry(item) for item in items) for alias, items in raw["history"].items()
+        }
+        task = TaskInfo(check_name("tenant", tenant), check_name("task", name), dict(raw["aliases"]), history, versions)
+        known = {version.version for version in versions}
+        current = {alias: effective_versions(entries)[-1] for alias, entries in history.items()}
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"a task's JSON: {type(error).__name__} {error}") from None
+    if current != task.aliases or not known.issuperset(current.values()):
+        raise ValueError(f"a task's JSON: aliases {task.aliases} expected to end the history {current} within {known}")
+    return task
+
+
+def _version(raw: Any) -> VersionInfo:
+    size, record = raw["size"], raw["record"]
+    if isinstance(size, bool) or not isinstance(size, int) or not isinstance(record, dict):
+        raise ValueError(f"a version's JSON: expected an integer size and an object, got {size!r}, {record!r}"[:300])
+    return VersionInfo(
+        check_version(raw["version"]), size, str(raw["published_at"]), spec_from_dict(raw["spec"]), dict(record)
+    )
+
+
+def _entry(raw: Any) -> HistoryEntry:
+    if raw["action"] not in ACTIONS:
+        raise ValueError(f"a history entry: expected {' or '.join(ACTIONS)}, got {raw['action']!r}"[:300])
+    return HistoryEntry(check_version(raw["version"]), str(raw["at"]), raw["action"])

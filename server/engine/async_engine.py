@@ -1,0 +1,224 @@
+"""asyncio <-> the engine's thread.
+
+Owns the thread, the inbox and the event streams; knows no HTTP. The event loop submits and aborts; the thread steps the
+engine and hands each step's events back to the loop in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from prefixes.errors import EngineFailure, QueueFull, ShuttingDown
+from server.engine.engine import Engine, EngineStats
+from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey
+
+log = logging.getLogger(__name__)
+
+
+class EventStream(AsyncIterator[Event]):
+    """One request's events; ends after exactly one terminal event. Leaving early must be followed by ``abort``."""
+
+    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
+        self.request_id = request_id
+        self._abort = abort
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._ended = False
+
+    def push(self, event: Event) -> None:
+        """Called on the event loop."""
+        self._events.put_nowait(event)
+
+    def take_ready(self) -> list[Event]:
+        """Further events that are already here, without waiting: for writing several at once."""
+        ready = []
+        while not self._events.empty() and not self._ended:
+            ready.append(self._note(self._events.get_nowait()))
+        return ready
+
+    async def __anext__(self) -> Event:
+        if self._ended:
+            raise StopAsyncIteration
+        return self._note(await self._events.get())
+
+    def abort(self) -> None:
+        """End the request; idempotent, and the stream still ends with its terminal event."""
+        if not self._ended:
+            self._abort(self.request_id)
+
+    async def result(self) -> Finished:
+        """Wait for the end. Raises the error of a failed request; aborts if cancelled."""
+        try:
+            async for event in self:
+                if isinstance(event, Finished):
+                    return event
+                if isinstance(event, Failed):
+                    raise event.error
+        finally:
+            self.abort()
+        raise EngineFailure("the stream ended without a terminal event")
+
+    def _note(self, event: Event) -> Event:
+        self._ended = isinstance(event, Finished | Failed)
+        return event
+
+
+class AsyncEngine:
+    """Runs an engine in its own thread."""
+
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, max_waiting: int) -> None:
+        self._engine, self._loop, self._max_waiting = engine, loop, max_waiting
+        self._streams: dict[str, EventStream] = {}
+        self._inbox: deque[Callable[[], list[Event]]] = deque()
+        self._pending = 0  # submitted, not yet taken from the inbox
+        self._wakeup = threading.Condition()
+        self._draining = self._closing = False
+        self._failed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @classmethod
+    def start(cls, engine: Engine, max_waiting: int) -> AsyncEngine:
+        """Start stepping ``engine``; call on the event loop that will use it."""
+        started = cls(engine, asyncio.get_running_loop(), max_waiting)
+        engine.on_wake(started._notify)
+        started._thread.start()
+        return started
+
+    # --- called on the event loop ---
+
+    def submit(self, request: GenerationRequest) -> EventStream:
+        """Admit ``request`` to the queue. Raises QueueFull, ShuttingDown, InputTooLong or InvalidParameter."""
+        if self._draining or self._closing:
+            raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
+        if not self.healthy:
+            raise EngineFailure("the engine has stopped")
+        waiting = self._pending + self._engine.stats().waiting
+        if waiting >= self._max_waiting:
+            raise QueueFull(
+                f"queue: expected at most {self._max_waiting} waiting requests, there are {waiting}",
+                expected=self._max_waiting,
+                got=waiting,
+                retry_after_s=1,
+            )
+        self._engine.check(request)
+        stream = EventStream(request.request_id, self._submit_abort)
+        if request.request_id in self._streams:
+            raise EngineFailure(f"request id {request.request_id!r} is already in use")
+        self._streams[request.request_id] = stream
+        self._pending += 1
+        submitted_at = time.monotonic()
+        self._post(lambda: self._add(request, submitted_at))
+        return stream
+
+    def pin(self, key: PrefixKey) -> None:
+        """Keep a prefix resident whatever the pressure."""
+        self._post(lambda: self._engine.pin(key) or [])  # type: ignore[func-returns-value]
+
+    def stats(self) -> EngineStats:
+        """A snapshot for gauges."""
+        return self._engine.stats()
+
+    def residents(self) -> frozenset[PrefixKey]:
+        """Prefixes in blocks now."""
+        return self._engine.residents()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine's thread is alive and stepping."""
+        return self._thread.is_alive() and not self._failed
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Take no new work and wait until what is here has ended; False if ``timeout_s`` passed first."""
+        self._draining = True
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._streams and self.healthy:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def close(self) -> None:
+        """Abort what is left and stop the thread."""
+        self._draining = True
+        for request_id in list(self._streams):
+            self._submit_abort(request_id)
+        self._closing = True
+        self._notify()
+        await asyncio.to_thread(self._thread.join)
+        self._engine.close()
+        await asyncio.sleep(0)  # what the thread handed over last is delivered
+
+    def _submit_abort(self, request_id: str) -> None:
+        self._post(lambda: self._engine.abort(request_id))
+
+    def _post(self, action: Callable[[], list[Event]]) -> None:
+        self._inbox.append(action)
+        self._notify()
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            stream = self._streams.get(event.request_id)
+            if stream is None:
+                continue
+            if isinstance(event, Finished | Failed):
+                del self._streams[event.request_id]
+            stream.push(event)
+
+    # --- called on the engine's thread ---
+
+    def _add(self, request: GenerationRequest, submitted_at: float) -> list[Event]:
+        self._pending -= 1
+        self._engine.add(request, submitted_at)
+        return []
+
+    def _run(self) -> None:
+        try:
+            while not (self._closing and not self._inbox):
+                events = self._take_inbox()
+                if self._engine.has_work:
+                    events += self._engine.step()
+                self._hand_over(events)
+                self._sleep_if_idle()
+        except BaseException:
+            log.exception("the engine's thread stopped")
+            self._failed = True
+            failure = EngineFailure("the engine has stopped")
+            self._hand_over([Failed(request_id, failure) for request_id in list(self._streams)])
+
+    def _take_inbox(self) -> list[Event]:
+        events: list[Event] = []
+        while self._inbox:
+            events += self._inbox.popleft()()
+        return events
+
+    def _hand_over(self, events: list[Event]) -> None:
+        if events:
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, events)
+            except RuntimeError:
+                log.warning("the event loop closed before %d events were delivered", len(events))
+
+    def _sleep_if_idle(self) -> None:
+        with self._wakeup:
+            while not (self._inbox or self._closing or self._engine.has_work):
+                if self._engine.requests == 0:
+                    self._check_integrity()
+                self._wakeup.wait()
+
+    def _check_integrity(self) -> None:
+        try:
+            self._engine.check_integrity()
+        except AssertionError:
+            log.exception("the memory ledger is not what its holders say; this is a defect")
+
+    def _notify(self) -> None:
+        with self._wakeup:
+            self._wakeup.notify()

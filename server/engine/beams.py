@@ -1,0 +1,97 @@
+"""Beam search with transformers' semantics, one request at a time.
+
+Owns scores and finished hypotheses; the engine owns the rows. The steps follow ``GenerationMixin._beam_search`` of
+transformers 5 (length penalty over generated tokens, candidates beyond the best ``num_beams`` only as running spares,
+its three stopping rules), in float32 as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from server.engine.types import FinishReason, SamplingParams
+
+_NEVER = np.float32(-1e9)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A running beam after a step: which row it extends, and by which token."""
+
+    parent: int
+    token_id: int
+    score: np.float32
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished beam: generated tokens (the end token included) and its length-penalised score."""
+
+    token_ids: tuple[int, ...]
+    score: np.float32
+    finish_reason: FinishReason
+
+
+@dataclass
+class BeamSearch:
+    """The state of one request's beam search."""
+
+    params: SamplingParams
+    max_new_tokens: int
+    eos_token_ids: frozenset[int]
+    scores: list[np.float32] = field(default_factory=lambda: [np.float32(0.0)])
+    finished: list[Hypothesis] = field(default_factory=list)  # best first
+    done: bool = False
+
+    def advance(self, log_probs: torch.Tensor, generated: list[list[int]]) -> list[Continuation]:
+        """One step: ``log_probs (rows, vocab)`` float32, processed; ``generated`` are the rows' tokens so far.
+
+        Returns the ``num_beams`` running beams, best first (none once ``done``).
+        """
+        beams = self.params.num_beams
+        length = len(generated[0]) + 1
+        total = log_probs + torch.tensor(self.scores, dtype=torch.float32, device=log_probs.device)[:, None]
+        keep = min(max(2, 1 + len(self.eos_token_ids)) * beams, total.numel())
+        top = torch.topk(total.flatten(), keep)
+        vocab = log_probs.shape[1]
+        candidates = [
+            Continuation(index // vocab, index % vocab, np.float32(score))
+            for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
+        at_limit = length >= self.max_new_tokens
+        running = [c for c in candidates if not at_limit and c.token_id not in self.eos_token_ids][:beams]
+        self._finish(candidates[:beams], generated, length, at_limit)
+        self.scores = [c.score for c in running]
+        self.done = not running or self._satisfied(length)
+        return [] if self.done else running
+
+    def best(self) -> list[Hypothesis]:
+        """The ``num_return_sequences`` best finished hypotheses."""
+        return self.finished[: self.params.num_return_sequences]
+
+    def _finish(self, top: list[Continuation], generated: list[list[int]], length: int, at_limit: bool) -> None:
+        if self.params.early_stopping is True and len(self.finished) == self.params.num_beams:
+            return
+        penalty = np.float32(length**self.params.length_penalty)
+        for candidate in top:
+            ended = candidate.token_id in self.eos_token_ids
+            if ended or at_limit:
+                tokens = (*generated[candidate.parent], candidate.token_id)
+                reason = FinishReason.STOP if ended else FinishReason.LENGTH
+                self.finished.append(Hypothesis(tokens, np.float32(candidate.score / penalty), reason))
+        self.finished.sort(key=lambda hypothesis: -hypothesis.score)  # stable: the earlier of equals stays ahead
+        del self.finished[self.params.num_beams :]
+
+    def _satisfied(self, length: int) -> bool:
+        """Whether no running beam may still improve on the finished ones, by transformers' heuristic."""
+        if len(self.finished) < self.params.num_beams:
+            return False
+        if self.params.early_stopping is True:
+            return True
+        longest = self.params.early_stopping == "never" and self.params.length_penalty > 0
+        reach = self.max_new_tokens if longest else length
+        best_possible = self.scores[0] / np.float32(reach**self.params.length_penalty)
+        return bool(best_possible <= self.finished[-1].score)

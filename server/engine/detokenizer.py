@@ -1,0 +1,55 @@
+"""Tokens to text, as they come: UTF-8 safe, and holding back what may become a stop string. Torch-free.
+
+Owns one output's text; knows nothing of rows. The pieces it emits, joined, are exactly the final text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Incremental text of one output. ``tokenizer`` is the fast tokenizer's backend (``tokenizers.Tokenizer``)."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop = stop
+        self._longest_stop = max((len(text) for text in stop), default=0)
+        self._ids: list[int] = []
+        self._emitted = 0
+        self.text = ""
+
+    def push(self, token_id: int) -> bool:
+        """Take one token; True when a stop string is complete (``text`` then ends before it)."""
+        self._ids.append(token_id)
+        piece = self._stream.step(self._tokenizer, token_id)
+        return self._extend(piece) if piece else False
+
+    def finish(self) -> bool:
+        """No more tokens: an open character becomes U+FFFD, as in a plain decode. True as in ``push``."""
+        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return self._extend(whole[len(self.text) :]) if whole.startswith(self.text) else False
+
+    def take(self, final: bool = False) -> str:
+        """The text that may be shown now and has not been; ``final`` gives up holding back."""
+        end = len(self.text) if final else len(self.text) - self._held_back()
+        piece, self._emitted = self.text[self._emitted : end], max(end, self._emitted)
+        return piece
+
+    def _extend(self, piece: str) -> bool:
+        searched = max(0, len(self.text) - self._longest_stop + 1)
+        self.text += piece
+        found = [at for at in (self.text.find(text, searched) for text in self._stop) if at >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+        return bool(found)
+
+    def _held_back(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        for length in range(min(self._longest_stop - 1, len(self.text)), 0, -1):
+            if any(text.startswith(self.text[-length:]) for text in self._stop if len(text) > length):
+                return length
+        return 0

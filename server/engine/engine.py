@@ -1,0 +1,410 @@
+"""The engine: ``step()`` schedules, runs and chooses, for all requests at once.
+
+Owns the life of a request between ``add`` and its terminal event. Knows no HTTP, no registry and no asyncio: one thread
+calls it (``check`` alone may be called from others).
+
+A request's life: ``check`` (may it run at all) -> ``add`` (waits; its prefix loads off this thread) -> admitted by the
+scheduler (prefix and prompt have blocks) -> prefill in chunks -> one token a step -> ``Finished``, or ``Failed``.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from prefixes.artifact import Prefix
+from prefixes.backbone import Backbone
+from prefixes.errors import EngineFailure, InputTooLong, InvalidParameter, PrefixdError
+from server.engine.beams import BeamSearch
+from server.engine.blocks import BlockLedger
+from server.engine.config import EngineConfig
+from server.engine.detokenizer import Detokenizer
+from server.engine.kernels.base import Kernels
+from server.engine.observer import EngineObserver, SilentObserver
+from server.engine.prefix_store import PrefixStore
+from server.engine.processors import changes_scores, processed
+from server.engine.prompt_reuse import PromptReuse, chain_root
+from server.engine.runner import Runner
+from server.engine.sampler import Choice, Chosen, Sampler
+from server.engine.scheduler import ScheduledRow, Scheduler
+from server.engine.sequence import Group, Sequence
+from server.engine.types import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Output,
+    PrefixKey,
+    Timing,
+    TokenEvent,
+    Usage,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    resident_prefixes: int
+    resident_prefix_bytes: int
+
+
+class Engine:
+    """One backbone, many tasks."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        kernels: Kernels,
+        config: EngineConfig,
+        load_prefix: Callable[[PrefixKey], Prefix],
+        observer: EngineObserver | None = None,
+    ) -> None:
+        """``load_prefix`` fetches and verifies a prefix; it is called in worker threads."""
+        self._spec, self._config = backbone.spec, config
+        self._tokenizer = backbone.tokenizer.backend_tokenizer
+        self._eos = frozenset(backbone.eos_token_ids)
+        self._observer = observer or SilentObserver()
+        self._runner = Runner(backbone, kernels, config)
+        if self._runner.blocks < 2:
+            raise ValueError(
+                f"kv_cache_bytes: expected at least {2 * self._runner.bytes_per_block} for two blocks of this "
+                f"backbone, got {config.kv_cache_bytes}"
+            )
+        self._ledger = BlockLedger(self._runner.blocks, config.block_size)
+        self._wake: Callable[[], None] = lambda: None
+        self._prefixes = PrefixStore(
+            self._ledger,
+            load_prefix,
+            self._runner.write_prefix,
+            bytes_per_block=self._runner.bytes_per_block,
+            max_bytes=config.max_prefix_bytes,
+            workers=config.load_workers,
+            observer=self._observer,
+            wake=lambda: self._wake(),
+        )
+        reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
+        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer)
+        self._sampler = Sampler(self._eos)
+        self._groups: dict[str, Group] = {}
+
+    # --- requests ---
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end in this engine."""
+        room = self._room(request)
+        if not request.token_ids:
+            raise InvalidParameter("input: expected at least one token, got none")
+        if room < 1:
+            window = self._spec.max_positions
+            taken = window - room - len(request.token_ids)
+            raise InputTooLong(
+                f"input: expected at most {window - taken - 1} tokens (window {window}, prefix {taken}, one token of "
+                f"output), got {len(request.token_ids)}",
+                expected=window - taken - 1,
+                got=len(request.token_ids),
+            )
+        if request.params.rows > self._config.max_rows:
+            raise InvalidParameter(
+                f"num_beams, num_return_sequences: expected at most {self._config.max_rows} rows, "
+                f"got {request.params.rows}",
+                expected=self._config.max_rows,
+                got=request.params.rows,
+            )
+        if request.prefix_spec and self._prefixes.block_count(request.prefix_spec) > self._prefixes.max_blocks:
+            raise InputTooLong("prefix: larger than what resident prefixes may take (max_prefix_bytes)")
+        needed, capacity = self._scheduler.fits_alone(request, min(room, request.params.max_new_tokens))
+        if needed > capacity:
+            raise InputTooLong(
+                f"memory: the request may need {needed} blocks of {self._config.block_size} tokens, there are "
+                f"{capacity}; ask for fewer tokens or rows",
+                expected=capacity,
+                got=needed,
+            )
+
+    def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
+        """Let a checked request wait for its turn. ``request_id`` must be unique among those that run."""
+        params = request.params
+        if request.request_id in self._groups:
+            raise InvalidParameter(f"request id {request.request_id!r} is already in use")
+        max_new_tokens = min(self._room(request), params.max_new_tokens)
+        beams = BeamSearch(params, max_new_tokens, self._eos) if params.num_beams > 1 else None
+        group = Group(
+            request=request,
+            max_new_tokens=max_new_tokens,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            submitted_at=time.monotonic() if submitted_at is None else submitted_at,
+            chain_root=chain_root(request),
+            sequences=[],
+            beams=beams,
+        )
+        for index in range(1 if beams else params.num_return_sequences):
+            group.sequences.append(self._sequence(index, list(request.token_ids), group))
+        self._groups[request.request_id] = group
+        self._scheduler.add(group)
+
+    def abort(self, request_id: str) -> list[Event]:
+        """End a request now, with what it has; nothing if it has already ended."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return []
+        for row in group.active:
+            row.finish_reason = FinishReason.ABORT
+        return [self._finish(group, FinishReason.ABORT)]
+
+    def pin(self, key: PrefixKey) -> None:
+        """Keep a prefix resident whatever the pressure."""
+        self._prefixes.pin(key)
+
+    def unpin(self, key: PrefixKey) -> None:
+        """Let a prefix be evicted again."""
+        self._prefixes.unpin(key)
+
+    # --- the loop ---
+
+    def on_wake(self, wake: Callable[[], None]) -> None:
+        """Call ``wake``, from a worker thread, when a prefix has been loaded and ``step`` may have work."""
+        self._wake = wake
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` could do something now; false while all that is here waits for prefixes to load."""
+        return self._scheduler.runnable()
+
+    @property
+    def requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._groups)
+
+    @property
+    def forwards(self) -> dict[str, int]:
+        """Calls of the model so far, per stage."""
+        return dict(self._runner.forwards)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Run one step: at most one call per stage over all scheduled rows. Returns what happened."""
+        began, before = time.monotonic(), dict(self._runner.forwards)
+        self._prefixes.settle_pins()
+        plan = self._scheduler.schedule()
+        events: list[Event] = [self._fail(group, error) for group, error in plan.failed]
+        if not plan.rows:
+            return events
+        self._note_admissions(plan.rows)
+        try:
+            self._runner.copy_blocks(plan.copies)
+            logits = self._runner.decoder(plan.rows)
+        except Exception as error:
+            log.exception("a step failed; its %d rows end with an error", len(plan.rows))
+            groups = {id(row.group): row.group for row in plan.rows}.values()
+            return events + [self._fail(group, _failure(error)) for group in groups]
+        self._advance(plan.rows, logits, events)
+        forwards = {stage: count - before.get(stage, 0) for stage, count in self._runner.forwards.items()}
+        tasks = len({row.group.request.prefix for row in plan.rows})
+        tokens = sum(row.count for row in plan.rows)
+        self._observer.on_step(len(plan.rows), tasks, tokens, time.monotonic() - began, forwards)
+        return events
+
+    def stats(self) -> EngineStats:
+        """Gauges; may be called from any thread (a snapshot that need not be consistent to the row)."""
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_usage=self._ledger.held / self._ledger.capacity,
+            resident_prefixes=len(self._prefixes.residents()),
+            resident_prefix_bytes=self._prefixes.resident_bytes,
+        )
+
+    def residents(self) -> frozenset[PrefixKey]:
+        """Prefixes in blocks now."""
+        return self._prefixes.residents()
+
+    def check_integrity(self) -> None:
+        """AssertionError if a block or a pin is held by nobody, or by one who does not know it."""
+        self._ledger.check([*self._scheduler.holdings(), *self._prefixes.holdings()])
+        assert self._groups or self._prefixes.idle(), "a prefix is held although nothing runs"
+
+    def close(self) -> None:
+        """Stop the loader threads."""
+        self._prefixes.close()
+
+    # --- inside ---
+
+    def _room(self, request: GenerationRequest) -> int:
+        """Tokens of output that the window leaves."""
+        offset = request.prefix_spec.position_offset("decoder") if request.prefix_spec else 0
+        return self._spec.max_positions - offset - len(request.token_ids)
+
+    def _sequence(self, index: int, token_ids: list[int], group: Group) -> Sequence:
+        detokenizer = None if group.beams else Detokenizer(self._tokenizer, group.request.params.stop)
+        return Sequence(index, token_ids, detokenizer=detokenizer)
+
+    def _note_admissions(self, rows: list[ScheduledRow]) -> None:
+        now = time.monotonic()
+        for row in rows:
+            if row.group.admitted_at is None:
+                row.group.admitted_at = now
+
+    def _advance(self, rows: list[ScheduledRow], logits: torch.Tensor, events: list[Event]) -> None:
+        """Take in a step's logits: one per row that wants them, in the rows' order."""
+        choices: list[Choice] = []
+        chosen_by: list[tuple[Group, Sequence]] = []
+        beams: dict[int, tuple[Group, list[int]]] = {}
+        index = 0
+        for row in rows:
+            group = row.group
+            self._scheduler.computed(row)
+            if not row.wants_logits:
+                if group.started and len(group.active) > 1 and row.start + row.count == group.prompt_length:
+                    self._scheduler.fork_prompt(group)  # recomputed after preemption
+                continue
+            if group.beams:
+                beams.setdefault(id(group), (group, []))[1].append(index)
+            else:
+                drawing = [row.sequence] if group.started else group.sequences
+                if len(drawing) > 1:
+                    self._scheduler.fork_prompt(group)
+                for sequence in drawing:
+                    choices.append(self._choice(group, sequence, index))
+                    chosen_by.append((group, sequence))
+            index += 1
+        if choices:
+            for (group, sequence), chosen in zip(chosen_by, self._sampler.choose(logits, choices), strict=True):
+                self._guard(group, events, self._take_token, sequence, chosen)
+        for group, indices in beams.values():
+            self._guard(group, events, self._advance_beams, logits[indices])
+
+    def _choice(self, group: Group, sequence: Sequence, index: int) -> Choice:
+        tokens, params = sequence.token_ids, group.request.params
+        return Choice(index, params, tokens, len(tokens) - group.prompt_length, group.seed, sequence.index)
+
+    def _guard(self, group: Group, events: list[Event], act: Callable[..., list[Event]], *arguments: object) -> None:
+        """One bad row never harms its neighbours: what ``act`` raises ends this group alone."""
+        if group.request.request_id not in self._groups:
+            return  # an earlier row of the group has ended it
+        try:
+            events += act(group, *arguments)
+        except PrefixdError as error:
+            events.append(self._fail(group, error))
+        except Exception as error:
+            log.exception("a row failed; its request ends with an error")
+            events.append(self._fail(group, _failure(error)))
+
+    def _take_token(self, group: Group, sequence: Sequence, chosen: Chosen) -> list[Event]:
+        if chosen.token_id is None:
+            raise EngineFailure("the model's output for this row is not finite")
+        assert sequence.detokenizer is not None
+        token = chosen.token_id
+        sequence.token_ids.append(token)
+        if chosen.logprob:
+            sequence.logprobs.append(chosen.logprob)
+        self._note_token(group, sequence)
+        ended = token in self._eos
+        stopped = not ended and sequence.detokenizer.push(token)
+        at_limit = len(sequence.token_ids) - group.prompt_length >= group.max_new_tokens
+        if ended or stopped or at_limit:
+            stopped = stopped or sequence.detokenizer.finish()
+            sequence.finish_reason = FinishReason.STOP if ended or stopped else FinishReason.LENGTH
+            self._scheduler.finish_row(sequence)
+        text = sequence.detokenizer.take(final=not sequence.active)
+        logprobs = (chosen.logprob,) if chosen.logprob else None
+        event = TokenEvent(group.request.request_id, sequence.index, text, (token,), logprobs)
+        return [event] if group.active else [event, self._finish(group)]
+
+    def _advance_beams(self, group: Group, logits: torch.Tensor) -> list[Event]:
+        assert group.beams is not None
+        if not bool(torch.isfinite(logits.amax(dim=1)).all()):
+            raise EngineFailure("the model's output for this row is not finite")
+        parents, params = group.sequences, group.request.params
+        generated = [group.generated(row) for row in parents]
+        scores = torch.log_softmax(logits, dim=1)
+        if changes_scores(params, len(generated[0])):
+            scores = torch.stack([
+                processed(row_scores, row.token_ids, len(generated[0]), params, self._eos)
+                for row_scores, row in zip(scores, parents, strict=True)
+            ])
+        running = group.beams.advance(scores, generated)
+        self._note_token(group, parents[0])
+        if group.beams.done:
+            return [self._finish(group)]
+        rows = [
+            Sequence(i, [*parents[beam.parent].token_ids, beam.token_id], last_token_at=parents[0].last_token_at)
+            for i, beam in enumerate(running)
+        ]
+        self._scheduler.replace_rows(group, rows, [parents[beam.parent] for beam in running])
+        return []
+
+    def _note_token(self, group: Group, sequence: Sequence) -> None:
+        now = time.monotonic()
+        if group.first_token_at is None:
+            group.first_token_at = now
+            self._observer.on_first_token(group.request.task, now - group.submitted_at)
+        elif sequence.last_token_at:
+            self._observer.on_inter_token(group.request.task, now - sequence.last_token_at)
+        sequence.last_token_at = now
+
+    def _finish(self, group: Group, reason: FinishReason | None = None) -> Finished:
+        self._close_group(group)
+        outputs = self._outputs(group)
+        usage = self._usage(group, sum(len(output.token_ids) for output in outputs))
+        now = time.monotonic()
+        ended = reason or (outputs[0].finish_reason if outputs else FinishReason.ABORT)
+        self._observer.on_finish(group.request.task, ended, usage, now - group.submitted_at)
+        first = group.first_token_at
+        timing = Timing(
+            queue_ms=1e3 * ((group.admitted_at or now) - group.submitted_at),
+            time_to_first_token_ms=None if first is None else 1e3 * (first - group.submitted_at),
+            total_ms=1e3 * (now - group.submitted_at),
+        )
+        return Finished(group.request.request_id, outputs, usage, timing)
+
+    def _outputs(self, group: Group) -> tuple[Output, ...]:
+        if group.beams and group.beams.done:
+            return tuple(
+                Output(self._text(best.token_ids), best.token_ids, best.finish_reason, score=float(best.score))
+                for best in group.beams.best()
+            )
+        outputs = []
+        for row in group.sequences[: group.request.params.num_return_sequences]:
+            tokens = tuple(group.generated(row))
+            text = row.detokenizer.text if row.detokenizer else self._text(tokens)
+            logprobs = tuple(row.logprobs) if group.request.params.logprobs is not None else None
+            outputs.append(Output(text, tokens, row.finish_reason or FinishReason.ABORT, logprobs=logprobs))
+        return tuple(outputs)
+
+    def _text(self, token_ids: tuple[int, ...]) -> str:
+        kept = [token for token in token_ids if token not in self._eos]
+        text: str = self._tokenizer.decode(kept, skip_special_tokens=True)
+        return text
+
+    def _usage(self, group: Group, output_tokens: int) -> Usage:
+        spec = group.request.prefix_spec
+        prefix_tokens = sum(site.length for site in spec.sites.values()) if spec else 0
+        return Usage(group.prompt_length, prefix_tokens, output_tokens)
+
+    def _fail(self, group: Group, error: PrefixdError) -> Failed:
+        self._close_group(group)
+        generated = sum(len(group.generated(row)) for row in group.sequences)
+        usage = self._usage(group, generated)
+        self._observer.on_finish(group.request.task, None, usage, time.monotonic() - group.submitted_at)
+        return Failed(group.request.request_id, error)
+
+    def _close_group(self, group: Group) -> None:
+        del self._groups[group.request.request_id]
+        self._scheduler.end(group)
+
+
+def _failure(error: Exception) -> EngineFailure:
+    """What a user may see of an unexpected error: its kind, not its text (which may quote the request)."""
+    return EngineFailure(f"the engine failed with {type(error).__name__}")

@@ -1,0 +1,51 @@
+"""What the engine reports while it works. Owns the Protocol and the silent default; knows no metrics library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from server.engine.types import FinishReason, Usage
+
+
+class EngineObserver(Protocol):
+    """Called from the engine's threads; must be quick and must not raise. Times are in seconds."""
+
+    def on_step(self, rows: int, tasks: int, tokens: int, seconds: float, forwards: Mapping[str, int]) -> None:
+        """One step ran: rows and distinct tasks in it (the bare backbone counts as one), tokens, calls per stage."""
+
+    def on_first_token(self, task: str | None, seconds: float) -> None:
+        """A request's first token came ``seconds`` after it was submitted."""
+
+    def on_inter_token(self, task: str | None, seconds: float) -> None:
+        """A further token of an output came ``seconds`` after the one before."""
+
+    def on_finish(self, task: str | None, reason: FinishReason | None, usage: Usage, seconds: float) -> None:
+        """A request ended; ``reason`` None is an error."""
+
+    def on_prefix_load(self, seconds: float, nbytes: int, ok: bool) -> None:
+        """A prefix was fetched and verified, or that failed."""
+
+    def on_prefix_evicted(self, nbytes: int) -> None:
+        """An idle prefix gave up its blocks."""
+
+    def on_preemption(self) -> None:
+        """A running group gave up its blocks and waits to be recomputed."""
+
+
+class SilentObserver:
+    """Observes nothing: the default, and a base to override single reports of."""
+
+    def on_step(self, rows: int, tasks: int, tokens: int, seconds: float, forwards: Mapping[str, int]) -> None: ...
+
+    def on_first_token(self, task: str | None, seconds: float) -> None: ...
+
+    def on_inter_token(self, task: str | None, seconds: float) -> None: ...
+
+    def on_finish(self, task: str | None, reason: FinishReason | None, usage: Usage, seconds: float) -> None: ...
+
+    def on_prefix_load(self, seconds: float, nbytes: int, ok: bool) -> None: ...
+
+    def on_prefix_evicted(self, nbytes: int) -> None: ...
+
+    def on_preemption(self) -> None: ...

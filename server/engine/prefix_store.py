@@ -1,0 +1,275 @@
+"""Resident prefixes: load, pin, evict.
+
+Owns which prefixes are in blocks, who uses them and in which order idle ones yield. Loading (fetch, verify, cast) runs
+in worker threads; everything else is called from the engine's thread alone. Knows no scheduler and no registry: it gets
+``load``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from prefixes.artifact import Prefix
+from prefixes.errors import EngineFailure, PrefixdError
+from prefixes.spec import PrefixSpec, Site
+from server.engine.blocks import BlockLedger
+from server.engine.observer import EngineObserver
+from server.engine.types import PrefixKey
+
+SiteBlocks = Mapping[Site, tuple[int, ...]]
+
+
+class LoadStatus(Enum):
+    """LOADING in a worker thread, READY to take blocks (or in them already), FAILED for those who waited."""
+
+    LOADING = auto()
+    READY = auto()
+    FAILED = auto()
+
+
+@dataclass
+class _Entry:
+    loading: Future[Prefix] | None = None
+    host: Prefix | None = None  # loaded, not in blocks
+    error: PrefixdError | None = None
+    blocks: SiteBlocks | None = None
+    waiters: int = 0  # waiting rows: they pin the version, not its blocks
+    users: int = 0  # running groups: their blocks stay
+    pinned: bool = False
+    block_count: int = 0
+
+    @property
+    def evictable(self) -> bool:
+        return self.blocks is not None and self.users == 0 and not self.pinned
+
+
+class PrefixStore:
+    """Byte-bounded, least recently used first out, never under a running row or a pin."""
+
+    def __init__(
+        self,
+        ledger: BlockLedger,
+        load: Callable[[PrefixKey], Prefix],
+        write: Callable[[Prefix, SiteBlocks], None],
+        *,
+        bytes_per_block: int,
+        max_bytes: int | None,
+        workers: int,
+        observer: EngineObserver,
+        wake: Callable[[], None],
+    ) -> None:
+        self._ledger, self._load, self._write = ledger, load, write
+        self._bytes_per_block = bytes_per_block
+        self._max_blocks = ledger.capacity if max_bytes is None else max_bytes // bytes_per_block
+        self._observer, self._wake = observer, wake
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="prefix-load")
+        self._entries: OrderedDict[PrefixKey, _Entry] = OrderedDict()  # least recently used first
+        self._resident_blocks = 0
+        ledger.set_reclaimer(self)
+
+    # --- waiting rows ---
+
+    def want(self, key: PrefixKey) -> None:
+        """A row waits for ``key``: start loading it unless it is here."""
+        entry = self._entries.setdefault(key, _Entry())
+        entry.waiters += 1
+        self._ensure_loading(key, entry)
+
+    def unwant(self, key: PrefixKey) -> None:
+        """A row no longer waits."""
+        entry = self._entries[key]
+        entry.waiters -= 1
+        self._drop_if_unused(key, entry)
+
+    def status(self, key: PrefixKey) -> LoadStatus:
+        """Of a wanted key."""
+        entry = self._entries[key]
+        self._settle(entry)
+        if entry.blocks is not None or entry.host is not None:
+            return LoadStatus.READY
+        return LoadStatus.FAILED if entry.error else LoadStatus.LOADING
+
+    def error(self, key: PrefixKey) -> PrefixdError:
+        """Why loading a FAILED key failed."""
+        error = self._entries[key].error
+        assert error is not None
+        return error
+
+    # --- running rows ---
+
+    def try_acquire(self, key: PrefixKey, extra_blocks: int) -> SiteBlocks | None:
+        """Hold ``key``'s blocks for a group that needs ``extra_blocks`` more of its own; None if there is no room.
+
+        A READY key moves into blocks here; idle prefixes may yield to it.
+        """
+        entry = self._entries[key]
+        entry.users += 1  # so that it is not reclaimed to make room for itself
+        fits = self._fits(entry, extra_blocks)
+        if fits and entry.blocks is None:
+            self._make_resident(entry)
+        if not fits:
+            entry.users -= 1
+            return None
+        self._entries.move_to_end(key)
+        return entry.blocks
+
+    def release(self, key: PrefixKey) -> None:
+        """A group no longer uses ``key``'s blocks; they stay resident until somebody needs the room."""
+        entry = self._entries[key]
+        entry.users -= 1
+        self._entries.move_to_end(key)
+
+    # --- pins ---
+
+    def pin(self, key: PrefixKey) -> None:
+        """Keep ``key`` resident from its first use or ``settle_pins`` on, whatever the pressure."""
+        entry = self._entries.setdefault(key, _Entry())
+        entry.pinned = True
+        self._ensure_loading(key, entry)
+
+    def unpin(self, key: PrefixKey) -> None:
+        """Let ``key`` be evicted again."""
+        entry = self._entries.get(key)
+        if entry:
+            entry.pinned = False
+            self._drop_if_unused(key, entry)
+
+    def settle_pins(self) -> None:
+        """Move loaded pinned prefixes into blocks where there is room."""
+        for entry in self._entries.values():
+            if entry.pinned and entry.blocks is None:
+                self._settle(entry)
+                if entry.host is not None and self._fits(entry, 0):
+                    self._make_resident(entry)
+
+    # --- accounting ---
+
+    @property
+    def pinned_blocks(self) -> int:
+        return sum(entry.block_count for entry in list(self._entries.values()) if entry.pinned)
+
+    def pinned_blocks_beside(self, key: PrefixKey) -> int:
+        """Blocks of the pinned prefixes other than ``key``."""
+        return sum(entry.block_count for other, entry in list(self._entries.items()) if entry.pinned and other != key)
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks that resident prefixes may take together."""
+        return self._max_blocks
+
+    @property
+    def resident_bytes(self) -> int:
+        return self._resident_blocks * self._bytes_per_block
+
+    def residents(self) -> frozenset[PrefixKey]:
+        """Keys that are in blocks."""
+        return frozenset(key for key, entry in list(self._entries.items()) if entry.blocks is not None)
+
+    def block_count(self, spec: PrefixSpec) -> int:
+        """Blocks that a prefix of ``spec`` takes, all sites together."""
+        return sum(self._ledger.blocks_for(site.length) for site in spec.sites.values())
+
+    def holdings(self) -> list[tuple[int, ...]]:
+        """Every block list that resident prefixes hold, for the integrity check."""
+        return [blocks for entry in self._entries.values() if entry.blocks for blocks in entry.blocks.values()]
+
+    def idle(self) -> bool:
+        """No waiter and no user is left."""
+        return all(entry.waiters == 0 and entry.users == 0 for entry in self._entries.values())
+
+    def reclaimable(self) -> int:
+        return sum(entry.block_count for entry in self._entries.values() if entry.evictable)
+
+    def reclaim(self, blocks: int) -> None:
+        for key, entry in list(self._entries.items()):
+            if blocks <= 0:
+                return
+            if entry.evictable:
+                blocks -= entry.block_count
+                self._evict(key, entry)
+
+    def close(self) -> None:
+        """Stop the loaders; loads under way are abandoned."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    # --- inside ---
+
+    def _ensure_loading(self, key: PrefixKey, entry: _Entry) -> None:
+        if entry.blocks is not None or entry.host is not None or entry.loading is not None:
+            return
+        entry.error = None
+        entry.loading = self._workers.submit(self._load_timed, key)
+        entry.loading.add_done_callback(lambda future: self._wake())
+
+    def _load_timed(self, key: PrefixKey) -> Prefix:
+        began, nbytes, ok = time.monotonic(), 0, False
+        try:
+            prefix = self._load(key)
+            nbytes, ok = sum(tensor.nbytes for tensor in prefix.tensors.values()), True
+            return prefix
+        finally:
+            self._observer.on_prefix_load(time.monotonic() - began, nbytes, ok)
+
+    def _settle(self, entry: _Entry) -> None:
+        """Take over what a finished load brought."""
+        if entry.loading is None or not entry.loading.done():
+            return
+        future, entry.loading = entry.loading, None
+        if future.cancelled():
+            entry.error = EngineFailure("prefix: loading was cancelled")
+            return
+        failure = future.exception()
+        if failure is None:
+            entry.host = future.result()
+        elif isinstance(failure, PrefixdError):
+            entry.error = failure
+        else:
+            entry.error = EngineFailure(f"prefix: loading failed with {type(failure).__name__}")
+
+    def _fits(self, entry: _Entry, extra_blocks: int) -> bool:
+        if entry.blocks is not None:
+            return self._ledger.available >= extra_blocks
+        assert entry.host is not None
+        count = self.block_count(entry.host.spec)
+        busy = sum(e.block_count for e in self._entries.values() if e.blocks is not None and not e.evictable)
+        return busy + count <= self._max_blocks and self._ledger.available >= count + extra_blocks
+
+    def _make_resident(self, entry: _Entry) -> None:
+        assert entry.host is not None
+        count = self.block_count(entry.host.spec)
+        over = self._resident_blocks + count - self._max_blocks
+        if over > 0:
+            self.reclaim(over)
+        blocks = self._ledger.allocate(count)
+        taken: dict[Site, tuple[int, ...]] = {}
+        for site, prefix in entry.host.spec.sites.items():
+            size = self._ledger.blocks_for(prefix.length)
+            taken[site], blocks = tuple(blocks[:size]), blocks[size:]
+        try:
+            self._write(entry.host, taken)
+        except BaseException:
+            for site_blocks in taken.values():
+                self._ledger.release(site_blocks)
+            raise
+        entry.blocks, entry.block_count, entry.host = taken, count, None
+        self._resident_blocks += count
+
+    def _evict(self, key: PrefixKey, entry: _Entry) -> None:
+        assert entry.blocks is not None
+        for blocks in entry.blocks.values():
+            self._ledger.release(blocks)
+        self._resident_blocks -= entry.block_count
+        self._observer.on_prefix_evicted(entry.block_count * self._bytes_per_block)
+        entry.blocks, entry.block_count = None, 0
+        if entry.waiters:
+            self._ensure_loading(key, entry)
+        self._drop_if_unused(key, entry)
+
+    def _drop_if_unused(self, key: PrefixKey, entry: _Entry) -> None:
+        if entry.waiters == 0 and entry.users == 0 and entry.blocks is None and not entry.pinned:
+            del self._entries[key]

@@ -19,7 +19,8 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
-from prefixes.errors import EngineFailure, InputTooLong, InvalidParameter, PrefixdError
+from prefixes.errors import EngineFailure, InvalidParameter, PrefixdError
+from server.engine.admission import Admission, room_for_output
 from server.engine.beams import BeamSearch
 from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
@@ -29,22 +30,12 @@ from server.engine.observer import EngineObserver, SilentObserver
 from server.engine.prefix_store import PrefixStore
 from server.engine.processors import changes_scores, processed
 from server.engine.prompt_reuse import PromptReuse, chain_root
+from server.engine.reporter import Reporter
 from server.engine.runner import Runner
 from server.engine.sampler import Choice, Chosen, Sampler
 from server.engine.scheduler import ScheduledRow, Scheduler
 from server.engine.sequence import Group, Sequence
-from server.engine.types import (
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    Output,
-    PrefixKey,
-    Timing,
-    TokenEvent,
-    Usage,
-)
+from server.engine.types import Event, Failed, Finished, FinishReason, GenerationRequest, PrefixKey, TokenEvent
 
 log = logging.getLogger(__name__)
 
@@ -96,49 +87,23 @@ class Engine:
         )
         reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
         self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer)
+        self._admission = Admission(backbone.spec, config, self._prefixes, self._scheduler)
         self._sampler = Sampler(self._eos)
+        self._reporter = Reporter(self._tokenizer, self._eos, self._observer)
         self._groups: dict[str, Group] = {}
 
     # --- requests ---
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end in this engine."""
-        room = self._room(request)
-        if not request.token_ids:
-            raise InvalidParameter("input: expected at least one token, got none")
-        if room < 1:
-            window = self._spec.max_positions
-            taken = window - room - len(request.token_ids)
-            raise InputTooLong(
-                f"input: expected at most {window - taken - 1} tokens (window {window}, prefix {taken}, one token of "
-                f"output), got {len(request.token_ids)}",
-                expected=window - taken - 1,
-                got=len(request.token_ids),
-            )
-        if request.params.rows > self._config.max_rows:
-            raise InvalidParameter(
-                f"num_beams, num_return_sequences: expected at most {self._config.max_rows} rows, "
-                f"got {request.params.rows}",
-                expected=self._config.max_rows,
-                got=request.params.rows,
-            )
-        if request.prefix_spec and self._prefixes.block_count(request.prefix_spec) > self._prefixes.max_blocks:
-            raise InputTooLong("prefix: larger than what resident prefixes may take (max_prefix_bytes)")
-        needed, capacity = self._scheduler.fits_alone(request, min(room, request.params.max_new_tokens))
-        if needed > capacity:
-            raise InputTooLong(
-                f"memory: the request may need {needed} blocks of {self._config.block_size} tokens, there are "
-                f"{capacity}; ask for fewer tokens or rows",
-                expected=capacity,
-                got=needed,
-            )
+        self._admission.check(request)
 
     def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
         """Let a checked request wait for its turn. ``request_id`` must be unique among those that run."""
         params = request.params
         if request.request_id in self._groups:
             raise InvalidParameter(f"request id {request.request_id!r} is already in use")
-        max_new_tokens = min(self._room(request), params.max_new_tokens)
+        max_new_tokens = min(room_for_output(request, self._spec), params.max_new_tokens)
         beams = BeamSearch(params, max_new_tokens, self._eos) if params.num_beams > 1 else None
         group = Group(
             request=request,
@@ -201,7 +166,7 @@ class Engine:
         events: list[Event] = [self._fail(group, error) for group, error in plan.failed]
         if not plan.rows:
             return events
-        self._note_admissions(plan.rows)
+        self._reporter.admitted(row.group for row in plan.rows)
         try:
             self._runner.copy_blocks(plan.copies)
             logits = self._runner.decoder(plan.rows)
@@ -241,20 +206,9 @@ class Engine:
 
     # --- inside ---
 
-    def _room(self, request: GenerationRequest) -> int:
-        """Tokens of output that the window leaves."""
-        offset = request.prefix_spec.position_offset("decoder") if request.prefix_spec else 0
-        return self._spec.max_positions - offset - len(request.token_ids)
-
     def _sequence(self, index: int, token_ids: list[int], group: Group) -> Sequence:
         detokenizer = None if group.beams else Detokenizer(self._tokenizer, group.request.params.stop)
         return Sequence(index, token_ids, detokenizer=detokenizer)
-
-    def _note_admissions(self, rows: list[ScheduledRow]) -> None:
-        now = time.monotonic()
-        for row in rows:
-            if row.group.admitted_at is None:
-                row.group.admitted_at = now
 
     def _advance(self, rows: list[ScheduledRow], logits: torch.Tensor, events: list[Event]) -> None:
         """Take in a step's logits: one per row that wants them, in the rows' order."""
@@ -309,7 +263,7 @@ class Engine:
         sequence.token_ids.append(token)
         if chosen.logprob:
             sequence.logprobs.append(chosen.logprob)
-        self._note_token(group, sequence)
+        self._reporter.token(group, sequence)
         ended = token in self._eos
         stopped = not ended and sequence.detokenizer.push(token)
         at_limit = len(sequence.token_ids) - group.prompt_length >= group.max_new_tokens
@@ -335,7 +289,7 @@ class Engine:
                 for row_scores, row in zip(scores, parents, strict=True)
             ])
         running = group.beams.advance(scores, generated)
-        self._note_token(group, parents[0])
+        self._reporter.token(group, parents[0])
         if group.beams.done:
             return [self._finish(group)]
         rows = [
@@ -345,60 +299,13 @@ class Engine:
         self._scheduler.replace_rows(group, rows, [parents[beam.parent] for beam in running])
         return []
 
-    def _note_token(self, group: Group, sequence: Sequence) -> None:
-        now = time.monotonic()
-        if group.first_token_at is None:
-            group.first_token_at = now
-            self._observer.on_first_token(group.request.task, now - group.submitted_at)
-        elif sequence.last_token_at:
-            self._observer.on_inter_token(group.request.task, now - sequence.last_token_at)
-        sequence.last_token_at = now
-
     def _finish(self, group: Group, reason: FinishReason | None = None) -> Finished:
         self._close_group(group)
-        outputs = self._outputs(group)
-        usage = self._usage(group, sum(len(output.token_ids) for output in outputs))
-        now = time.monotonic()
-        ended = reason or (outputs[0].finish_reason if outputs else FinishReason.ABORT)
-        self._observer.on_finish(group.request.task, ended, usage, now - group.submitted_at)
-        first = group.first_token_at
-        timing = Timing(
-            queue_ms=1e3 * ((group.admitted_at or now) - group.submitted_at),
-            time_to_first_token_ms=None if first is None else 1e3 * (first - group.submitted_at),
-            total_ms=1e3 * (now - group.submitted_at),
-        )
-        return Finished(group.request.request_id, outputs, usage, timing)
-
-    def _outputs(self, group: Group) -> tuple[Output, ...]:
-        if group.beams and group.beams.done:
-            return tuple(
-                Output(self._text(best.token_ids), best.token_ids, best.finish_reason, score=float(best.score))
-                for best in group.beams.best()
-            )
-        outputs = []
-        for row in group.sequences[: group.request.params.num_return_sequences]:
-            tokens = tuple(group.generated(row))
-            text = row.detokenizer.text if row.detokenizer else self._text(tokens)
-            logprobs = tuple(row.logprobs) if group.request.params.logprobs is not None else None
-            outputs.append(Output(text, tokens, row.finish_reason or FinishReason.ABORT, logprobs=logprobs))
-        return tuple(outputs)
-
-    def _text(self, token_ids: tuple[int, ...]) -> str:
-        kept = [token for token in token_ids if token not in self._eos]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=True)
-        return text
-
-    def _usage(self, group: Group, output_tokens: int) -> Usage:
-        spec = group.request.prefix_spec
-        prefix_tokens = sum(site.length for site in spec.sites.values()) if spec else 0
-        return Usage(group.prompt_length, prefix_tokens, output_tokens)
+        return self._reporter.finished(group, reason)
 
     def _fail(self, group: Group, error: PrefixdError) -> Failed:
         self._close_group(group)
-        generated = sum(len(group.generated(row)) for row in group.sequences)
-        usage = self._usage(group, generated)
-        self._observer.on_finish(group.request.task, None, usage, time.monotonic() - group.submitted_at)
-        return Failed(group.request.request_id, error)
+        return self._reporter.failed(group, error)
 
     def _close_group(self, group: Group) -> None:
         del self._groups[group.request.request_id]

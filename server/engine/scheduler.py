@@ -88,12 +88,19 @@ class Scheduler:
         self._admit(plan)
         rows = self._candidates()
         while sum(self._growth(row) for row in rows) > self._ledger.available:
-            self._preempt(self.running[-1])
+            self.preempt(self.running[-1])
             rows = self._candidates()
         for row in rows:
             self._grow(row, plan.copies)
         plan.rows = rows
         return plan
+
+    def preempt(self, group: Group) -> None:
+        """Take all blocks of a running group; it waits, and is recomputed later."""
+        self._observer.on_preemption()
+        self._release(group)
+        self.running.remove(group)
+        self._wait(group)
 
     # --- what the engine tells after a step ---
 
@@ -233,12 +240,6 @@ class Scheduler:
         new = self._ledger.blocks_for(row.start + row.count) - len(sequence.blocks)
         if new > 0:
             sequence.blocks += self._ledger.allocate(new)
-
-    def _preempt(self, group: Group) -> None:
-        self._observer.on_preemption()
-        self._release(group)
-        self.running.remove(group)
-        self._wait(group)
 
     def _remember(self, group: Group, sequence: Sequence) -> None:
         assert self._reuse is not None

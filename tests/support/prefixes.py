@@ -1,11 +1,15 @@
-"""Small random prefixes for tests: valid ones, of any geometry, without a model."""
+"""Small random prefixes and backbones for tests: valid ones, of any geometry, made on the spot."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from prefixes.artifact import Prefix
 from prefixes.spec import INPUT_SLOT, BackboneSpec, Positions, PrefixSpec, Site, SiteGeometry, SitePrefix
@@ -51,3 +55,30 @@ def make_prefix(
             shape = (geometry.layers, length, geometry.kv_heads, geometry.head_dim)
             tensors[f"{site}.{part}"] = torch.randn(shape, generator=generator).to(dtype)
     return Prefix(PrefixSpec(backbone.fingerprint, sited, template, dict(defaults or {}), dict(origin or {})), tensors)
+
+
+CORPUS = ["name : Blue Spice | Type : coffee shop", "Blue Spice is a coffee shop in the city centre.", "café ☕"] * 4
+
+
+def save_tiny_tokenizer(folder: Path) -> GPT2Tokenizer:
+    """A byte-level BPE of 300 tokens, as a GPT-2 folder has it (its end token among them)."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(CORPUS, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    state = json.loads(trained.to_str())["model"]
+    merges = [tuple(merge) for merge in state["merges"]]
+    tokenizer = GPT2Tokenizer(vocab=state["vocab"], merges=merges)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def save_tiny_gpt2(
+    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
+) -> GPT2LMHeadModel:
+    """A random GPT-2 with its tokenizer, saved to ``folder``; weights large enough that attention matters."""
+    tokenizer = save_tiny_tokenizer(folder)
+    end = tokenizer.eos_token_id
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 64, "vocab_size": 304, "initializer_range": 0.3}
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(GPT2Config(**{**sizes, "bos_token_id": end, "eos_token_id": end, **config})).to(dtype)
+    model.save_pretrained(folder)
+    return model.eval()

@@ -1,0 +1,69 @@
+"""May this request run in this engine at all? Torch-free.
+
+Owns the checks against window, rows and memory; knows no queue. Called from any thread.
+"""
+
+from __future__ import annotations
+
+from prefixes.errors import InputTooLong, InvalidParameter
+from prefixes.spec import BackboneSpec
+from server.engine.config import EngineConfig
+from server.engine.prefix_store import PrefixStore
+from server.engine.scheduler import Scheduler
+from server.engine.types import GenerationRequest
+
+
+def room_for_output(request: GenerationRequest, spec: BackboneSpec) -> int:
+    """Tokens of output that the window leaves behind a shifted prefix and the input."""
+    offset = request.prefix_spec.position_offset("decoder") if request.prefix_spec else 0
+    return spec.max_positions - offset - len(request.token_ids)
+
+
+class Admission:
+    """The limits of one engine, as checks that say expected and got."""
+
+    def __init__(
+        self, spec: BackboneSpec, config: EngineConfig, prefixes: PrefixStore, scheduler: Scheduler
+    ) -> None:
+        self._spec, self._config, self._prefixes, self._scheduler = spec, config, prefixes, scheduler
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end."""
+        self._check_window(request)
+        rows, most = request.params.rows, self._config.max_rows
+        if rows > most:
+            raise InvalidParameter(
+                f"num_beams, num_return_sequences: expected at most {most} rows, got {rows}", expected=most, got=rows
+            )
+        self._check_memory(request)
+
+    def _check_window(self, request: GenerationRequest) -> None:
+        if not request.token_ids:
+            raise InvalidParameter("input: expected at least one token, got none")
+        room, length, window = room_for_output(request, self._spec), len(request.token_ids), self._spec.max_positions
+        if room < 1:
+            prefix, most = window - room - length, room + length - 1
+            raise InputTooLong(
+                f"input: expected at most {most} tokens (window {window}, prefix {prefix}, one token of output), "
+                f"got {length}",
+                expected=most,
+                got=length,
+            )
+
+    def _check_memory(self, request: GenerationRequest) -> None:
+        spec, limit = request.prefix_spec, self._prefixes.max_blocks
+        if spec and self._prefixes.block_count(spec) > limit:
+            raise InputTooLong(
+                f"prefix: expected at most {limit} blocks (max_prefix_bytes), got {self._prefixes.block_count(spec)}",
+                expected=limit,
+                got=self._prefixes.block_count(spec),
+            )
+        max_new_tokens = min(room_for_output(request, self._spec), request.params.max_new_tokens)
+        needed, capacity = self._scheduler.fits_alone(request, max_new_tokens)
+        if needed > capacity:
+            raise InputTooLong(
+                f"memory: the request may need {needed} blocks of {self._config.block_size} tokens, there are "
+                f"{capacity}; ask for fewer tokens or rows",
+                expected=capacity,
+                got=needed,
+            )

@@ -1,0 +1,69 @@
+"""How every numba kernel is compiled: flags, the cache on disk, the machine's vector width. Knows no kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite
+import llvmlite.binding
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept: below NUMBA_CACHE_DIR or the XDG cache; None if that cannot be written.
+
+    One folder per content of the kernels' sources: numba itself looks only at the file of the outermost function, and
+    would run a stale kernel after a change in one that it calls.
+    """
+    sources = sorted(Path(__file__).parent.glob("numba_*.py"))
+    version = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    for source in sources:
+        version.update(source.read_bytes())
+    root = os.environ.get("NUMBA_CACHE_DIR")
+    xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = (Path(root) if root else Path(xdg).expanduser() / "prefixd" / "numba") / version.hexdigest()[:16]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError):  # RuntimeError: no home
+        return None
+    return folder
+
+
+_CACHE = cache_folder()
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def jit(fastmath: bool | set[str] = False) -> Callable[[Function], Function]:
+    """Compile without the GIL, cached on disk where that is possible."""
+
+    def decorate(function: Function) -> Function:
+        options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+        if _CACHE is None:
+            return numba.njit(**options)(function)  # type: ignore[no-any-return]
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_CACHE)  # read when the decorator runs
+        try:
+            return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return decorate
+
+
+def vector_bytes() -> int:
+    """Width of this machine's vector registers."""
+    if not IS_X86:
+        return 16
+    features = llvmlite.binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64
+    return 32 if features.get("avx2") else 16

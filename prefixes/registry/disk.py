@@ -14,17 +14,17 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
 from prefixes.artifact import read_prefix, version_of, write_prefix
-from prefixes.errors import Conflict, PrefixdError, RegistryUnavailable, TaskNotFound
+from prefixes.errors import InvalidName, PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import Resolved, TaskInfo, VersionInfo
 from prefixes.registry.files import Files
-from prefixes.registry.history import moved, now, rolled_back
+from prefixes.registry.moves import no_task, now, promoted, published, resolved, rolled_back
 from prefixes.registry.records import task_from_dict, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
 from prefixes.spec_json import canonical_json, check_json
@@ -51,55 +51,34 @@ class DiskRegistry:
         self.id = self._read_id()
 
     def resolve(self, ref: TaskRef) -> Resolved:
-        task = self.inspect(ref.tenant, ref.name)
-        version = ref.version or task.aliases.get(ref.alias or DEFAULT_ALIAS)
-        info = next((info for info in task.versions if info.version == version), None)
-        if info is None:
-            raise TaskNotFound(
-                f"task {ref}: expected the version {ref.version}, found {len(task.versions)} others"
-                if ref.version
-                else f"task {ref}: expected the alias {ref.alias!r}, found {', '.join(task.aliases) or 'none'}",
-                task=ref.task,
-            )
-        return Resolved(ref.tenant, ref.name, info.version, info.spec)
+        return resolved(self.inspect(ref.tenant, ref.name), ref)
 
     def fetch(self, tenant: str, version: str) -> bytes:
         check_name("tenant", tenant)
         check_version(version)
-        for expected in (True, False):  # twice: a delete between looking and reading is a missing task, not a fault
-            if not self._is_indexed(tenant, version):
-                raise TaskNotFound(f"version {version}: expected one of tenant {tenant!r}, found none", version=version)
+        if self._is_indexed(tenant, version):
             try:
                 return self._files.read("tenants", tenant, "blobs", _blob(version))
             except FileNotFoundError:
-                if not expected:
-                    break
-        raise RegistryUnavailable(f"registry: the artifact of {version} is indexed but missing", version=version)
+                if self._is_indexed(tenant, version):  # else it was deleted between the two looks
+                    raise RegistryUnavailable(f"registry: {version} is indexed, but its artifact is missing") from None
+        raise TaskNotFound(f"version {version}: expected one of tenant {tenant!r}, found none", version=version)
 
     def publish(
         self, tenant: str, name: str, data: bytes, *, alias: str | None = DEFAULT_ALIAS, record: Mapping[str, Any]
     ) -> VersionInfo:
-        """As in the Protocol. Known content keeps its time; keys of ``record`` are added to those it has."""
+        """As in the Protocol. Content that is known keeps its time; keys of ``record`` are added to those it has."""
         _check_names(tenant, name, alias)
         check_json("record", record)
         prefix = read_prefix(data)
         version, canonical = version_of(prefix), write_prefix(prefix)
+        info = VersionInfo(version, len(canonical), now(), prefix.spec, dict(record))
         with self._writing(tenant):
-            task = self._find(tenant, name) or TaskInfo(tenant, name, {}, {}, ())
-            known = next((info for info in task.versions if info.version == version), None)
-            info = VersionInfo(
-                version=version,
-                size=len(canonical),
-                published_at=known.published_at if known else now(),
-                spec=prefix.spec,
-                record={**(known.record if known else {}), **record},
-            )
+            before = self._find(tenant, name)
+            task, info = published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias)
             self._write_blob(tenant, version, canonical)
-            others = tuple(other for other in task.versions if other.version != version)
-            versions = tuple(sorted((info, *others), key=lambda info: info.published_at, reverse=True))
-            self._write(_point(replace(task, versions=versions), alias, version, "publish") if alias else replace(
-                task, versions=versions
-            ))
+            if task != before:
+                self._write(task)
         return info
 
     def promote(
@@ -108,42 +87,26 @@ class DiskRegistry:
         _check_names(tenant, name, alias)
         check_version(version)
         with self._writing(tenant):
-            task = self.inspect(tenant, name)
-            current = task.aliases.get(alias)
-            if expected_current is not None and current != expected_current:
-                raise Conflict(
-                    f"promote of {tenant}/{name}@{alias}: expected it at {expected_current}, got {current or 'nothing'}",
-                    expected=expected_current,
-                    got=current,
-                )
-            if all(info.version != version for info in task.versions):
-                raise TaskNotFound(f"task {tenant}/{name}: expected the version {version}, found none", version=version)
-            return self._write(_point(task, alias, version, "promote"))
+            return self._write(promoted(self.inspect(tenant, name), version, alias, expected_current))
 
     def rollback(self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS) -> TaskInfo:
         _check_names(tenant, name, alias)
         with self._writing(tenant):
-            task = self.inspect(tenant, name)
-            if alias not in task.history:
-                raise TaskNotFound(f"task {tenant}/{name}: expected the alias {alias!r}, found none", alias=alias)
-            history = rolled_back(alias, task.history[alias])
-            return self._write(_with_history(task, alias, history))
+            return self._write(rolled_back(self.inspect(tenant, name), alias))
 
     def delete(self, tenant: str, name: str) -> None:
-        _check_names(tenant, name, None)
+        """As in the Protocol; artifacts that no other task of the tenant has go with it."""
         with self._writing(tenant):
             self.inspect(tenant, name)
             self._files.remove("tenants", tenant, "tasks", f"{name}.json")
-            kept = {_blob(info.version) for task in self._tasks_of(tenant) for info in task.versions}
-            for blob in self._files.names("tenants", tenant, "blobs"):
-                if blob not in kept:  # and whatever killed publishers left: no one of this tenant publishes just now
-                    self._files.remove("tenants", tenant, "blobs", blob)
+            with suppress(RegistryUnavailable):  # the task is gone; what stays behind, the next delete collects
+                self._collect(tenant)
 
     def inspect(self, tenant: str, name: str) -> TaskInfo:
         _check_names(tenant, name, None)
         task = self._find(tenant, name)
         if task is None:
-            raise TaskNotFound(f"task {tenant}/{name}: expected a published task, found none", task=f"{tenant}/{name}")
+            raise no_task(tenant, name)
         return task
 
     def tasks(self, tenant: str | None = None) -> list[TaskInfo]:
@@ -182,6 +145,8 @@ class DiskRegistry:
                     return cached[1]
                 data = file.read()
         except FileNotFoundError:
+            with self._cache_lock:
+                self._cache.pop(self._files.root.joinpath(*parts), None)
             return None
         try:
             raw = json.loads(data)
@@ -215,22 +180,52 @@ class DiskRegistry:
             return
         if found:
             raise RegistryUnavailable(f"registry: expected an empty folder or a registry, found {', '.join(found[:4])}")
-        raw = {"format": FORMAT, "id": uuid.uuid4().hex}
-        self._files.write(canonical_json(raw).encode(), "registry.json", replace=False)
+        with self._files.lock():
+            if "registry.json" not in self._files.names():
+                raw = {"format": FORMAT, "id": uuid.uuid4().hex}
+                self._files.write(canonical_json(raw).encode(), "registry.json")
 
-    def _writing(self, tenant: str) -> Any:
-        return _Writing(self._files, tenant)
+    @contextmanager
+    def _writing(self, tenant: str) -> Iterator[None]:
+        """The tenant's only writer, with what killed writers left half-done out of the way."""
+        with self._files.lock("tenants", check_name("tenant", tenant)):
+            self._files.sweep("tenants", tenant, "blobs")
+            self._files.sweep("tenants", tenant, "tasks")
+            yield
+
+    def _collect(self, tenant: str) -> None:
+        """Remove artifacts that no task names, those of killed publishers too. Call it as the tenant's only writer."""
+        kept = {_blob(info.version) for task in self._tasks_of(tenant) for info in task.versions}
+        for blob in self._files.names("tenants", tenant, "blobs"):
+            if blob not in kept:
+                self._files.remove("tenants", tenant, "blobs", blob)
 
     def _write_blob(self, tenant: str, version: str, data: bytes) -> None:
         parts = ("tenants", tenant, "blobs", _blob(version))
-        try:
+        with suppress(FileNotFoundError):
             if self._files.read(*parts) == data:
                 return
-        except FileNotFoundError:
-            pass
-        self._files.write(data, *parts)
+        self._files.write(data, *parts)  # a damaged one is mended by publishing its content again
 
     def _write(self, task: TaskInfo) -> TaskInfo:
         data = json.dumps({"format": FORMAT, **task_to_dict(task)}, indent=1, sort_keys=True).encode()
         self._files.write(data, "tenants", task.tenant, "tasks", f"{task.name}.json")
         return task
+
+
+def _blob(version: str) -> str:
+    return f"{version.removeprefix('sha256:')}.safetensors"
+
+
+def _check_names(tenant: str, name: str, alias: str | None) -> None:
+    check_name("tenant", tenant)
+    check_name("task", name)
+    if alias is not None:
+        check_name("alias", alias)
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(check_name("file", name))
+    except InvalidName:
+        return False

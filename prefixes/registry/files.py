@@ -54,15 +54,12 @@ class Files:
         """Names in a folder, sorted, hidden ones left out; none where there is no folder."""
         try:
             with self.guarded("list", *parts) as path:
-                return sorted(name for name in os.listdir(path) if not name.startswith("."))
+                return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
         except FileNotFoundError:
             return []
 
-    def write(self, data: bytes, *parts: str, replace: bool = True) -> None:
-        """Write a whole file or nothing; once back, it survives a power cut.
-
-        Where ``replace`` is false and the file exists, it stays as it is.
-        """
+    def write(self, data: bytes, *parts: str) -> None:
+        """Write a whole file, or leave what was there; once back, it survives a power cut."""
         with self._making("write", *parts) as path:
             self._make_folder(path.parent)
             temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
@@ -72,11 +69,7 @@ class Files:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                if replace:
-                    os.replace(temporary, path)  # noqa: PTH105
-                else:
-                    with suppress(FileExistsError):
-                        os.link(temporary, path)  # noqa: PTH200
+                os.replace(temporary, path)  # noqa: PTH105
             finally:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
@@ -91,9 +84,9 @@ class Files:
     def sweep(self, *parts: str) -> None:
         """Remove temporary files that killed writers left in a folder. Call it under the lock of that folder."""
         with suppress(FileNotFoundError), self.guarded("clean", *parts) as path:
-            for name in os.listdir(path):
-                if name.startswith(TEMPORARY):
-                    (path / name).unlink(missing_ok=True)
+            for entry in list(path.iterdir()):
+                if entry.name.startswith(TEMPORARY):
+                    entry.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, *parts: str) -> Iterator[None]:
@@ -104,8 +97,9 @@ class Files:
             try:
                 lock.acquire()
             except Timeout:
+                where = "/".join(parts) or "its root"
                 raise RegistryUnavailable(
-                    f"registry: cannot lock {'/'.join(parts)} within {self._lock_timeout_s:g} s; another writer holds it"
+                    f"registry: cannot lock {where} within {self._lock_timeout_s:g} s; another writer holds it"
                 ) from None
         try:
             yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefixes.registry.base import HistoryEntry, TaskInfo, VersionInfo
-from prefixes.registry.history import ACTIONS, effective_versions
+from prefixes.registry.moves import ACTIONS, effective_versions
 from prefixes.spec import check_name, check_version
 from prefixes.spec_json import spec_from_dict, spec_to_dict
 

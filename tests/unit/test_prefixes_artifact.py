@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -62,11 +63,11 @@ def test_bytes_and_digest_depend_on_content_not_on_order() -> None:
     prefix = make_prefix(sites=("decoder", "cross"), defaults=DEFAULTS, origin=ORIGIN)
     spec = replace(
         prefix.spec,
-        sites=dict(reversed(prefix.spec.sites.items())),
+        sites=dict(sorted(prefix.spec.sites.items())),
         defaults=dict(reversed(DEFAULTS.items())),
         origin=dict(reversed(ORIGIN.items())),
     )
-    other = Prefix(spec, dict(reversed(prefix.tensors.items())))
+    other = Prefix(spec, dict(sorted(prefix.tensors.items(), reverse=True)))
     assert write_prefix(other) == write_prefix(prefix)
     assert version_of(other) == version_of(prefix)
 
@@ -155,10 +156,8 @@ def test_flipped_bits_are_an_invalid_artifact_or_the_same_content(bits: list[int
     broken = bytearray(DATA)
     for bit in bits:
         broken[bit // 8] ^= 1 << bit % 8
-    try:
+    with suppress(InvalidArtifact):
         assert same(read_prefix(bytes(broken), expected_version=VERSION), PREFIX)
-    except InvalidArtifact:
-        pass
 
 
 @settings(max_examples=300, deadline=None)
@@ -181,10 +180,8 @@ def test_random_bytes_are_an_invalid_artifact(noise: bytes, claimed: int) -> Non
 def test_any_json_is_a_spec_or_an_invalid_artifact(value: Any) -> None:
     metadata = {**spec_to_dict(PREFIX.spec), **(value if isinstance(value, dict) else {"sites": value})}
     for candidate in (value, metadata):
-        try:
+        with suppress(InvalidArtifact):
             spec_to_dict(spec_from_dict(candidate))
-        except InvalidArtifact:
-            pass
 
 
 def test_a_digest_is_reproduced_by_another_process_tomorrow() -> None:
@@ -195,7 +192,7 @@ def test_a_digest_is_reproduced_by_another_process_tomorrow() -> None:
     assert version_of(Prefix(spec, tensors)) == PINNED
 
 
-PINNED = "sha256:0"
+PINNED = "sha256:87db2531ed257a36a22b9d922a4ad2ca7089d0f33394225bc490b52c680e2d91"
 
 
 def with_metadata(**changes: Any) -> bytes:
@@ -204,6 +201,14 @@ def with_metadata(**changes: Any) -> bytes:
     metadata.update(changes)
     header["__metadata__"]["prefixd"] = json.dumps(metadata)
     return assemble(header, body)
+
+
+def with_metadata_text(old: str, new: str) -> bytes:
+    def change(header: dict[str, Any]) -> None:
+        assert old in header["__metadata__"]["prefixd"]
+        header["__metadata__"]["prefixd"] = header["__metadata__"]["prefixd"].replace(old, new)
+
+    return with_header(change)
 
 
 def with_site(**changes: Any) -> bytes:
@@ -218,7 +223,7 @@ def with_header(change: Callable[[dict[str, Any]], object]) -> bytes:
 
 def with_tensor(tensor: torch.Tensor, name: str = "decoder.key") -> bytes:
     header, _ = parts_of(DATA)
-    return save({**PREFIX.tensors, name: tensor}, metadata=header["__metadata__"])
+    return bytes(save({**PREFIX.tensors, name: tensor}, metadata=header["__metadata__"]))
 
 
 def swapped_offsets(header: dict[str, Any]) -> None:
@@ -237,7 +242,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "foreign": (save({"prompt_embeddings": torch.zeros(2, 3)}), "exactly the metadata 'prefixd', got none"),
     "foreign metadata": (save({"x": torch.zeros(1)}, metadata={"format": "pt"}), r"got \['format'\]"),
     "more metadata": (with_header(lambda h: h["__metadata__"].update(note="x")), "exactly the metadata"),
-    "metadata no JSON": (with_header(lambda h: h["__metadata__"].update(prefixd="{")), "prefix metadata: expected JSON"),
+    "metadata no JSON": (with_header(lambda h: h["__metadata__"].update(prefixd="{")), "prefix metadata: expected"),
     "huge header": (struct.pack("<Q", 1 << 62) + b"{}", "header length: expected 2 to 2 bytes"),
     "big header": (assemble(b" " * (MAX_HEADER_BYTES + 1), b""), f"2 to {MAX_HEADER_BYTES} bytes"),
     "header no JSON": (assemble(b"[1, ", b""), "safetensors header: expected JSON"),
@@ -245,7 +250,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "deep header": (assemble(b"[" * 100_000, b""), "safetensors header: expected JSON"),
     "header key twice": (assemble(b'{"a":1,"a":2}', b""), "a key twice"),
     "NaN in metadata": (with_metadata(defaults={"temperature": float("nan")}), "which is not JSON"),
-    "infinite number": (DATA.replace(b'temperature\\":0.7', b'temperature\\":9e999')[:-2], "header|finite|whole"),
+    "infinite number": (with_metadata_text("0.7", "9e999"), "temperature: expected a finite number, got inf"),
     "missing key": (assemble({"__metadata__": {"prefixd": '{"format_version":1}'}}, b""), "missing .*fingerprint"),
     "unknown key": (with_metadata(colour="blue"), "unknown .*colour"),
     "other format version": (with_metadata(format_version=2), "format version: expected 1, got 2"),
@@ -257,7 +262,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "wrong dtype": (with_tensor(PREFIX.tensors["decoder.key"].half()), "expected float32 .* got float16"),
     "integer dtype": (with_tensor(torch.zeros(2, 3, 2, 4, dtype=torch.int32)), "expected dtype .* got I32"),
     "unknown dtype name": (with_header(lambda h: h["decoder.key"].update(dtype="F7")), "whole safetensors file"),
-    "wrong shape": (with_tensor(torch.zeros(2, 3, 4, 2)), r"expected float32 \(2, 3, 2, 4\), got float32 \(2, 3, 4, 2\)"),
+    "wrong shape": (with_tensor(torch.zeros(2, 3, 4, 2)), r"\(2, 3, 2, 4\), got float32 \(2, 3, 4, 2\)"),
     "key and value differ": (with_tensor(torch.zeros(2, 4, 2, 4), "decoder.value"), r"'decoder.value'.*\(2, 4, 2, 4\)"),
     "another tensor": (with_tensor(torch.zeros(1), "cross.key"), "tensors: expected decoder.key, decoder.value; got"),
     "NaN value": (with_tensor(nan), "'decoder.key': expected finite values, got 1 of 48"),
@@ -300,7 +305,7 @@ def test_bad_bytes_are_refused_with_expected_and_got(case: str) -> None:
         (Prefix(replace(PREFIX.spec, template="no slot"), PREFIX.tensors), "exactly one"),
         (Prefix(replace(PREFIX.spec, origin={"loss": float("nan")}), PREFIX.tensors), "origin.loss: expected a finite"),
         (Prefix(replace(PREFIX.spec, origin={"when": object()}), PREFIX.tensors), "origin.when: expected a JSON value"),
-        (Prefix(replace(PREFIX.spec, origin={"pad": "x" * MAX_HEADER_BYTES}), PREFIX.tensors), "header: expected at most"),
+        (Prefix(replace(PREFIX.spec, origin={"pad": "x" * MAX_HEADER_BYTES}), PREFIX.tensors), "header: expected"),
     ],
 )
 def test_writing_refuses_what_reading_would(prefix: Prefix, message: str) -> None:

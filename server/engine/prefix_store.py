@@ -13,13 +13,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-from prefixes.artifact import Prefix
 from prefixes.errors import EngineFailure, PrefixdError
 from prefixes.spec import PrefixSpec, Site
 from server.engine.blocks import BlockLedger
 from server.engine.observer import EngineObserver
 from server.engine.types import PrefixKey
+
+if TYPE_CHECKING:
+    from prefixes.artifact import Prefix
 
 SiteBlocks = Mapping[Site, tuple[int, ...]]
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-from server.engine.beams import BeamSearch
 from server.engine.detokenizer import Detokenizer
 from server.engine.types import FinishReason, GenerationRequest, TokenLogprob
+
+if TYPE_CHECKING:
+    from server.engine.beams import BeamSearch
 
 
 class GroupState(Enum):

@@ -1,4 +1,4 @@
-"""Readers of the table-to-text corpora: E2E, WebNLG 2017 and DART, as (source, target) pairs in the paper's input format.
+"""Readers of the table-to-text corpora E2E, WebNLG 2017 and DART: (source, target) pairs in the paper's input format.
 
 Owns the corpora's file formats and the text form of their structured side; knows no tokenizer and no training.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,22 +46,23 @@ def read_e2e(path: Path) -> Iterator[Pair]:
 
 def read_webnlg(path: Path) -> Iterator[Pair]:
     """WebNLG 2017 JSON; only lexicalisations marked good. `` | subject : relation : object`` for every triple."""
-    for wrapped in _load(path, "entries"):
-        entry = next(iter(wrapped.values()))
-        triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
-        for lexicalisation in entry["lexicalisations"]:
-            if lexicalisation["comment"] == "good" and lexicalisation["lex"].strip():
-                yield Pair(webnlg_source(triples), lexicalisation["lex"].strip(), entry["category"])
+    for wrapped, where in _entries(path, "entries"):
+        with where:
+            entry = next(iter(wrapped.values()))
+            source = webnlg_source([(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]])
+            good = [lex["lex"].strip() for lex in entry["lexicalisations"] if lex["comment"] == "good"]
+            pairs = [Pair(source, text, entry["category"]) for text in good if text]
+        yield from pairs
 
 
 def read_dart(path: Path, *, without: Sequence[str] = ()) -> Iterator[Pair]:
     """DART v1.1.1 JSON; ``without`` leaves out annotations of these sources (for example ``webnlg``)."""
-    for entry in _load(path, None):
-        triples = [(subject, relation, obj) for subject, relation, obj in entry["tripleset"]]
-        for annotation in entry["annotations"]:
-            text = " ".join((annotation["text"] or "").split())  # the test file has a null
-            if annotation["source"] not in without and text:
-                yield Pair(dart_source(triples), text, annotation["source"])
+    for entry, where in _entries(path, None):
+        with where:
+            source = dart_source([(subject, relation, obj) for subject, relation, obj in entry["tripleset"]])
+            kept = [item for item in entry["annotations"] if item["source"] not in without and item["text"]]
+            pairs = [Pair(source, " ".join(item["text"].split()), item["source"]) for item in kept]
+        yield from (pair for pair in pairs if pair.target)
 
 
 def webnlg_source(triples: Sequence[Triple]) -> str:
@@ -90,7 +92,8 @@ def _open(path: Path) -> Any:
         raise CorpusError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
 
 
-def _load(path: Path, key: str | None) -> list[Any]:
+def _entries(path: Path, key: str | None) -> Iterator[tuple[Any, AbstractContextManager[None]]]:
+    """Every entry, with a context that turns a fault in it into a CorpusError that names it."""
     with _open(path) as file:
         try:
             document = json.load(file)
@@ -99,7 +102,16 @@ def _load(path: Path, key: str | None) -> list[Any]:
     entries = document.get(key) if key and isinstance(document, dict) else document
     if not isinstance(entries, list):
         raise CorpusError(f"{path.name}: expected a list of entries{f' under {key!r}' if key else ''}", path=str(path))
-    return entries
+    for number, entry in enumerate(entries):
+        yield entry, _named(path, number)
+
+
+@contextmanager
+def _named(path: Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise CorpusError(f"{path.name} entry {number}: not of the corpus's form: {error!r}", entry=number) from error
 
 
 def held_out(source: str, percent: int = 5) -> bool:

@@ -40,6 +40,10 @@ class Admission:
     def _check_window(self, request: GenerationRequest) -> None:
         if not request.token_ids:
             raise InvalidParameter("input: expected at least one token, got none")
+        smallest, largest, vocab = min(request.token_ids), max(request.token_ids), self._spec.vocab_size
+        if smallest < 0 or largest >= vocab:
+            got = smallest if smallest < 0 else largest
+            raise InvalidParameter(f"input: expected token ids from 0 to {vocab - 1}, got {got}", got=got)
         room, length, window = room_for_output(request, self._spec), len(request.token_ids), self._spec.max_positions
         if room < 1:
             prefix, most = window - room - length, room + length - 1
@@ -51,13 +55,15 @@ class Admission:
             )
 
     def _check_memory(self, request: GenerationRequest) -> None:
-        spec, limit = request.prefix_spec, self._prefixes.max_blocks
-        if spec and self._prefixes.block_count(spec) > limit:
-            raise InputTooLong(
-                f"prefix: expected at most {limit} blocks (max_prefix_bytes), got {self._prefixes.block_count(spec)}",
-                expected=limit,
-                got=self._prefixes.block_count(spec),
-            )
+        if request.prefix and request.prefix_spec:
+            limit = self._prefixes.max_blocks - self._prefixes.pinned_blocks_beside(request.prefix)
+            got = self._prefixes.block_count(request.prefix_spec)
+            if got > limit:
+                raise InputTooLong(
+                    f"prefix: expected at most {limit} blocks (max_prefix_bytes less pinned prefixes), got {got}",
+                    expected=limit,
+                    got=got,
+                )
         max_new_tokens = min(room_for_output(request, self._spec), request.params.max_new_tokens)
         needed, capacity = self._scheduler.fits_alone(request, max_new_tokens)
         if needed > capacity:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from prefixes.errors import EngineFailure, QueueFull, ShuttingDown
+from prefixes.errors import EngineFailure, PrefixdError, QueueFull, ShuttingDown
 from server.engine.engine import Engine, EngineStats
 from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey
 
@@ -74,7 +74,8 @@ class AsyncEngine:
         self._engine, self._loop, self._max_waiting = engine, loop, max_waiting
         self._streams: dict[str, EventStream] = {}
         self._inbox: deque[Callable[[], list[Event]]] = deque()
-        self._pending = 0  # submitted, not yet taken from the inbox
+        self._submitted = 0  # written by the event loop alone
+        self._taken = 0  # of those, taken from the inbox; written by the thread alone
         self._wakeup = threading.Condition()
         self._draining = self._closing = False
         self._failed = False
@@ -96,7 +97,7 @@ class AsyncEngine:
             raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
         if not self.healthy:
             raise EngineFailure("the engine has stopped")
-        waiting = self._pending + self._engine.stats().waiting
+        waiting = self._submitted - self._taken + self._engine.stats().waiting
         if waiting >= self._max_waiting:
             raise QueueFull(
                 f"queue: expected at most {self._max_waiting} waiting requests, there are {waiting}",
@@ -109,7 +110,7 @@ class AsyncEngine:
         if request.request_id in self._streams:
             raise EngineFailure(f"request id {request.request_id!r} is already in use")
         self._streams[request.request_id] = stream
-        self._pending += 1
+        self._submitted += 1
         submitted_at = time.monotonic()
         self._post(lambda: self._add(request, submitted_at))
         return stream
@@ -172,11 +173,22 @@ class AsyncEngine:
                 del self._streams[event.request_id]
             stream.push(event)
 
+    def _fail_all(self) -> None:
+        """The thread has stopped; whoever came before ``healthy`` said so hears of it here."""
+        failure = EngineFailure("the engine has stopped")
+        self._deliver([Failed(request_id, failure) for request_id in self._streams])
+
     # --- called on the engine's thread ---
 
     def _add(self, request: GenerationRequest, submitted_at: float) -> list[Event]:
-        self._pending -= 1
-        self._engine.add(request, submitted_at)
+        self._taken += 1
+        try:
+            self._engine.add(request, submitted_at)
+        except PrefixdError as error:
+            return [Failed(request.request_id, error)]
+        except Exception as error:
+            log.exception("a request could not be added")
+            return [Failed(request.request_id, EngineFailure(f"the engine failed with {type(error).__name__}"))]
         return []
 
     def _run(self) -> None:
@@ -190,8 +202,7 @@ class AsyncEngine:
         except BaseException:
             log.exception("the engine's thread stopped")
             self._failed = True
-            failure = EngineFailure("the engine has stopped")
-            self._hand_over([Failed(request_id, failure) for request_id in list(self._streams)])
+            self._on_loop(self._fail_all)
 
     def _take_inbox(self) -> list[Event]:
         events: list[Event] = []
@@ -201,16 +212,23 @@ class AsyncEngine:
 
     def _hand_over(self, events: list[Event]) -> None:
         if events:
-            try:
-                self._loop.call_soon_threadsafe(self._deliver, events)
-            except RuntimeError:
-                log.warning("the event loop closed before %d events were delivered", len(events))
+            self._on_loop(lambda: self._deliver(events))
+
+    def _on_loop(self, action: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(action)
+        except RuntimeError:
+            log.warning("the event loop closed before the engine's last events were delivered")
+
+    @property
+    def _idle(self) -> bool:
+        return not (self._inbox or self._closing or self._engine.has_work)
 
     def _sleep_if_idle(self) -> None:
+        if self._idle and self._engine.requests == 0:
+            self._check_integrity()  # outside the lock: the event loop takes it to notify
         with self._wakeup:
-            while not (self._inbox or self._closing or self._engine.has_work):
-                if self._engine.requests == 0:
-                    self._check_integrity()
+            while self._idle:
                 self._wakeup.wait()
 
     def _check_integrity(self) -> None:

@@ -42,9 +42,9 @@ class Detokenizer:
     def _extend(self, piece: str) -> bool:
         searched = max(0, len(self.text) - self._longest_stop + 1)
         self.text += piece
-        found = [at for at in (self.text.find(text, searched) for text in self._stop) if at >= 0]
+        found = [(at + len(text), at) for text in self._stop if (at := self.text.find(text, searched)) >= 0]
         if found:
-            self.text = self.text[: min(found)]
+            self.text = self.text[: min(found)[1]]  # the first to be complete, however the tokens cut the text
         return bool(found)
 
     def _held_back(self) -> int:

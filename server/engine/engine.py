@@ -116,17 +116,22 @@ class Engine:
         )
         for index in range(1 if beams else params.num_return_sequences):
             group.sequences.append(self._sequence(index, list(request.token_ids), group))
-        self._groups[request.request_id] = group
         self._scheduler.add(group)
+        self._groups[request.request_id] = group
 
     def abort(self, request_id: str) -> list[Event]:
         """End a request now, with what it has; nothing if it has already ended."""
         group = self._groups.get(request_id)
         if group is None:
             return []
+        events: list[Event] = []
         for row in group.active:
             row.finish_reason = FinishReason.ABORT
-        return [self._finish(group, FinishReason.ABORT)]
+            if row.detokenizer:
+                row.detokenizer.finish()
+                text = row.detokenizer.take(final=True)  # what was held back belongs to the final text
+                events += [TokenEvent(request_id, row.index, text, ())] if text else []
+        return [*events, self._finish(group, FinishReason.ABORT)]
 
     def pin(self, key: PrefixKey) -> None:
         """Keep a prefix resident whatever the pressure."""
@@ -170,11 +175,11 @@ class Engine:
         try:
             self._runner.copy_blocks(plan.copies)
             logits = self._runner.decoder(plan.rows)
+            self._advance(plan.rows, logits, events)
         except Exception as error:
             log.exception("a step failed; its %d rows end with an error", len(plan.rows))
-            groups = {id(row.group): row.group for row in plan.rows}.values()
-            return events + [self._fail(group, _failure(error)) for group in groups]
-        self._advance(plan.rows, logits, events)
+            groups = {row.group.request.request_id: row.group for row in plan.rows}
+            return events + [self._fail(group, _failure(error)) for key, group in groups.items() if key in self._groups]
         forwards = {stage: count - before.get(stage, 0) for stage, count in self._runner.forwards.items()}
         tasks = len({row.group.request.prefix for row in plan.rows})
         tokens = sum(row.count for row in plan.rows)

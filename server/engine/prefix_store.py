@@ -7,8 +7,8 @@ in worker threads; everything else is called from the engine's thread alone. Kno
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from server.engine.types import PrefixKey
 
 if TYPE_CHECKING:
     from prefixes.artifact import Prefix
+
+log = logging.getLogger(__name__)
 
 SiteBlocks = Mapping[Site, tuple[int, ...]]
 
@@ -71,7 +73,9 @@ class PrefixStore:
         self._max_blocks = ledger.capacity if max_bytes is None else max_bytes // bytes_per_block
         self._observer, self._wake = observer, wake
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="prefix-load")
-        self._entries: OrderedDict[PrefixKey, _Entry] = OrderedDict()  # least recently used first
+        # Least recently used first. A plain dict: other threads snapshot it, and copying an OrderedDict calls back into
+        # the keys' hashes, so that the engine's thread could change it half-way.
+        self._entries: dict[PrefixKey, _Entry] = {}
         self._resident_blocks = 0
         ledger.set_reclaimer(self)
 
@@ -108,24 +112,23 @@ class PrefixStore:
     def try_acquire(self, key: PrefixKey, extra_blocks: int) -> SiteBlocks | None:
         """Hold ``key``'s blocks for a group that needs ``extra_blocks`` more of its own; None if there is no room.
 
-        A READY key moves into blocks here; idle prefixes may yield to it.
+        A READY key moves into blocks here; idle prefixes may yield to it. One that cannot be written becomes FAILED.
         """
         entry = self._entries[key]
         entry.users += 1  # so that it is not reclaimed to make room for itself
-        fits = self._fits(entry, extra_blocks)
-        if fits and entry.blocks is None:
+        if self._fits(entry, extra_blocks) and entry.blocks is None:
             self._make_resident(entry)
-        if not fits:
+        if entry.blocks is None or not self._fits(entry, extra_blocks):
             entry.users -= 1
             return None
-        self._entries.move_to_end(key)
+        self._touch(key)
         return entry.blocks
 
     def release(self, key: PrefixKey) -> None:
         """A group no longer uses ``key``'s blocks; they stay resident until somebody needs the room."""
         entry = self._entries[key]
         entry.users -= 1
-        self._entries.move_to_end(key)
+        self._touch(key)
 
     # --- pins ---
 
@@ -144,7 +147,7 @@ class PrefixStore:
 
     def settle_pins(self) -> None:
         """Move loaded pinned prefixes into blocks where there is room."""
-        for entry in self._entries.values():
+        for entry in list(self._entries.values()):  # making room evicts, which drops entries
             if entry.pinned and entry.blocks is None:
                 self._settle(entry)
                 if entry.host is not None and self._fits(entry, 0):
@@ -202,9 +205,14 @@ class PrefixStore:
 
     # --- inside ---
 
+    def _touch(self, key: PrefixKey) -> None:
+        self._entries[key] = self._entries.pop(key)
+
     def _ensure_loading(self, key: PrefixKey, entry: _Entry) -> None:
         if entry.blocks is not None or entry.host is not None or entry.loading is not None:
             return
+        if entry.error and entry.waiters > 1:
+            return  # those who waited before hear of the failure first
         entry.error = None
         entry.loading = self._workers.submit(self._load_timed, key)
         entry.loading.add_done_callback(lambda future: self._wake())
@@ -255,10 +263,12 @@ class PrefixStore:
             taken[site], blocks = tuple(blocks[:size]), blocks[size:]
         try:
             self._write(entry.host, taken)
-        except BaseException:
+        except Exception as error:
+            log.exception("a prefix could not be written to its blocks")
             for site_blocks in taken.values():
                 self._ledger.release(site_blocks)
-            raise
+            entry.host, entry.error = None, EngineFailure(f"prefix: writing failed with {type(error).__name__}")
+            return
         entry.blocks, entry.block_count, entry.host = taken, count, None
         self._resident_blocks += count
 
@@ -276,3 +286,5 @@ class PrefixStore:
     def _drop_if_unused(self, key: PrefixKey, entry: _Entry) -> None:
         if entry.waiters == 0 and entry.users == 0 and entry.blocks is None and not entry.pinned:
             del self._entries[key]
+            if entry.loading:
+                entry.loading.cancel()  # nobody waits for it any more; a worker is free for others

@@ -6,7 +6,8 @@ Owns the waiting and running groups and their block tables; knows neither tensor
   that prefixes cannot deadlock admission), in order of arrival; one that waits for its prefix lets others pass.
 - Rows with one token to compute come first, then prompts in chunks of what is left of the step's tokens.
 - When blocks run out, the youngest running group gives up all of its own and waits to be recomputed. The oldest always
-  fits alone (``fits_alone`` is checked before a request is accepted), so that the engine always makes progress.
+  fits alone (``fits_alone`` is checked before a request is accepted), so that the engine always makes progress. Where
+  prefixes pinned since then have taken its room, it fails: nothing would ever give way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from prefixes.errors import PrefixdError
+from prefixes.errors import InputTooLong, PrefixdError
 from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
 from server.engine.observer import EngineObserver
@@ -42,7 +43,7 @@ class ScheduledRow:
 
 @dataclass
 class StepPlan:
-    """One step: block copies to make first (source, target), then rows; and groups whose prefix could not be loaded."""
+    """One step: block copies to make first (source, target), then rows; and groups that cannot run, with why."""
 
     rows: list[ScheduledRow] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -88,6 +89,9 @@ class Scheduler:
         self._admit(plan)
         rows = self._candidates()
         while sum(self._growth(row) for row in rows) > self._ledger.available:
+            if len(self.running) == 1:
+                plan.failed.append((self.running[0], self._no_room(self.running[0])))
+                return plan
             self.preempt(self.running[-1])
             rows = self._candidates()
         for row in rows:
@@ -167,21 +171,36 @@ class Scheduler:
         for group in list(self.waiting):
             if not self._loaded(group):
                 continue
-            prefix = group.request.prefix
-            if prefix and self._prefixes.status(prefix) is LoadStatus.FAILED:
-                plan.failed.append((group, self._prefixes.error(prefix)))
-                continue
-            rows += group.request.params.rows
-            if rows > self._config.max_rows or not self._try_admit(group):
+            if self._load_error(group) is None:
+                if rows + group.request.params.rows > self._config.max_rows:
+                    return
+                if self._try_admit(group):
+                    rows += group.request.params.rows
+                    continue
+            error = self._load_error(group)  # which trying to admit it may have brought
+            if error is None and self.running:
                 return
+            plan.failed.append((group, error or self._no_room(group)))
+
+    def _load_error(self, group: Group) -> PrefixdError | None:
+        prefix = group.request.prefix
+        failed = prefix is not None and self._prefixes.status(prefix) is LoadStatus.FAILED
+        return self._prefixes.error(prefix) if prefix and failed else None
+
+    def _no_room(self, group: Group) -> PrefixdError:
+        needed, capacity = self.fits_alone(group.request, group.max_new_tokens)
+        return InputTooLong(
+            f"memory: pinned prefixes leave too little room: the request may need {needed} blocks of {capacity}",
+            expected=capacity,
+            got=needed,
+        )
 
     def _try_admit(self, group: Group) -> bool:
         leader = group.active[0]
         target = group.prompt_length if len(group.active) > 1 else len(leader.token_ids)
         blocks, digests = self._reuse.match(group.chain_root, leader.token_ids[:target]) if self._reuse else ([], [])
-        growth = sum(g.request.params.rows for g in (*self.running, group)) if self.running else 0
         needed = self._ledger.blocks_for(target) - len(blocks)
-        if not self._take_prefix(group, needed + growth):
+        if not self._take_prefix(group, needed + self._reserve(group)):
             self._ledger.release(blocks)
             return False
         leader.blocks = blocks + self._ledger.allocate(needed)
@@ -190,6 +209,18 @@ class Scheduler:
         self.waiting.remove(group)
         bisect.insort(self.running, group, key=lambda running: running.submitted_at)
         return True
+
+    def _reserve(self, group: Group) -> int:
+        """Blocks to leave free beside ``group``'s first ones, so that admitting it does not preempt at once.
+
+        One for each row that runs; for its own rows, what they recompute behind the prompt that they share.
+        """
+        if not self.running:
+            return 0  # it fits alone
+        shared = group.prompt_length // self._ledger.block_size
+        rows = group.active if len(group.active) > 1 else []
+        tails = sum(self._ledger.blocks_for(len(row.token_ids)) - shared for row in rows)
+        return sum(g.request.params.rows for g in self.running) + max(tails, group.request.params.rows)
 
     def _take_prefix(self, group: Group, needed: int) -> bool:
         key = group.request.prefix

@@ -67,6 +67,8 @@ class SamplingParams:
         _require(1 <= self.num_beams <= MAX_ROWS_PER_REQUEST, "num_beams", f"1 to {MAX_ROWS_PER_REQUEST}",
                  self.num_beams)
         _require(-100 <= self.length_penalty <= 100, "length_penalty", "-100 to 100", self.length_penalty)
+        _require(self.early_stopping in (True, False, "never"), "early_stopping", "true, false or 'never'",
+                 self.early_stopping)
         _require(1 <= self.num_return_sequences <= MAX_ROWS_PER_REQUEST, "num_return_sequences",
                  f"1 to {MAX_ROWS_PER_REQUEST}", self.num_return_sequences)
         _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", len(self.stop))

@@ -64,7 +64,7 @@ def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(
     examples, batch = make_batch(backbone)
     ours = make_prefix(backbone)
     loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), LENGTH), batch, reduction)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
     theirs = make_prefix(backbone)
     key, value = theirs()["decoder"]
@@ -77,7 +77,7 @@ def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(
     positions = torch.arange(LENGTH, LENGTH + length).expand(rows, -1)
     logits = backbone.model(batch.ids, past_key_values=cache, attention_mask=mask, position_ids=positions).logits
     expected = reference_loss(logits, examples, reduction)
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
 
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -92,7 +92,7 @@ def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path) -> None:
     examples, batch = make_batch(backbone)
     ours = make_prefix(backbone)
     loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), LENGTH), batch, "sequence")
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, prefix_projection=False)
     peft: Any = get_peft_model(backbone.model, config).double()
@@ -103,10 +103,10 @@ def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path) -> None:
     with torch.no_grad():
         weight.copy_(flat)
     rows, length = batch.ids.shape
-    positions = torch.arange(LENGTH, LENGTH + length).expand(rows, -1)
+    positions = torch.arange(length).expand(rows, -1)  # PEFT adds the prefix's length itself
     logits = peft(input_ids=batch.ids, attention_mask=padding(examples, length), position_ids=positions).logits
     expected = reference_loss(logits, examples, "sequence")
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
 
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     layers, _, heads, dim = key.shape

@@ -1,1 +1,38 @@
-"""Implementations of the linear and attention interface of ``base``."""
+"""Implementations of the linear and attention interface of ``base``, and the choice between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # ``threads.configure_threads`` must be importable before torch is
+    import torch
+
+    from server.engine.kernels.base import Kernels
+
+__all__ = ["KERNEL_SETS", "select_kernels"]
+
+KERNEL_SETS = ("auto", "torch", "numba")
+
+
+def select_kernels(
+    device: torch.device | str, dtype: torch.dtype, name: str = "auto", threads: int | None = None
+) -> Kernels:
+    """The kernel set ``name`` for tensors of ``dtype`` on ``device``.
+
+    ``auto`` is numba for float32 and float64 on a CPU, else torch. ``threads`` bounds numba's own threads (None: the
+    available cores). Raises ValueError for an unknown name, and for numba where it cannot run.
+    """
+    if name not in KERNEL_SETS:
+        raise ValueError(f"kernels: expected one of {', '.join(KERNEL_SETS)}, got {name!r}")
+    import torch
+
+    from server.engine.kernels.torch_reference import TorchKernels
+
+    suits = torch.device(device).type == "cpu" and dtype in (torch.float32, torch.float64)
+    if name == "numba" and not suits:
+        raise ValueError(f"kernels: numba expects float32 or float64 on cpu, got {dtype} on {device}")
+    if name == "torch" or not suits:
+        return TorchKernels()
+    from server.engine.kernels.numba_cpu import NumbaKernels  # compiles: seconds, unless cached
+
+    return NumbaKernels(dtype, threads)

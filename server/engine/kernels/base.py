@@ -85,6 +85,9 @@ class Kernels(Protocol):
     def paged_attention(self, query: torch.Tensor, cache: KVCache, layer: int, batch: PagedBatch) -> torch.Tensor:
         """``softmax(q kᵀ / sqrt(head_dim)) v`` over each row's two segments; ``(tokens, heads, head_dim)``."""
 
+    def warm_up(self, seconds: float = 2.0) -> None:
+        """Measure and choose, after a model has bound its layers and before the first request."""
+
 
 @dataclass(frozen=True)
 class PagedAttention:

@@ -8,13 +8,15 @@ import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import llvmlite
 import llvmlite.binding
 import numba
+import numba.core.types
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+types: Any = numba.core.types  # its classes and instances confuse type checkers
+
 
 
 def cache_folder() -> Path | None:
@@ -43,16 +45,16 @@ _CACHE = cache_folder()
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def jit(fastmath: bool | set[str] = False) -> Callable[[Function], Function]:
-    """Compile without the GIL, cached on disk where that is possible."""
+def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
+    """Compile without the GIL, cached on disk where that is possible; numba's dispatcher in the function's place."""
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Callable[..., Any]) -> Any:
         options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
         if _CACHE is None:
-            return numba.njit(**options)(function)  # type: ignore[no-any-return]
+            return numba.njit(**options)(function)
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_CACHE)  # read when the decorator runs
         try:
-            return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+            return numba.njit(cache=True, **options)(function)
         finally:
             numba.config.CACHE_DIR = before
 

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from server.engine.kernels.numba_jit import vector_bytes
+from server.engine.kernels.numba_jit import types, vector_bytes
 
 I64 = ir.IntType(64)
 VECTOR_BYTES = vector_bytes()

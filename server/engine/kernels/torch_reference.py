@@ -53,6 +53,9 @@ class TorchKernels:
                 self._attend(out, query, cache, layer, batch, [row], [starts[row]], count)
         return out
 
+    def warm_up(self, seconds: float = 2.0) -> None:
+        """Nothing to measure."""
+
     def _attend(
         self,
         out: torch.Tensor,
@@ -77,9 +80,11 @@ class TorchKernels:
             blocks = -(-longest // cache.block_size)
             table = batch.tables[select, segment, :blocks].long()  # (rows, blocks)
             filled = torch.arange(longest, device=device) < lengths[:, segment, None]  # (rows, longest)
-            keys.append(_gather(cache.keys[layer], table)[:, :, :longest])
-            # Behind a row's end stands whatever the block's last user left; 0 * NaN would make it the row's own.
-            values.append(_gather(cache.values[layer], table)[:, :, :longest].masked_fill(~filled[:, None, :, None], 0))
+            # Behind a row's end stands whatever the block's last user left. SDPA adds its mask to the scores and
+            # multiplies masked values by 0: a NaN there would become the row's own.
+            empty = ~filled[:, None, :, None]
+            keys.append(_gather(cache.keys[layer], table)[:, :, :longest].masked_fill(empty, 0))
+            values.append(_gather(cache.values[layer], table)[:, :, :longest].masked_fill(empty, 0))
             limit = lengths[:, segment, None].expand(-1, count)  # (rows, count): keys each token may see
             if segment == 1 and batch.causal:
                 limit = limit - count + 1 + torch.arange(count, device=device)

@@ -1,0 +1,83 @@
+"""The ``prefixd`` command: mounts the sub-commands of the three packages, and nothing else.
+
+A sub-command's module is imported when it is asked for, so that ``prefixd --help`` needs none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+def _serve() -> typer.Typer:
+    import server.cli
+
+    return _single("serve", server.cli.serve, server.cli.HELP)
+
+
+def _prefixes() -> typer.Typer:
+    import prefixes.cli
+
+    return prefixes.cli.app
+
+
+def _train() -> typer.Typer:
+    import trainer.cli
+
+    return _single("train", trainer.cli.train)
+
+
+def _convert() -> typer.Typer:
+    import trainer.cli
+
+    return _single("convert", trainer.cli.convert)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {
+    "serve": ("Serve tasks over HTTP.", _serve),
+    "prefixes": ("List, inspect, publish, import, export and move prefixes.", _prefixes),
+    "train": ("Train a prefix on a frozen backbone and publish it.", _train),
+    "convert": ("Convert a corpus to the trainer's JSONL.", _convert),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Knows its commands by name and help; the real one takes its place when it is run."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that ``args`` names, then as usual."""
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = typer.main.get_command(COMMANDS[args[0]][1]())
+        return super().resolve_command(ctx, args)
+
+
+def _typer(**settings: Any) -> typer.Typer:
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **settings)
+
+
+def _single(name: str, function: Callable[..., Any], help_text: str | None = None) -> typer.Typer:
+    app = _typer()
+    app.command(name, help=help_text)(function)
+    return app
+
+
+app = _typer(
+    name="prefixd",
+    cls=LazyGroup,
+    help="Many prefix-tuned tasks, one frozen language model: train prefixes, keep them, serve them.",
+    no_args_is_help=True,
+)
+for _name, (_help, _) in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="prefixd")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""``prefixd prefixes list | inspect | promote | rollback | delete | verify``.
+
+Owns these commands; what they do is the registry's, how it looks is ``show``'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefixes.cli import show
+from prefixes.cli.target import (
+    AliasOption,
+    JsonOption,
+    RefArgument,
+    RegistryOption,
+    ServerOption,
+    TaskArgument,
+    application,
+    command,
+    fetch,
+    opened,
+    reference,
+    task_of,
+)
+from prefixes.errors import InvalidArtifact, PrefixdError
+from prefixes.registry.records import task_to_dict
+from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, check_compatible, check_name
+
+if TYPE_CHECKING:
+    from prefixes.registry.base import Registry, TaskInfo, VersionInfo
+
+app = application("Look at tasks and move their aliases.")
+
+
+@command(app, "list")
+def list_tasks(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's tasks.", show_default=False)] = None,
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List tasks: where production points, how many versions there are."""
+    from prefixes.client import RemoteRegistry
+
+    if tenant is not None:
+        check_name("tenant", tenant)
+    with opened(registry, server) as source:
+        if isinstance(source, RemoteRegistry):
+            summaries = [item for item in source.summaries() if tenant in (None, item["task"].partition("/")[0])]
+        else:
+            summaries = [show.summary_of(task) for task in source.tasks(tenant)]
+    if as_json:
+        show.show_json({"prefixes": summaries})
+    else:
+        show.show_list(summaries)
+
+
+@command(app, "inspect")
+def inspect(
+    task: TaskArgument, registry: RegistryOption = None, server: ServerOption = None, as_json: JsonOption = False
+) -> None:
+    """Show a task: its versions with metadata and record, and every move of its aliases."""
+    ref = task_of(task)
+    with opened(registry, server) as source:
+        info = source.inspect(ref.tenant, ref.name)
+    if as_json:
+        show.show_json(task_to_dict(info))
+    else:
+        show.show_task(info)
+
+
+@command(app, "promote")
+def promote(
+    ref: RefArgument,
+    alias: AliasOption = DEFAULT_ALIAS,
+    expected_current: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Fail unless the alias points here now.", show_default=False)
+    ] = None,
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Point an alias at a version: promote e2e@sha256:0123…, or promote e2e@canary."""
+    if "@" not in ref:
+        raise typer.BadParameter(f"expected [TENANT/]NAME@sha256:… or [TENANT/]NAME@ALIAS, got {ref!r}")
+    with opened(registry, server) as source:
+        found = source.resolve(reference(ref, source))
+        task = source.promote(found.tenant, found.name, found.version, alias=alias, expected_current=expected_current)
+    show.show_aliases(task, as_json=as_json)
+
+
+@command(app, "rollback")
+def rollback(
+    task: TaskArgument,
+    alias: AliasOption = DEFAULT_ALIAS,
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Point an alias at the version before; again for the one before that."""
+    ref = task_of(task)
+    with opened(registry, server) as source:
+        show.show_aliases(source.rollback(ref.tenant, ref.name, alias=alias), as_json=as_json)
+
+
+@command(app, "delete")
+def delete(
+    task: TaskArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a task with all its versions, after asking."""
+    ref = task_of(task)
+    with opened(registry, server) as source:
+        versions = len(source.inspect(ref.tenant, ref.name).versions)
+        if not yes:
+            typer.confirm(f"Delete {ref.task} and its {versions} version(s)?", abort=True, err=True)
+        source.delete(ref.tenant, ref.name)
+    if as_json:
+        show.show_json({"task": ref.task, "deleted": True})
+    else:
+        typer.echo(f"deleted {ref.task}")
+
+
+@command(app, "verify")
+def verify(
+    task: Annotated[str | None, typer.Argument(help="[TENANT/]NAME; every task where none is given.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Also compare with this backbone: demo, a folder or a hub id."),
+    ] = None,
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every version again: digest, shapes, finite values, the index's word for it. Exits 1 if one is bad."""
+    ref = task_of(task) if task is not None else None
+    spec = _backbone_spec(backbone) if backbone is not None else None
+    results: list[dict[str, Any]] = []
+    with opened(registry, server) as source:
+        tasks = source.tasks() if ref is None else [source.inspect(ref.tenant, ref.name)]
+        for found in tasks:
+            results += [_verified(source, found, info, spec) for info in found.versions]
+    bad = [result for result in results if result["error"] is not None]
+    if as_json:
+        show.show_json({"versions": results, "bad": len(bad)})
+    else:
+        for result in results:
+            line = f"{result['task']}@{result['version']}"
+            typer.echo(f"bad {line}: {result['error']}" if result["error"] else f"ok  {line}")
+        typer.echo(f"{len(results)} version(s), {len(bad)} bad")
+    if bad:
+        raise typer.Exit(1)
+
+
+def _verified(source: Registry, task: TaskInfo, info: VersionInfo, backbone: BackboneSpec | None) -> dict[str, Any]:
+    from prefixes.artifact import read_prefix
+
+    error = None
+    try:
+        data = fetch(source, task.tenant, task.name, info.version)
+        prefix = read_prefix(data, expected_version=info.version)
+        if prefix.spec != info.spec or len(data) != info.size:
+            raise InvalidArtifact("expected what the index says of metadata and size, got something else")
+        if backbone is not None:
+            check_compatible(prefix.spec, backbone)
+    except PrefixdError as failure:
+        error = failure.message
+    return {"task": f"{task.tenant}/{task.name}", "version": info.version, "error": error}
+
+
+def _backbone_spec(name: str) -> BackboneSpec:
+    from prefixes.backbone import load_backbone
+
+    return load_backbone(name).spec

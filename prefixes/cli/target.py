@@ -1,0 +1,160 @@
+"""What every command shares: where it works (a registry or a server), how it names tasks, how it fails.
+
+Owns the common options and the exit codes: 0, 1 for an error told in one line on stderr, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from prefixes.errors import PrefixdError, RegistryUnavailable, TaskNotFound
+from prefixes.registry import default_registry_url, open_registry, registry_path
+from prefixes.spec import DEFAULT_TENANT, TaskRef
+
+if TYPE_CHECKING:
+    from prefixes.registry.base import Registry
+
+P = ParamSpec("P")
+
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        metavar="URL",
+        help="The registry: a folder or disk:///path. [env: PREFIXD_REGISTRY] "
+        "[default: ~/.local/share/prefixd/registry]",
+        show_default=False,
+    ),
+]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Work through a running server instead, for example http://localhost:8000. [env: PREFIXD_SERVER; "
+        "PREFIXD_API_KEY for its key]",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="[TENANT/]NAME", show_default=False)]
+RefArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="[TENANT/]NAME, with @ALIAS or @sha256:… for another version than production's; the digest may be "
+        "shortened.",
+        show_default=False,
+    ),
+]
+AliasOption = Annotated[str, typer.Option("--alias", help="The alias to move.")]
+
+
+def application(help_text: str) -> typer.Typer:
+    """An application with the manners of all our commands."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a command whose errors are one line on stderr and exit code 1, never a traceback."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except (PrefixdError, OSError) as error:
+                message = error.message if isinstance(error, PrefixdError) else _reason(error)
+                typer.echo(f"error: {message}", err=True)
+                raise typer.Exit(1) from None
+
+        app.command(name)(guarded)
+        return guarded
+
+    return register
+
+
+@contextmanager
+def opened(registry: str | None, server: str | None, *, create: bool = False) -> Iterator[Registry]:
+    """The registry that the options name: a flag before the environment, else the default one.
+
+    ``create`` makes a missing one, for commands that write. Both a registry and a server is wrong usage.
+    """
+    if registry is None and server is None:
+        registry, server = os.environ.get("PREFIXD_REGISTRY") or None, os.environ.get("PREFIXD_SERVER") or None
+    if registry is not None and server is not None:
+        raise typer.BadParameter("expected one of --registry and --server, got both")
+    if server is not None:
+        from prefixes.client import RemoteRegistry
+
+        found: Registry = RemoteRegistry(server, api_key=os.environ.get("PREFIXD_API_KEY") or None)
+    else:
+        url = registry or default_registry_url()
+        try:
+            found = open_registry(url, create=create)
+        except RegistryUnavailable as error:  # the library names no folders: a server would tell them to its callers
+            raise RegistryUnavailable(f"{error.message} ({registry_path(url)})") from None
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def task_of(text: str) -> TaskRef:
+    """A task by name alone, for commands on all of its versions."""
+    if "@" in text:
+        raise typer.BadParameter(f"expected [TENANT/]NAME without a version or an alias, got {text!r}")
+    return TaskRef.parse(text, DEFAULT_TENANT)
+
+
+def reference(text: str, registry: Registry) -> TaskRef:
+    """The reference that ``text`` means, a shortened digest written out. Raises TaskNotFound, InvalidName."""
+    name, _, selector = text.partition("@")
+    digits = selector.removeprefix("sha256:")
+    if not selector.startswith("sha256:") or not 4 <= len(digits) < 64:
+        return TaskRef.parse(text, DEFAULT_TENANT)
+    task = TaskRef.parse(name, DEFAULT_TENANT)
+    versions = [info.version for info in registry.inspect(task.tenant, task.name).versions]
+    found = [version for version in versions if version.startswith(selector)]
+    if len(found) != 1:
+        raise TaskNotFound(f"task {task.task}: {selector}: expected one version that begins so, found {len(found)}")
+    return TaskRef(task.tenant, task.name, None, found[0])
+
+
+def fetch(registry: Registry, tenant: str, name: str, version: str) -> bytes:
+    """The bytes of one version of a task, with one request where the registry is a server."""
+    from prefixes.client import RemoteRegistry
+
+    if isinstance(registry, RemoteRegistry):
+        return registry.download(tenant, name, version)
+    return registry.fetch(tenant, version)
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """The JSON object that an option holds; anything else is wrong usage."""
+    from prefixes.errors import InvalidArtifact
+    from prefixes.spec_json import parse_json
+
+    try:
+        value = parse_json(option, text)
+    except InvalidArtifact as error:
+        raise typer.BadParameter(error.message) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{option}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.strerror and error.filename else str(error)

@@ -1,0 +1,1 @@
+"""Prefixes made elsewhere, in and out: one module per format."""

@@ -1,0 +1,176 @@
+"""Puts a server together, before any socket listens: backbone, registry, kernels, engine, metrics.
+
+Owns the order and what "auto" means on this machine. Whatever is wrong with a setting shows here, as a named error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+import transformers
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+import prefixes
+from prefixes.backbone import Backbone, load_backbone
+from prefixes.errors import BackboneError
+from prefixes.registry import open_registry
+from prefixes.registry.base import Registry
+from prefixes.spec import TaskRef
+from server.catalog import Catalog
+from server.engine.config import EngineConfig
+from server.engine.engine import Engine
+from server.engine.kernels.torch_reference import TorchKernels
+from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
+from server.metrics import EngineMetrics
+from server.settings import Settings
+from server.settings_sources import InvalidSettings
+
+DEMO: Final = "demo"
+DEMO_PREFIXES: Final = Path(prefixes.__file__).parent / "demo" / "gpt2" / "prefixes"
+WARM_UP_TOKENS: Final = 8
+
+_log = logging.getLogger("prefixd.server")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All that is ready before the event loop runs. ``pinned`` are the versions that ``--pin`` meant at start."""
+
+    settings: Settings
+    backbone: Backbone
+    registry: Registry
+    catalog: Catalog
+    engine: Engine
+    metrics_registry: CollectorRegistry
+    pinned: tuple[PrefixKey, ...]
+
+
+def assemble(settings: Settings) -> Assembled:
+    """Load, connect, compile and warm up.
+
+    Raises BackboneError, RegistryUnavailable, TaskNotFound (for a pin), IncompatiblePrefix, InvalidSettings.
+    """
+    transformers.utils.logging.disable_progress_bar()  # stderr is the log
+    disable_created_metrics()
+    device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device)
+    _bound_threads(settings.threads)
+    registry = open_registry(settings.registry)
+    registry.check()
+    began = time.monotonic()
+    backbone = load_backbone(settings.backbone, dtype=dtype, device=device)
+    _log.info("backbone loaded", extra={"facts": {
+        "backbone": settings.backbone, "fingerprint": backbone.spec.fingerprint, "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."), "seconds": round(time.monotonic() - began, 3)}})
+    if settings.backbone == DEMO:
+        publish_demo(registry, DEMO_PREFIXES)
+    catalog = Catalog(registry, backbone.spec, alias_ttl_s=settings.alias_ttl_s)
+    metrics_registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=metrics_registry)
+    metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
+    try:
+        kernels = TorchKernels()
+        engine = Engine(backbone, kernels, _engine_config(settings), catalog.load, metrics)
+    except ValueError as error:
+        raise InvalidSettings(str(error)) from None
+    began = time.monotonic()
+    warm_up(engine)
+    metrics.begin(metrics_registry)
+    _log.info("engine warm", extra={"facts": {"kernels": kernels.name, "seconds": round(time.monotonic() - began, 3)}})
+    return Assembled(
+        settings=settings,
+        backbone=backbone,
+        registry=registry,
+        catalog=catalog,
+        engine=engine,
+        metrics_registry=metrics_registry,
+        pinned=tuple(_pinned(registry, task) for task in settings.pin),
+    )
+
+
+def publish_demo(registry: Registry, folder: Path) -> None:
+    """Publish the artifacts in ``folder``, each under its file's name, if ``registry`` has no task at all."""
+    if registry.tasks():
+        return
+    for path in sorted(folder.glob("*.safetensors")):
+        info = registry.publish("default", path.stem, path.read_bytes(), record={"source": "bundled with prefixd"})
+        _log.info("demo task published", extra={"facts": {"task": f"default/{path.stem}", "version": info.version}})
+
+
+def warm_up(engine: Engine) -> None:
+    """Run a bare greedy, a sampled and a beam request to their ends, so that no user's request pays for first times."""
+    greedy = SamplingParams(max_new_tokens=WARM_UP_TOKENS, min_new_tokens=WARM_UP_TOKENS)
+    kinds = (
+        greedy,
+        replace(greedy, do_sample=True, top_k=4, top_p=0.9, num_return_sequences=2, seed=0),
+        replace(greedy, num_beams=2),
+    )
+    for index, params in enumerate(kinds):
+        request = GenerationRequest(f"warm-up-{index}", "default", (0,) * 16, params)
+        engine.check(request)
+        engine.add(request)
+    while engine.requests:
+        for event in engine.step():
+            if isinstance(event, Failed):
+                raise BackboneError(f"warm-up: expected the engine to generate, got: {event.error.message}")
+            assert not isinstance(event, Finished) or event.outputs
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    return EngineConfig(
+        kv_cache_bytes=settings.kv_cache_bytes,
+        max_prefix_bytes=settings.max_prefix_bytes,
+        block_size=settings.block_size,
+        max_rows=settings.max_rows,
+        max_step_tokens=settings.max_step_tokens,
+        max_waiting=settings.max_waiting,
+        reuse_prompts=settings.reuse_prompts,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InvalidSettings(f"device: expected one that is here, got {name!r}; use cpu or auto")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, name)
+    if device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        raise InvalidSettings(f"dtype: expected float32 or float64 on cpu, got {name!r}")
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _bound_threads(threads: int | None) -> None:
+    """Torch's and numba's pools no larger than the cores: beyond, every parallel region waits for a scheduler tick."""
+    import numba
+
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    count = threads or available
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def _pinned(registry: Registry, task: str) -> PrefixKey:
+    resolved = registry.resolve(TaskRef.parse(task))
+    return PrefixKey(resolved.tenant, resolved.version)
+

@@ -1,0 +1,53 @@
+"""The one place that decides who may do what.
+
+Owns callers, actions and the decision. Every route asks here before it acts. There are no keys yet: every caller is
+the tenant ``default`` and may do everything, to its own tenant's tasks and to others'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from starlette.requests import HTTPConnection
+
+from prefixes.spec import DEFAULT_TENANT
+from server.errors import Forbidden
+
+
+class Action(StrEnum):
+    """What a caller asks to do with a tenant's tasks, or with the bare backbone (tenant None)."""
+
+    GENERATE = "generate"
+    READ = "read"  # list, inspect, download
+    PUBLISH = "publish"
+    PROMOTE = "promote"  # and roll back
+    DELETE = "delete"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks; ``tenant`` is where names without a tenant belong."""
+
+    tenant: str
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
+    """The caller behind a request. Without keys, everyone is the default tenant."""
+    return Caller(DEFAULT_TENANT)
+
+
+def authorize(caller: Caller, action: Action, tenant: str | None) -> None:
+    """Return if ``caller`` may do ``action`` to ``tenant``'s tasks (None: the bare backbone), else raise Forbidden.
+
+    Without keys nothing is forbidden.
+    """
+
+
+def may(caller: Caller, action: Action, tenant: str | None) -> bool:
+    """``authorize`` as a question, for lists."""
+    try:
+        authorize(caller, action, tenant)
+    except Forbidden:
+        return False
+    return True

@@ -1,0 +1,163 @@
+"""Errors over HTTP: stable codes, statuses, bodies.
+
+Owns the mapping from PrefixdError codes to statuses and the two bodies: ours, and OpenAI's under ``/v1``. What an
+answer says never comes from an unexpected exception: those are ``internal`` and go to the log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from prefixes.errors import PrefixdError
+
+STATUSES: Final[Mapping[str, int]] = {
+    "invalid_request": 422,
+    "invalid_name": 422,
+    "invalid_parameter": 422,
+    "invalid_artifact": 422,
+    "input_too_long": 422,
+    "forbidden": 403,
+    "not_found": 404,
+    "task_not_found": 404,
+    "method_not_allowed": 405,
+    "incompatible_prefix": 409,
+    "conflict": 409,
+    "body_too_large": 413,
+    "queue_full": 429,
+    "internal": 500,
+    "engine_failure": 500,
+    "backbone_error": 500,
+    "registry_unavailable": 503,
+    "shutting_down": 503,
+    "not_ready": 503,
+}
+"""Every code that an answer can carry, and its status."""
+
+RETRY_AFTER_S: Final[Mapping[str, float]] = {
+    "queue_full": 1, "registry_unavailable": 1, "shutting_down": 5, "not_ready": 1,
+}
+
+
+_log = logging.getLogger("prefixd.http")
+
+
+class InvalidRequest(PrefixdError):
+    """The request is not of the form that the route takes."""
+
+    code = "invalid_request"
+
+
+class Forbidden(PrefixdError):
+    """The caller may not do this."""
+
+    code = "forbidden"
+
+
+class NotFound(PrefixdError):
+    """There is no such route."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(PrefixdError):
+    """The route does not take this method."""
+
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(PrefixdError):
+    """The request's body is larger than the server accepts."""
+
+    code = "body_too_large"
+
+
+class NotReady(PrefixdError):
+    """The server cannot serve just now."""
+
+    code = "not_ready"
+
+
+def status_of(error: PrefixdError) -> int:
+    """The HTTP status for ``error``; a code that nobody mapped is 500."""
+    return STATUSES.get(error.code, 500)
+
+
+def internal_error() -> PrefixdError:
+    """What the world is told about an unexpected exception: nothing."""
+    return PrefixdError("internal error; the request id finds it in the server's log")
+
+
+def error_of(error: Exception) -> PrefixdError:
+    """``error`` itself if it is one of ours, else ``internal``, and the log gets the rest."""
+    if isinstance(error, PrefixdError):
+        return error
+    _log.error("unexpected error", exc_info=error)
+    return internal_error()
+
+
+def error_body(error: PrefixdError, request_id: str | None) -> dict[str, Any]:
+    """``{"code", "message", "detail", "request_id"}``, plain JSON values."""
+    return {
+        "code": error.code if error.code in STATUSES else "internal",
+        "message": error.message,
+        "detail": _plain(error.detail),
+        "request_id": request_id,
+    }
+
+
+def openai_error_body(error: PrefixdError) -> dict[str, Any]:
+    """OpenAI's form: ``{"message", "type", "param", "code"}``."""
+    status = openai_status_of(error)
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    parameter = error.detail.get("parameter")
+    return {
+        "message": error.message,
+        "type": kind,
+        "param": parameter if isinstance(parameter, str) else None,
+        "code": error.code if error.code in STATUSES else "internal",
+    }
+
+
+def openai_status_of(error: PrefixdError) -> int:
+    """As ``status_of``, but OpenAI's clients expect 400 for what is wrong with a request."""
+    status = status_of(error)
+    return 400 if status == 422 else status
+
+
+def error_response(error: PrefixdError, request_id: str | None, *, openai: bool = False) -> Response:
+    """The answer for ``error``, with Retry-After where coming back helps."""
+    headers = {}
+    after = error.detail.get("retry_after_s", RETRY_AFTER_S.get(error.code))
+    if isinstance(after, (int, float)) and math.isfinite(after):
+        headers["retry-after"] = str(max(1, math.ceil(after)))
+    body = openai_error_body(error) if openai else error_body(error, request_id)
+    return Response(
+        encode_error(body),
+        status_code=openai_status_of(error) if openai else status_of(error),
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+def encode_error(body: Mapping[str, Any]) -> bytes:
+    """``{"error": body}`` as ASCII JSON: whatever a message quotes from a request, it can be sent."""
+    return json.dumps({"error": body}).encode()
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can carry it."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return str(value)

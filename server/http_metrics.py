@@ -1,0 +1,32 @@
+"""Counts and times of HTTP requests, by route template.
+
+Owns those two metrics; a path that no route matches is one label, whatever it says.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+UNMATCHED: Final = "(none)"
+METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
+
+
+class HttpMetrics:
+    """Filled by the middleware."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "prefixd_http_requests_total", "HTTP requests, by route and status.", ("method", "route", "status"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "prefixd_http_request_duration_seconds", "Until the whole answer was sent.", ("route",), registry=registry
+        )
+
+    def observe(self, method: str, route: str | None, status: int, seconds: float) -> None:
+        """One request has been answered, or its client has left (status 499)."""
+        known = method if method in METHODS else "OTHER"
+        self._requests.labels(known, route or UNMATCHED, str(status)).inc()
+        self._seconds.labels(route or UNMATCHED).observe(seconds)

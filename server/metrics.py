@@ -1,0 +1,174 @@
+"""Metrics for Prometheus: the engine's reports and its state, in one registry of our own.
+
+Owns names, labels and buckets. Names are vLLM's where it has one, with our prefix. Knows neither HTTP (that is
+``http_metrics``) nor where the numbers come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.engine.engine import EngineStats
+from server.engine.types import FinishReason, Usage
+
+BARE: Final = "(bare)"
+OTHER: Final = "(other)"
+
+_FIRST_TOKEN: Final = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
+)
+_INTER_TOKEN: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
+_REQUEST: Final = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+_COUNTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class EngineMetrics:
+    """Implements ``EngineObserver`` with prometheus-client. Thread-safe.
+
+    A task is a label while fewer than ``max_task_labels`` have been seen; later ones are ``(other)`` and the bare
+    backbone is ``(bare)``, so that tenants cannot grow the output without bound.
+    """
+
+    def __init__(self, *, max_task_labels: int) -> None:
+        self._max_task_labels = max_task_labels
+        self._labels: dict[str | None, str] = {None: BARE}
+        self._lock = threading.Lock()
+        self._create(None)
+
+    def begin(self, registry: CollectorRegistry) -> None:
+        """Count from zero and show it in ``registry``: what was reported so far was the warm-up."""
+        self._create(registry)
+
+    def _create(self, registry: CollectorRegistry | None) -> None:
+        task = ("task",)
+        self._first_token = Histogram(
+            "prefixd_time_to_first_token_seconds", "From submission to the first token.", task,
+            buckets=_FIRST_TOKEN, registry=registry,
+        )
+        self._inter_token = Histogram(
+            "prefixd_inter_token_latency_seconds", "Between two tokens of an output.", task,
+            buckets=_INTER_TOKEN, registry=registry,
+        )
+        self._latency = Histogram(
+            "prefixd_e2e_request_latency_seconds", "From submission to the end.", task,
+            buckets=_REQUEST, registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "prefixd_prompt_tokens_total", "Input tokens of ended requests, prefixes apart.", task, registry=registry
+        )
+        self._generation_tokens = Counter(
+            "prefixd_generation_tokens_total", "Output tokens of ended requests.", task, registry=registry
+        )
+        self._success = Counter(
+            "prefixd_request_success_total", "Requests that ended otherwise than by an error.",
+            ("finished_reason", *task), registry=registry,
+        )
+        self._failure = Counter(
+            "prefixd_request_failure_total", "Admitted requests that ended in an error.", task, registry=registry
+        )
+        self._preemptions = Counter(
+            "prefixd_num_preemptions_total", "Running requests that gave up their memory for a while.",
+            registry=registry,
+        )
+        self._forwards = Counter(
+            "prefixd_forward_total", "Calls of the model, by stage.", ("stage",), registry=registry
+        )
+        self._step_seconds = Histogram(
+            "prefixd_step_seconds", "Time of a step.", buckets=_INTER_TOKEN, registry=registry
+        )
+        self._step_rows = Histogram("prefixd_step_rows", "Rows in a step.", buckets=_COUNTS, registry=registry)
+        self._step_tasks = Histogram(
+            "prefixd_step_tasks", "Distinct tasks in a step; the bare backbone is one.", buckets=_COUNTS,
+            registry=registry,
+        )
+        self._step_tokens = Histogram("prefixd_step_tokens", "Tokens in a step.", buckets=_TOKENS, registry=registry)
+        self._loads = Histogram(
+            "prefixd_prefix_load_seconds", "Fetching and verifying a prefix.", ("ok",),
+            buckets=_FIRST_TOKEN, registry=registry,
+        )
+        self._loaded_bytes = Counter(
+            "prefixd_prefix_loaded_bytes_total", "Bytes of prefixes loaded.", registry=registry
+        )
+        self._evictions = Counter(
+            "prefixd_prefix_evictions_total", "Idle prefixes that gave up their memory.", registry=registry
+        )
+
+    def on_step(self, rows: int, tasks: int, tokens: int, seconds: float, forwards: Mapping[str, int]) -> None:
+        """See EngineObserver."""
+        self._step_seconds.observe(seconds)
+        self._step_rows.observe(rows)
+        self._step_tasks.observe(tasks)
+        self._step_tokens.observe(tokens)
+        for stage, calls in forwards.items():
+            self._forwards.labels(stage).inc(calls)
+
+    def on_first_token(self, task: str | None, seconds: float) -> None:
+        """See EngineObserver."""
+        self._first_token.labels(self._label(task)).observe(seconds)
+
+    def on_inter_token(self, task: str | None, seconds: float) -> None:
+        """See EngineObserver."""
+        self._inter_token.labels(self._label(task)).observe(seconds)
+
+    def on_finish(self, task: str | None, reason: FinishReason | None, usage: Usage, seconds: float) -> None:
+        """See EngineObserver."""
+        label = self._label(task)
+        self._latency.labels(label).observe(seconds)
+        self._prompt_tokens.labels(label).inc(usage.input_tokens)
+        self._generation_tokens.labels(label).inc(usage.output_tokens)
+        if reason is None:
+            self._failure.labels(label).inc()
+        else:
+            self._success.labels(reason.value, label).inc()
+
+    def on_prefix_load(self, seconds: float, nbytes: int, ok: bool) -> None:
+        """See EngineObserver."""
+        self._loads.labels(str(ok).lower()).observe(seconds)
+        self._loaded_bytes.inc(nbytes)
+
+    def on_prefix_evicted(self, nbytes: int) -> None:
+        """See EngineObserver."""
+        self._evictions.inc()
+
+    def on_preemption(self) -> None:
+        """See EngineObserver."""
+        self._preemptions.inc()
+
+    def _label(self, task: str | None) -> str:
+        label = self._labels.get(task)
+        if label is None:
+            with self._lock:
+                if len(self._labels) > self._max_task_labels:  # the bare backbone is in there too
+                    return OTHER
+                label = self._labels.setdefault(task, task or BARE)
+        return label
+
+
+class EngineStateCollector(Collector):
+    """Gauges of the engine's state, read when Prometheus asks."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing in advance: there may be no engine yet."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """One gauge per number of ``EngineStats``."""
+        stats = self._stats()
+        for name, text, value in (
+            ("num_requests_running", "Requests that run.", stats.running),
+            ("num_requests_waiting", "Requests that wait for memory, rows or their prefix.", stats.waiting),
+            ("kv_cache_usage_perc", "Part of the memory pool in use, 1 is all.", stats.kv_usage),
+            ("resident_prefixes", "Prefixes in memory.", stats.resident_prefixes),
+            ("resident_prefix_bytes", "Their bytes.", stats.resident_prefix_bytes),
+        ):
+            yield GaugeMetricFamily(f"prefixd_{name}", text, value=value)

@@ -1,0 +1,106 @@
+"""The body of ``POST /v1/completions`` and what its fields mean in our parameters.
+
+Owns the mapping and the refusals: what OpenAI has and we have not must stand at its neutral value, never be ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from prefixes.errors import InvalidParameter
+from server.schemas import Body, Number, Parameters, Whole, _one_as_list
+
+
+class StreamOptions(Body):
+    """``stream_options``."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class CompletionRequest(Body):
+    """OpenAI's fields, then those of ours that OpenAI has not (the package sends them by ``extra_body``)."""
+
+    model: str = Field(max_length=300, description="A task, or the backbone's own name for the bare one.")
+    prompt: Any = Field(description="A string or a list of strings: each fills the task's template.")
+    n: Whole | None = None
+    temperature: Number | None = Field(default=None, description="0 is greedy; left out, the task's own defaults hold.")
+    top_p: Number | None = None
+    max_tokens: Whole | None = Field(default=None, description="Left out, the task's or the server's default holds.")
+    stop: Annotated[list[str] | None, BeforeValidator(_one_as_list)] = None
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    logprobs: Whole | None = Field(default=None, description="0 to 20 alternatives per token.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, description="Accepted; it has no effect in OpenAI's answer either.")
+
+    best_of: Whole | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Any] | None = None
+
+    do_sample: bool | None = None
+    top_k: Whole | None = None
+    min_new_tokens: Whole | None = None
+    repetition_penalty: Number | None = None
+    no_repeat_ngram_size: Whole | None = None
+    num_beams: Whole | None = None
+    length_penalty: Number | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    truncate: bool | None = None
+
+    def prompts(self, most: int) -> list[str]:
+        """The prompts as texts, at most ``most``. Raises InvalidParameter for token ids and anything else."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not isinstance(self.prompt, list) or not all(isinstance(text, str) for text in self.prompt):
+            raise InvalidParameter(
+                "prompt: expected a string or a list of strings, got something else; token ids are not supported, "
+                "since a task's template is text",
+                parameter="prompt",
+            )
+        if not 1 <= len(self.prompt) <= most:
+            raise InvalidParameter(
+                f"prompt: expected 1 to {most} strings, got {len(self.prompt)}",
+                parameter="prompt",
+                expected=most,
+                got=len(self.prompt),
+            )
+        return self.prompt
+
+    def parameters(self) -> dict[str, Any]:
+        """In the names of ``/generate``. Raises InvalidParameter for what cannot be honoured."""
+        self._refuse_unsupported()
+        given = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
+        ours = {name: value for name, value in given.items() if name in Parameters.model_fields}
+        if "max_tokens" in given:
+            ours["max_new_tokens"] = given["max_tokens"]
+        if given.get("n", 1) != 1:
+            ours["num_return_sequences"] = given["n"]
+        if given.get("temperature") == 0:  # greedy; a seed or top_p beside it changes nothing at OpenAI either
+            del ours["temperature"]
+            ours.pop("top_p", None)
+            ours["do_sample"] = False
+            ours.setdefault("num_beams", 1)
+        elif given.get("n", 1) > 1 and not {"do_sample", "num_beams"} & given.keys():
+            ours["do_sample"] = True  # OpenAI samples where temperature is left out; several greedy outputs are one
+        return ours
+
+    def _refuse_unsupported(self) -> None:
+        neutral: dict[str, tuple[Any, ...]] = {
+            "best_of": (None, self.n or 1),
+            "echo": (None, False),
+            "suffix": (None, ""),
+            "presence_penalty": (None, 0),
+            "frequency_penalty": (None, 0),
+            "logit_bias": (None, {}),
+        }
+        for name, values in neutral.items():
+            if getattr(self, name) not in values:
+                raise InvalidParameter(
+                    f"{name}: not supported; expected it left out or {values[1]!r}", parameter=name, expected=values[1]
+                )

@@ -1,0 +1,118 @@
+"""From four layers of decoding parameters to one SamplingParams: request, artifact, backbone, server.
+
+Owns precedence, implication and the server's limits. Knows no HTTP; ranges and contradictions are SamplingParams' own.
+
+- A layer's statement about how to decode (beams, sampling, greedy) drops what lower layers say about another way:
+  a lower layer never makes a request contradictory. Only a request can contradict itself, and that is an error.
+- In a request or an artifact, temperature, top_k or top_p without do_sample mean sampling. In a backbone's generation
+  config they do not: there they wait for do_sample, as in transformers.
+- Beyond a limit, a request is an error and an artifact's or a backbone's default is cut to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prefixes.errors import InvalidParameter
+from prefixes.parameters import DECODING_PARAMETERS
+from server.engine.types import SamplingParams
+
+FILTERS: Final = ("temperature", "top_k", "top_p")
+SAMPLING: Final = frozenset({"do_sample", *FILTERS})
+BEAMS: Final = frozenset({"num_beams", "length_penalty", "early_stopping"})
+NOT_WITH_BEAMS: Final = frozenset({"stop", "logprobs"})
+
+
+@dataclass(frozen=True)
+class ParameterLimits:
+    """The server's own: the default length, and the most that anyone gets."""
+
+    default_max_new_tokens: int
+    max_new_tokens: int
+    num_beams: int
+    num_return_sequences: int
+
+    def most(self) -> Mapping[str, int]:
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "num_return_sequences": self.num_return_sequences,
+        }
+
+
+def merge_parameters(
+    request: Mapping[str, Any], artifact: Mapping[str, Any], backbone: Mapping[str, Any], limits: ParameterLimits
+) -> tuple[SamplingParams, bool]:
+    """The parameters to decode with, and whether a long input is to be truncated. Raises InvalidParameter.
+
+    ``request`` holds only what was said, with types already checked.
+    """
+    _check_request(request, limits)
+    above = _with_implied_sampling(request)
+    for lower in (_with_implied_sampling(artifact), backbone):
+        above = _over(above, _clamped(lower, limits))
+    if "max_new_tokens" not in above:
+        above["max_new_tokens"] = max(limits.default_max_new_tokens, request.get("min_new_tokens", 0))
+    if "min_new_tokens" not in request:
+        above["min_new_tokens"] = min(above.get("min_new_tokens", 0), above["max_new_tokens"])
+    if above.get("num_beams", 1) == 1 and not above.get("do_sample") and "num_return_sequences" not in request:
+        above.pop("num_return_sequences", None)
+    if above.get("num_beams", 1) == 1 and not above.get("do_sample"):
+        above = {name: value for name, value in above.items() if name not in FILTERS}  # no meaning when greedy
+    truncate = bool(above.pop("truncate", False))
+    if "stop" in above:
+        above["stop"] = tuple(above["stop"])
+    return SamplingParams(**above), truncate
+
+
+def _check_request(request: Mapping[str, Any], limits: ParameterLimits) -> None:
+    if request.get("do_sample") is False and (given := [name for name in FILTERS if name in request]):
+        raise InvalidParameter(
+            f"{given[0]}: expected none with do_sample false, got {request[given[0]]!r}; leave do_sample out to sample",
+            parameter=given[0],
+            expected=None,
+            got=request[given[0]],
+        )
+    if request.get("num_beams", 1) > 1 and (given := [name for name in FILTERS if name in request]):
+        raise InvalidParameter(
+            f"{given[0]}: expected none with num_beams above 1, got {request[given[0]]!r}; beams do not sample",
+            parameter=given[0],
+            expected=None,
+            got=request[given[0]],
+        )
+    for name, most in limits.most().items():
+        if name in request and request[name] > most:
+            raise InvalidParameter(
+                f"{name}: expected at most {most}, this server's limit; got {request[name]}",
+                parameter=name,
+                expected=most,
+                got=request[name],
+            )
+
+
+def _with_implied_sampling(layer: Mapping[str, Any]) -> dict[str, Any]:
+    implied = "do_sample" not in layer and layer.get("num_beams", 1) == 1 and any(name in layer for name in FILTERS)
+    return {**layer, "do_sample": True} if implied else dict(layer)
+
+
+def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """``upper`` with what ``lower`` adds to it and does not contradict."""
+    dropped: set[str] = set()
+    if upper.get("num_beams", 1) > 1:
+        dropped |= SAMPLING | NOT_WITH_BEAMS
+    if upper.get("do_sample") or upper.get("num_beams") == 1 or upper.get("stop") or "logprobs" in upper:
+        dropped |= BEAMS
+    if upper.get("do_sample") is False:
+        dropped |= SAMPLING
+    return {**{name: value for name, value in lower.items() if name not in dropped}, **upper}
+
+
+def _clamped(layer: Mapping[str, Any], limits: ParameterLimits) -> dict[str, Any]:
+    most = limits.most()
+    known = {name: value for name, value in layer.items() if name in DECODING_PARAMETERS}
+    if known.get("num_beams", 1) > 1:  # transformers would sample within beams; here beams win
+        known = {name: value for name, value in known.items() if name not in SAMPLING | NOT_WITH_BEAMS}
+    return {name: min(value, most[name]) if name in most else value for name, value in known.items()}

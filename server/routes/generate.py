@@ -1,0 +1,141 @@
+"""``POST /generate`` and ``POST /generate/batch``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from prefixes.errors import QueueFull
+from server.answers import answer, to_json, token_body
+from server.auth import Caller, caller_of
+from server.engine.types import Failed, TokenEvent
+from server.error_handlers import item_problems
+from server.errors import InvalidRequest, encode_error, error_body, error_of
+from server.runtime import Runtime, request_id_of, runtime_of
+from server.schemas import BatchRequest, GenerateItem, GenerateRequest
+from server.service import Running
+from server.sse import EventStreamResponse, event, until_disconnect
+
+router = APIRouter(tags=["generate"])
+
+
+@router.post("/generate", summary="Generate text for a task, or from the bare backbone")
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    """One answer as JSON, or a stream of `token` events ended by one `done` or one `error`."""
+    runtime, request_id = runtime_of(request), request_id_of(request)
+    running = await runtime.service.admit(
+        caller_of(request), body.task, body.input, body.parameters.given(), request_id
+    )
+    if body.stream:
+        return EventStreamResponse(
+            _events(running, request_id), abort=running.stream.abort, heartbeat_s=runtime.settings.heartbeat_s
+        )
+    finished = await until_disconnect(request.receive, running.stream.result(), running.stream.abort)
+    return json_response(answer(running.identity, finished))
+
+
+@router.post("/generate/batch", summary="Generate for many items, each its own task")
+async def generate_batch(body: BatchRequest, request: Request) -> Response:
+    """`{"items": [...]}` in the order asked, each an answer or `{"error": ...}`; a bad item never harms others."""
+    runtime = runtime_of(request)
+    runtime.check_taking_work()
+    most = runtime.settings.max_batch_items
+    if len(body.items) > most:
+        raise InvalidRequest(
+            f"items: expected at most {most}, got {len(body.items)}", expected=most, got=len(body.items)
+        )
+    batch = _Batch(runtime, caller_of(request), request_id_of(request))
+    items = await until_disconnect(request.receive, batch.run(body.items), batch.abort)
+    return json_response({"items": items})
+
+
+class _Batch:
+    """The items of one batch while they run. More items than the queue has room for wait for the batch's own ones."""
+
+    def __init__(self, runtime: Runtime, caller: Caller, request_id: str) -> None:
+        self._runtime = runtime
+        self._caller = caller
+        self._request_id = request_id
+        self._running: set[asyncio.Task[None]] = set()
+        self._streams: dict[int, Running] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._aborted = False
+
+    async def run(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Submit the items in order and collect what becomes of each."""
+        for index, item in enumerate(items):
+            if self._aborted:
+                break
+            try:
+                self._streams[index] = await self._admit(index, item)
+            except Exception as error:
+                self._fail(index, error)
+                continue
+            task = asyncio.create_task(self._finish(index))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        while self._running:
+            await asyncio.wait(self._running)
+        return [self._answers.get(index, {}) for index in range(len(items))]
+
+    def abort(self) -> None:
+        """End all items: nobody waits for them any more."""
+        self._aborted = True
+        for running in self._streams.values():
+            running.stream.abort()
+
+    async def _admit(self, index: int, item: dict[str, Any]) -> Running:
+        try:
+            body = GenerateItem.model_validate(item)
+        except ValidationError as error:
+            raise item_problems(error) from None
+        service = self._runtime.service
+        prepared = await service.prepare(
+            self._caller, body.task, body.input, body.parameters.given(), f"{self._request_id}-{index}"
+        )
+        while True:
+            try:
+                return service.submit(prepared)
+            except QueueFull:
+                if not self._running or self._aborted:
+                    raise
+                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _finish(self, index: int) -> None:
+        running = self._streams[index]
+        try:
+            self._answers[index] = answer(running.identity, await running.stream.result())
+        except Exception as error:
+            self._fail(index, error)
+        finally:
+            del self._streams[index]
+
+    def _fail(self, index: int, error: Exception) -> None:
+        self._answers[index] = {"error": error_body(error_of(error), self._request_id)}
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """``body`` as the answer."""
+    return Response(to_json(body), status_code=status, media_type="application/json")
+
+
+async def _events(running: Running, request_id: str) -> AsyncIterator[bytes]:
+    """The stream's pieces: everything that is ready goes into one."""
+    stream, beams = running.stream, running.params.num_beams > 1
+    async for first in stream:
+        pieces = []
+        for got in (first, *stream.take_ready()):
+            if isinstance(got, TokenEvent):
+                if not beams:
+                    pieces.append(event("token", to_json(token_body(got))))
+            elif isinstance(got, Failed):
+                pieces.append(event("error", encode_error(error_body(got.error, request_id))))
+            else:
+                pieces.append(event("done", to_json(answer(running.identity, got))))
+        if pieces:
+            yield b"".join(pieces)

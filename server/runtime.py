@@ -1,0 +1,59 @@
+"""What the routes work with: one object per running server, reached from the request.
+
+Owns no behaviour but ``ready``. Built by ``assembly`` and the application's lifespan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+from fastapi import Request
+from prometheus_client import CollectorRegistry
+
+from prefixes.backbone import Backbone
+from prefixes.errors import ShuttingDown
+from server.catalog import Catalog
+from server.engine.async_engine import AsyncEngine
+from server.errors import NotReady
+from server.service import GenerationService
+from server.settings import Settings
+
+MAX_UPLOADS_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything that lives as long as the server serves. ``uploads`` bounds the memory that uploads take together."""
+
+    settings: Settings
+    backbone: Backbone
+    catalog: Catalog
+    engine: AsyncEngine
+    service: GenerationService
+    metrics: CollectorRegistry
+    uploads: anyio.CapacityLimiter
+
+    @property
+    def backbone_name(self) -> str:
+        """The name under which the bare backbone is a model: the last part of a path or hub id."""
+        return self.settings.backbone.rstrip("/").rpartition("/")[2] or self.settings.backbone
+
+    def check_taking_work(self) -> None:
+        """Raise ShuttingDown while the server drains, NotReady when the engine has stopped."""
+        if self.engine.draining:
+            raise ShuttingDown("the server is shutting down and takes no new work")
+        if not self.engine.healthy:
+            raise NotReady("the engine has stopped")
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The runtime of the application that serves ``request``."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+def request_id_of(request: Request) -> str:
+    """The id that the middleware gave ``request``."""
+    request_id: str = request.state.request_id
+    return request_id

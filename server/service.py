@@ -1,0 +1,128 @@
+"""From what a caller asks to a running request: the one way in, for every route.
+
+Owns the order of admission: who, which version, which parameters, which tokens, does it fit, is there room. Each step
+raises its own named error and nothing has happened until the last one. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio.to_thread
+
+from prefixes.backbone import Backbone
+from prefixes.errors import InputTooLong, InvalidParameter
+from prefixes.registry.base import Resolved
+from prefixes.spec import INPUT_SLOT, PrefixSpec, TaskRef
+from server.answers import Identity
+from server.auth import Action, Caller, authorize
+from server.catalog import Catalog
+from server.engine.async_engine import AsyncEngine, EventStream
+from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
+from server.parameters import ParameterLimits, merge_parameters
+
+LONG_TEXT: Final = 4096
+"""Characters from which on a text is tokenised off the event loop; below, the hop would cost more than it spares."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request with everything resolved, validated and tokenised; not yet submitted."""
+
+    identity: Identity
+    request: GenerationRequest
+
+
+@dataclass(frozen=True)
+class Running:
+    """A request that the engine has accepted. Whoever holds it reads ``stream`` to its end, or aborts it."""
+
+    identity: Identity
+    stream: EventStream
+    params: SamplingParams
+
+
+class GenerationService:
+    """Admits requests for one backbone and one engine."""
+
+    def __init__(self, backbone: Backbone, catalog: Catalog, engine: AsyncEngine, limits: ParameterLimits) -> None:
+        self.backbone = backbone
+        self._catalog = catalog
+        self._engine = engine
+        self.limits = limits
+        self._numbers = itertools.count()
+
+    async def prepare(
+        self, caller: Caller, task: str | None, text: str, parameters: Mapping[str, Any], request_id: str
+    ) -> Prepared:
+        """Everything but the engine's own yes.
+
+        Raises InvalidName, Forbidden, TaskNotFound, RegistryUnavailable, IncompatiblePrefix, InvalidParameter,
+        InputTooLong.
+        """
+        resolved = await self._resolve(caller, task)
+        spec = resolved.spec if resolved else None
+        params, truncate = merge_parameters(
+            parameters, spec.defaults if spec else {}, self.backbone.generation_defaults, self.limits
+        )
+        token_ids, truncated = await self._tokenize(spec, text, truncate)
+        label = f"{resolved.tenant}/{resolved.name}" if resolved else None
+        request = GenerationRequest(
+            request_id=f"{request_id}#{next(self._numbers)}",  # a caller may send one id twice
+            tenant=resolved.tenant if resolved else caller.tenant,
+            token_ids=tuple(token_ids),
+            params=params,
+            prefix=PrefixKey(resolved.tenant, resolved.version) if resolved else None,
+            prefix_spec=spec,
+            task=label,
+        )
+        return Prepared(Identity(request_id, label, resolved.version if resolved else None, truncated), request)
+
+    def submit(self, prepared: Prepared) -> Running:
+        """Hand it to the engine. Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter."""
+        return Running(prepared.identity, self._engine.submit(prepared.request), prepared.request.params)
+
+    async def admit(
+        self, caller: Caller, task: str | None, text: str, parameters: Mapping[str, Any], request_id: str
+    ) -> Running:
+        """``prepare`` and ``submit``."""
+        return self.submit(await self.prepare(caller, task, text, parameters, request_id))
+
+    async def _resolve(self, caller: Caller, task: str | None) -> Resolved | None:
+        if task is None:
+            authorize(caller, Action.GENERATE, None)
+            return None
+        ref = TaskRef.parse(task, caller.tenant)
+        authorize(caller, Action.GENERATE, ref.tenant)
+        return await self._catalog.resolve(ref)
+
+    async def _tokenize(self, spec: PrefixSpec | None, text: str, truncate: bool) -> tuple[list[int], bool]:
+        """Token ids of the prompt, and whether the input's end was cut off to make room for one new token."""
+        template = spec.template if spec else INPUT_SLOT
+        encoder = self.backbone.prompt_encoder
+        if len(text) > LONG_TEXT:
+            token_ids = await anyio.to_thread.run_sync(encoder.encode, template, text)
+        else:
+            token_ids = encoder.encode(template, text)
+        if not token_ids:
+            raise InvalidParameter("input: expected at least one token, got none", parameter="input")
+        offset = spec.position_offset("decoder") if spec else 0
+        room = self.backbone.spec.max_positions - offset - 1
+        excess = len(token_ids) - room
+        if excess <= 0:
+            return token_ids, False
+        before, _, after = template.partition(INPUT_SLOT)
+        head, tail = encoder.encode_literal(before), encoder.encode_literal(after)
+        end = len(token_ids) - len(tail)  # of the input's own tokens: the pieces are tokenised apart
+        if not truncate or end - excess <= len(head):
+            raise InputTooLong(
+                f"input: expected at most {room} tokens (a window of {self.backbone.spec.max_positions}, less "
+                f"{offset} of the prefix and one to generate), got {len(token_ids)} with the task's template"
+                + ("" if truncate else "; parameters.truncate cuts it"),
+                expected=room,
+                got=len(token_ids),
+            )
+        return token_ids[: end - excess] + tail, True

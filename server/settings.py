@@ -1,0 +1,124 @@
+"""The server's settings: read once, validated, frozen.
+
+Owns names, defaults, limits and their help texts. Where values come from is ``settings_sources``; what they do is
+nobody's business here. The option ``--max-rows``, the variable ``PREFIXD_MAX_ROWS`` and the key ``max_rows`` in the
+file are the same setting.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from prefixes.errors import InvalidName
+from prefixes.spec import TaskRef
+
+
+def _split_commas(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _check_task(text: str) -> str:
+    try:
+        TaskRef.parse(text)
+    except InvalidName as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+def _default_registry() -> str:
+    from prefixes.registry import default_registry_url
+
+    return default_registry_url()
+
+
+Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Tasks = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_task)], ...], NoDecode, BeforeValidator(_split_commas)
+]
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Everything that ``prefixd serve`` can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PREFIXD_", env_ignore_empty=True, frozen=True, extra="forbid", validate_default=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+
+    backbone: str = Field(
+        "demo", min_length=1, description='The frozen model: "demo" (bundled), a folder, or a hub id such as gpt2.'
+    )
+    registry: str = Field(
+        default_factory=_default_registry, min_length=1, description="Where prefixes live: disk:///PATH or a folder."
+    )
+    pin: Tasks = Field((), description="Tasks whose prefixes are loaded at start and never evicted (repeatable).")
+
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N; auto is cuda if there."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        "auto", description="Numbers to compute in; auto is float32 on cpu, bfloat16 on cuda."
+    )
+    kernels: str = Field("auto", min_length=1, description="Attention and linear kernels; auto picks the quickest.")
+    threads: Count | None = Field(None, description="CPU threads of the engine; default: all cores it may use.")
+
+    kv_cache_bytes: ByteSize = Field(
+        ByteSize(1 << 30), gt=0, description="Memory for rows, resident prefixes and reused prompts, e.g. 512MiB."
+    )
+    max_prefix_bytes: ByteSize | None = Field(
+        None, gt=0, description="At most this much of it for resident prefixes; default: all of it."
+    )
+    block_size: Count = Field(16, description="Positions in one block of that memory.")
+    max_rows: Count = Field(64, description="Rows that run at once; every beam and every sample is a row.")
+    max_step_tokens: Count = Field(512, description="Tokens in one forward pass; long prompts are cut into chunks.")
+    max_waiting: Count = Field(1024, description="Requests that may wait; more are refused with 429.")
+    reuse_prompts: bool = Field(True, description="Keep the memory of finished prompts for repeated ones.")
+
+    default_max_new_tokens: Count = Field(128, description="max_new_tokens where nobody says.")
+    max_new_tokens_limit: Count = Field(4096, description="The most max_new_tokens that a request may ask for.")
+    num_beams_limit: Count = Field(16, description="The most num_beams that a request may ask for.")
+    num_return_sequences_limit: Count = Field(16, description="The most num_return_sequences, as well.")
+    max_batch_items: Count = Field(256, description="Items in one /generate/batch, prompts in one /v1/completions.")
+    max_body_bytes: ByteSize = Field(ByteSize(4 << 20), gt=0, description="Largest request body, uploads apart.")
+    max_upload_bytes: ByteSize = Field(ByteSize(512 << 20), gt=0, description="Largest prefix upload.")
+
+    alias_ttl_s: float = Field(
+        0.5, ge=0, le=0.9, description="Seconds for which an alias is believed; below 1, so that a promote is seen."
+    )
+    drain_timeout_s: Seconds = Field(120.0, description="Seconds that running rows get to finish after SIGTERM.")
+    heartbeat_s: Seconds = Field(15.0, description="How often a comment goes into every stream, for proxies' sake.")
+    max_task_labels: Count = Field(100, description='Distinct tasks in metric labels; further ones are "other".')
+    access_log: bool = Field(False, description="One log line per HTTP request.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_step_tokens < self.max_rows:
+            raise ValueError(
+                f"max_step_tokens: expected at least max_rows ({self.max_rows}), one token for each row, "
+                f"got {self.max_step_tokens}"
+            )
+        if self.default_max_new_tokens > self.max_new_tokens_limit:
+            raise ValueError(
+                f"default_max_new_tokens: expected at most max_new_tokens_limit ({self.max_new_tokens_limit}), "
+                f"got {self.default_max_new_tokens}"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment; the file comes below them, see ``settings_sources.load_settings``."""
+        return init_settings, env_settings

@@ -1,0 +1,110 @@
+"""Server-sent events over raw ASGI: pre-encoded bytes, one send for whatever is ready.
+
+Owns the wire form, the heartbeat and what happens when the client leaves; also the wait for a JSON answer that a
+disconnect cuts short. Knows no body's content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+HEARTBEAT: Final = b": \n\n"
+
+
+def event(name: str, data: bytes) -> bytes:
+    """One named event; ``data`` is one line."""
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def data_event(data: bytes) -> bytes:
+    """One event without a name, as OpenAI's streams have them."""
+    return b"data: " + data + b"\n\n"
+
+
+class EventStreamResponse(Response):
+    """Sends what ``body`` yields, each piece at once, and a comment every ``heartbeat_s`` seconds.
+
+    When the client disconnects, ``abort`` is called (once) and ``body`` is read to its end without sending: whoever
+    writes it must end it then. ``abort`` is called as well when sending fails or the task is cancelled.
+    """
+
+    def __init__(
+        self,
+        body: AsyncIterator[bytes],
+        *,
+        abort: Callable[[], None],
+        heartbeat_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            None,
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})},
+        )
+        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+        self._body = body
+        self._abort = abort
+        self._heartbeat_s = heartbeat_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the stream as an ASGI application."""
+        left = asyncio.Event()
+        watcher: asyncio.Task[None] | None = None
+        ended = False
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            watcher = asyncio.create_task(self._watch(receive, send, left))
+            async for piece in self._body:
+                if not left.is_set():
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            ended = True
+            watcher.cancel()
+            if not left.is_set():
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if watcher:
+                watcher.cancel()
+            if not ended:
+                self._abort()
+
+    async def _watch(self, receive: Receive, send: Send, left: asyncio.Event) -> None:
+        """Wait for the client to leave; meanwhile keep the connection from looking dead."""
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), self._heartbeat_s)
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+                continue
+            if message["type"] == "http.disconnect":
+                left.set()
+                self._abort()
+                return
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[Any], abort: Callable[[], None]) -> Any:
+    """The result of ``work``; if the client disconnects first, ``abort`` is called and ``work`` is awaited to its end.
+
+    ``abort`` is called as well when this task is cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            abort()
+        return await task
+    finally:
+        watcher.cancel()
+        if not task.done():
+            abort()
+            task.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

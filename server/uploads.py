@@ -1,0 +1,74 @@
+"""``POST /prefixes``: reading the multipart body of an upload.
+
+Owns the form's fields and their checks; the file stays on disk (spooled) until its turn to be read comes. Knows no
+registry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name
+from server.auth import Caller
+from server.errors import InvalidRequest
+from server.settings_sources import did_you_mean
+
+FIELDS: Final = frozenset({"task", "alias", "record", "file"})
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A well-formed upload; ``alias`` None moves none."""
+
+    tenant: str
+    name: str
+    alias: str | None
+    record: dict[str, Any]
+    file: UploadFile
+
+
+@asynccontextmanager
+async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]:
+    """The form of an upload, its temporary file removed afterwards. Raises InvalidRequest, InvalidName."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise InvalidRequest("content-type: expected multipart/form-data with the fields task and file")
+    async with request.form(max_files=1, max_fields=8) as form:
+        for field, _ in form.multi_items():
+            if field not in FIELDS:
+                raise InvalidRequest(f"{field[:80]}: unknown field{did_you_mean(field[:80], FIELDS)}")
+            if len(form.getlist(field)) > 1:
+                raise InvalidRequest(f"{field}: expected once, got {len(form.getlist(field))} times")
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise InvalidRequest("file: expected the artifact as a file part")
+        ref = TaskRef.parse(_text(form.get("task"), "task"), caller.tenant)
+        if "@" in _text(form.get("task"), "task"):
+            raise InvalidRequest("task: expected [tenant/]name; alias has its own field")
+        alias = _text(form.get("alias", DEFAULT_ALIAS), "alias")
+        if alias:
+            check_name("alias", alias)
+        record = _record(_text(form.get("record", ""), "record"))
+        yield Upload(ref.tenant, ref.name, alias or None, record, file)
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{field}: expected text, got {'a file' if value is not None else 'nothing'}")
+    return value
+
+
+def _record(text: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        raise InvalidRequest("record: expected a JSON object, got something else") from None
+    if not isinstance(record, dict):
+        raise InvalidRequest(f"record: expected a JSON object, got {type(record).__name__}")
+    return record

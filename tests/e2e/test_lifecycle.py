@@ -1,0 +1,169 @@
+"""The process: readiness, drain, signals, and what a start that fails says. Each test has a server of its own."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.server import LONG, ServerProcess, TinyWorld, events, upload, wait_for_metric
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def start(world: TinyWorld, tmp_path: Path) -> Iterator[Start]:
+    """Starts servers over the tiny backbone; kills them in the end."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, env: dict[str, str] | None = None, backbone: str | None = None) -> ServerProcess:
+            base = ("--backbone", backbone or str(world.folder), "--registry", str(tmp_path / "registry"))
+            sizes = ("--kv-cache-bytes", "32MiB", "--max-new-tokens-limit", "8000", "--kernels", "torch")
+            return stack.enter_context(ServerProcess(tmp_path, *base, *sizes, *arguments, env=env))
+
+        yield start
+
+
+def stream(client: httpx.Client, tokens: int | None = None) -> Any:
+    parameters = LONG if tokens is None else {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    body = {"task": None, "input": "x", "stream": True, "parameters": parameters}
+    return client.stream("POST", "/generate", json=body)
+
+
+def test_sigterm_drains_running_rows_finish_nothing_new_begins_and_the_exit_code_is_zero(start: Start) -> None:
+    server = start().wait_ready()
+    with server.client() as client, server.client() as other, stream(client, 1500) as response:
+        tokens = events(response.iter_lines())
+        next(tokens)
+        server.signal(signal.SIGTERM)
+        refused = until(lambda: other.get("/ready"), 503)
+        assert refused.json()["error"]["code"] == "shutting_down"
+        for path, body in (("/generate", {"input": "x"}), ("/generate/batch", {"items": [{"input": "x"}]})):
+            answer = other.post(path, json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert upload(other, "late", b"").status_code == 503
+        assert other.get("/health").status_code == 200
+        *rest, (name, done) = tokens
+    assert name == "done"
+    assert (len(done["outputs"][0]["token_ids"]), done["outputs"][0]["finish_reason"]) == (1500, "length")
+    assert len(rest) > 100
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["second signal", "timeout"])
+def test_a_drain_cut_short_aborts_what_runs_and_says_so(start: Start, how: str) -> None:
+    server = start("--drain-timeout-s", "1" if how == "timeout" else "60").wait_ready()
+    with server.client() as client, stream(client) as response:
+        tokens = events(response.iter_lines())
+        next(tokens)
+        server.signal(signal.SIGINT)
+        if how == "second signal":
+            time.sleep(0.3)
+            server.signal(signal.SIGINT)
+        *_, (name, done) = tokens
+    assert (name, done["outputs"][0]["finish_reason"]) == ("done", "abort")
+    assert server.wait() == 1
+
+
+def test_an_idle_server_stops_at_once(start: Start) -> None:
+    server = start().wait_ready()
+    with server.client() as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        begun = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert time.monotonic() - begun < 10
+    assert all({"time", "level", "message"} <= line.keys() for line in server.log_lines())
+
+
+def test_a_registry_that_goes_away_makes_the_server_unready_and_names_it(start: Start, tmp_path: Path) -> None:
+    server = start().wait_ready()
+    with server.client() as client:
+        (tmp_path / "registry").rename(tmp_path / "gone")
+        answer = until(lambda: client.get("/ready"), 503)
+        assert answer.json()["error"]["code"] == "registry_unavailable"
+        refused = client.post("/generate", json={"task": "e2e", "input": "x"})
+        assert refused.status_code in (404, 503)
+        assert client.get("/health").status_code == 200
+        assert client.post("/generate", json={"input": "x", "parameters": {"max_new_tokens": 1}}).status_code == 200
+        (tmp_path / "gone").rename(tmp_path / "registry")
+        until(lambda: client.get("/ready"), 200)
+
+
+def test_pinned_prefixes_are_resident_without_a_request(start: Start, world: TinyWorld, tmp_path: Path) -> None:
+    from prefixes.registry import open_registry
+
+    registry = open_registry(str(tmp_path / "registry"))
+    registry.publish("default", "e2e", world.prefix(), record={})
+    server = start("--pin", "e2e").wait_ready()
+    with server.client() as client:
+        client.post("/generate", json={"input": "x", "parameters": {"max_new_tokens": 1}})
+        wait_for_metric(client, "prefixd_resident_prefixes", 1)
+
+
+def test_the_environment_configures_the_server(start: Start) -> None:
+    server = start(env={"PREFIXD_MAX_NEW_TOKENS_LIMIT": "7", "PREFIXD_MAX_BATCH_ITEMS": "1"}).wait_ready()
+    with server.client() as client:
+        items = {"items": [{"input": "x"}] * 2}
+        assert client.post("/generate/batch", json=items).status_code == 422
+
+
+def fails(server: ServerProcess, code: int = 1) -> str:
+    """The one line that a start that fails writes; nothing before or after it but log lines."""
+    assert server.wait(120) == code
+    lines = [line for line in server.log.read_text().splitlines() if line and not line.startswith("{")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_one(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = fails(start("--port", str(port)))
+    assert line == f"prefixd serve: cannot listen on 127.0.0.1 port {port}: Address already in use"
+
+
+def test_a_backbone_that_is_none_is_one_line_and_exit_code_one(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = fails(start(backbone=str(tmp_path / "empty"), env={"HF_HUB_OFFLINE": "1"}))
+    assert line.startswith("prefixd serve: backbone")
+    assert str(tmp_path / "empty") in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--registry", "ftp://somewhere"), "registry URL: expected"),
+        (("--device", "cuda:99"), "device: expected one that is here, got 'cuda:99'"),
+        (("--dtype", "float16", "--device", "cpu"), "dtype: expected float32 or float64 on cpu, got 'float16'"),
+        (("--kv-cache-bytes", "10"), "kv_cache_bytes: expected at least"),
+        (("--pin", "nobody"), "task default/nobody"),
+        (("--kernels", "magic"), "kernels: expected"),
+        (("--config", "/nowhere.toml"), "settings file /nowhere.toml: cannot be read"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line_and_exit_code_one(
+    start: Start, arguments: tuple[str, ...], message: str
+) -> None:
+    assert fails(start(*arguments)).startswith(f"prefixd serve: {message}")
+
+
+def until(ask: Callable[[], httpx.Response], status: int) -> httpx.Response:
+    """The first answer with ``status``, within a few seconds."""
+    deadline = time.monotonic() + 10
+    while (response := ask()).status_code != status:
+        assert time.monotonic() < deadline, response.text
+        time.sleep(0.02)
+    return response
+
+

@@ -1,0 +1,149 @@
+"""A real ``prefixd serve`` process over a tiny random backbone, for end-to-end tests.
+
+Owns the process, its logs and small helpers around its API; knows no test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from prefixes.artifact import write_prefix
+from prefixes.backbone import load_backbone
+from prefixes.spec import BackboneSpec
+from tests.support.prefixes import make_prefix, save_tiny_gpt2
+
+ROOT = Path(__file__).parents[2]
+WINDOW = 8192
+LONG = {"max_new_tokens": 8000, "min_new_tokens": 8000}
+"""Parameters of a request that runs for many seconds unless it is aborted."""
+
+
+@dataclass(frozen=True)
+class TinyWorld:
+    """A backbone folder, its spec, and prefixes for it."""
+
+    folder: Path
+    spec: BackboneSpec
+
+    def prefix(self, *, length: int = 5, seed: int = 0, **fields: Any) -> bytes:
+        """A valid artifact for this backbone."""
+        return write_prefix(make_prefix(self.spec, length=length, seed=seed, **fields))
+
+
+def make_world(folder: Path) -> TinyWorld:
+    """A tiny GPT-2 with a long window: a request with as many ``min_new_tokens`` runs for as long as a test needs."""
+    save_tiny_gpt2(folder, n_positions=WINDOW)
+    return TinyWorld(folder, load_backbone(str(folder)).spec)
+
+
+class ServerProcess:
+    """``prefixd serve`` on a free port, with its log in a file."""
+
+    def __init__(self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        self.log = folder / "server.log"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFIXD_")}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "prefixd", "serve", "--port", str(self.port), *arguments],
+                cwd=ROOT, stdout=log, stderr=log, env={**environment, "OMP_NUM_THREADS": "1", **(env or {})},
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    def wait_ready(self, timeout_s: float = 120) -> Self:
+        """Return once ``/ready`` answers 200."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"exited with {self.process.returncode}: {self.log.read_text()[-4000:]}")
+            try:
+                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not ready after {timeout_s} s: {self.log.read_text()[-4000:]}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 60) -> int:
+        """The exit code."""
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """End it whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """The log so far; raises if a line is not JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def client(self) -> httpx.Client:
+        """A client for it."""
+        return httpx.Client(base_url=self.url, timeout=60)
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def upload(client: httpx.Client, task: str, data: bytes, **fields: str) -> httpx.Response:
+    """``POST /prefixes``."""
+    return client.post("/prefixes", data={"task": task, **fields}, files={"file": ("prefix.safetensors", data)})
+
+
+def events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    """Named server-sent events as (name, parsed data)."""
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """The sum of a metric's samples, over all labels."""
+    values = [
+        float(line.rpartition(" ")[2])
+        for line in client.get("/metrics").text.splitlines()
+        if line.split("{")[0].split(" ")[0] == name
+    ]
+    if not values:
+        raise AssertionError(f"no metric {name}")
+    return sum(values)
+
+
+def wait_for_metric(client: httpx.Client, name: str, value: float, timeout_s: float = 20) -> None:
+    """Return once the metric has the value."""
+    deadline = time.monotonic() + timeout_s
+    while metric(client, name) != value:
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{name} is {metric(client, name)}, expected {value}")
+        time.sleep(0.02)

@@ -1,0 +1,73 @@
+"""Parameters out of range, or that contradict each other, are refused by name with expected and got."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from prefixes.errors import InvalidParameter
+from server.engine.types import SamplingParams
+
+OUT_OF_RANGE: list[tuple[str, Any, str]] = [
+    ("max_new_tokens", 0, "at least 1"),
+    ("min_new_tokens", -1, "at least 0"),
+    ("temperature", 0.0, "above 0, at most 100"),
+    ("temperature", -1.0, "above 0, at most 100"),
+    ("temperature", math.nan, "above 0, at most 100"),
+    ("temperature", math.inf, "above 0, at most 100"),
+    ("top_k", -1, "at least 0"),
+    ("top_p", 0.0, "above 0, at most 1"),
+    ("top_p", 1.01, "above 0, at most 1"),
+    ("top_p", math.nan, "above 0, at most 1"),
+    ("repetition_penalty", 0.0, "above 0, at most 100"),
+    ("repetition_penalty", math.nan, "above 0, at most 100"),
+    ("no_repeat_ngram_size", -1, "at least 0"),
+    ("num_beams", 0, "1 to 64"),
+    ("num_beams", 65, "1 to 64"),
+    ("length_penalty", 101.0, "-100 to 100"),
+    ("length_penalty", math.nan, "-100 to 100"),
+    ("early_stopping", "sometimes", "true, false or 'never'"),
+    ("num_return_sequences", 0, "1 to 64"),
+    ("num_return_sequences", 65, "1 to 64"),
+    ("stop", ("x",) * 17, "at most 16 strings"),
+    ("stop", ("",), "non-empty strings"),
+    ("seed", -1, "0 to 2**63 - 1"),
+    ("seed", 2**63, "0 to 2**63 - 1"),
+    ("logprobs", -1, "0 to 20"),
+    ("logprobs", 21, "0 to 20"),
+]
+
+CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("min_new_tokens", {"min_new_tokens": 9, "max_new_tokens": 8}, r"at most max_new_tokens \(8\), got 9"),
+    ("do_sample", {"num_beams": 2, "do_sample": True}, "false with num_beams above 1"),
+    ("num_return_sequences", {"num_beams": 2, "num_return_sequences": 3}, r"at most num_beams \(2\), got 3"),
+    ("logprobs", {"num_beams": 2, "logprobs": 1}, "none with num_beams above 1"),
+    ("stop", {"num_beams": 2, "stop": ("x",)}, "none with num_beams above 1"),
+    ("num_return_sequences", {"num_return_sequences": 2}, "1 for greedy decoding, got 2"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), OUT_OF_RANGE)
+def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: object, expected: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.message.startswith(f"{name}: expected {expected}")
+    assert caught.value.detail["parameter"] == name
+    assert "got" in caught.value.detail
+
+
+@pytest.mark.parametrize(("name", "params", "message"), CONTRADICTIONS)
+def test_a_contradiction_is_refused_by_name(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message) as caught:
+        SamplingParams(**params)
+    assert caught.value.detail["parameter"] == name
+
+
+@pytest.mark.parametrize(
+    ("params", "rows"),
+    [({}, 1), ({"num_beams": 4, "num_return_sequences": 2}, 4), ({"do_sample": True, "num_return_sequences": 3}, 3)],
+)
+def test_rows_are_those_that_the_request_occupies(params: dict[str, Any], rows: int) -> None:
+    assert SamplingParams(**params).rows == rows

@@ -1,0 +1,247 @@
+"""``prefixd prefixes`` on a registry: every command does what it says, and says what went wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from prefixes.artifact import read_prefix, version_of, write_prefix
+from prefixes.backbone import load_backbone
+from prefixes.cli import app
+from prefixes.formats.peft import export_peft
+from prefixes.registry import open_registry
+from tests.support.prefixes import make_prefix, save_tiny_gpt2
+
+PREFIXES = [make_prefix(seed=seed, defaults={"num_beams": 5}) for seed in range(3)]
+VERSIONS = [version_of(prefix) for prefix in PREFIXES]
+
+
+class Shell:
+    """Runs commands on one registry, with nothing of the user's in the environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, f"disk://{folder}/registry"
+        self.env: dict[str, str | None] = {
+            "PREFIXD_REGISTRY": self.url,
+            "PREFIXD_SERVER": None,
+            "XDG_DATA_HOME": str(folder / "data"),
+        }
+
+    def run(self, *arguments: str, code: int = 0, **options: Any) -> Any:
+        result = CliRunner().invoke(app, list(arguments), env=self.env, **options)
+        assert result.exit_code == code, (result.output, result.exception)
+        return result
+
+    def json(self, *arguments: str, **options: Any) -> Any:
+        return json.loads(self.run(*arguments, "--json", **options).stdout)
+
+    def error(self, *arguments: str) -> str:
+        """The one line on stderr of a command that fails."""
+        result = self.run(*arguments, code=1)
+        assert result.stdout == ""
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+        return str(result.stderr)
+
+    def file(self, index: int) -> str:
+        path = self.folder / f"{index}.safetensors"
+        path.write_bytes(write_prefix(PREFIXES[index]))
+        return str(path)
+
+    def publish(self, *indices: int, task: str = "e2e") -> None:
+        for index in indices:
+            self.run("publish", self.file(index), "--task", task)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_publish_list_and_inspect(shell: Shell) -> None:
+    published = shell.json("publish", shell.file(0), "--task", "acme/e2e", "--record", '{"bleu": 68.2}')
+    assert (published["task"], published["version"]) == ("acme/e2e", VERSIONS[0])
+    assert published["aliases"] == {"production": VERSIONS[0]}
+    assert published["record"] == {"bleu": 68.2}
+    listed = shell.json("list")
+    assert listed == {
+        "prefixes": [
+            {
+                "task": "acme/e2e",
+                "aliases": {"production": VERSIONS[0]},
+                "version": VERSIONS[0],
+                "versions": 1,
+                "prefix_tokens": 3,
+            }
+        ]
+    }
+    inspected = shell.json("inspect", "acme/e2e")
+    assert inspected["versions"][0]["spec"]["sites"]["decoder"]["length"] == 3
+    assert [move["action"] for move in inspected["history"]["production"]] == ["publish"]
+
+
+def test_tables_show_digests_that_commands_take_back(shell: Shell) -> None:
+    shell.publish(0, 1)
+    assert VERSIONS[1][:19] in shell.run("list").stdout
+    assert VERSIONS[0][:19] in shell.run("inspect", "e2e").stdout
+    assert "num_beams" in shell.run("inspect", "e2e").stdout
+    assert f"e2e@production is {VERSIONS[0]}" in shell.run("promote", f"e2e@{VERSIONS[0][:19]}").stdout
+    assert "expected one version that begins so, found 0" in shell.error("promote", "e2e@sha256:0000")
+
+
+def test_list_of_one_tenant(shell: Shell) -> None:
+    shell.publish(0, task="acme/a")
+    shell.publish(0, task="globex/b")
+    assert [item["task"] for item in shell.json("list", "--tenant", "acme")["prefixes"]] == ["acme/a"]
+    assert len(shell.json("list")["prefixes"]) == 2
+
+
+def test_aliases_move_by_promote_and_rollback(shell: Shell) -> None:
+    shell.publish(0, 1)
+    shell.run("publish", shell.file(2), "--task", "e2e", "--alias", "canary")
+    assert shell.json("promote", "e2e@canary")["aliases"]["production"] == VERSIONS[2]
+    assert shell.json("rollback", "e2e")["aliases"]["production"] == VERSIONS[1]
+    assert shell.json("rollback", "e2e")["aliases"]["production"] == VERSIONS[0]
+    assert "expected an earlier version" in shell.error("rollback", "e2e")
+    assert "got" in shell.error("promote", "e2e@canary", "--expected-current", VERSIONS[1])
+    assert shell.json("promote", "e2e@canary", "--alias", "nightly")["aliases"]["nightly"] == VERSIONS[2]
+
+
+def test_publish_without_an_alias_moves_none(shell: Shell) -> None:
+    assert shell.json("publish", shell.file(0), "--task", "e2e", "--no-alias")["aliases"] == {}
+    assert shell.json("list")["prefixes"][0]["version"] is None
+    assert "alias 'production'" in shell.error("promote", "e2e@production", "--alias", "x")
+
+
+def test_delete_asks_first(shell: Shell) -> None:
+    shell.publish(0)
+    assert "Delete default/e2e and its 1 version(s)?" in shell.run("delete", "e2e", input="n\n", code=1).stderr
+    assert len(shell.json("list")["prefixes"]) == 1
+    shell.run("delete", "e2e", code=1, input="")
+    shell.run("delete", "e2e", input="y\n")
+    assert shell.json("list") == {"prefixes": []}
+    shell.publish(0)
+    assert shell.json("delete", "e2e", "--yes") == {"task": "default/e2e", "deleted": True}
+    assert "expected a published task" in shell.error("delete", "e2e", "--yes")
+
+
+def test_export_of_the_artifact_is_the_artifact(shell: Shell) -> None:
+    shell.publish(0, 1)
+    target = shell.folder / "out.safetensors"
+    assert shell.json("export", "artifact", f"e2e@{VERSIONS[0]}", str(target))["version"] == VERSIONS[0]
+    assert target.read_bytes() == write_prefix(PREFIXES[0])
+    assert "File exists" in shell.error("export", "artifact", "e2e", str(target))
+    assert target.read_bytes() == write_prefix(PREFIXES[0])
+    assert not list(shell.folder.glob(".out*"))
+    assert "No such file" in shell.error("export", "artifact", "e2e", str(shell.folder / "no" / "x"))
+
+
+def test_peft_goes_out_and_comes_back(shell: Shell, tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path / "backbone")
+    spec = load_backbone(str(tmp_path / "backbone")).spec
+    prefix = make_prefix(spec, length=4, template="{input} =>")
+    export_peft(prefix, tmp_path / "adapter")
+    imported = shell.json(
+        "import", "peft", str(tmp_path / "adapter"), "--task", "e2e", "--backbone", str(tmp_path / "backbone"),
+        "--template", "{input} =>", "--defaults", '{"num_beams": 5}', "--record", '{"from": "peft"}',
+    )  # fmt: skip
+    assert imported["spec"]["template"] == "{input} =>"
+    assert imported["spec"]["defaults"] == {"num_beams": 5}
+    registry = open_registry(shell.url)
+    read = read_prefix(registry.fetch("default", imported["version"]), expected_version=imported["version"])
+    assert all(torch.equal(read.tensors[name], prefix.tensors[name]) for name in prefix.tensors)
+    result = shell.run("export", "peft", "e2e", str(tmp_path / "again"), "--type", "CARTRIDGE")
+    assert "PEFT has no place for {'template': '{input} =>'" in result.stderr
+    assert json.loads((tmp_path / "again/adapter_config.json").read_text())["peft_type"] == "CARTRIDGE"
+    assert "expected a new or empty folder" in shell.error("export", "peft", "e2e", str(tmp_path / "again"))
+    shell.run("export", "peft", "e2e", str(tmp_path / "other"), "--type", "LORA", code=2)
+
+
+def test_verify_finds_the_damaged_one(shell: Shell) -> None:
+    shell.publish(0, 1)
+    shell.publish(2, task="other")
+    assert shell.run("verify").stdout.splitlines()[-1] == "3 version(s), 0 bad"
+    blob = next(shell.folder.rglob(f"{VERSIONS[1].removeprefix('sha256:')}.safetensors"))
+    blob.write_bytes(write_prefix(PREFIXES[0]))
+    result = shell.run("verify", code=1)
+    assert f"bad default/e2e@{VERSIONS[1]}: digest: expected {VERSIONS[1]}, got {VERSIONS[0]}" in result.stdout
+    assert f"ok  default/e2e@{VERSIONS[0]}" in result.stdout
+    assert result.stdout.splitlines()[-1] == "3 version(s), 1 bad"
+    blob.write_bytes(blob.read_bytes()[:100])
+    assert shell.json("verify", "e2e", code=1)["bad"] == 1
+    blob.unlink()
+    assert "artifact is missing" in shell.run("verify", code=1).stdout
+    assert shell.json("verify", "other")["bad"] == 0
+
+
+def test_verify_compares_with_a_backbone(shell: Shell, tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path / "backbone")
+    folder = str(tmp_path / "backbone")
+    (tmp_path / "fits.safetensors").write_bytes(write_prefix(make_prefix(load_backbone(folder).spec)))
+    shell.run("publish", str(tmp_path / "fits.safetensors"), "--task", "fits")
+    assert shell.json("verify", "--backbone", folder)["bad"] == 0
+    shell.publish(0)
+    result = shell.json("verify", "--backbone", folder, code=1)
+    assert {item["task"]: item["error"] is None for item in result["versions"]} == {
+        "default/fits": True,
+        "default/e2e": False,
+    }
+
+
+def test_the_default_registry_is_the_users_own(shell: Shell) -> None:
+    shell.env["PREFIXD_REGISTRY"] = None
+    assert "expected a registry.json in the folder, found none" in shell.error("list")
+    assert not (shell.folder / "data").exists()
+    shell.publish(0)
+    assert (shell.folder / "data/prefixd/registry/registry.json").is_file()
+    assert len(shell.json("list")["prefixes"]) == 1
+
+
+def test_a_flag_wins_over_the_environment(shell: Shell) -> None:
+    shell.publish(0)
+    shell.env["PREFIXD_SERVER"] = "http://127.0.0.1:9"
+    shell.run("list", code=2)
+    assert len(shell.json("list", "--registry", shell.url)["prefixes"]) == 1
+    assert "cannot reach the server" in shell.error("list", "--server", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "--registry", "x", "--server", "http://x"],
+        ["publish", "FILE"],
+        ["publish", "FILE", "--task", "e2e", "--alias", "a", "--no-alias"],
+        ["publish", "FILE", "--task", "e2e", "--record", "[1]"],
+        ["publish", "FILE", "--task", "e2e", "--record", "{"],
+        ["publish", "FILE", "--task", "e2e@canary"],
+        ["promote", "e2e"],
+        ["inspect", "e2e@canary"],
+        ["list", "--nonsense"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_exits_with_2(shell: Shell, arguments: list[str]) -> None:
+    shell.run(*(shell.file(0) if argument == "FILE" else argument for argument in arguments), code=2)
+    assert not (shell.folder / "registry").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nothing"], "task default/nothing: expected a published task"),
+        (["inspect", "Not A Name"], "task name: expected 1 to 64"),
+        (["publish", "/nowhere/x", "--task", "e2e"], "/nowhere/x: No such file or directory"),
+        (["publish", __file__, "--task", "e2e"], "header length: expected"),
+        (["list", "--registry", "redis://host"], "not supported yet"),
+        (["list", "--server", "localhost:8000"], "expected http://host[:port]"),
+        (["import", "peft", "/nowhere", "--task", "e2e", "--backbone", "/nowhere"], "expected a folder, found none"),
+    ],
+)
+def test_errors_are_one_line_on_stderr(shell: Shell, arguments: list[str], message: str) -> None:
+    shell.publish(0)
+    assert message in shell.error(*arguments)

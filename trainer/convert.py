@@ -1,0 +1,89 @@
+"""From a corpus to the trainer's JSONL: one line per input and reference.
+
+Owns the choices (split, direction, case, spaces) and the file it writes; the corpora's formats are ``corpora``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from prefixes.errors import InvalidParameter
+from trainer.checkpoint import write_atomic
+from trainer.corpora import CorpusError, Pair, detokenize, held_out, read_dart, read_e2e, read_webnlg
+
+Corpus = Literal["e2e", "webnlg", "dart"]
+Split = Literal["all", "train", "held-out"]
+CORPORA: Final[tuple[Corpus, ...]] = ("e2e", "webnlg", "dart")
+SPLITS: Final[tuple[Split, ...]] = ("all", "train", "held-out")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How to convert. ``without`` names DART annotation sources, ``clean`` undoes E2E's tokenisation, ``paper_spaces``
+    writes `` source`` and `` target ``.
+    """
+
+    corpus: Corpus
+    split: Split = "all"
+    reverse: bool = False
+    lower: bool = False
+    clean: bool = False
+    paper_spaces: bool = False
+    without: tuple[str, ...] = ()
+    sample: int | None = None  # so many lines, drawn with ``seed``, in the corpus's order
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sample is not None and self.sample < 1:
+            raise InvalidParameter(f"sample: expected at least 1 line, got {self.sample}", got=self.sample)
+        if self.without and self.corpus != "dart":
+            raise InvalidParameter(f"without: only DART has annotation sources, got the corpus {self.corpus!r}")
+        if self.clean and self.corpus != "e2e":
+            raise InvalidParameter(f"clean: only E2E's texts are tokenised, got the corpus {self.corpus!r}")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was written."""
+
+    inputs: int
+    lines: int
+
+
+def convert(conversion: Conversion, source: Path, output: Path) -> Counts:
+    """Convert ``source`` to ``output``, which appears whole or not at all. Raises CorpusError."""
+    records = list(_records(conversion, source))
+    if not records:
+        raise CorpusError(f"{source}: no reference is left after --split {conversion.split} and --without")
+    if conversion.sample is not None:
+        if conversion.sample > len(records):
+            raise InvalidParameter(f"sample: expected at most {len(records)} lines, got {conversion.sample}")
+        chosen = random.Random(conversion.seed).sample(range(len(records)), conversion.sample)
+        records = [records[index] for index in sorted(chosen)]
+    content = "".join(json.dumps({"input": i, "target": t}, ensure_ascii=False) + "\n" for i, t in records)
+    write_atomic(output, lambda part: part.write_text(content, encoding="utf-8"))
+    return Counts(len({text for text, _ in records}), len(records))
+
+
+def _records(conversion: Conversion, source: Path) -> Iterator[tuple[str, str]]:
+    for pair in _pairs(conversion, source):
+        if conversion.split != "all" and held_out(pair.source) != (conversion.split == "held-out"):
+            continue
+        sentence = detokenize(pair.target) if conversion.clean else pair.target
+        sentence = sentence.lower() if conversion.lower else sentence
+        text, target = (sentence, pair.source) if conversion.reverse else (pair.source, sentence)
+        # The tokens of ` {source} <|endoftext|> {target} <|endoftext|>` behind the template `{input} <|endoftext|>`.
+        yield (f" {text}", f" {target} ") if conversion.paper_spaces else (text, target)
+
+
+def _pairs(conversion: Conversion, source: Path) -> Iterator[Pair]:
+    if conversion.corpus == "e2e":
+        return read_e2e(source)
+    if conversion.corpus == "webnlg":
+        return read_webnlg(source)
+    return read_dart(source, without=conversion.without)

@@ -1,0 +1,131 @@
+"""Make the demo prefixes that ship with the demo backbone: convert, train, score, and put the artifacts in place.
+
+    python -m trainer.demo --corpora ../shared/data
+
+Owns the demo's settings, the same as ``docs/demo.md`` gives as ``prefixd`` commands; the backbone itself comes from
+``trainer.pretrain``. WebNLG, and DART's part of it, never go in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+import typer
+
+from prefixes.artifact import read_prefix
+from prefixes.backbone import load_backbone
+from server.engine.types import SamplingParams
+from trainer.checkpoint import write_atomic
+from trainer.config import DEMO_TEMPLATE, TrainConfig
+from trainer.convert import Conversion, convert
+from trainer.data import read_dataset
+from trainer.evaluate import generate, references, score
+from trainer.run import RunRequest, run_training
+
+DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
+BACKBONE: Final = "demo"
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """One prefix: what it is trained, validated and tested on, and how."""
+
+    name: str
+    train: Conversion
+    train_file: str
+    test: Conversion
+    test_file: str
+    metric: str
+    config: TrainConfig
+
+
+def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
+    """The three tasks: E2E, DART, and E2E reversed."""
+    shared: dict[str, Any] = {"batch_size": 24, "learning_rate": 1e-3, "seed": seed, "validate_every": 100}
+    train, test = "e2e/src1_train.txt", "e2e/src1_test.txt"
+    dart = ("webnlg",)
+    return (
+        DemoTask(
+            "e2e",
+            Conversion("e2e", "train", clean=True, sample=12000),
+            train,
+            Conversion("e2e", clean=True),
+            test,
+            "bleu",
+            TrainConfig(prefix_length=6, init="table-to-text:", epochs=1, **shared),
+        ),
+        DemoTask(
+            "dart",
+            Conversion("dart", "train", without=dart),
+            "dart/dev.json",
+            Conversion("dart", without=dart),
+            "dart/test.json",
+            "bleu",
+            TrainConfig(prefix_length=12, init="triples-to-text:", epochs=3, **shared),
+        ),
+        DemoTask(
+            "e2e-fields",
+            Conversion("e2e", "train", clean=True, reverse=True, sample=12000),
+            train,
+            Conversion("e2e", clean=True, reverse=True, sample=1000),
+            test,
+            "fields",
+            TrainConfig(prefix_length=6, init="text-to-table:", epochs=1, **shared),
+        ),
+    )
+
+
+def make(task: DemoTask, corpora: Path, work: Path) -> Path:
+    """Train ``task``; the result folder. A folder that holds a killed run of it is gone on with."""
+    data, validation = work / f"{task.name}.jsonl", work / f"{task.name}-validation.jsonl"
+    convert(task.train, corpora / task.train_file, data)
+    held_out = Conversion(
+        task.train.corpus, "held-out", clean=task.train.clean, reverse=task.train.reverse, without=task.train.without
+    )
+    convert(held_out, corpora / task.train_file, validation)
+    request = RunRequest(
+        data=data,
+        backbone=BACKBONE,
+        template=DEMO_TEMPLATE,
+        output=work / task.name,
+        config=task.config,
+        validation=validation,
+        defaults=DECODING,
+    )
+    run_training(request, resume=True)
+    return request.output
+
+
+def main(
+    corpora: Annotated[Path, typer.Option(help="Folder with e2e/ and dart/.")] = Path("../shared/data"),
+    work: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the artifacts.")] = Path("prefixes/demo/gpt2/prefixes"),
+    only: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the training.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Train the demo prefixes, put them in place, and print their test scores as JSON lines."""
+    torch.set_num_threads(threads)
+    for task in demo_tasks(seed):
+        if only not in (None, task.name):
+            continue
+        artifact = (make(task, corpora, work) / "prefix.safetensors").read_bytes()
+        test = work / f"{task.name}-test.jsonl"
+        convert(task.test, corpora / task.test_file, test)
+        grouped, prefix = references(read_dataset(test)), read_prefix(artifact)
+        outputs = generate(load_backbone(BACKBONE), prefix, list(grouped), SamplingParams(**DECODING))
+        texts = [made.text for made in outputs]
+        scores = score(task.metric, texts, list(grouped.values()))
+        rows = [json.dumps(row, ensure_ascii=False) for row in zip(grouped, texts, grouped.values(), strict=True)]
+        write_atomic(work / f"{task.name}-outputs.jsonl", lambda part, text="\n".join(rows): part.write_text(text))
+        write_atomic(output / f"{task.name}.safetensors", lambda part, content=artifact: part.write_bytes(content))
+        typer.echo(json.dumps({"task": task.name, "seed": seed, "inputs": len(grouped), **scores}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

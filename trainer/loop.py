@@ -1,0 +1,216 @@
+"""The training loop: a frozen backbone, a prefix that learns, a run that survives a kill.
+
+Owns optimisation, validation, the best prefix and the checkpoint; knows neither the command line nor the registry. All
+randomness comes from the seed, so that a resumed run ends in the same prefix, bit for bit, as one never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prefixes.backbone import Backbone
+from prefixes.errors import PrefixdError
+from prefixes.spec import Positions
+from server.engine.kernels.dense import DenseAttention
+from server.engine.models import Model
+from trainer.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
+from trainer.config import Reduction, TrainConfig, linear_schedule
+from trainer.data import Batch, TokenExample, collate, epoch_batches
+from trainer.reparam import DirectPrefix, MlpPrefix, PrefixKV, word_activations
+
+LOG_EVERY = 10  # steps whose mean loss makes one line of the metrics
+VALIDATION_BATCH = 32
+
+
+class TrainingDiverged(PrefixdError):
+    """The loss is no longer finite."""
+
+    code = "training_diverged"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells after each step. ``validation_loss`` is per learnt token, set when it was just measured."""
+
+    step: int
+    total: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    validation_loss: float | None
+
+
+@dataclass
+class State:
+    """Where a run stands, apart from parameters and optimizer. Everything in it is JSON."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last line of the metrics
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best_loss: float | None = None
+    best_step: int = 0
+    initial_error: float | None = None
+
+
+def position_offset(positions: Positions, length: int) -> int:
+    """Position of the first token behind a prefix."""
+    return length if positions == "shifted" else 0
+
+
+def forward_logits(model: Model, batch: Batch, prefix: PrefixKV, offset: int) -> Tensor:
+    """``(learnt, vocab)`` logits where the batch learns, every sequence behind ``prefix``."""
+    rows, length = batch.ids.shape
+    positions = torch.arange(offset, offset + length, device=batch.ids.device).repeat(rows)
+    hidden = model.decoder(batch.ids.flatten(), positions, DenseAttention(rows, length, prefix))
+    return model.logits(hidden[batch.predict])
+
+
+def batch_loss(logits: Tensor, batch: Batch, reduction: Reduction) -> Tensor:
+    """``sequence``: summed over a sequence's learnt tokens, mean over the batch; ``token``: mean over learnt tokens."""
+    if reduction == "token":
+        return functional.cross_entropy(logits, batch.targets)
+    return functional.cross_entropy(logits, batch.targets, reduction="sum") / batch.ids.shape[0]
+
+
+@torch.no_grad()
+def token_loss(model: Model, examples: Sequence[TokenExample], prefix: PrefixKV, offset: int, pad: int) -> float:
+    """Mean loss per learnt token over ``examples``."""
+    ordered = sorted(examples, key=lambda example: len(example.ids))
+    total, count = 0.0, 0
+    for begin in range(0, len(ordered), VALIDATION_BATCH):
+        batch = collate(ordered[begin : begin + VALIDATION_BATCH], pad, next(iter(prefix.values()))[0].device)
+        logits = forward_logits(model, batch, prefix, offset)
+        total += functional.cross_entropy(logits, batch.targets, reduction="sum").item()
+        count += batch.targets.numel()
+    return total / count
+
+
+class Trainer:
+    """One run. ``run`` trains to the end, or goes on from ``checkpoint`` when that file exists."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        backbone: Backbone,
+        model: Model,
+        train: Sequence[TokenExample],
+        validation: Sequence[TokenExample],
+        *,
+        identity: str,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """``identity`` names backbone and data; a checkpoint with another identity or configuration is refused."""
+        self.config, self.state = config, State()
+        self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
+        self._identity, self._checkpoint = identity, checkpoint
+        self._device = next(backbone.model.parameters()).device
+        self._offset = position_offset("shifted", config.prefix_length)
+        self.total = config.epochs * -(-len(train) // config.batch_size)
+        torch.manual_seed(config.seed)
+        sites, length = backbone.spec.sites, config.prefix_length
+        self.prefix: MlpPrefix | DirectPrefix
+        if config.method == "mlp":
+            self.prefix = MlpPrefix(sites, length, hidden=backbone.spec.hidden_size, middle=config.middle)
+        else:
+            self.prefix = DirectPrefix(sites, length, frozen=config.frozen_positions)
+        double = next(backbone.model.parameters()).dtype == torch.float64
+        self.prefix.to(self._device, torch.float64 if double else torch.float32)  # also under a half-precision model
+        self._optimizer = torch.optim.AdamW(
+            self.prefix.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self._best: PrefixKV | None = None
+
+    def run(self, report: Callable[[Progress], None] = lambda _: None) -> PrefixKV:
+        """Train, and return the folded prefix that validated best (the last one without validation data)."""
+        if self._checkpoint is not None and self._checkpoint.exists():
+            self._restore(self._checkpoint)
+        elif self.config.init != "random":
+            words, length = self.config.init, self.config.prefix_length
+            activations = word_activations(self._model, self._backbone.prompt_encoder, words, length, self._device)
+            self.state.initial_error = self.prefix.initialise(activations)
+        per_epoch = self.total // self.config.epochs
+        every = self.config.validate_every or per_epoch
+        while self.state.step < self.total:
+            epoch, index = divmod(self.state.step, per_epoch)
+            order = epoch_batches(self._train, self.config.batch_size, self.config.seed, epoch)
+            for indices in order[index:]:
+                loss, rate = self._step([self._train[i] for i in indices])
+                done = self.state.step
+                measured = self._validate() if done % every == 0 or done == self.total else None
+                self._log(epoch, loss, rate, measured)
+                report(Progress(done, self.total, epoch, loss, rate, measured))
+                if self._checkpoint is not None and (done % self.config.checkpoint_every == 0 or done == self.total):
+                    self._save(self._checkpoint)
+        return self._best if self._best is not None else self._folded()
+
+    def _step(self, examples: Sequence[TokenExample]) -> tuple[float, float]:
+        rate = self.config.learning_rate * linear_schedule(self.state.step, self.total, self.config.warmup_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        batch = collate(examples, self._backbone.pad_token_id, self._device)
+        logits = forward_logits(self._model, batch, self.prefix(), self._offset)
+        loss = batch_loss(logits, batch, self.config.reduction)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.config.gradient_clip)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"step {self.state.step}: expected a finite loss, got {value}; try a lower learning rate"
+            )
+        self._optimizer.step()
+        self.state.step += 1
+        return value, rate
+
+    def _validate(self) -> float | None:
+        if not self._validation:
+            return None
+        folded = self._folded()
+        loss = token_loss(self._model, self._validation, folded, self._offset, self._backbone.pad_token_id)
+        if self.state.best_loss is None or loss < self.state.best_loss:
+            self.state.best_loss, self.state.best_step, self._best = loss, self.state.step, folded
+        return loss
+
+    def _log(self, epoch: int, loss: float, rate: float, measured: float | None) -> None:
+        self.state.losses.append(loss)
+        if self.state.step % LOG_EVERY and self.state.step != self.total and measured is None:
+            return
+        mean = sum(self.state.losses) / len(self.state.losses)
+        line: dict[str, Any] = {"step": self.state.step, "epoch": epoch, "loss": mean, "learning_rate": rate}
+        self.state.metrics.append(line if measured is None else line | {"validation_loss": measured})
+        self.state.losses.clear()
+
+    @torch.no_grad()
+    def _folded(self) -> PrefixKV:
+        return {site: (key.clone(), value.clone()) for site, (key, value) in self.prefix().items()}
+
+    def _save(self, path: Path) -> None:
+        tensors = {f"prefix.{name}": tensor for name, tensor in self.prefix.state_dict().items()}
+        for site, (key, value) in (self._best or {}).items():
+            tensors |= {f"best.{site}.key": key, f"best.{site}.value": value}
+        packed, optimizer = pack_optimizer(self._optimizer)
+        meta = {"identity": self._identity, "config": self.config.as_dict(), "optimizer": optimizer}
+        save_state(path, tensors | packed, meta | {"state": vars(self.state)})
+
+    def _restore(self, path: Path) -> None:
+        tensors, meta = load_state(path)
+        for name, expected in (("identity", self._identity), ("config", self.config.as_dict())):
+            if meta.get(name) != expected:
+                raise CheckpointError(f"{path}: cannot resume: expected {name} {expected}, got {meta.get(name)}")
+        self.state = State(**meta["state"])
+        moved = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        self.prefix.load_state_dict(
+            {name.removeprefix("prefix."): tensor for name, tensor in moved.items() if name.startswith("prefix.")}
+        )
+        unpack_optimizer(self._optimizer, moved, meta["optimizer"])
+        if any(name.startswith("best.") for name in moved):
+            self._best = {
+                site: (moved[f"best.{site}.key"], moved[f"best.{site}.value"]) for site in self._backbone.spec.sites
+            }

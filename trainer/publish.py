@@ -1,0 +1,49 @@
+"""Publishing a finished prefix: to a registry or to a running server, through what ``prefixes/`` offers.
+
+Owns the choice between the two; knows neither's protocol.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import Any
+
+from prefixes.client import RemoteRegistry
+from prefixes.registry import open_registry
+from prefixes.registry.base import Registry
+from prefixes.spec import TaskRef
+
+
+class Targets:
+    """Where a run publishes to: a registry, a server, both or nothing. A context manager."""
+
+    def __init__(self, registry: str | None, server: str | None) -> None:
+        """Open and check every target, before hours of training. Raises RegistryUnavailable.
+
+        A server's key is read from ``PREFIXD_API_KEY``.
+        """
+        with ExitStack() as opened:
+            stores: list[Registry] = []
+            if registry:
+                stores.append(opened.enter_context(closing(open_registry(registry))))
+            if server:
+                key = os.environ.get("PREFIXD_API_KEY") or None
+                stores.append(opened.enter_context(closing(RemoteRegistry(server, api_key=key))))
+            for store in stores:
+                store.check()
+            self._stores: Sequence[Registry] = stores
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Targets:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def publish(self, ref: TaskRef, artifact: bytes, record: Mapping[str, Any], alias: str | None) -> int:
+        """Publish under ``ref``'s tenant and name, moving ``alias`` (None moves none); the number of targets."""
+        for store in self._stores:
+            store.publish(ref.tenant, ref.name, artifact, alias=alias, record=record)
+        return len(self._stores)

@@ -1,0 +1,132 @@
+"""How the trainable prefix is parameterised: directly as keys and values, or through the paper's MLP.
+
+Owns the parameters and their initialisation, per site; knows no data and no loop. ``forward`` gives, per site, keys and
+values ``(layers, prefix_len, kv_heads, head_dim)``, computed once per step whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prefixes.errors import InvalidParameter
+from prefixes.prompt import PromptEncoder
+from prefixes.spec import Site, SiteGeometry
+from server.engine.kernels.dense import DenseAttention
+from server.engine.models import Model
+
+PrefixKV = dict[Site, tuple[Tensor, Tensor]]
+
+REGRESSION_STEPS, REGRESSION_RATE, REGRESSION_TOLERANCE = 2000, 1e-3, 1e-4
+
+
+class DirectPrefix(nn.Module):
+    """Keys and values are the parameters. ``frozen`` leading positions keep their initial values."""
+
+    def __init__(self, sites: Mapping[Site, SiteGeometry], length: int, *, frozen: int = 0) -> None:
+        super().__init__()
+        if not 0 <= frozen < length:
+            raise InvalidParameter(f"frozen positions: expected 0 to {length - 1}, got {frozen}", got=frozen)
+        self.frozen = frozen
+        self.trained = nn.ParameterDict()
+        for site, geometry in sites.items():
+            for part in ("key", "value"):
+                shape = (geometry.layers, length, geometry.kv_heads, geometry.head_dim)
+                initial = torch.randn(shape) * 0.02
+                self.register_buffer(f"{site}_{part}_first", initial[:, :frozen].clone())
+                self.trained[f"{site}_{part}"] = nn.Parameter(initial[:, frozen:].clone())
+
+    def forward(self) -> PrefixKV:
+        made: PrefixKV = {}
+        for name in self.trained:
+            site: Site = name.removesuffix("_key")  # type: ignore[assignment]
+            if name.endswith("_key"):
+                made[site] = (self._tensor(f"{site}_key"), self._tensor(f"{site}_value"))
+        return made
+
+    def _tensor(self, name: str) -> Tensor:
+        return torch.cat([self.get_buffer(f"{name}_first"), self.trained[name]], dim=1)
+
+    @torch.no_grad()
+    def initialise(self, activations: PrefixKV) -> float:
+        """Start from ``activations``; the mean squared error left is 0."""
+        for site, pair in activations.items():
+            for part, tensor in zip(("key", "value"), pair, strict=True):
+                self.get_buffer(f"{site}_{part}_first").copy_(tensor[:, : self.frozen])
+                self.trained[f"{site}_{part}"].copy_(tensor[:, self.frozen :])
+        return 0.0
+
+
+class MlpPrefix(nn.Module):
+    """``Embedding(P, d) -> Linear(d, k) -> Tanh -> Linear(k, layers * 2 * kv_heads * head_dim)`` per site."""
+
+    def __init__(self, sites: Mapping[Site, SiteGeometry], length: int, *, hidden: int, middle: int = 512) -> None:
+        super().__init__()
+        self.sites = dict(sites)
+        self.register_buffer("index", torch.arange(length), persistent=False)
+        self.networks = nn.ModuleDict()
+        for site, geometry in sites.items():
+            self.networks[site] = nn.Sequential(
+                nn.Embedding(length, hidden),
+                nn.Linear(hidden, middle),
+                nn.Tanh(),
+                nn.Linear(middle, geometry.layers * 2 * geometry.kv_heads * geometry.head_dim),
+            )
+
+    def forward(self) -> PrefixKV:
+        made: PrefixKV = {}
+        for site, geometry in self.sites.items():
+            flat = self.networks[site](self.index)  # (P, layers * 2 * kv_heads * head_dim)
+            shaped = flat.view(-1, geometry.layers, 2, geometry.kv_heads, geometry.head_dim).permute(2, 1, 0, 3, 4)
+            made[site] = (shaped[0], shaped[1])
+        return made
+
+    def initialise(self, activations: PrefixKV) -> float:
+        """Regress the MLP onto ``activations``, as the published code does; gives the mean squared error left."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=REGRESSION_RATE)
+        error = float("inf")
+        for _ in range(REGRESSION_STEPS):
+            made = self.forward()
+            pairs = [pair for site in activations for pair in zip(made[site], activations[site], strict=True)]
+            loss = sum((functional.mse_loss(got, wanted) for got, wanted in pairs), torch.zeros(()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            error = loss.item() / len(pairs)
+            if error < REGRESSION_TOLERANCE:
+                break
+        optimizer.zero_grad()
+        return error
+
+
+@dataclass
+class _Recording:
+    """An ``Attention`` that keeps the keys and values it is given."""
+
+    inner: DenseAttention
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def __call__(self, site: Site, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
+        assert key is not None and value is not None, "self-attention always brings its keys"
+        self.keys.append(key)
+        self.values.append(value)
+        return self.inner(site, layer, query, key, value)
+
+
+@torch.no_grad()
+def word_activations(
+    model: Model, encoder: PromptEncoder, words: str, length: int, device: torch.device | str
+) -> PrefixKV:
+    """The frozen model's own keys and values over ``words``, repeated or cut to ``length`` tokens."""
+    tokens = encoder.encode_text(words)
+    if not tokens:
+        raise InvalidParameter(f"initial words: expected at least one token, got none in {words!r}", got=words)
+    ids = torch.tensor((tokens * -(-length // len(tokens)))[:length], device=device)
+    recording = _Recording(DenseAttention(1, length, {}), [], [])
+    model.decoder(ids, torch.arange(length, device=device), recording)
+    return {"decoder": (torch.stack(recording.keys), torch.stack(recording.values))}

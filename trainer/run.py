@@ -1,0 +1,206 @@
+"""One training run and its result folder: read, tokenise, train, fold, write.
+
+Owns the folder (``config.json``, ``metrics.jsonl``, ``loss.png``, ``prefix.safetensors``, ``report.json``, and a
+checkpoint while it runs); knows neither terminal nor registry.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from prefixes.artifact import read_prefix, version_of, write_prefix
+from prefixes.backbone import Backbone, load_backbone
+from prefixes.errors import BackboneError, InvalidParameter, PrefixdError
+from prefixes.spec import split_template
+from server.engine.kernels.torch_reference import TorchKernels
+from server.engine.models import load_model
+from trainer.checkpoint import CheckpointError, write_atomic, write_json
+from trainer.config import TrainConfig
+from trainer.data import Dataset, TokenExample, read_dataset, tokenize
+from trainer.export import Provenance, fold, origin_of
+from trainer.loop import Progress, Trainer
+from trainer.plot import plot_losses
+
+DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
+PLOT_EVERY_S: Final = 20.0  # drawing takes longer than a step
+
+
+class RunExists(PrefixdError):
+    """The result folder already holds a run."""
+
+    code = "conflict"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """Everything that decides the result. ``hold_out`` percent of the inputs validate where no file is given."""
+
+    data: Path
+    backbone: str
+    template: str
+    output: Path
+    config: TrainConfig
+    validation: Path | None = None
+    hold_out: int = 5
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    drop_long: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        split_template(self.template)
+        if self.dtype not in DTYPES:
+            raise InvalidParameter(f"dtype: expected {' or '.join(DTYPES)}, got {self.dtype!r}", got=self.dtype)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
+            reason = str(error).splitlines()[0][:120]
+            raise InvalidParameter(f"device {self.device!r}: expected one that torch has here, got: {reason}") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        plain = asdict(self) | {"data": str(self.data), "output": str(self.output)}
+        return plain | {"validation": None if self.validation is None else str(self.validation)}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its artifact and the record to publish beside it."""
+
+    artifact: bytes
+    version: str
+    record: Mapping[str, Any]
+
+
+def run_training(
+    request: RunRequest, *, resume: bool = False, report: Callable[[Progress], None] = lambda _: None
+) -> RunResult:
+    """Run to the end. With ``resume`` go on where a killed run stopped; a finished one is read back.
+
+    Raises RunExists for a folder with a run unless ``resume``, CheckpointError for one of another configuration.
+    """
+    folder = request.output
+    _check_folder(request, resume)
+    if (folder / "report.json").exists():
+        return read_result(folder)
+    train_set, validation_set = _datasets(request)
+    backbone = load_backbone(request.backbone, dtype=getattr(torch, request.dtype), device=request.device)
+    if not backbone.eos_token_ids:
+        raise BackboneError(f"backbone {request.backbone!r}: expected an end-of-text token to learn, got none")
+    window = backbone.spec.max_positions - request.config.prefix_length
+    train, dropped = _tokens(request, backbone, train_set, window)
+    validation, dropped_validation = _tokens(request, backbone, validation_set, window)
+    write_json(folder / "config.json", request.as_dict())
+    started = time.monotonic()
+    identity = f"{backbone.spec.fingerprint} {request.template} {train_set.digest} {validation_set.digest}"
+    trainer = Trainer(
+        request.config,
+        backbone,
+        load_model(backbone, TorchKernels()),
+        train,
+        validation,
+        identity=identity,
+        checkpoint=folder / "checkpoint.safetensors",
+    )
+
+    drawn = started
+
+    def watch(progress: Progress) -> None:
+        nonlocal drawn
+        if progress.validation_loss is not None and time.monotonic() - drawn > PLOT_EVERY_S:
+            _write_metrics(folder, trainer)
+            drawn = time.monotonic()
+        report(progress)
+
+    kv = trainer.run(watch)
+    _write_metrics(folder, trainer)
+    state = trainer.state
+    provenance = Provenance(
+        train_set.digest,
+        len(train),
+        validation_set.digest if validation else None,
+        len(validation),
+        state.step,
+        state.best_step or state.step,
+    )
+    origin = origin_of(request.config, provenance, request.backbone)
+    prefix = fold(kv, backbone, template=request.template, defaults=request.defaults, origin=origin)
+    artifact = write_prefix(prefix)
+    write_atomic(folder / "prefix.safetensors", lambda part: part.write_bytes(artifact))
+    write_json(
+        folder / "report.json",
+        {
+            "version": version_of(prefix),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 1),
+            "torch": torch.__version__,
+            "device": request.device,
+            "dropped": {"train": dropped, "validation": dropped_validation},
+            "initialisation_error": state.initial_error,
+            "scores": {"validation_loss_per_token": state.best_loss, "final_loss": state.metrics[-1]["loss"]},
+            "origin": origin,
+        },
+    )
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return read_result(folder)
+
+
+def read_result(folder: Path) -> RunResult:
+    """A finished run's artifact and record, validated. Raises CheckpointError, InvalidArtifact."""
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        artifact = (folder / "prefix.safetensors").read_bytes()
+        version = report["version"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: expected a finished run, got {type(error).__name__}: {error}") from error
+    read_prefix(artifact, expected_version=version)
+    record = {key: report[key] for key in ("finished_at", "seconds", "torch", "device", "scores")}
+    return RunResult(artifact, version, record)
+
+
+def _check_folder(request: RunRequest, resume: bool) -> None:
+    """Raise unless the folder is free, or holds this very run and ``resume`` is asked for."""
+    path, wanted = request.output / "config.json", json.loads(json.dumps(request.as_dict()))
+    if not path.exists():
+        return
+    if not resume:
+        raise RunExists(f"{request.output} holds a run already: --resume goes on with it, --output takes another")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON, got {error}") from error
+    different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if different:
+        pairs = ", ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in different)
+        raise CheckpointError(f"{request.output}: cannot resume with other options: {pairs}", different=different)
+
+
+def _datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
+    """Training and validation data; the validation part may be empty."""
+    everything = read_dataset(request.data)
+    if request.validation is not None:
+        return everything, read_dataset(request.validation)
+    train, held_out = everything.split(request.hold_out)
+    if not train.examples:
+        train, held_out = everything, replace(everything, examples=())
+    return train, held_out
+
+
+def _tokens(request: RunRequest, backbone: Backbone, data: Dataset, window: int) -> tuple[list[TokenExample], int]:
+    if not data.examples:
+        return [], 0
+    end = backbone.eos_token_ids[0]
+    return tokenize(backbone.prompt_encoder, request.template, end, data, window, drop_long=request.drop_long)
+
+
+def _write_metrics(folder: Path, trainer: Trainer) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in trainer.state.metrics)
+    write_atomic(folder / "metrics.jsonl", lambda part: part.write_text(lines))
+    plot_losses(folder / "loss.png", trainer.state.metrics)

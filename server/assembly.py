@@ -6,11 +6,10 @@ Owns the order and what "auto" means on this machine. Whatever is wrong with a s
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 import transformers
@@ -24,14 +23,15 @@ from prometheus_client import (
 
 import prefixes
 from prefixes.backbone import Backbone, load_backbone
-from prefixes.errors import BackboneError
+from prefixes.errors import BackboneError, PrefixdError
 from prefixes.registry import open_registry
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
 from server.catalog import Catalog
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.kernels.torch_reference import TorchKernels
+from server.engine.kernels import select_kernels
+from server.engine.kernels.threads import configure_threads
 from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
 from server.metrics import EngineMetrics
 from server.settings import Settings
@@ -42,6 +42,14 @@ DEMO_PREFIXES: Final = Path(prefixes.__file__).parent / "demo" / "gpt2" / "prefi
 WARM_UP_TOKENS: Final = 8
 
 _log = logging.getLogger("prefixd.server")
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """Kernels that measure, once their layers are bound, which implementation is quickest for each shape."""
+
+    def warm_up(self) -> None:
+        """Measure and choose."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,6 @@ def assemble(settings: Settings) -> Assembled:
     disable_created_metrics()
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
-    _bound_threads(settings.threads)
     registry = open_registry(settings.registry)
     registry.check()
     began = time.monotonic()
@@ -82,11 +89,14 @@ def assemble(settings: Settings) -> Assembled:
         collector(registry=metrics_registry)
     metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
     try:
-        kernels = TorchKernels()
+        configure_threads(settings.threads)  # the command has called it before torch was imported; this sets the number
+        kernels = select_kernels(device, dtype, settings.kernels, settings.threads)
         engine = Engine(backbone, kernels, _engine_config(settings), catalog.load, metrics)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
     began = time.monotonic()
+    if isinstance(kernels, Calibrated):
+        kernels.warm_up()
     warm_up(engine)
     metrics.begin(metrics_registry)
     _log.info("engine warm", extra={"facts": {"kernels": kernels.name, "seconds": round(time.monotonic() - began, 3)}})
@@ -119,8 +129,13 @@ def warm_up(engine: Engine) -> None:
         replace(greedy, num_beams=2),
     )
     for index, params in enumerate(kinds):
-        request = GenerationRequest(f"warm-up-{index}", "default", (0,) * 16, params)
-        engine.check(request)
+        request = GenerationRequest(f"warm-up-{index}", "default", (0,) * WARM_UP_TOKENS, params)
+        try:
+            engine.check(request)
+        except PrefixdError as error:
+            if params is greedy:
+                raise InvalidSettings(f"not even a short request fits: {error.message}") from None
+            continue  # an engine with a single row has neither samples nor beams
         engine.add(request)
     while engine.requests:
         for event in engine.step():
@@ -158,16 +173,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         raise InvalidSettings(f"dtype: expected float32 or float64 on cpu, got {name!r}")
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def _bound_threads(threads: int | None) -> None:
-    """Torch's and numba's pools no larger than the cores: beyond, every parallel region waits for a scheduler tick."""
-    import numba
-
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    count = threads or available
-    torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
 def _pinned(registry: Registry, task: str) -> PrefixKey:

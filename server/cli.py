@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from prefixes.errors import PrefixdError
 from server.settings import Settings
-from server.settings_sources import load_settings
+from server.settings_sources import InvalidSettings, load_settings
 
 HELP = """Serve tasks over HTTP.
 
@@ -42,6 +42,7 @@ def serve(config: Path | None, **flags: Any) -> None:
         configure_logging(settings.log_level)
         from server.lifecycle import bind
 
+        _configure_threads(settings.threads)
         with bind(settings) as sock:  # first: a taken port shows before minutes go into loading
             from server.app import create_app
             from server.assembly import assemble
@@ -52,6 +53,15 @@ def serve(config: Path | None, **flags: Any) -> None:
         print(f"prefixd serve: {error.message}", file=sys.stderr)  # noqa: T201
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+def _configure_threads(threads: int | None) -> None:
+    from server.engine.kernels.threads import configure_threads
+
+    try:
+        configure_threads(threads)  # before torch is imported
+    except ValueError as error:
+        raise InvalidSettings(str(error)) from None
 
 
 def _option(name: str) -> inspect.Parameter:

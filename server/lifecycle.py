@@ -13,13 +13,17 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
-from fastapi import FastAPI
 
 from prefixes.errors import PrefixdError
-from server.runtime import Runtime
 from server.settings import Settings
+
+if TYPE_CHECKING:  # a taken port shows before torch is imported
+    from fastapi import FastAPI
+
+    from server.runtime import Runtime
 
 FLUSH_S = 5
 """Seconds that clients get, after the last row has ended, to read the rest of their answers."""
@@ -57,7 +61,7 @@ def serve(app: FastAPI, sock: socket.socket, settings: Settings) -> int:
         server_header=False,
         ws="none",
         lifespan="on",
-        timeout_keep_alive=30,
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=FLUSH_S,
     )
     server = _Server(config, app, sock, settings)

@@ -20,6 +20,7 @@ from prefixes.errors import PrefixdError
 from server.errors import BodyTooLarge, error_response, internal_error
 from server.http_metrics import HttpMetrics
 from server.logs import current_request_id
+from server.sse import ClientLeft
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 OPENAI_PATHS: Final = "/v1/"
@@ -61,6 +62,8 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientLeft:
+            status = CLIENT_LEFT
         except Exception:
             _log.exception("unexpected error")
             if status == 0:

@@ -20,7 +20,7 @@ from server.settings import Settings
 
 PREFIX: Final = "PREFIXD_"
 CONFIG_VARIABLE: Final = "PREFIXD_CONFIG"
-OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "PREFIXD_HOME", "PREFIXD_DATA", "PREFIXD_SERVER"})
+OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "PREFIXD_SERVER", "PREFIXD_API_KEY"})
 """Variables of ours that are no server settings."""
 OTHER_PREFIXES: Final = ("PREFIXD_TRAINER_", "PREFIXD_TEST_", "PREFIXD_BENCH_")
 """Beginnings of variables that other programs of this project read."""

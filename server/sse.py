@@ -86,9 +86,14 @@ class EventStreamResponse(Response):
                 return
 
 
-async def until_disconnect(receive: Receive, work: Awaitable[Any], abort: Callable[[], None]) -> Any:
-    """The result of ``work``; if the client disconnects first, ``abort`` is called and ``work`` is awaited to its end.
+class ClientLeft(Exception):
+    """There is nobody to answer any more."""
 
+
+async def until_disconnect(receive: Receive, work: Awaitable[Any], abort: Callable[[], None]) -> Any:
+    """The result of ``work``.
+
+    If the client disconnects first, ``abort`` is called, ``work`` is awaited to its end and ClientLeft is raised.
     ``abort`` is called as well when this task is cancelled.
     """
     task = asyncio.ensure_future(work)
@@ -97,6 +102,8 @@ async def until_disconnect(receive: Receive, work: Awaitable[Any], abort: Callab
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             abort()
+            await asyncio.wait({task})
+            raise ClientLeft
         return await task
     finally:
         watcher.cancel()

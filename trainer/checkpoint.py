@@ -6,9 +6,7 @@ Owns the file: written whole or not at all, read without pickle. Knows nothing o
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prefixes.errors import PrefixdError
+from trainer.files import write_bytes
 
 
 class CheckpointError(PrefixdError):
@@ -26,38 +25,12 @@ class CheckpointError(PrefixdError):
     code = "invalid_checkpoint"
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary neighbour of ``path``, flush it to disk, and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}")
-    temporary = Path(name)
-    try:
-        os.close(descriptor)
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def write_json(path: Path, document: Any) -> None:
-    """``document`` as indented JSON, atomically."""
-    write_atomic(path, lambda part: part.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n"))
-
-
 def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write ``tensors`` and ``meta`` (JSON values; floats keep every bit) to ``path``, atomically."""
     content = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"state": json.dumps(meta)}
     )
-    write_atomic(path, lambda part: part.write_bytes(content))
+    write_bytes(path, content)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

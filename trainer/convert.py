@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from prefixes.errors import InvalidParameter
-from trainer.checkpoint import write_atomic
 from trainer.corpora import CorpusError, Pair, detokenize, held_out, read_dart, read_e2e, read_webnlg
+from trainer.files import write_text
 
 Corpus = Literal["e2e", "webnlg", "dart"]
 Split = Literal["all", "train", "held-out"]
@@ -65,8 +65,7 @@ def convert(conversion: Conversion, source: Path, output: Path) -> Counts:
             raise InvalidParameter(f"sample: expected at most {len(records)} lines, got {conversion.sample}")
         chosen = random.Random(conversion.seed).sample(range(len(records)), conversion.sample)
         records = [records[index] for index in sorted(chosen)]
-    content = "".join(json.dumps({"input": i, "target": t}, ensure_ascii=False) + "\n" for i, t in records)
-    write_atomic(output, lambda part: part.write_text(content, encoding="utf-8"))
+    write_text(output, "".join(json.dumps({"input": i, "target": t}, ensure_ascii=False) + "\n" for i, t in records))
     return Counts(len({text for text, _ in records}), len(records))
 
 

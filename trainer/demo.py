@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,11 +20,11 @@ import typer
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
 from server.engine.types import SamplingParams
-from trainer.checkpoint import write_atomic
 from trainer.config import DEMO_TEMPLATE, TrainConfig
 from trainer.convert import Conversion, convert
 from trainer.data import read_dataset
 from trainer.evaluate import generate, references, score
+from trainer.files import write_bytes, write_text
 from trainer.run import RunRequest, run_training
 
 DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
@@ -41,6 +41,7 @@ class DemoTask:
     test: Conversion
     test_file: str
     metric: str
+    validation_sample: int | None  # lines of the held-out side; None is all
     config: TrainConfig
 
 
@@ -57,6 +58,7 @@ def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
             Conversion("e2e", clean=True),
             test,
             "bleu",
+            400,
             TrainConfig(prefix_length=6, init="table-to-text:", epochs=1, **shared),
         ),
         DemoTask(
@@ -66,6 +68,7 @@ def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
             Conversion("dart", without=dart),
             "dart/test.json",
             "bleu",
+            None,
             TrainConfig(prefix_length=12, init="triples-to-text:", epochs=3, **shared),
         ),
         DemoTask(
@@ -75,6 +78,7 @@ def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
             Conversion("e2e", clean=True, reverse=True, sample=1000),
             test,
             "fields",
+            400,
             TrainConfig(prefix_length=6, init="text-to-table:", epochs=1, **shared),
         ),
     )
@@ -84,10 +88,7 @@ def make(task: DemoTask, corpora: Path, work: Path) -> Path:
     """Train ``task``; the result folder. A folder that holds a killed run of it is gone on with."""
     data, validation = work / f"{task.name}.jsonl", work / f"{task.name}-validation.jsonl"
     convert(task.train, corpora / task.train_file, data)
-    held_out = Conversion(
-        task.train.corpus, "held-out", clean=task.train.clean, reverse=task.train.reverse, without=task.train.without
-    )
-    convert(held_out, corpora / task.train_file, validation)
+    convert(replace(task.train, split="held-out", sample=task.validation_sample), corpora / task.train_file, validation)
     request = RunRequest(
         data=data,
         backbone=BACKBONE,
@@ -122,8 +123,8 @@ def main(
         texts = [made.text for made in outputs]
         scores = score(task.metric, texts, list(grouped.values()))
         rows = [json.dumps(row, ensure_ascii=False) for row in zip(grouped, texts, grouped.values(), strict=True)]
-        write_atomic(work / f"{task.name}-outputs.jsonl", lambda part, text="\n".join(rows): part.write_text(text))
-        write_atomic(output / f"{task.name}.safetensors", lambda part, content=artifact: part.write_bytes(content))
+        write_text(work / f"{task.name}-outputs.jsonl", "\n".join(rows) + "\n")
+        write_bytes(output / f"{task.name}.safetensors", artifact)
         typer.echo(json.dumps({"task": task.name, "seed": seed, "inputs": len(grouped), **scores}))
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from prefixes.backbone import Backbone
 from prefixes.errors import PrefixdError
-from prefixes.spec import Positions
+from prefixes.spec import BackboneSpec, Positions
 from server.engine.kernels.dense import DenseAttention
 from server.engine.models import Model
 from trainer.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
@@ -57,6 +57,13 @@ class State:
     best_loss: float | None = None
     best_step: int = 0
     initial_error: float | None = None
+
+
+def build_prefix(config: TrainConfig, backbone: BackboneSpec) -> MlpPrefix | DirectPrefix:
+    """The parameters that ``config`` asks for, at every site of the backbone, randomly initialised."""
+    if config.method == "mlp":
+        return MlpPrefix(backbone.sites, config.prefix_length, hidden=backbone.hidden_size, middle=config.middle)
+    return DirectPrefix(backbone.sites, config.prefix_length, frozen=config.frozen_positions)
 
 
 def position_offset(positions: Positions, length: int) -> int:
@@ -113,13 +120,9 @@ class Trainer:
         self._device = next(backbone.model.parameters()).device
         self._offset = position_offset("shifted", config.prefix_length)
         self.total = config.epochs * -(-len(train) // config.batch_size)
-        torch.manual_seed(config.seed)
-        sites, length = backbone.spec.sites, config.prefix_length
-        self.prefix: MlpPrefix | DirectPrefix
-        if config.method == "mlp":
-            self.prefix = MlpPrefix(sites, length, hidden=backbone.spec.hidden_size, middle=config.middle)
-        else:
-            self.prefix = DirectPrefix(sites, length, frozen=config.frozen_positions)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay its own
+            torch.manual_seed(config.seed)
+            self.prefix = build_prefix(config, backbone.spec)
         double = next(backbone.model.parameters()).dtype == torch.float64
         self.prefix.to(self._device, torch.float64 if double else torch.float32)  # also under a half-precision model
         self._optimizer = torch.optim.AdamW(

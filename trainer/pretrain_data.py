@@ -71,7 +71,7 @@ def rename(pair: Pair, names: Sequence[str], rng: random.Random) -> Pair:
     source, target = pair.source, pair.target
     for part in pair.source.split(" | "):
         field, _, value = part.partition(" : ")
-        if field in ("name", "near") and value in target:
+        if names and field in ("name", "near") and value in target:
             other = rng.choice(names)
             if other not in source:
                 source = source.replace(part, f"{field} : {other}")
@@ -80,11 +80,13 @@ def rename(pair: Pair, names: Sequence[str], rng: random.Random) -> Pair:
 
 
 def proper_names(e2e: Sequence[Pair], dart: Sequence[Pair], rng: random.Random, count: int = 4000) -> list[str]:
-    """Invented names of one to three words that occur in the corpora with a capital."""
+    """Up to ``count`` invented names of one to three words that occur in the corpora with a capital."""
     every = {word for pair in [*e2e, *dart] for word in pair.source.split()}
     words = sorted(word for word in every if word.isalpha() and word.istitle())
     names: set[str] = set()
-    while len(names) < count:
+    for _ in range(20 * count):  # a small vocabulary may not have as many
+        if len(names) == count or not words:
+            break
         name = " ".join(rng.choice(words) for _ in range(rng.choice((1, 2, 2, 3))))
         names.add(f"The {name}" if rng.random() < 0.3 else name)
     return sorted(names)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
-from trainer.checkpoint import write_atomic, write_json
+from trainer.files import write_atomic, write_json
 
 END: Final = "<|endoftext|>"
 VOCABULARY, LAYERS, HIDDEN, HEADS, WINDOW = 2048, 4, 256, 8, 512

@@ -22,10 +22,11 @@ from prefixes.errors import BackboneError, InvalidParameter, PrefixdError
 from prefixes.spec import split_template
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.models import load_model
-from trainer.checkpoint import CheckpointError, write_atomic, write_json
+from trainer.checkpoint import CheckpointError
 from trainer.config import TrainConfig
 from trainer.data import Dataset, TokenExample, read_dataset, tokenize
 from trainer.export import Provenance, fold, origin_of
+from trainer.files import write_bytes, write_json, write_text
 from trainer.loop import Progress, Trainer
 from trainer.plot import plot_losses
 
@@ -133,7 +134,7 @@ def run_training(
     origin = origin_of(request.config, provenance, request.backbone)
     prefix = fold(kv, backbone, template=request.template, defaults=request.defaults, origin=origin)
     artifact = write_prefix(prefix)
-    write_atomic(folder / "prefix.safetensors", lambda part: part.write_bytes(artifact))
+    write_bytes(folder / "prefix.safetensors", artifact)
     write_json(
         folder / "report.json",
         {
@@ -202,5 +203,5 @@ def _tokens(request: RunRequest, backbone: Backbone, data: Dataset, window: int)
 
 def _write_metrics(folder: Path, trainer: Trainer) -> None:
     lines = "".join(json.dumps(line) + "\n" for line in trainer.state.metrics)
-    write_atomic(folder / "metrics.jsonl", lambda part: part.write_text(lines))
+    write_text(folder / "metrics.jsonl", lines)
     plot_losses(folder / "loss.png", trainer.state.metrics)

@@ -26,7 +26,27 @@ from server.uploads import Upload, read_upload
 router = APIRouter(prefix="/prefixes", tags=["prefixes"])
 
 
-@router.post("", status_code=201, summary="Upload a prefix artifact (multipart: task, file, alias, record)")
+def _in_path(*names: str) -> dict[str, Any]:
+    """What OpenAPI says of path parameters that one handler takes from two paths."""
+    schema = {"type": "string"}
+    return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]}
+
+
+OWN, ANY = _in_path("name"), _in_path("tenant", "name")
+FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["task", "file"],
+    "properties": {
+        "task": {"type": "string"},
+        "file": {"type": "string", "format": "binary"},
+        "alias": {"type": "string", "default": DEFAULT_ALIAS},
+        "record": {"type": "string", "description": "A JSON object."},
+    },
+}
+UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
+
+
+@router.post("", status_code=201, summary="Upload a prefix artifact", openapi_extra=UPLOAD)
 async def upload(request: Request) -> Response:
     """Validates the whole artifact, stores it, moves the alias; the task is usable when this answers."""
     runtime, caller = runtime_of(request), caller_of(request)
@@ -85,8 +105,8 @@ def _summary(task: TaskInfo, residents: frozenset[PrefixKey]) -> dict[str, Any]:
     }
 
 
-@router.get("/{name}", summary="Inspect a task of one's own tenant")
-@router.get("/{tenant}/{name}", summary="Inspect a task: aliases, their history, versions")
+@router.get("/{name}", summary="Inspect a task of one's own tenant", openapi_extra=OWN)
+@router.get("/{tenant}/{name}", summary="Inspect a task: aliases, their history, versions", openapi_extra=ANY)
 async def inspect(request: Request) -> Response:
     """Aliases, their moves, and every version with its metadata and record."""
     runtime = runtime_of(request)
@@ -94,8 +114,8 @@ async def inspect(request: Request) -> Response:
     return json_response(_details(await runtime.catalog.call(runtime.catalog.registry.inspect, tenant, name)))
 
 
-@router.get("/{name}/versions/{version}", summary="Download an artifact of one's own tenant")
-@router.get("/{tenant}/{name}/versions/{version}", summary="Download an artifact, by version or alias")
+@router.get("/{name}/versions/{version}", summary="Download an artifact of one's own tenant", openapi_extra=OWN)
+@router.get("/{tenant}/{name}/versions/{version}", summary="Download an artifact", openapi_extra=ANY)
 async def download(request: Request, version: str) -> Response:
     """The artifact's bytes, exactly as they were published."""
     runtime = runtime_of(request)
@@ -113,8 +133,8 @@ async def download(request: Request, version: str) -> Response:
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/{name}/promote", summary="Point an alias of one's own task at a version")
-@router.post("/{tenant}/{name}/promote", summary="Point an alias at a version")
+@router.post("/{name}/promote", summary="Point an alias of one's own task at a version", openapi_extra=OWN)
+@router.post("/{tenant}/{name}/promote", summary="Point an alias at a version", openapi_extra=ANY)
 async def promote(body: PromoteRequest, request: Request) -> Response:
     """409 `conflict` when `expected_current` is given and the alias points elsewhere."""
     runtime = runtime_of(request)
@@ -131,8 +151,8 @@ async def promote(body: PromoteRequest, request: Request) -> Response:
     return json_response(_details(task))
 
 
-@router.post("/{name}/rollback", summary="Point an alias of one's own task at the version before")
-@router.post("/{tenant}/{name}/rollback", summary="Point an alias at the version before")
+@router.post("/{name}/rollback", summary="Point an alias of one's own task at the version before", openapi_extra=OWN)
+@router.post("/{tenant}/{name}/rollback", summary="Point an alias at the version before", openapi_extra=ANY)
 async def rollback(request: Request, body: RollbackRequest | None = None) -> Response:
     """409 `conflict` when there is none."""
     runtime = runtime_of(request)
@@ -143,8 +163,8 @@ async def rollback(request: Request, body: RollbackRequest | None = None) -> Res
     return json_response(_details(task))
 
 
-@router.delete("/{name}", status_code=204, summary="Delete a task of one's own tenant")
-@router.delete("/{tenant}/{name}", status_code=204, summary="Delete a task and all its versions")
+@router.delete("/{name}", status_code=204, summary="Delete a task of one's own tenant", openapi_extra=OWN)
+@router.delete("/{tenant}/{name}", status_code=204, summary="Delete a task and all its versions", openapi_extra=ANY)
 async def delete(request: Request) -> Response:
     """Running rows keep what they have; new requests get 404."""
     runtime = runtime_of(request)

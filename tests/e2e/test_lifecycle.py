@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.server import LONG, ServerProcess, TinyWorld, events, upload, wait_for_metric
+from tests.support.server import LONG, ServerProcess, TinyWorld, events, upload
 
 Start = Callable[..., ServerProcess]
 
@@ -73,47 +73,25 @@ def test_a_drain_cut_short_aborts_what_runs_and_says_so(start: Start, how: str) 
     assert server.wait() == 1
 
 
-def test_an_idle_server_stops_at_once(start: Start) -> None:
-    server = start().wait_ready()
+def test_a_registry_that_goes_away_makes_the_server_unready_and_an_idle_server_stops_at_once(
+    start: Start, tmp_path: Path
+) -> None:
+    server = start(env={"PREFIXD_MAX_BATCH_ITEMS": "1"}).wait_ready()
     with server.client() as client:
+        (tmp_path / "registry").rename(tmp_path / "gone")
+        answer = until(lambda: client.get("/ready"), 503)
+        assert answer.json()["error"]["code"] == "registry_unavailable"
         assert client.get("/health").json() == {"status": "ok"}
+        item = {"input": "x", "parameters": {"max_new_tokens": 1}}
+        assert client.post("/generate", json=item).status_code == 200  # the bare backbone needs no registry
+        assert client.post("/generate/batch", json={"items": [item, item]}).status_code == 422  # PREFIXD_…
+        (tmp_path / "gone").rename(tmp_path / "registry")
+        until(lambda: client.get("/ready"), 200)
         begun = time.monotonic()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert time.monotonic() - begun < 10
     assert all({"time", "level", "message"} <= line.keys() for line in server.log_lines())
-
-
-def test_a_registry_that_goes_away_makes_the_server_unready_and_names_it(start: Start, tmp_path: Path) -> None:
-    server = start().wait_ready()
-    with server.client() as client:
-        (tmp_path / "registry").rename(tmp_path / "gone")
-        answer = until(lambda: client.get("/ready"), 503)
-        assert answer.json()["error"]["code"] == "registry_unavailable"
-        refused = client.post("/generate", json={"task": "e2e", "input": "x"})
-        assert refused.status_code in (404, 503)
-        assert client.get("/health").status_code == 200
-        assert client.post("/generate", json={"input": "x", "parameters": {"max_new_tokens": 1}}).status_code == 200
-        (tmp_path / "gone").rename(tmp_path / "registry")
-        until(lambda: client.get("/ready"), 200)
-
-
-def test_pinned_prefixes_are_resident_without_a_request(start: Start, world: TinyWorld, tmp_path: Path) -> None:
-    from prefixes.registry import open_registry
-
-    registry = open_registry(str(tmp_path / "registry"))
-    registry.publish("default", "e2e", world.prefix(), record={})
-    server = start("--pin", "e2e").wait_ready()
-    with server.client() as client:
-        client.post("/generate", json={"input": "x", "parameters": {"max_new_tokens": 1}})
-        wait_for_metric(client, "prefixd_resident_prefixes", 1)
-
-
-def test_the_environment_configures_the_server(start: Start) -> None:
-    server = start(env={"PREFIXD_MAX_NEW_TOKENS_LIMIT": "7", "PREFIXD_MAX_BATCH_ITEMS": "1"}).wait_ready()
-    with server.client() as client:
-        items = {"items": [{"input": "x"}] * 2}
-        assert client.post("/generate/batch", json=items).status_code == 422
 
 
 def fails(server: ServerProcess, code: int = 1) -> str:
@@ -140,22 +118,9 @@ def test_a_backbone_that_is_none_is_one_line_and_exit_code_one(start: Start, tmp
     assert str(tmp_path / "empty") in line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--registry", "ftp://somewhere"), "registry URL: expected"),
-        (("--device", "cuda:99"), "device: expected one that is here, got 'cuda:99'"),
-        (("--dtype", "float16", "--device", "cpu"), "dtype: expected float32 or float64 on cpu, got 'float16'"),
-        (("--kv-cache-bytes", "10"), "kv_cache_bytes: expected at least"),
-        (("--pin", "nobody"), "task default/nobody"),
-        (("--kernels", "magic"), "kernels: expected"),
-        (("--config", "/nowhere.toml"), "settings file /nowhere.toml: cannot be read"),
-    ],
-)
-def test_settings_that_cannot_work_are_one_line_and_exit_code_one(
-    start: Start, arguments: tuple[str, ...], message: str
-) -> None:
-    assert fails(start(*arguments)).startswith(f"prefixd serve: {message}")
+def test_a_settings_file_that_is_none_is_one_line_and_exit_code_one(start: Start) -> None:
+    line = fails(start("--config", "/nowhere.toml"))
+    assert line.startswith("prefixd serve: settings file /nowhere.toml: cannot be read")
 
 
 def until(ask: Callable[[], httpx.Response], status: int) -> httpx.Response:

@@ -150,7 +150,8 @@ def test_a_promote_by_another_process_is_seen_within_a_second(
 
 
 def foreign() -> bytes:
-    return save({"prefix": torch.zeros(2, 2)}, metadata={"format": "pt"})
+    data: bytes = save({"prefix": torch.zeros(2, 2)}, metadata={"format": "pt"})
+    return data
 
 
 def not_finite(world: TinyWorld) -> bytes:
@@ -221,7 +222,7 @@ def test_forms_that_are_no_upload_are_refused_by_field(client: httpx.Client, wor
     data = world.prefix(length=1)
     file = {"file": ("x", data)}
     cases: list[tuple[dict[str, Any], str, str]] = [
-        ({"data": {"task": "t"}, "files": {"flie": ("x", data)}}, "invalid_request", "flie: unknown field; did you mean"),
+        ({"data": {"task": "t"}, "files": {"flie": ("x", data)}}, "invalid_request", "flie: unknown field; did you"),
         ({"data": {"task": "t"}, "files": {"record": ("x", b"{}")}}, "invalid_request", "file: expected"),
         ({"files": file}, "invalid_request", "task: expected text, got nothing"),
         ({"data": {"task": "t@staging"}, "files": file}, "invalid_request", "task: expected"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,24 @@ from prefixes.backbone import Backbone, load_backbone
 from prefixes.spec import Positions
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.kernels import select_kernels
 from server.engine.kernels.base import Kernels
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.observer import SilentObserver
+from server.engine.scheduler import ScheduledRow
 from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey, SamplingParams, TokenEvent
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 PREFIX_LENGTHS = (0, 1, 5, 16, 17, 100, 33, 2, 64)  # 0 is the bare backbone
+
+
+KERNELS = ("torch", "numba")
+
+
+@functools.cache
+def kernels(name: str, dtype: torch.dtype) -> Kernels:
+    """One kernel set per name and dtype for the whole run: numba's has threads of its own."""
+    return select_kernels("cpu", dtype, name, threads=2)
 
 
 def tiny_backbone(folder: Path, dtype: torch.dtype = torch.float64, **config: Any) -> Backbone:
@@ -55,20 +67,22 @@ class Counts(SilentObserver):
 class Library:
     """Random prefixes by task index, and the loader that an engine fetches them with."""
 
-    def __init__(self, backbone: Backbone, lengths: Iterable[int] = PREFIX_LENGTHS, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        lengths: Iterable[int] = PREFIX_LENGTHS,
+        scale: float = 1.0,
+        positions: Positions = "shifted",
+    ) -> None:
         self.prefixes: dict[PrefixKey, Prefix] = {}
         self.keys: list[PrefixKey | None] = []
         for index, length in enumerate(lengths):
             key = PrefixKey("default", f"sha256:{index:064x}") if length else None
             self.keys.append(key)
             if key:
-                prefix = make_prefix(backbone.spec, length=length, seed=index, positions=self._positions(index))
+                prefix = make_prefix(backbone.spec, length=length, seed=index, positions=positions)
                 self.prefixes[key] = Prefix(prefix.spec, {n: t * scale for n, t in prefix.tensors.items()})
         self.loads = 0
-
-    @staticmethod
-    def _positions(index: int) -> Positions:
-        return "shifted"
 
     def load(self, key: PrefixKey) -> Prefix:
         self.loads += 1
@@ -100,6 +114,23 @@ def make_engine(
     per_block = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * size * backbone.model.dtype.itemsize
     settings = EngineConfig(kv_cache_bytes=blocks * per_block, block_size=size, **config)
     return Engine(backbone, kernels or TorchKernels(), settings, library.load, observer)
+
+
+class LogitsRecorder:
+    """Keeps the logits of every choice that an engine makes, by request and the tokens they were computed behind."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.logits: dict[str, dict[tuple[int, ...], torch.Tensor]] = {}
+        self._decoder = engine._runner.decoder
+        engine._runner.decoder = self._record  # type: ignore[method-assign]
+
+    def _record(self, rows: Sequence[ScheduledRow]) -> torch.Tensor:
+        logits = self._decoder(rows)
+        wanting = [row for row in rows if row.wants_logits]
+        for row, values in zip(wanting, logits, strict=True):
+            found = self.logits.setdefault(row.group.request.request_id, {})
+            found[tuple(row.sequence.token_ids)] = values.clone()
+        return logits
 
 
 def run(
@@ -185,10 +216,22 @@ def prefix_cache(backbone: Backbone, prefix: Prefix | None, rows: int = 1) -> Dy
 
 
 @torch.inference_mode()
-def oracle(
-    backbone: Backbone, prefix: Prefix | None, request: GenerationRequest
-) -> list[tuple[list[int], float | None]]:
-    """transformers' ``generate`` on this request alone: tokens (and scores for beams), greedy or beam search."""
+def oracle_logits(backbone: Backbone, prefix: Prefix | None, token_ids: Sequence[int]) -> torch.Tensor:
+    """transformers' logits ``(tokens, vocab)`` behind each of ``token_ids``, with positions counted as the prefix says."""
+    offset = prefix.spec.position_offset("decoder") if prefix else 0
+    length = prefix.spec.length("decoder") if prefix else 0
+    logits: torch.Tensor = backbone.model(
+        torch.tensor([list(token_ids)], device=backbone.model.device),
+        attention_mask=torch.ones(1, length + len(token_ids), dtype=torch.long, device=backbone.model.device),
+        position_ids=torch.arange(offset, offset + len(token_ids), device=backbone.model.device)[None],
+        past_key_values=prefix_cache(backbone, prefix),
+    ).logits[0]
+    return logits
+
+
+@torch.inference_mode()
+def generate(backbone: Backbone, prefix: Prefix | None, request: GenerationRequest) -> Any:
+    """transformers' ``generate`` on this request alone, greedy or beam search, with its processed scores."""
     params, length = request.params, len(request.token_ids)
     offset = prefix.tensors["decoder.key"].shape[1] if prefix else 0
     config = copy.deepcopy(backbone.model.generation_config)
@@ -206,16 +249,23 @@ def oracle(
         output_scores=True,
         return_dict_in_generate=True,
     )
-    out = backbone.model.generate(
+    return backbone.model.generate(
         torch.tensor([request.token_ids]),
         attention_mask=torch.ones(1, offset + length, dtype=torch.long),
         past_key_values=prefix_cache(backbone, prefix, params.num_beams),
         generation_config=config,
     )
-    scores = out.sequences_scores.tolist() if params.num_beams > 1 else [None]
+
+
+def oracle(
+    backbone: Backbone, prefix: Prefix | None, request: GenerationRequest
+) -> list[tuple[list[int], float | None]]:
+    """``generate``'s tokens up to the first end token, and scores for beams."""
+    out = generate(backbone, prefix, request)
+    scores = out.sequences_scores.tolist() if request.params.num_beams > 1 else [None]
     results = []
     for sequence, score in zip(out.sequences, scores, strict=True):
-        tokens = sequence[length:].tolist()
+        tokens = sequence[len(request.token_ids) :].tolist()
         for position, token in enumerate(tokens):
             if token in backbone.eos_token_ids:
                 tokens = tokens[: position + 1]

@@ -44,7 +44,7 @@ def make_case(
 ) -> Case:
     """Blocks in random order; every slot that no row owns holds NaN, so that reading one shows."""
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    spans = [(index, segment, length) for index, row in enumerate(rows) for segment, length in ((0, row.prefix), (1, row.own))]
+    spans = [(index, s, length) for index, row in enumerate(rows) for s, length in ((0, row.prefix), (1, row.own))]
     needed = [(index, segment, -(-length // block_size)) for index, segment, length in spans]
     blocks = sum(count for _, _, count in needed) + 2
     free = iter(rng.sample(range(blocks), blocks))

@@ -1,4 +1,4 @@
-"""Resident prefixes: bounded by bytes, least recently used first out, never under a user or a pin, failures contained."""
+"""Resident prefixes: bound by bytes, least recently used first out, never under a user or a pin; failures contained."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from server.engine.kernels import select_kernels
-from server.engine.kernels.base import Activation, Kernels, KVCache
+from server.engine.kernels.base import Activation, Kernels, KVCache, PagedBatch
 from server.engine.kernels.numba_cpu import NumbaKernels
 from server.engine.kernels.torch_reference import TorchKernels
 from tests.support.kernels import Case, Row, make_case, naive_attention
@@ -64,7 +64,8 @@ def random_rows(rng: random.Random, causal: bool) -> list[Row]:
     rows = []
     for _ in range(rng.randint(1, 6)):
         count = rng.choice(COUNTS)
-        rows.append(Row(rng.choice(PREFIXES), count + rng.choice((0, 1, 30)) if causal else rng.choice((0, 1, 33)), count))
+        own = count + rng.choice((0, 1, 30)) if causal else rng.choice((0, 1, 33))
+        rows.append(Row(rng.choice(PREFIXES), own, count))
     return rows
 
 
@@ -108,7 +109,7 @@ def test_linear_applies_its_activation_over_the_whole_range(
 
 def test_attention_equals_the_definition_on_random_ragged_batches(kernels: Kernels, dtype: torch.dtype) -> None:
     rng = random.Random(1)
-    for trial in range(24):
+    for trial in range(12):
         causal = trial % 3 != 0
         heads, kv_heads, head_dim = rng.choice([(3, 3, 16), (2, 2, 64), (1, 1, 20), (4, 2, 7)])
         case = make_case(
@@ -147,10 +148,10 @@ def test_a_row_does_not_depend_on_its_neighbours_to_the_last_bit(numba: NumbaKer
     linear = numba.linear(torch.randn(100, 77, generator=generator), None, "gelu_new")
     x = torch.randn(9, 77, generator=generator)
     assert all(torch.equal(linear(x[row : row + 1])[0], linear(x)[row]) for row in range(9))
-    case = make_case(random.Random(3), [Row(5, 20, 7), Row(17, 8, 1), Row(0, 1, 0), Row(1, 40, 40)], heads=2, head_dim=20)
+    rows = [Row(5, 20, 7), Row(17, 8, 1), Row(0, 1, 0), Row(1, 40, 40)]
+    case = make_case(random.Random(3), rows, heads=2, head_dim=20)
     together = attend(numba, case)
-    alone = make_case(random.Random(3), case.rows[:1], heads=2, head_dim=20)
-    batch = alone.batch.__class__(
+    batch = PagedBatch(
         case.batch.query_start[:2], case.batch.tables[:1], case.batch.lengths[:1], case.batch.slots[:7], (7,), (5, 20)
     )
     assert torch.equal(numba.paged_attention(case.qkv[:7, 0], case.cache, 1, batch), together[:7])
@@ -224,7 +225,7 @@ def test_the_kernel_set_fits_device_and_dtype() -> None:
     assert select_kernels("cpu", torch.float32, "torch").name == "torch"
     with pytest.raises(ValueError, match="expected one of auto, torch, numba, got 'triton'"):
         select_kernels("cpu", torch.float32, "triton")
-    with pytest.raises(ValueError, match="numba expects float32 or float64 on cpu, got torch.float16"):
+    with pytest.raises(ValueError, match=r"numba expects float32 or float64 on cpu, got torch\.float16"):
         select_kernels("cpu", torch.float16, "numba")
 
 

@@ -51,8 +51,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: dict[str, Any]) -> No
 
 
 def test_neutral_values_of_unsupported_fields_are_accepted() -> None:
-    neutral: dict[str, Any] = {"best_of": 1, "echo": False, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0.0,
-               "logit_bias": {}, "user": "someone"}
+    neutral: dict[str, Any] = {
+        "best_of": 1, "echo": False, "suffix": None, "presence_penalty": 0, "frequency_penalty": 0.0,
+        "logit_bias": {}, "user": "someone",
+    }  # fmt: skip
     assert parameters(**neutral) == {}
 
 

@@ -100,7 +100,8 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
     for r in range(tokens):
         count, address = prefix + first + step * r, scores + r * line
         result = carray(pointer(zero, out + r * out_stride), (width,))
-        result[:] = real(0)
+        for d in range(width):
+            result[d] = zero
         if count == 0:
             continue
         exponentials(zero, address, count, scaled_maximum(zero, address, count, scale))
@@ -108,7 +109,8 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
         share = real(1) / total(zero, address, count)
         for i in range(count):
             weights[i] *= share
-        weights[count:] = real(0)
+        for i in range(count, longest):
+            weights[i] = zero
 
     for segment in range(2):
         blocks = carray(pointer(_INT32, job[TABLES] + (row * 2 + segment) * max_blocks * 4), (max_blocks,))

@@ -184,10 +184,10 @@ class _Plan:
         blocks, room = cache.keys.shape[1], tables.shape[2] * cache.block_size
         if tables.shape[:2] != (rows, 2) or lengths.shape != (rows, 2):
             raise ValueError(f"tables and lengths: expected {rows} rows, got {tables.shape} and {lengths.shape}")
-        if tables.size and not (0 <= tables.min() and tables.max() < blocks):
+        if tables.size and (tables.min() < 0 or tables.max() >= blocks):
             raise ValueError(f"block tables: expected blocks 0 to {blocks - 1}, got {tables.min()} to {tables.max()}")
-        if lengths.size and not (0 <= lengths.min() and lengths.max() <= room):
-            raise ValueError(f"lengths: expected 0 to {room} (the tables' room), got {lengths.min()} to {lengths.max()}")
+        if lengths.size and (lengths.min() < 0 or lengths.max() > room):
+            raise ValueError(f"lengths: expected 0 to {room} for these tables, got {lengths.min()} to {lengths.max()}")
         if self.batch.causal and (lengths[:, 1] < self._counts).any():
             raise ValueError(f"lengths: expected at least the call's own {self._counts}, got {lengths[:, 1]}")
 

@@ -17,10 +17,10 @@ from server.engine.kernels.numba_tiles import dot_tile, itemsize
 KIND, X, X_STRIDE, WEIGHT, BIAS, OUT, ROWS, OUTS, COUNT, CHUNK_OUTS, CHUNK_ROWS, ACTIVATION = range(12)
 
 DEPTH_BYTES = 4096  # of a row at a time: four activation rows and three weight rows stay in a 32 KB cache
-_tile_4x3, _tile_4x1 = dot_tile(4, 3), dot_tile(4, 1)
-_tile_3x4, _tile_3x1 = dot_tile(3, 4), dot_tile(3, 1)
-_tile_2x4, _tile_2x1 = dot_tile(2, 4), dot_tile(2, 1)
-_tile_1x4, _tile_1x1 = dot_tile(1, 4), dot_tile(1, 1)
+_first_4x3, _tile_4x3, _tile_4x1 = dot_tile(4, 3, prefetch=True), dot_tile(4, 3), dot_tile(4, 1)
+_tile_3x4, _tile_3x1 = dot_tile(3, 4, prefetch=True), dot_tile(3, 1)
+_tile_2x4, _tile_2x1 = dot_tile(2, 4, prefetch=True), dot_tile(2, 1)
+_tile_1x4, _tile_1x1 = dot_tile(1, 4, prefetch=True), dot_tile(1, 1)
 
 
 @jit()
@@ -33,7 +33,10 @@ def dots(
     while r + 4 <= rows:
         c = 0
         while c + 3 <= columns:
-            _tile_4x3(zero, x + r * xs, xs, w + c * ws, ws, count, out + r * os + c * size, os, acc)
+            if r == 0:  # the pass that fetches the weights; the others find them in the cache
+                _first_4x3(zero, x, xs, w + c * ws, ws, count, out + c * size, os, acc)
+            else:
+                _tile_4x3(zero, x + r * xs, xs, w + c * ws, ws, count, out + r * os + c * size, os, acc)
             c += 3
         while c < columns:
             _tile_4x1(zero, x + r * xs, xs, w + c * ws, ws, count, out + r * os + c * size, os, acc)

@@ -62,6 +62,13 @@ class _Emitter:
     def store(self, value: Any, address: Any) -> None:
         self.builder.store(value, self.pointer(address, self.type), align=self.size)
 
+    def prefetch(self, address: Any) -> None:
+        """Ask for a line of memory that will be read soon; it may lie anywhere."""
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        self.builder.call(function, [self.builder.inttoptr(address, byte), i32(0), i32(3), i32(1)])
+
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.call(self._fmuladd, [a, b, c])
 
@@ -111,12 +118,13 @@ class _Emitter:
         return list(values)
 
 
-def dot_tile(rows: int, columns: int) -> Any:
+def dot_tile(rows: int, columns: int, prefetch: bool = False) -> Any:
     """An intrinsic: ``out[r, c] (+)= sum_k x[r, k] w[c, k]`` for a tile that stays in registers.
 
     ``(zero, x, x_stride, w, w_stride, count, out, out_stride, accumulate)``: ``zero`` gives the float type; addresses
     and row strides in bytes; elements of a row stand side by side; ``accumulate`` 0 overwrites ``out``. The order of
-    additions does not depend on the tile's shape, so a row's result does not depend on its neighbours.
+    additions does not depend on the tile's shape, so a row's result does not depend on its neighbours. ``prefetch``
+    asks for the next tile's weights: worth it where they come from memory, a loss where they are in the cache.
     """
 
     @intrinsic
@@ -128,11 +136,14 @@ def dot_tile(rows: int, columns: int) -> Any:
             wide, narrow = _Emitter(builder, element, VECTOR_BYTES // size), _Emitter(builder, element, 1)
             x_rows = [builder.add(x, builder.mul(x_stride, I64(r))) for r in range(rows)]
             w_rows = [builder.add(w, builder.mul(w_stride, I64(c))) for c in range(columns)]
+            next_tile = builder.mul(w_stride, I64(columns))
 
             def body(unit: _Emitter) -> Callable[[Any, list[Any]], list[Any]]:
                 def step(index: Any, sums: list[Any]) -> list[Any]:
                     offset = builder.mul(index, I64(size))
                     weights = [unit.load(builder.add(row, offset)) for row in w_rows]
+                    for row in w_rows if prefetch and unit.lanes > 1 else []:
+                        unit.prefetch(builder.add(builder.add(row, next_tile), offset))
                     result = []
                     for r, row in enumerate(x_rows):
                         value = unit.load(builder.add(row, offset))

@@ -1,0 +1,152 @@
+"""The contenders of ``serve.py``, each in its own process with its own threads, which sleep while others run.
+
+Protocol: ``python benchmarks/contenders.py KIND --backbone FOLDER`` prints one JSON line when ready, then for each
+``{"rows", "mode", "prefix", "seed"}`` on its input one ``{"seconds", "tokens"}``. ``vllm_contender.py`` does the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from benchmarks.workload import NEW_TOKENS, prompts, random_prefix
+from server.engine.kernels.threads import available_cores, configure_threads
+
+SEQUENTIAL_ROWS = 4  # how many of the rows PEFT generates, one after the other: the rate does not depend on it
+
+
+class EngineContender:
+    """This engine; mode ``tasks``: every row another task, ``one``: one task for all, ``bare``: no prefix."""
+
+    def __init__(self, folder: str, kernels: str, threads: int) -> None:
+        import torch
+
+        from prefixes.artifact import Prefix
+        from prefixes.backbone import load_backbone
+        from server.engine.config import EngineConfig
+        from server.engine.engine import Engine
+        from server.engine.kernels import select_kernels
+        from server.engine.types import PrefixKey
+
+        self._backbone = load_backbone(folder)
+        self._library: dict[PrefixKey, Prefix] = {}
+        self._kernels = select_kernels("cpu", torch.float32, kernels, threads)
+        config = EngineConfig(kv_cache_bytes=2 << 30)
+        self._engine = Engine(self._backbone, self._kernels, config, self._library.__getitem__)
+        self._kernels.warm_up()
+        self._requests = 0
+
+    def run(self, rows: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
+        from server.engine.types import Finished, GenerationRequest, PrefixKey, SamplingParams
+
+        requests = []
+        for row, token_ids in enumerate(prompts(rows, seed)):
+            self._requests += 1
+            key, spec = None, None
+            if mode != "bare":
+                task = row if mode == "tasks" else 0
+                key = PrefixKey("default", f"sha256:{prefix * 1000 + task:064x}")
+                if key not in self._library:
+                    self._library[key] = random_prefix(self._backbone.spec, prefix, task)
+                spec = self._library[key].spec
+            params = SamplingParams(max_new_tokens=NEW_TOKENS)
+            requests.append(GenerationRequest(str(self._requests), "default", tuple(token_ids), params, key, spec))
+        tokens, began = 0, time.perf_counter()
+        for request in requests:
+            self._engine.add(request)
+        while self._engine.requests:
+            for event in self._engine.step():
+                if isinstance(event, Finished):
+                    tokens += event.usage.output_tokens
+        return time.perf_counter() - began, tokens
+
+
+class TransformersContender:
+    """``generate`` on one batch, without prefixes."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers import GPT2LMHeadModel
+
+        self._model = GPT2LMHeadModel.from_pretrained(folder).eval()
+
+    def run(self, rows: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
+        return generate(self._model, prompts(rows, seed))
+
+
+class PeftContender:
+    """PEFT's prefix tuning: the adapter of one task at a time, its row, then the next."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers import GPT2LMHeadModel
+
+        self._base = GPT2LMHeadModel.from_pretrained(folder).eval()
+        self._models: dict[int, Any] = {}
+
+    def run(self, rows: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
+        from peft import PrefixTuningConfig, get_peft_model
+
+        rows = min(rows, SEQUENTIAL_ROWS)
+        if prefix not in self._models:
+            config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prefix, inference_mode=True)
+            model = get_peft_model(self._base, config, adapter_name="task0")
+            for task in range(1, SEQUENTIAL_ROWS):
+                model.add_adapter(f"task{task}", config)
+            self._models[prefix] = model.eval()
+        model, seconds, tokens = self._models[prefix], 0.0, 0
+        for row, token_ids in enumerate(prompts(rows, seed)):
+            began = time.perf_counter()
+            model.set_adapter(f"task{row}")
+            seconds += time.perf_counter() - began
+            took, new = generate(model, [token_ids])
+            seconds, tokens = seconds + took, tokens + new
+        return seconds, tokens
+
+
+def generate(model: Any, token_ids: list[list[int]]) -> tuple[float, int]:
+    """Seconds and new tokens of transformers' greedy ``generate``."""
+    import torch
+
+    inputs = torch.tensor(token_ids)
+    with torch.inference_mode():
+        began = time.perf_counter()
+        out = model.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=NEW_TOKENS,
+            pad_token_id=0,
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+    return seconds, out[:, -NEW_TOKENS:].numel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("engine", "transformers", "peft"))
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    options = parser.parse_args()
+    contender: EngineContender | TransformersContender | PeftContender
+    if options.kind == "engine":
+        contender = EngineContender(options.backbone, options.kernels, configure_threads(options.threads))
+    else:  # as its users run it: torch's own threads, waiting as they do by default
+        import torch
+
+        torch.set_num_threads(options.threads)
+        is_peft = options.kind == "peft"
+        contender = PeftContender(options.backbone) if is_peft else TransformersContender(options.backbone)
+    serve(contender)
+
+
+def serve(contender: Any) -> None:
+    """Answer the driver until it closes our input."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print too
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        seconds, tokens = contender.run(**json.loads(line))
+        print(json.dumps({"seconds": seconds, "tokens": tokens}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Tokens per second of this engine against PEFT, transformers and vLLM, on one machine in one run.
+
+    python benchmarks/serve.py [--quick] [--vllm-python PATH]     the table
+    python benchmarks/serve.py --http                             a server process against its own engine
+
+Greedy, float32, prompts of 40 tokens, 64 new ones, every row another task. Contenders take turns, repetition by
+repetition; medians count. Writes benchmarks/results/<kind>-<date>.json with the machine's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.workload import NEW_TOKENS, PROMPT_TOKENS, save_backbone  # noqa: E402
+from server.engine.kernels.threads import available_cores  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a contender process in one mode."""
+
+    letter: str
+    label: str
+    kind: str
+    mode: str = "bare"
+    prefix: int = 0
+
+
+ENTRIES = (
+    Entry("a", "engine, every row another task", "engine", "tasks", 5),
+    Entry("a100", "engine, the same, prefixes of 100", "engine", "tasks", 100),
+    Entry("b", "engine, one task for all rows", "engine", "one", 5),
+    Entry("c", "engine, no prefixes", "engine", "bare", 0),
+    Entry("d", "PEFT, one task at a time", "peft", "tasks", 5),
+    Entry("e", "transformers, one batch, no prefixes", "transformers"),
+    Entry("f", "vLLM CPU, no prefixes", "vllm"),
+)
+TARGETS: tuple[tuple[str, str, dict[int, float]], ...] = (
+    ("a", "c", {32: 0.97}), ("a", "b", {32: 0.97}), ("a", "e", {32: 1.5}), ("a", "f", {1: 1.8, 8: 1.8, 32: 1.3}),
+    ("a", "d", {}), ("a100", "a", {}),
+)  # fmt: skip
+
+
+class Process:
+    """A contender in a process of its own."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self._log = log.open("w")
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self._read()
+
+    def run(self, **job: Any) -> float:
+        """Tokens per second."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        return float(answer["tokens"] / answer["seconds"])
+
+    def close(self) -> None:
+        """End it: it stops at the end of its input."""
+        self._process.communicate()
+        self._log.close()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contender ended early; its output: {Path(self._log.name).read_text()[-3000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
+    import torch
+
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x), model)
+    return {
+        "cpu": model, "cores": available_cores(), "load_before": os.getloadavg()[0], "torch": torch.__version__,
+        "python": platform.python_version(), "system": platform.platform(),
+    }  # fmt: skip
+
+
+def start(kind: str, folder: Path, options: argparse.Namespace) -> Process:
+    """Start one contender and wait until it is ready."""
+    log = folder / f"{kind}.log"
+    if kind == "vllm":
+        script = [options.vllm_python, "benchmarks/vllm_contender.py"]
+        sizes = ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
+        return Process([*script, "--backbone", str(folder), *sizes], log)
+    threads = ["--threads", str(options.threads)]
+    kernels = ["--kernels", options.kernels] if kind == "engine" else []
+    command = [sys.executable, "benchmarks/contenders.py", kind, "--backbone", str(folder)]
+    return Process([*command, *threads, *kernels], log)
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Run all contenders in turns; rates by letter and rows."""
+    entries = [entry for entry in ENTRIES if entry.kind != "vllm" or options.vllm_python]
+    if not options.vllm_python:
+        print("(f) vLLM: skipped, no --vllm-python given")
+    rates: dict[str, dict[int, list[float]]] = {entry.letter: {n: [] for n in options.rows} for entry in entries}
+    with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
+        folder = Path(name)
+        save_backbone(folder)
+        processes = {kind: start(kind, folder, options) for kind in dict.fromkeys(entry.kind for entry in entries)}
+        for repeat in range(-1, options.repeats):  # the first round warms up and does not count
+            for rows in options.rows:
+                for entry in entries:
+                    job = {"rows": rows, "mode": entry.mode, "prefix": entry.prefix, "seed": repeat + 1}
+                    rate = processes[entry.kind].run(**job)
+                    if repeat >= 0:
+                        rates[entry.letter][rows].append(rate)
+            print(f"round {repeat + 1} of {options.repeats} done", file=sys.stderr)
+        for process in processes.values():
+            process.close()
+    medians = {letter: {n: statistics.median(r) for n, r in by.items()} for letter, by in rates.items()}
+    show(medians, [entry for entry in entries if entry.letter in medians], options.rows)
+    return {"tokens_per_second": medians, "repetitions": rates}
+
+
+def show(medians: dict[str, dict[int, float]], entries: list[Entry], rows: list[int]) -> None:
+    """Print the table and the ratios, each with its target."""
+    print(f"\n{'tokens/s':42}" + "".join(f"{f'{n} rows':>10}" for n in rows))
+    for entry in entries:
+        label = f"({entry.letter}) {entry.label}"
+        print(f"{label:42}" + "".join(f"{medians[entry.letter][n]:10.1f}" for n in rows))
+    print(f"\n{'ratio':42}" + "".join(f"{f'{n} rows':>14}" for n in rows))
+    for over, under, targets in TARGETS:
+        if over in medians and under in medians:
+            cells = []
+            for n in rows:
+                ratio = medians[over][n] / medians[under][n]
+                target = targets.get(n)
+                cells.append(f"{ratio:.2f}" + (f" ({'ok' if ratio >= target else 'miss'} {target})" if target else ""))
+            print(f"{f'({over}) / ({under})':42}" + "".join(f"{cell:>14}" for cell in cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--kernels", default="auto", help="kernel set of the engine: auto, torch or numba")
+    parser.add_argument("--vllm-python", help="python of an environment with vLLM's CPU build")
+    parser.add_argument("--http", action="store_true", help="a server process at 32 clients against its engine")
+    parser.add_argument("--quick", action="store_true", help="one repetition, 1 and 8 rows")
+    options = parser.parse_args()
+    if options.quick:
+        options.rows, options.repeats = [1, 8], 1
+    facts = machine()
+    if options.http:
+        from benchmarks.http_load import compare_http
+
+        kind, result = "http", compare_http(options, start)
+    else:
+        kind, result = "serve", compare(options)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.write_text(json.dumps({"machine": facts, **result}, indent=1) + "\n")
+    print(f"\n{facts['cpu']}, {facts['cores']} cores, load {facts['load_before']:.1f} before; written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""A scheduler over a real ledger, prefix store and prompt reuse, driven as the engine drives it, without a model.
+
+In the place of keys and values stands what they would be of: each slot of a block holds the chain of tokens up to it.
+Every step checks that each row reads exactly its own context and that no write could be seen by another holder.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefixes.artifact import Prefix
+from prefixes.errors import PrefixdError
+from prefixes.spec import Site
+from server.engine.beams import BeamSearch
+from server.engine.blocks import BlockLedger
+from server.engine.config import EngineConfig
+from server.engine.observer import SilentObserver
+from server.engine.prefix_store import LoadStatus, PrefixStore
+from server.engine.prompt_reuse import PromptReuse, chain_root
+from server.engine.scheduler import Scheduler, StepPlan
+from server.engine.sequence import Group, Sequence
+from server.engine.types import FinishReason, GenerationRequest, PrefixKey, SamplingParams
+from tests.support.prefixes import make_prefix
+
+
+class Machine(SilentObserver):
+    """``lengths`` are the prefixes it knows; ``failures`` fail to load; those in ``held`` load when let go."""
+
+    def __init__(self, blocks: int, *, size: int = 4, reuse: bool = True, seed: int = 0,
+                 lengths: Mapping[PrefixKey, int] | None = None, max_prefix_bytes: int | None = None,
+                 **config: Any) -> None:
+        self.size, self.rng = size, random.Random(seed)
+        self.config = EngineConfig(block_size=size, **{"max_rows": 16, "max_step_tokens": 16, **config})
+        self.ledger = BlockLedger(blocks + 1, size)
+        self.prefixes = {key: make_prefix(length=length) for key, length in (lengths or {}).items()}
+        self.failures: dict[PrefixKey, PrefixdError] = {}
+        self.gates: dict[PrefixKey, queue.Queue[None]] = {}
+        self.woken: queue.Queue[None] = queue.Queue()
+        self.store = PrefixStore(self.ledger, self._load, self._write, bytes_per_block=1, max_bytes=max_prefix_bytes,
+                                 workers=4, observer=self, wake=lambda: self.woken.put(None))
+        self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
+                                   self)
+        self.contents: list[list[object]] = [[None] * size for _ in range(blocks + 1)]
+        self.ended: dict[str, str] = {}
+        self.preempted: list[str] = []
+        self.steps = self.computed_tokens = 0
+        self.may_preempt = True
+        self.early_end = 0.1  # probability that a sampled output ends with a token
+
+    # --- what the store calls ---
+
+    def _load(self, key: PrefixKey) -> Prefix:
+        if key in self.gates:
+            self.gates[key].get(timeout=30)
+        if key in self.failures:
+            raise self.failures[key]
+        return self.prefixes[key]
+
+    def _write(self, prefix: Prefix, blocks: Mapping[Site, tuple[int, ...]]) -> None:
+        for block in blocks["decoder"]:
+            self.contents[block] = [id(prefix)] * self.size
+
+    def on_preemption(self) -> None:
+        assert self.may_preempt, "preempted although it fits alone"
+        self.preempted.append(self.scheduler.running[-1].request.request_id)
+
+    # --- requests ---
+
+    def request(self, name: str, prompt: Iterable[int], key: PrefixKey | None = None, **params: Any
+                ) -> GenerationRequest:
+        spec = self.prefixes[key].spec if key else None
+        return GenerationRequest(name, "default", tuple(prompt), SamplingParams(**params), key, spec)
+
+    def add(self, request: GenerationRequest, at: float | None = None) -> Group:
+        """As ``Engine.add``; ``at`` is the time of arrival, the order of calls where none is given."""
+        params = request.params
+        beams = BeamSearch(params, params.max_new_tokens, frozenset()) if params.num_beams > 1 else None
+        rows = [Sequence(index, list(request.token_ids)) for index in range(1 if beams else params.rows)]
+        order = float(self.steps + len(self.scheduler.waiting) + len(self.scheduler.running))
+        group = Group(request, params.max_new_tokens, 0, order if at is None else at, chain_root(request), rows, beams)
+        self.scheduler.add(group)
+        return group
+
+    # --- the loop ---
+
+    def wait(self) -> None:
+        """Until a step could do something: all that is here waits for loads."""
+        while not self.scheduler.runnable():
+            self.woken.get(timeout=30)
+
+    def wait_for(self, key: PrefixKey) -> None:
+        """Until ``key`` has been loaded, or that has failed."""
+        while self.store.status(key) is LoadStatus.LOADING:
+            self.woken.get(timeout=30)
+
+    def abort(self, group: Group) -> None:
+        """As ``Engine.abort``."""
+        self._end(group, "aborted")
+
+    def step(self) -> StepPlan:
+        """Schedule, check, compute, choose."""
+        self.steps += 1
+        self.store.settle_pins()
+        plan = self.scheduler.schedule()
+        for group, error in plan.failed:
+            self._end(group, error.code)
+        self._check(plan)
+        self._compute(plan)
+        self._choose(plan)
+        self.ledger.check([*self.scheduler.holdings(), *self.store.holdings()])
+        return plan
+
+    def run(self, limit: int = 2000) -> None:
+        """To the end of all; AssertionError after ``limit`` steps."""
+        while self.scheduler.waiting or self.scheduler.running:
+            self.wait()
+            self.step()
+            assert self.steps < limit, "no end in sight"
+        self.ledger.check(self.store.holdings())
+        assert self.store.idle()
+
+    def close(self) -> None:
+        self.store.close()
+
+    # --- inside ---
+
+    def _check(self, plan: StepPlan) -> None:
+        assert sum(row.count for row in plan.rows) <= self.config.max_step_tokens
+        assert len(plan.rows) <= self.config.max_rows
+        assert sum(group.request.params.rows for group in self.scheduler.running) <= self.config.max_rows
+        assert all(row.count > 0 for row in plan.rows)
+        assert len({id(row.sequence) for row in plan.rows}) == len(plan.rows)
+        targets = [target for _, target in plan.copies]
+        assert len(set(targets)) == len(targets)
+        written = [block for row in plan.rows for block in self._written(row.sequence, row.start, row.count)]
+        assert len(set(written)) == len(written), "two rows write into one block"
+        assert not any(self.ledger.shared(block) for block in written), "a write would be seen by another holder"
+        assert not {source for source, _ in plan.copies} & set(targets), "a source is overwritten before it is copied"
+
+    def _written(self, sequence: Sequence, start: int, count: int) -> list[int]:
+        return sequence.blocks[start // self.size : (start + count - 1) // self.size + 1]
+
+    def _compute(self, plan: StepPlan) -> None:
+        for source, target in plan.copies:
+            self.contents[target] = list(self.contents[source])
+        for row in plan.rows:
+            tokens = row.sequence.token_ids
+            for position in range(row.start, row.start + row.count):
+                block = row.sequence.blocks[position // self.size]
+                self.contents[block][position % self.size] = (row.group.chain_root, tuple(tokens[: position + 1]))
+            self.computed_tokens += row.count
+        for row in plan.rows:  # after all writes: what the kernels would read
+            self._check_context(row.group, row.sequence, row.start + row.count)
+
+    def _check_context(self, group: Group, sequence: Sequence, length: int) -> None:
+        for position in range(length):
+            content = self.contents[sequence.blocks[position // self.size]][position % self.size]
+            assert content == (group.chain_root, tuple(sequence.token_ids[: position + 1])), "another row's context"
+        if group.request.prefix:
+            prefix = self.prefixes[group.request.prefix]
+            assert len(group.prefix_blocks) == self.ledger.blocks_for(prefix.spec.length("decoder"))
+            for block in group.prefix_blocks:
+                assert self.contents[block] == [id(prefix)] * self.size, "another task's prefix"
+
+    def _choose(self, plan: StepPlan) -> None:
+        wanting: dict[int, list[Sequence]] = {}
+        groups = {id(row.group): row.group for row in plan.rows}
+        for row in plan.rows:
+            wants = row.wants_logits
+            self.scheduler.computed(row)
+            if wants:
+                wanting.setdefault(id(row.group), []).append(row.sequence)
+            elif (row.group.started and len(row.group.active) > 1
+                  and row.start + row.count == row.group.prompt_length):
+                self.scheduler.fork_prompt(row.group)
+        for identity, sequences in wanting.items():
+            group = groups[identity]
+            if group.beams:
+                self._advance_beams(group, sequences)
+            else:
+                self._take_tokens(group, sequences)
+
+    def _take_tokens(self, group: Group, sequences: list[Sequence]) -> None:
+        if not group.started:
+            sequences = group.sequences
+            if len(sequences) > 1:
+                self.scheduler.fork_prompt(group)
+        for sequence in sequences:
+            sequence.token_ids.append(self.rng.randrange(3))
+            ends = group.request.params.do_sample and self.rng.random() < self.early_end
+            if ends or len(group.generated(sequence)) >= group.max_new_tokens:
+                sequence.finish_reason = FinishReason.STOP
+                self.scheduler.finish_row(sequence)
+        if not group.active:
+            self._end(group, "finished")
+
+    def _advance_beams(self, group: Group, sequences: list[Sequence]) -> None:
+        assert sequences == group.sequences, "beams choose together"
+        if len(group.generated(sequences[0])) + 1 >= group.max_new_tokens:
+            self._end(group, "finished")
+            return
+        parents = sorted(self.rng.choices(sequences, k=group.request.params.num_beams), key=lambda row: row.index)
+        rows = [
+            Sequence(index, [*parent.token_ids, self.rng.randrange(3) + 3 * index])
+            for index, parent in enumerate(parents)
+        ]
+        self.scheduler.replace_rows(group, rows, parents)
+
+    def _end(self, group: Group, how: str) -> None:
+        assert group.request.request_id not in self.ended
+        self.ended[group.request.request_id] = how
+        self.scheduler.end(group)

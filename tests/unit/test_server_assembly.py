@@ -1,0 +1,83 @@
+"""Assembly over a tiny backbone: what it makes ready, and how each wrong setting is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import generate_latest
+
+from prefixes.artifact import write_prefix
+from prefixes.backbone import load_backbone
+from prefixes.errors import BackboneError, PrefixdError
+from prefixes.registry import open_registry
+from server.assembly import assemble
+from server.engine.types import PrefixKey
+from server.settings import Settings
+from server.settings_sources import load_settings
+from tests.support.prefixes import make_prefix, save_tiny_gpt2
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    save_tiny_gpt2(folder)
+    return folder
+
+
+def settings(backbone: Path, tmp_path: Path, **given: Any) -> Settings:
+    base = {"backbone": str(backbone), "registry": str(tmp_path / "registry"), "kernels": "torch", "threads": 1}
+    return load_settings({**base, "kv_cache_bytes": "1MiB", "device": "cpu", "max_rows": 4, **given})
+
+
+def test_an_assembled_server_is_warm_and_counts_from_zero(backbone: Path, tmp_path: Path) -> None:
+    assembled = assemble(settings(backbone, tmp_path))
+    assert assembled.engine.forwards["decoder"] > 0
+    assert assembled.engine.requests == 0
+    assembled.engine.check_integrity()
+    text = generate_latest(assembled.metrics_registry).decode()
+    assert "prefixd_step_rows_count 0.0" in text
+    assert "process_resident_memory_bytes" in text
+    assembled.engine.close()
+
+
+def test_pins_are_the_versions_behind_their_tasks_at_start(backbone: Path, tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    data = write_prefix(make_prefix(load_backbone(str(backbone)).spec))
+    version = registry.publish("default", "e2e", data, record={}).version
+    assembled = assemble(settings(backbone, tmp_path, pin=["e2e"]))
+    assert assembled.pinned == (PrefixKey("default", version),)
+    assembled.engine.close()
+
+
+def test_the_dtype_is_the_engines(backbone: Path, tmp_path: Path) -> None:
+    assembled = assemble(settings(backbone, tmp_path, dtype="float64"))
+    assert next(assembled.backbone.model.parameters()).dtype is torch.float64
+    assembled.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "cuda:99"}, "device: expected one that is here, got 'cuda:99'"),
+        ({"dtype": "float16"}, "dtype: expected float32 or float64 on cpu, got 'float16'"),
+        ({"kv_cache_bytes": "10"}, "kv_cache_bytes: expected at least .*got 10"),
+        ({"threads": 4096}, "threads: expected 1 to .*got 4096"),
+        ({"kernels": "magic"}, "kernels: expected one of .*got 'magic'"),
+        ({"pin": ["nobody"]}, "default/nobody"),
+        ({"registry": "ftp://somewhere"}, "registry URL: expected"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_a_named_error(
+    backbone: Path, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PrefixdError, match=message):
+        assemble(settings(backbone, tmp_path, **given))
+
+
+def test_a_folder_that_is_no_backbone_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BackboneError, match="empty"):
+        assemble(settings(tmp_path / "empty", tmp_path))

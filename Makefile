@@ -1,12 +1,13 @@
 # prefixd: `make` alone explains the targets.
-SHELL   := /bin/bash
-PYTHON  ?= python3
-HOST    ?= 127.0.0.1
-PORT    ?= 8000
-VENV    := .venv
-BIN     := $(VENV)/bin
+SHELL    := /bin/bash
+PYTHON   ?= python3
+HOST     ?= 127.0.0.1
+PORT     ?= 8000
+REGISTRY ?= var/registry
+VENV     := .venv
+BIN      := $(VENV)/bin
 # Two workers, one file to a worker: tests of a file share their fixtures (a server process, a backbone).
-PYTEST  ?= -n 2 --dist loadfile
+PYTEST   ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-slow lint format bench clean
@@ -23,8 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-serve: install ## Serve the demo on http://HOST:PORT (disk registry in var/, bundled GPT-2, no network)
-	$(BIN)/prefixd serve --host $(HOST) --port $(PORT) --backbone demo --registry var/registry
+serve: install ## Serve the demo on http://HOST:PORT (disk registry in var/, bundled GPT-2, no model hub)
+	$(BIN)/prefixd serve --host $(HOST) --port $(PORT) --backbone demo --registry $(REGISTRY)
 
 test: lint ## Run linters, types and the test suite
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow"

@@ -148,7 +148,7 @@ def show(medians: dict[str, dict[int, float]], entries: list[Entry], rows: list[
     for entry in entries:
         label = f"({entry.letter}) {entry.label}"
         print(f"{label:42}" + "".join(f"{medians[entry.letter][n]:10.1f}" for n in rows))
-    print(f"\n{'ratio':42}" + "".join(f"{f'{n} rows':>14}" for n in rows))
+    print(f"\n{'ratio':42}" + "".join(f"{f'{n} rows':>18}" for n in rows))
     for over, under, targets in TARGETS:
         if over in medians and under in medians:
             cells = []
@@ -156,7 +156,7 @@ def show(medians: dict[str, dict[int, float]], entries: list[Entry], rows: list[
                 ratio = medians[over][n] / medians[under][n]
                 target = targets.get(n)
                 cells.append(f"{ratio:.2f}" + (f" ({'ok' if ratio >= target else 'miss'} {target})" if target else ""))
-            print(f"{f'({over}) / ({under})':42}" + "".join(f"{cell:>14}" for cell in cells))
+            print(f"{f'({over}) / ({under})':42}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def main() -> None:

@@ -81,7 +81,8 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
         await self.serve(sockets=[self._sock])
-        return self._exit_code if self.started else 1
+        _log.info("stopped", extra={"facts": {"exit_code": self._exit_code}})
+        return self._exit_code
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -73,7 +73,7 @@ def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
         ),
         DemoTask(
             "e2e-fields",
-            Conversion("e2e", "train", clean=True, reverse=True, sample=12000),
+            Conversion("e2e", "train", clean=True, reverse=True, sample=6000),
             train,
             Conversion("e2e", clean=True, reverse=True, sample=1000),
             test,

@@ -31,12 +31,28 @@ KV_CACHE_BYTES = 1 << 28
 def generate(backbone: Backbone, prefix: Prefix, inputs: Sequence[str], params: SamplingParams) -> list[Output]:
     """The best output per input, batched through the serving engine. Raises a request's own error."""
     check_compatible(prefix.spec, backbone.spec)
-    key = PrefixKey(DEFAULT_TENANT, version_of(prefix))
+    return _generate(backbone, prefix, prefix.spec.template, inputs, params)
+
+
+def generate_bare(backbone: Backbone, template: str, inputs: Sequence[str], params: SamplingParams) -> list[Output]:
+    """As ``generate``, without a prefix: what the backbone does by itself, or by words in the template."""
+    return _generate(backbone, None, template, inputs, params)
+
+
+def _generate(
+    backbone: Backbone, prefix: Prefix | None, template: str, inputs: Sequence[str], params: SamplingParams
+) -> list[Output]:
+    key, spec = (PrefixKey(DEFAULT_TENANT, version_of(prefix)), prefix.spec) if prefix else (None, None)
+
+    def load(_: PrefixKey) -> Prefix:
+        assert prefix is not None, "only rows with a prefix load one"
+        return prefix
+
     config = EngineConfig(kv_cache_bytes=KV_CACHE_BYTES, max_waiting=max(1, len(inputs)))
-    engine = Engine(backbone, TorchKernels(), config, lambda _: prefix)
+    engine = Engine(backbone, TorchKernels(), config, load)
     for index, text in enumerate(inputs):
-        ids = tuple(backbone.prompt_encoder.encode(prefix.spec.template, text))
-        request = GenerationRequest(str(index), DEFAULT_TENANT, ids, params, key, prefix.spec)
+        ids = tuple(backbone.prompt_encoder.encode(template, text))
+        request = GenerationRequest(str(index), DEFAULT_TENANT, ids, params, key, spec)
         engine.check(request)
         engine.add(request)
     outputs: dict[int, Output] = {}

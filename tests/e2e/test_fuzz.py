@@ -28,7 +28,7 @@ BODIES = JSON | st.dictionaries(NAMES, VALUES, max_size=6)
     body=BODIES,
     extra=st.dictionaries(NAMES, VALUES, max_size=3),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_whatever_is_a_500(client: httpx.Client, path: str, body: object, extra: dict[str, object]) -> None:
     if isinstance(body, dict):
         parameters = {"max_new_tokens": 2}
@@ -43,7 +43,7 @@ def test_no_body_whatever_is_a_500(client: httpx.Client, path: str, body: object
 
 
 @given(content=st.binary(max_size=200), kind=st.sampled_from(["application/json", "multipart/form-data; boundary=a"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_whatever_are_a_500(client: httpx.Client, content: bytes, kind: str) -> None:
     for path in ("/generate", "/prefixes"):
         response = client.post(path, content=content, headers={"content-type": kind})

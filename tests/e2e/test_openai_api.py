@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, wait_for_metric
 
 
 @pytest.fixture
@@ -99,6 +99,13 @@ def test_errors_arrive_as_the_packages_own(api: openai.OpenAI) -> None:
         api.completions.create(model="e2e", prompt="x", max_tokens=10**6)
     with pytest.raises(openai.NotFoundError):
         api.chat.completions.create(model="e2e", messages=[])
+
+
+def test_closing_a_stream_ends_its_request(api: openai.OpenAI, client: httpx.Client) -> None:
+    stream = api.completions.create(model="e2e", prompt=["x", "y"], max_tokens=8000, temperature=1, stream=True)
+    next(iter(stream))
+    stream.close()
+    wait_for_metric(client, "prefixd_num_requests_running", 0, timeout_s=5)
 
 
 def test_a_bad_prompt_among_good_ones_leaves_nothing_running(api: openai.OpenAI) -> None:

@@ -103,7 +103,7 @@ def test_rows_that_run_out_of_blocks_equal_the_rows_alone(
     ended = run(engine, requests, rng)
     for request in requests:
         check(backbone, library, request, ended[request.request_id], expected, "natural")
-    assert counts.preemptions > 5
+    assert counts.preemptions > 2
     assert counts.evictions > 0
 
 

@@ -64,8 +64,9 @@ def random_rows(rng: random.Random, causal: bool) -> list[Row]:
     rows = []
     for _ in range(rng.randint(1, 6)):
         count = rng.choice(COUNTS)
+        prefix = rng.choice(PREFIXES)
         own = count + rng.choice((0, 1, 30)) if causal else rng.choice((0, 1, 33))
-        rows.append(Row(rng.choice(PREFIXES), own, count))
+        rows.append(Row(prefix, own if prefix else max(own, 1), count))  # without any key there is nothing to define
     return rows
 
 
@@ -116,10 +117,14 @@ def test_attention_equals_the_definition_on_random_ragged_batches(kernels: Kerne
             rng, random_rows(rng, causal), dtype=dtype, block_size=rng.choice(BLOCK_SIZES), heads=heads,
             kv_heads=kv_heads, head_dim=head_dim, causal=causal,
         )  # fmt: skip
-        expected = naive_attention(case.qkv[:, 0], case, 1)
-        got = attend(kernels, case)
-        seen = torch.tensor([r.prefix + r.own > 0 for r in case.rows for _ in range(r.count)], dtype=torch.bool)
-        assert_close(got[seen], expected[seen])  # without a single key there is nothing to define
+        assert_close(attend(kernels, case), naive_attention(case.qkv[:, 0], case, 1))
+
+
+def test_a_row_without_any_key_gives_zeros_and_harms_nobody(numba: NumbaKernels) -> None:
+    case = make_case(random.Random(9), [Row(0, 0, 2), Row(5, 0, 2), Row(0, 0, 0)], causal=False)
+    got = attend(numba, case)
+    assert torch.equal(got[:2], torch.zeros(2, 3, 16))
+    assert_close(got, naive_attention(case.qkv[:, 0], case, 1))
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

@@ -34,15 +34,16 @@ class Choosable(Protocol):
 def calibrate(layers: Sequence[Choosable], buckets: int, seconds: float) -> None:
     """Set ``torch_buckets`` of every layer; layers of equal shape are measured together and choose alike.
 
-    Shapes share ``seconds`` by their size; a bucket that no time is left for chooses as the one before it.
+    Shapes share ``seconds`` by the weights they stand for; a bucket that no time is left for chooses as the one
+    before it.
     """
     shapes: dict[tuple[object, ...], list[Choosable]] = {}
     for layer in layers:
         key = (*layer.weight.shape, layer.bias is None, layer.activation)
         shapes.setdefault(key, []).append(layer)
-    total = sum(group[0].weight.numel() for group in shapes.values())
+    total = sum(layer.weight.numel() for layer in layers)
     for group in shapes.values():
-        choices = _choose(group, buckets, seconds * group[0].weight.numel() / total)
+        choices = _choose(group, buckets, seconds * len(group) * group[0].weight.numel() / total)
         for layer in group:
             layer.torch_buckets = choices
 

@@ -85,16 +85,16 @@ def train(
 ) -> None:
     """Train a prefix on a frozen backbone, and publish it.
 
+    \b
     Examples:
+      prefixd convert e2e src1_train.txt e2e.jsonl
+      prefixd train --task e2e --data e2e.jsonl --backbone gpt2-medium
+                    --registry ./registry
+      prefixd train --task e2e --data e2e.jsonl --method direct --lr 0.01
+                    --init table-to-text: --server http://localhost:8000
+      prefixd train --task e2e --data e2e.jsonl --resume
 
-      prefixd convert e2e ../shared/data/e2e/src1_train.txt e2e.jsonl
-
-      prefixd train --task e2e --data e2e.jsonl --backbone gpt2-medium --registry ~/.prefixd/registry
-
-      prefixd train --task e2e --data e2e.jsonl --method direct --init table-to-text: --lr 0.01 --server http://localhost:8000
-
-      prefixd train --task e2e --data e2e.jsonl --resume        # after a kill: the same result
-
+    The last one goes on after a kill, to the same result. Without --registry and --server nothing is published.
     The result folder holds config.json, metrics.jsonl, loss.png, prefix.safetensors and report.json.
     """
     with _named_errors():
@@ -154,12 +154,10 @@ def convert(
 ) -> None:
     """Convert a table-to-text corpus to the trainer's JSONL, one line per input and reference.
 
+    \b
     Examples:
-
       prefixd convert e2e src1_train.txt e2e.jsonl
-
       prefixd convert dart dev.json dart.jsonl --without webnlg --split train
-
       prefixd convert e2e src1_train.txt fields.jsonl --reverse --clean
     """
     with _named_errors():

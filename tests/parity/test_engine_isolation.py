@@ -13,6 +13,7 @@ from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import InputTooLong, InvalidArtifact, InvalidParameter
 from server.engine.engine import Engine
+from server.engine.sequence import GroupState
 from server.engine.types import (
     Event,
     Failed,
@@ -73,7 +74,9 @@ def neighbours(library: Library) -> list[GenerationRequest]:
         {"do_sample": True, "seed": 4, "repetition_penalty": 1.3},
     ]
     return [
-        library.request(f"good {index}", index, range(index, 9 * index + 4), max_new_tokens=12, **kind)
+        library.request(
+            f"good {index}", index, range(index, 9 * index + 4), max_new_tokens=12, min_new_tokens=12, **kind
+        )
         for index, kind in enumerate(kinds)
     ]
 
@@ -181,7 +184,7 @@ def test_what_cannot_run_is_refused_before_anything_is_held(
 def test_refusals_say_expected_and_got(backbone: Backbone, library: BadLibrary) -> None:
     engine = make_engine(backbone, library, blocks=30, max_rows=4)
     cases: list[tuple[GenerationRequest, str]] = [
-        (library.request("r", 5, [1] * 220), "expected at most 219 tokens (window 320, prefix 100, one token of output)"),
+        (library.request("r", 5, [1] * 220), "at most 219 tokens (window 320, prefix 100, one token of output)"),
         (library.request("r", 0, [1, 304]), "expected token ids from 0 to 303, got 304"),
         (library.request("r", 0, [-1]), "expected token ids from 0 to 303, got -1"),
         (library.request("r", 0, [1], num_beams=5), "expected at most 4 rows, got 5"),
@@ -218,6 +221,9 @@ def test_a_prefix_beside_the_pinned_ones_must_fit_its_share(backbone: Backbone, 
 # --- abort ---
 
 
+LONG = {"max_new_tokens": 50, "min_new_tokens": 50}
+
+
 def waiting(engine: Engine, library: BadLibrary) -> GenerationRequest:
     engine.add(library.request("occupant", 0, [1, 2], num_beams=12, max_new_tokens=20))  # all rows
     return library.request("bad", 0, [1, 2, 3], max_new_tokens=50)
@@ -233,15 +239,15 @@ def prefilling(engine: Engine, library: BadLibrary) -> GenerationRequest:
 
 
 def decoding(engine: Engine, library: BadLibrary) -> GenerationRequest:
-    return library.request("bad", 6, [3] * 3, max_new_tokens=50)
+    return library.request("bad", 6, [3] * 3, **LONG)
 
 
 def in_beams(engine: Engine, library: BadLibrary) -> GenerationRequest:
-    return library.request("bad", 6, [3] * 3, num_beams=3, max_new_tokens=50)
+    return library.request("bad", 6, [3] * 3, num_beams=3, **LONG)
 
 
 def in_several_outputs(engine: Engine, library: BadLibrary) -> GenerationRequest:
-    return library.request("bad", 6, [3] * 3, do_sample=True, num_return_sequences=3, max_new_tokens=50)
+    return library.request("bad", 6, [3] * 3, do_sample=True, num_return_sequences=3, **LONG)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -253,13 +259,20 @@ def test_an_abort_at_any_stage_ends_its_own_request(
     stage: Callable[[Engine, BadLibrary], GenerationRequest],
 ) -> None:
     engine = make_engine(backbone, library, max_step_tokens=16, max_rows=12)
+    run(engine, [library.request(f"warm {task}", task, [1], max_new_tokens=1) for task in range(7)])  # all are loaded
     requests = placed(neighbours(library), stage(engine, library), position)
     events: list[Event] = []
     for request in requests:
         engine.check(request)
         engine.add(request)
-    for _ in range(9):
+    group = engine._groups["bad"]
+    for _ in range(3):
         events += engine.step()
+    while stage not in (waiting, loading) and not (group.started or group.sequences[0].computed):
+        events += engine.step()
+    while stage in (decoding, in_beams, in_several_outputs) and len(group.generated(group.sequences[0])) < 3:
+        events += engine.step()
+    assert (group.state is GroupState.WAITING) == (stage in (waiting, loading)), "not at the stage that was meant"
     aborted = engine.abort("bad")
     assert engine.abort("bad") == []
     assert isinstance(aborted[-1], Finished)
@@ -278,7 +291,7 @@ def test_an_abort_at_any_stage_ends_its_own_request(
 
 def test_an_aborted_outputs_pieces_join_to_its_text_too(backbone: Backbone, library: BadLibrary) -> None:
     """What was held back for a possible stop string was in the final text but in no event."""
-    probe = library.request("probe", 1, [1, 2, 3], max_new_tokens=30)
+    probe = library.request("probe", 1, [1, 2, 3], max_new_tokens=30, min_new_tokens=30)
     done = run(make_engine(backbone, library), [probe])["probe"]
     assert isinstance(done, Finished)
     text = done.outputs[0].text
@@ -286,7 +299,7 @@ def test_an_aborted_outputs_pieces_join_to_its_text_too(backbone: Backbone, libr
     for cut in range(1, 20):
         stop = text[len(text) // 2 :] + "never"  # held back from the middle to the end
         engine = make_engine(backbone, library)
-        engine.add(library.request("r", 1, [1, 2, 3], max_new_tokens=30, stop=(stop,)))
+        engine.add(library.request("r", 1, [1, 2, 3], max_new_tokens=30, min_new_tokens=30, stop=(stop,)))
         events: list[Event] = []
         while sum(isinstance(event, TokenEvent) for event in events) < cut:
             events += engine.step()
@@ -306,6 +319,7 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
     engine = make_engine(backbone, library, max_rows=3)  # the rest waits, and is not touched
     requests = neighbours(library)
     requests = [requests[0], requests[3], requests[4], requests[1], requests[2]]
+    run(engine, [library.request(f"warm {task}", task, [1], max_new_tokens=1) for task in range(5)])  # all are loaded
     for request in requests:
         engine.add(request)
     events: list[Event] = []
@@ -345,7 +359,7 @@ def test_one_step_over_rows_of_many_tasks_is_one_call_of_the_decoder(backbone: B
         calls.append(len(arguments[0]))
         return decoder(*arguments)
 
-    model.decoder = counted  # type: ignore[method-assign]
+    model.decoder = counted  # type: ignore[method-assign,assignment]
     kinds: list[dict[str, Any]] = [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}]
     for index in range(18):
         request = library.request(f"r{index}", index % 9, range(index + 1), max_new_tokens=6, **kinds[index // 9])
@@ -367,7 +381,7 @@ def test_one_step_over_rows_of_many_tasks_is_one_call_of_the_decoder(backbone: B
 def test_an_output_past_the_window_ends_with_length(
     backbone: Backbone, library: BadLibrary, task: int, prefix: int, params: dict[str, Any]
 ) -> None:
-    request = library.request("r", task, range(320 - prefix - 7), max_new_tokens=50, min_new_tokens=50, **params)
+    request = library.request("r", task, [7] * (320 - prefix - 7), max_new_tokens=50, min_new_tokens=50, **params)
     done = run(make_engine(backbone, library), [request])["r"]
     assert isinstance(done, Finished)
     for output in done.outputs:
@@ -376,13 +390,14 @@ def test_an_output_past_the_window_ends_with_length(
 
 
 def test_a_repeated_prompt_gives_the_same_tokens_for_less_work(backbone: Backbone, library: BadLibrary) -> None:
-    for params in ({}, {"num_beams": 3}, {"do_sample": True, "seed": 5, "num_return_sequences": 2}):
+    kinds: list[dict[str, Any]] = [{}, {"num_beams": 3}, {"do_sample": True, "seed": 5, "num_return_sequences": 2}]
+    for params in kinds:
         counts = Counts()
         engine = make_engine(backbone, library, observer=counts)
         work, outputs = [], []
         for index in range(2):
             before = sum(tokens for _, _, tokens in counts.steps)
-            request = library.request(f"r{index}", 3, range(100), max_new_tokens=10, **params)  # type: ignore[arg-type]
+            request = library.request(f"r{index}", 3, range(100), max_new_tokens=10, **params)
             done = run(engine, [request])[f"r{index}"]
             assert isinstance(done, Finished)
             outputs.append(done.outputs)
@@ -420,11 +435,13 @@ def test_reused_prompts_are_not_shared_between_tenants_or_versions(backbone: Bac
 def test_streamed_pieces_join_to_the_text_and_stop_strings_end_it(
     backbone: Backbone, library: BadLibrary, params: dict[str, Any]
 ) -> None:
-    plain = library.request("plain", 2, [4, 5, 6], max_new_tokens=40, **params)
+    plain = library.request("plain", 2, [4, 5, 6], max_new_tokens=40, min_new_tokens=30, **params)
     done = run(make_engine(backbone, library), [plain])["plain"]
     assert isinstance(done, Finished)
     middle = done.outputs[0].text[10:13]
-    stopping = library.request("stopping", 2, [4, 5, 6], max_new_tokens=40, stop=(middle,), **params)
+    stopping = library.request(
+        "stopping", 2, [4, 5, 6], max_new_tokens=40, min_new_tokens=30, stop=(middle,), **params
+    )
     events: list[Event] = []
     ended = run(make_engine(backbone, library), [plain, stopping], events=events)
     for name, finished in ended.items():

@@ -217,7 +217,7 @@ def prefix_cache(backbone: Backbone, prefix: Prefix | None, rows: int = 1) -> Dy
 
 @torch.inference_mode()
 def oracle_logits(backbone: Backbone, prefix: Prefix | None, token_ids: Sequence[int]) -> torch.Tensor:
-    """transformers' logits ``(tokens, vocab)`` behind each of ``token_ids``, with positions counted as the prefix says."""
+    """transformers' logits ``(tokens, vocab)`` behind each of ``token_ids``, positions counted as the prefix says."""
     offset = prefix.spec.position_offset("decoder") if prefix else 0
     length = prefix.spec.length("decoder") if prefix else 0
     logits: torch.Tensor = backbone.model(

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:  # a taken port shows before torch is imported
 
 FLUSH_S = 5
 """Seconds that clients get, after the last row has ended, to read the rest of their answers."""
+
+SAME_SIGNAL_S = 0.5
+"""A further signal this soon is the same one, delivered twice: to the process group and again by `make`, say."""
 
 _log = logging.getLogger("prefixd.server")
 
@@ -74,6 +78,8 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._sock, self._settings = app, sock, settings
         self._draining: asyncio.Task[None] | None = None
+        self._drain_began = 0.0
+        self._cut_short = asyncio.Event()
         self._exit_code = 0
 
     async def run_to_end(self) -> int:
@@ -101,18 +107,20 @@ class _Server(uvicorn.Server):
             self.should_exit = True
         elif self._draining is None:
             _log.info("draining", extra={"facts": {"signal": name, "timeout_s": self._settings.drain_timeout_s}})
+            self._drain_began = time.monotonic()
             self._draining = asyncio.get_running_loop().create_task(self._drain())
-        else:
+        elif time.monotonic() - self._drain_began >= SAME_SIGNAL_S:
             _log.warning("aborting", extra={"facts": {"signal": name}})
-            self._draining.cancel()
+            self._cut_short.set()
 
     async def _drain(self) -> None:
         engine = self._runtime.engine
-        finished = False
-        try:
-            finished = await engine.drain(self._settings.drain_timeout_s)
-        except asyncio.CancelledError:
-            _log.info("drain cut short")
+        drained = asyncio.create_task(engine.drain(self._settings.drain_timeout_s))
+        cut_short = asyncio.create_task(self._cut_short.wait())
+        await asyncio.wait({drained, cut_short}, return_when=asyncio.FIRST_COMPLETED)
+        finished = drained.done() and drained.result()
+        drained.cancel()
+        cut_short.cancel()
         if not finished:
             self._exit_code = 1
             _log.warning("running rows were aborted", extra={"facts": {"running": engine.stats().running}})

@@ -150,7 +150,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` could do something now; false while all that is here waits for prefixes to load."""
-        return self._scheduler.runnable()
+        return self._scheduler.runnable() or self._prefixes.pins_can_settle()
 
     @property
     def requests(self) -> int:

@@ -148,10 +148,12 @@ class PrefixStore:
     def settle_pins(self) -> None:
         """Move loaded pinned prefixes into blocks where there is room."""
         for entry in list(self._entries.values()):  # making room evicts, which drops entries
-            if entry.pinned and entry.blocks is None:
-                self._settle(entry)
-                if entry.host is not None and self._fits(entry, 0):
-                    self._make_resident(entry)
+            if self._can_settle(entry):
+                self._make_resident(entry)
+
+    def pins_can_settle(self) -> bool:
+        """Whether ``settle_pins`` would do anything."""
+        return any(self._can_settle(entry) for entry in self._entries.values())
 
     # --- accounting ---
 
@@ -241,6 +243,12 @@ class PrefixStore:
             entry.error = failure
         else:
             entry.error = EngineFailure(f"prefix: loading failed with {type(failure).__name__}")
+
+    def _can_settle(self, entry: _Entry) -> bool:
+        if not entry.pinned or entry.blocks is not None:
+            return False
+        self._settle(entry)
+        return entry.host is not None and self._fits(entry, 0)
 
     def _fits(self, entry: _Entry, extra_blocks: int) -> bool:
         if entry.blocks is not None:

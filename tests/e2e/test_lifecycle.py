@@ -66,11 +66,24 @@ def test_a_drain_cut_short_aborts_what_runs_and_says_so(start: Start, how: str) 
         next(tokens)
         server.signal(signal.SIGINT)
         if how == "second signal":
-            time.sleep(0.3)
+            time.sleep(1.0)
             server.signal(signal.SIGINT)
         *_, (name, done) = tokens
     assert (name, done["outputs"][0]["finish_reason"]) == ("done", "abort")
     assert server.wait() == 1
+
+
+def test_a_signal_delivered_twice_at_once_is_one_signal(start: Start) -> None:
+    """`make` forwards what the whole process group has already got; the drain was cancelled before it had begun."""
+    server = start().wait_ready()
+    with server.client() as client, stream(client, 300) as response:
+        tokens = events(response.iter_lines())
+        next(tokens)
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGTERM)
+        *_, (name, done) = tokens
+    assert (name, done["outputs"][0]["finish_reason"]) == ("done", "length")
+    assert server.wait() == 0
 
 
 def test_a_registry_that_goes_away_makes_the_server_unready_and_an_idle_server_stops_at_once(

@@ -73,8 +73,6 @@ class BeamSearch:
         return self.finished[: self.params.num_return_sequences]
 
     def _finish(self, top: list[Continuation], generated: list[list[int]], length: int, at_limit: bool) -> None:
-        if self.params.early_stopping is True and len(self.finished) == self.params.num_beams:
-            return
         penalty = np.float32(length**self.params.length_penalty)
         for candidate in top:
             ended = candidate.token_id in self.eos_token_ids

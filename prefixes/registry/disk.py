@@ -20,7 +20,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
-from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.errors import InvalidName, PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import Resolved, TaskInfo, VersionInfo
 from prefixes.registry.files import Files
@@ -68,6 +67,8 @@ class DiskRegistry:
         self, tenant: str, name: str, data: bytes, *, alias: str | None = DEFAULT_ALIAS, record: Mapping[str, Any]
     ) -> VersionInfo:
         """As in the Protocol. Content that is known keeps its time; keys of ``record`` are added to those it has."""
+        from prefixes.artifact import read_prefix, version_of, write_prefix  # brings torch: seconds that readers spare
+
         _check_names(tenant, name, alias)
         check_json("record", record)
         prefix = read_prefix(data)

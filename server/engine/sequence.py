@@ -24,7 +24,7 @@ class GroupState(Enum):
     ENDED = auto()
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """One row: its tokens, how many of them have keys and values in ``blocks``, and its output so far."""
 
@@ -43,7 +43,7 @@ class Sequence:
         return self.finish_reason is None
 
 
-@dataclass
+@dataclass(eq=False)  # groups are told apart by identity, quickly: they are removed from long lists
 class Group:
     """One request's rows. All times are ``time.monotonic()`` seconds."""
 

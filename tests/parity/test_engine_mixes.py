@@ -151,10 +151,11 @@ def test_beams_equal_transformers_under_every_stopping_rule(
 def test_beams_equal_transformers_for_every_stopping_rule_and_length_penalty(tmp_path: Path) -> None:
     """Outputs of 1 to 12 tokens among many end tokens: when the search stops decides what is found."""
     backbone = tiny_backbone(tmp_path, torch.float64, eos_token_id=list(HALF), n_positions=160)
-    library, rng, requests = Library(backbone), random.Random(0), []
+    library, rng = Library(backbone), random.Random(0)
+    requests: list[GenerationRequest] = []
     for rule in (False, True, "never"):
         for penalty in (-2.0, -1.0, -0.3, 0.0, 0.5, 1.0, 3.0):
-            for _ in range(4):
+            for _ in range(2):
                 requests.append(library.request(
                     f"{rule} {penalty} {len(requests)}", rng.randrange(3), [rng.randrange(304)], num_beams=3,
                     num_return_sequences=3, max_new_tokens=12, length_penalty=penalty, early_stopping=rule,

@@ -97,7 +97,7 @@ def test_every_row_of_a_random_mix_keeps_the_float32_bound(folder: Path, seed: i
     requests = random_mix(library, backbone.spec.vocab_size, 20, rng)
     settings = {"kernels": kernels(name, torch.float32)}
     engine = make_engine(
-        backbone, library, blocks=45, max_rows=24, max_step_tokens=rng.choice([24, 40]), observer=counts, **settings
+        backbone, library, blocks=40, max_rows=24, max_step_tokens=rng.choice([24, 40]), observer=counts, **settings
     )
     recorder = LogitsRecorder(engine)
     ended = run(engine, requests, rng, preempt=0.1)

@@ -6,6 +6,7 @@ import copy
 import functools
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def run(
 ) -> dict[str, Finished | Failed]:
     """Run to the end; with ``rng``, requests arrive while others run. Checks the ledger when idle.
 
-    ``preempt`` is the probability, before each step, that a random running group is preempted whatever its age.
+    ``preempt`` is the probability, before each step, that a random running group is preempted whatever its age. Each
+    step waits for the loads under way, so that a run is the same each time.
     """
     waiting, ended = list(requests), {}
     while waiting or engine.requests:
@@ -152,6 +154,8 @@ def run(
             engine.add(request)
         if rng and rng.random() < preempt and engine._scheduler.running:
             engine._scheduler.preempt(rng.choice(engine._scheduler.running))
+        loads = [entry.loading for entry in engine._prefixes._entries.values() if entry.loading]
+        futures.wait(loads, timeout=60)
         for event in engine.step():
             if events is not None:
                 events.append(event)
@@ -210,7 +214,7 @@ def prefix_cache(backbone: Backbone, prefix: Prefix | None, rows: int = 1) -> Dy
         dtype = backbone.model.dtype
         keys, values = prefix.tensors["decoder.key"], prefix.tensors["decoder.value"]
         for layer in range(keys.shape[0]):
-            k, v = (t[layer].to(dtype).transpose(0, 1)[None].expand(rows, -1, -1, -1) for t in (keys, values))
+            k, v = (t[layer].to(backbone.model.device, dtype).transpose(0, 1)[None].expand(rows, -1, -1, -1) for t in (keys, values))
             cache.update(k.contiguous(), v.contiguous(), layer)
     return cache
 

@@ -20,10 +20,14 @@ def splitmix64(state: int) -> int:
     return state ^ (state >> 31)
 
 
+def key(seed: int, sample: int, position: int) -> int:
+    """The state that a choice's tokens count from."""
+    return _mix(_mix(_mix(seed * GOLDEN & MASK) ^ (sample * GOLDEN & MASK)) ^ ((position + 1) * GOLDEN & MASK))
+
+
 def reference(seed: int, sample: int, position: int, token_id: int) -> float:
     """The same noise in Python integers."""
-    key = _mix(_mix(_mix(seed * GOLDEN & MASK) ^ (sample * GOLDEN & MASK)) ^ ((position + 1) * GOLDEN & MASK))
-    word = _mix((key + token_id * GOLDEN) & MASK)
+    word = _mix((key(seed, sample, position) + token_id * GOLDEN) & MASK)
     return -math.log(-math.log(((word >> 12) + 0.5) * 2.0**-52))
 
 
@@ -61,13 +65,21 @@ def test_every_argument_changes_the_noise() -> None:
         assert not bool((base == other).any())
 
 
-def test_the_largest_hash_still_gives_finite_noise() -> None:
-    """With 53 bits and a half, the largest rounds to 1 and its noise to infinity: that token would always win."""
-    uniform = (float((1 << 52) - 1) + 0.5) * 2.0**-52
-    assert uniform < 1
-    assert math.isfinite(-math.log(-math.log(uniform)))
-    noise = gumbel(0, 0, 0, torch.arange(200_000))
-    assert bool(torch.isfinite(noise).all())
+@pytest.mark.parametrize("word", [0, MASK])
+def test_the_smallest_and_the_largest_hash_give_finite_noise(word: int) -> None:
+    """53 bits and a half round to 1 at the top, and the noise to infinity: that token would win whatever its score.
+
+    No small token id has such a hash; the one that has is found by running SplitMix64 backwards."""
+    state = word ^ (word >> 31) ^ (word >> 62)
+    state = state * pow(0x94D049BB133111EB, -1, 1 << 64) & MASK
+    state = state ^ (state >> 27) ^ (state >> 54)
+    state = state * pow(0xBF58476D1CE4E5B9, -1, 1 << 64) & MASK
+    state = state ^ (state >> 30) ^ (state >> 60)
+    assert _mix(state) == word
+    token = (state - key(5, 1, 9)) * pow(GOLDEN, -1, 1 << 64) & MASK
+    [noise] = gumbel(5, 1, 9, torch.tensor([token - (1 << 64) if token >> 63 else token])).tolist()
+    assert math.isfinite(noise)
+    assert (noise > 30) == (word == MASK)
 
 
 def test_the_noise_is_a_standard_gumbel() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefixes.errors import InvalidParameter
+from server.engine.config import EngineConfig
 from server.engine.types import SamplingParams
 
 OUT_OF_RANGE: list[tuple[str, Any, str]] = [
@@ -71,3 +72,16 @@ def test_a_contradiction_is_refused_by_name(name: str, params: dict[str, Any], m
 )
 def test_rows_are_those_that_the_request_occupies(params: dict[str, Any], rows: int) -> None:
     assert SamplingParams(**params).rows == rows
+
+
+@pytest.mark.parametrize(
+    "name", ["kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_waiting", "load_workers"]
+)
+def test_an_engine_limit_below_one_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+        EngineConfig(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_a_step_must_hold_one_token_of_every_row() -> None:
+    with pytest.raises(ValueError, match=r"max_step_tokens: expected at least max_rows \(65\)"):
+        EngineConfig(max_rows=65, max_step_tokens=64)

@@ -214,7 +214,10 @@ def prefix_cache(backbone: Backbone, prefix: Prefix | None, rows: int = 1) -> Dy
         dtype = backbone.model.dtype
         keys, values = prefix.tensors["decoder.key"], prefix.tensors["decoder.value"]
         for layer in range(keys.shape[0]):
-            k, v = (t[layer].to(backbone.model.device, dtype).transpose(0, 1)[None].expand(rows, -1, -1, -1) for t in (keys, values))
+            k, v = (
+                t[layer].to(backbone.model.device, dtype).transpose(0, 1)[None].expand(rows, -1, -1, -1)
+                for t in (keys, values)
+            )
             cache.update(k.contiguous(), v.contiguous(), layer)
     return cache
 

@@ -33,8 +33,11 @@ class _Block:
 
     def __init__(self, layer: int, module: Any, heads: int, activation: Activation, kernels: Kernels) -> None:
         def linear(conv: Any, activation: Activation = "none") -> Linear:
-            # transformers' Conv1D stores (in, out); kernels want (out, in), contiguous.
-            return kernels.linear(conv.weight.detach().t().contiguous(), conv.bias.detach(), activation)
+            # transformers' Conv1D stores (in, out); kernels want (out, in), contiguous. It keeps a view of ours, so that
+            # the weights stand in memory once.
+            weight = conv.weight.detach().t().contiguous()
+            conv.weight.data = weight.t()
+            return kernels.linear(weight, conv.bias.detach(), activation)
 
         self._layer, self._heads = layer, heads
         self._attention_norm, self._mlp_norm = _Norm(module.ln_1), _Norm(module.ln_2)
@@ -51,7 +54,7 @@ class _Block:
 
 
 class GPT2:
-    """See ``models.Model``. Holds references to the backbone's tensors (transposed copies of its Conv1D weights)."""
+    """See ``models.Model``. Shares the backbone's tensors; its Conv1D weights become views of transposed ones."""
 
     def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
         config, transformer = backbone.model.config, backbone.model.transformer

@@ -25,7 +25,7 @@ from prefixes.cli.target import (
     task_of,
 )
 from prefixes.errors import InvalidArtifact, PrefixdError
-from prefixes.registry.records import task_to_dict
+from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, check_compatible, check_name
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def list_tasks(
         if isinstance(source, RemoteRegistry):
             summaries = [item for item in source.summaries() if tenant in (None, item["task"].partition("/")[0])]
         else:
-            summaries = [show.summary_of(task) for task in source.tasks(tenant)]
+            summaries = [task_summary(task) for task in source.tasks(tenant)]
     if as_json:
         show.show_json({"prefixes": summaries})
     else:

@@ -31,19 +31,6 @@ def short(version: str | None) -> str:
     return version[:SHORT] if version else "-"
 
 
-def summary_of(task: TaskInfo) -> dict[str, Any]:
-    """A task as ``list`` shows it: what the server's ``GET /prefixes`` says, but for what is in memory."""
-    production = task.aliases.get(DEFAULT_ALIAS)
-    shown = next((info for info in task.versions if info.version == production), next(iter(task.versions), None))
-    return {
-        "task": f"{task.tenant}/{task.name}",
-        "aliases": dict(task.aliases),
-        "version": production,
-        "versions": len(task.versions),
-        "prefix_tokens": sum(site.length for site in shown.spec.sites.values()) if shown else None,
-    }
-
-
 def show_list(summaries: list[dict[str, Any]]) -> None:
     """A table of tasks."""
     resident = any("resident" in summary for summary in summaries)

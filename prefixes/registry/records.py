@@ -10,7 +10,7 @@ from typing import Any
 
 from prefixes.registry.base import HistoryEntry, TaskInfo, VersionInfo
 from prefixes.registry.moves import ACTIONS, effective_versions
-from prefixes.spec import check_name, check_version
+from prefixes.spec import DEFAULT_ALIAS, check_name, check_version
 from prefixes.spec_json import spec_from_dict, spec_to_dict
 
 
@@ -24,6 +24,19 @@ def task_to_dict(task: TaskInfo) -> dict[str, Any]:
             for alias, entries in task.history.items()
         },
         "versions": [version_to_dict(version) for version in task.versions],
+    }
+
+
+def task_summary(task: TaskInfo) -> dict[str, Any]:
+    """``task`` in a line of a list: aliases, production's version, and the prefix length there (else of the newest)."""
+    production = task.aliases.get(DEFAULT_ALIAS)
+    shown = next((info for info in task.versions if info.version == production), next(iter(task.versions), None))
+    return {
+        "task": f"{task.tenant}/{task.name}",
+        "aliases": dict(task.aliases),
+        "version": production,
+        "versions": len(task.versions),
+        "prefix_tokens": sum(site.length for site in shown.spec.sites.values()) if shown else None,
     }
 
 

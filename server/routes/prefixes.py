@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from prefixes.errors import InvalidArtifact, InvalidParameter
 from prefixes.registry.base import TaskInfo
+from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
-from prefixes.spec_json import spec_to_dict
 from server.auth import Action, authorize, caller_of, may
 from server.catalog import validate_upload
 from server.engine.types import PrefixKey
@@ -93,16 +93,9 @@ async def list_tasks(request: Request) -> Response:
 
 
 def _summary(task: TaskInfo, residents: frozenset[PrefixKey]) -> dict[str, Any]:
-    production = task.aliases.get(DEFAULT_ALIAS)
-    shown = next((info for info in task.versions if info.version == production), next(iter(task.versions), None))
-    return {
-        "task": f"{task.tenant}/{task.name}",
-        "aliases": dict(task.aliases),
-        "version": production,
-        "versions": len(task.versions),
-        "prefix_tokens": sum(site.length for site in shown.spec.sites.values()) if shown else None,
-        "resident": production is not None and PrefixKey(task.tenant, production) in residents,
-    }
+    summary = task_summary(task)
+    resident = summary["version"] is not None and PrefixKey(task.tenant, summary["version"]) in residents
+    return {**summary, "resident": resident}
 
 
 @router.get("/{name}", summary="Inspect a task of one's own tenant", openapi_extra=OWN)
@@ -111,7 +104,7 @@ async def inspect(request: Request) -> Response:
     """Aliases, their moves, and every version with its metadata and record."""
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.READ)
-    return json_response(_details(await runtime.catalog.call(runtime.catalog.registry.inspect, tenant, name)))
+    return json_response(task_to_dict(await runtime.catalog.call(runtime.catalog.registry.inspect, tenant, name)))
 
 
 @router.get("/{name}/versions/{version}", summary="Download an artifact of one's own tenant", openapi_extra=OWN)
@@ -148,7 +141,7 @@ async def promote(body: PromoteRequest, request: Request) -> Response:
         expected_current=body.expected_current,
     )
     runtime.catalog.forget(tenant, name)
-    return json_response(_details(task))
+    return json_response(task_to_dict(task))
 
 
 @router.post("/{name}/rollback", summary="Point an alias of one's own task at the version before", openapi_extra=OWN)
@@ -160,7 +153,7 @@ async def rollback(request: Request, body: RollbackRequest | None = None) -> Res
     alias = (body or RollbackRequest()).alias
     task = await runtime.catalog.call(runtime.catalog.registry.rollback, tenant, name, alias=alias)
     runtime.catalog.forget(tenant, name)
-    return json_response(_details(task))
+    return json_response(task_to_dict(task))
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a task of one's own tenant", openapi_extra=OWN)
@@ -181,24 +174,3 @@ def _target(request: Request, action: Action) -> tuple[str, str]:
     name = check_name("task", request.path_params["name"])
     authorize(caller, action, tenant)
     return tenant, name
-
-
-def _details(task: TaskInfo) -> dict[str, Any]:
-    return {
-        "task": f"{task.tenant}/{task.name}",
-        "aliases": dict(task.aliases),
-        "history": {
-            alias: [{"version": move.version, "at": move.at, "action": move.action} for move in moves]
-            for alias, moves in task.history.items()
-        },
-        "versions": [
-            {
-                "version": info.version,
-                "size": info.size,
-                "published_at": info.published_at,
-                "spec": spec_to_dict(info.spec),
-                "record": dict(info.record),
-            }
-            for info in task.versions
-        ],
-    }

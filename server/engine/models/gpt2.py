@@ -33,8 +33,8 @@ class _Block:
 
     def __init__(self, layer: int, module: Any, heads: int, activation: Activation, kernels: Kernels) -> None:
         def linear(conv: Any, activation: Activation = "none") -> Linear:
-            # transformers' Conv1D stores (in, out); kernels want (out, in), contiguous. It keeps a view of ours, so that
-            # the weights stand in memory once.
+            # transformers' Conv1D stores (in, out); kernels want (out, in), contiguous. It keeps a view of ours: the
+            # weights stand in memory once.
             weight = conv.weight.detach().t().contiguous()
             conv.weight.data = weight.t()
             return kernels.linear(weight, conv.bias.detach(), activation)

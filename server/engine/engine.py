@@ -19,8 +19,9 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
-from prefixes.errors import EngineFailure, InvalidParameter, PrefixdError
+from prefixes.errors import InvalidParameter, PrefixdError
 from server.engine.admission import Admission, room_for_output
+from server.engine.advance import Advance, unexpected
 from server.engine.beams import BeamSearch
 from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
@@ -28,12 +29,11 @@ from server.engine.detokenizer import Detokenizer
 from server.engine.kernels.base import Kernels
 from server.engine.observer import EngineObserver, SilentObserver
 from server.engine.prefix_store import PrefixStore
-from server.engine.processors import changes_scores, processed
 from server.engine.prompt_reuse import PromptReuse, chain_root
 from server.engine.reporter import Reporter
 from server.engine.runner import Runner
-from server.engine.sampler import Choice, Chosen, Sampler
-from server.engine.scheduler import ScheduledRow, Scheduler
+from server.engine.sampler import Sampler
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Group, Sequence
 from server.engine.types import Event, Failed, Finished, FinishReason, GenerationRequest, PrefixKey, TokenEvent
 
@@ -88,8 +88,10 @@ class Engine:
         reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
         self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer)
         self._admission = Admission(backbone.spec, config, self._prefixes, self._scheduler)
-        self._sampler = Sampler(self._eos)
         self._reporter = Reporter(self._tokenizer, self._eos, self._observer)
+        self._advance = Advance(
+            self._scheduler, Sampler(self._eos), self._reporter, self._eos, finish=self._finish, fail=self._fail
+        )
         self._groups: dict[str, Group] = {}
 
     # --- requests ---
@@ -179,7 +181,7 @@ class Engine:
         except Exception as error:
             log.exception("a step failed; its %d rows end with an error", len(plan.rows))
             groups = {row.group.request.request_id: row.group for row in plan.rows}
-            return events + [self._fail(group, _failure(error)) for key, group in groups.items() if key in self._groups]
+            return events + [self._fail(g, unexpected(error)) for key, g in groups.items() if key in self._groups]
         forwards = {stage: count - before.get(stage, 0) for stage, count in self._runner.forwards.items()}
         tasks = len({row.group.request.prefix for row in plan.rows})
         tokens = sum(row.count for row in plan.rows)
@@ -215,95 +217,6 @@ class Engine:
         detokenizer = None if group.beams else Detokenizer(self._tokenizer, group.request.params.stop)
         return Sequence(index, token_ids, detokenizer=detokenizer)
 
-    def _advance(self, rows: list[ScheduledRow], logits: torch.Tensor, events: list[Event]) -> None:
-        """Take in a step's logits: one per row that wants them, in the rows' order."""
-        choices: list[Choice] = []
-        chosen_by: list[tuple[Group, Sequence]] = []
-        beams: dict[int, tuple[Group, list[int]]] = {}
-        index = 0
-        for row in rows:
-            group = row.group
-            self._scheduler.computed(row)
-            if not row.wants_logits:
-                if group.started and len(group.active) > 1 and row.start + row.count == group.prompt_length:
-                    self._scheduler.fork_prompt(group)  # recomputed after preemption
-                continue
-            if group.beams:
-                beams.setdefault(id(group), (group, []))[1].append(index)
-            else:
-                drawing = [row.sequence] if group.started else group.sequences
-                if len(drawing) > 1:
-                    self._scheduler.fork_prompt(group)
-                for sequence in drawing:
-                    choices.append(self._choice(group, sequence, index))
-                    chosen_by.append((group, sequence))
-            index += 1
-        if choices:
-            for (group, sequence), chosen in zip(chosen_by, self._sampler.choose(logits, choices), strict=True):
-                self._guard(group, events, self._take_token, sequence, chosen)
-        for group, indices in beams.values():
-            self._guard(group, events, self._advance_beams, logits[indices])
-
-    def _choice(self, group: Group, sequence: Sequence, index: int) -> Choice:
-        tokens, params = sequence.token_ids, group.request.params
-        return Choice(index, params, tokens, len(tokens) - group.prompt_length, group.seed, sequence.index)
-
-    def _guard(self, group: Group, events: list[Event], act: Callable[..., list[Event]], *arguments: object) -> None:
-        """One bad row never harms its neighbours: what ``act`` raises ends this group alone."""
-        if group.request.request_id not in self._groups:
-            return  # an earlier row of the group has ended it
-        try:
-            events += act(group, *arguments)
-        except PrefixdError as error:
-            events.append(self._fail(group, error))
-        except Exception as error:
-            log.exception("a row failed; its request ends with an error")
-            events.append(self._fail(group, _failure(error)))
-
-    def _take_token(self, group: Group, sequence: Sequence, chosen: Chosen) -> list[Event]:
-        if chosen.token_id is None:
-            raise EngineFailure("the model's output for this row is not finite")
-        assert sequence.detokenizer is not None
-        token = chosen.token_id
-        sequence.token_ids.append(token)
-        if chosen.logprob:
-            sequence.logprobs.append(chosen.logprob)
-        self._reporter.token(group, sequence)
-        ended = token in self._eos
-        stopped = not ended and sequence.detokenizer.push(token)
-        at_limit = len(sequence.token_ids) - group.prompt_length >= group.max_new_tokens
-        if ended or stopped or at_limit:
-            stopped = stopped or sequence.detokenizer.finish()
-            sequence.finish_reason = FinishReason.STOP if ended or stopped else FinishReason.LENGTH
-            self._scheduler.finish_row(sequence)
-        text = sequence.detokenizer.take(final=not sequence.active)
-        logprobs = (chosen.logprob,) if chosen.logprob else None
-        event = TokenEvent(group.request.request_id, sequence.index, text, (token,), logprobs)
-        return [event] if group.active else [event, self._finish(group)]
-
-    def _advance_beams(self, group: Group, logits: torch.Tensor) -> list[Event]:
-        assert group.beams is not None
-        if not bool(torch.isfinite(logits.amax(dim=1)).all()):
-            raise EngineFailure("the model's output for this row is not finite")
-        parents, params = group.sequences, group.request.params
-        generated = [group.generated(row) for row in parents]
-        scores = torch.log_softmax(logits, dim=1)
-        if changes_scores(params, len(generated[0])):
-            scores = torch.stack([
-                processed(row_scores, row.token_ids, len(generated[0]), params, self._eos)
-                for row_scores, row in zip(scores, parents, strict=True)
-            ])
-        running = group.beams.advance(scores, generated)
-        self._reporter.token(group, parents[0])
-        if group.beams.done:
-            return [self._finish(group)]
-        rows = [
-            Sequence(i, [*parents[beam.parent].token_ids, beam.token_id], last_token_at=parents[0].last_token_at)
-            for i, beam in enumerate(running)
-        ]
-        self._scheduler.replace_rows(group, rows, [parents[beam.parent] for beam in running])
-        return []
-
     def _finish(self, group: Group, reason: FinishReason | None = None) -> Finished:
         self._close_group(group)
         return self._reporter.finished(group, reason)
@@ -315,8 +228,3 @@ class Engine:
     def _close_group(self, group: Group) -> None:
         del self._groups[group.request.request_id]
         self._scheduler.end(group)
-
-
-def _failure(error: Exception) -> EngineFailure:
-    """What a user may see of an unexpected error: its kind, not its text (which may quote the request)."""
-    return EngineFailure(f"the engine failed with {type(error).__name__}")

@@ -321,7 +321,7 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
     events: list[Event] = []
     while sum(isinstance(event, TokenEvent) for event in events) < 9:
         events += engine.step()
-    owner, name = (engine._runner._model, "decoder") if where == "model" else (engine._sampler, "choose")
+    owner, name = (engine._runner._model, "decoder") if where == "model" else (engine._advance._sampler, "choose")
 
     def broken(*arguments: object) -> None:
         raise RuntimeError("a secret that no user may see")

@@ -22,7 +22,7 @@ ENGINE_LAYERS = (
     ("blocks", "noise", "detokenizer", "models", "beams", "processors"),
     ("prompt_reuse", "prefix_store", "sequence", "sampler"),
     ("scheduler", "reporter"),
-    ("runner", "admission"),
+    ("runner", "admission", "advance"),
     ("engine",),
     ("async_engine",),
 )

@@ -3,7 +3,7 @@
 Owns the worker threads and the hand-over; knows of a kernel only its chunks. A parallel region of OpenMP ends when
 every thread has arrived; where another process holds a core, that is a scheduler quantum (milliseconds) later, for
 nothing. Here the calling thread takes chunks itself until none is left, then waits only for those that others hold.
-Idle workers spin a few tens of microseconds, which bridges the gaps between a layer's calls, then sleep.
+Idle workers spin some 250 microseconds, which bridges the gaps between a layer's calls, then sleep.
 
 The hand-over is one 64-bit ticket, ``job number | chunks | next chunk``: taking a chunk is a compare-and-swap, which
 fails for whoever looked at an earlier job. A job's fields stay valid until its last chunk is done.
@@ -30,7 +30,7 @@ from server.engine.kernels.numba_tiles import I64, pointer
 LINEAR, ATTENTION = 0, 1  # field 0 of every job
 JOB_FIELDS = 32
 MAX_CHUNKS = 2**22 - 1
-SPINS = 2000
+SPINS = 10_000
 
 # Bytes within the shared memory: one cache line for each word that several threads write, then mutex and conditions.
 _TICKET, _DONE, _SLEEPERS, _CALLER_SLEEPS, _STOP, _JOB = range(0, 6 * 64, 64)

@@ -39,7 +39,7 @@ def save_backbone(folder: Path) -> None:
 
 
 def prompts(rows: int, seed: int, vocab_size: int = 50257) -> list[list[int]]:
-    """Random token ids, others for every repetition, so that nothing can be reused."""
+    """Random token ids, others for every repetition; more rows begin with the same ones."""
     rng = random.Random(seed)
     return [[rng.randrange(vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(rows)]
 

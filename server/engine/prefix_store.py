@@ -242,6 +242,7 @@ class PrefixStore:
         elif isinstance(failure, PrefixdError):
             entry.error = failure
         else:
+            log.error("a prefix could not be loaded", exc_info=failure)  # its rows hear only of its kind
             entry.error = EngineFailure(f"prefix: loading failed with {type(failure).__name__}")
 
     def _can_settle(self, entry: _Entry) -> bool:

@@ -190,7 +190,8 @@ class Scheduler:
     def _no_room(self, group: Group) -> PrefixdError:
         needed, capacity = self.fits_alone(group.request, group.max_new_tokens)
         return InputTooLong(
-            f"memory: pinned prefixes leave too little room: the request may need {needed} blocks of {capacity}",
+            f"memory: the request may need {needed} blocks, pinned prefixes leave {capacity}; ask for fewer tokens or "
+            "rows, or unpin a prefix",
             expected=capacity,
             got=needed,
         )

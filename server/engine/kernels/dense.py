@@ -32,8 +32,7 @@ class DenseAttention:
     def __call__(
         self, site: Site, layer: int, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
     ) -> torch.Tensor:
-        if key is None or value is None or site != "decoder":
-            raise NotImplementedError(f"site {site!r}: dense attention has causal self-attention only")
+        assert key is not None and value is not None and site == "decoder", "GPT-2 has causal self-attention alone"
         q, k, v = (self._heads_first(x) for x in (query, key, value))
         mask = torch.ones(self.length, self.length, dtype=torch.bool, device=q.device).tril()
         if site in self.prefix:

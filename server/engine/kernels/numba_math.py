@@ -50,11 +50,11 @@ def _exponent(typing: Any, rounded: Any) -> Any:
 
 
 def _exp(x: Any) -> Any:
-    raise NotImplementedError
+    """``e ** x``: a name for compiled code, where ``_exp_for`` chooses by type. Python never runs it."""
 
 
 def _erf(x: Any) -> Any:
-    raise NotImplementedError
+    """The error function: a name for compiled code, where ``_erf_for`` chooses by type. Python never runs it."""
 
 
 @overload(_exp, inline="always")

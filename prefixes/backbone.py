@@ -18,7 +18,7 @@ from prefixes.errors import BackboneError, InvalidParameter
 from prefixes.families import Family, family_of
 from prefixes.parameters import DECODING_PARAMETERS, check_decoding_parameters
 from prefixes.prompt import PromptEncoder
-from prefixes.spec import BackboneSpec
+from prefixes.spec import INPUT_SLOT, BackboneSpec
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Backbone:
     """A frozen model and what belongs to it.
 
     ``model`` is in eval mode, without gradients, in the dtype asked for. ``generation_defaults`` holds the decoding
-    parameters of our closed set that its generation config sets. ``eos_token_ids`` may be empty.
+    parameters of our closed set that its generation config sets. ``eos_token_ids`` may be empty. An encoder-decoder's
+    outputs begin behind ``decoder_prompt``, which is empty for a decoder alone: there they begin behind the input.
     """
 
     name: str
@@ -37,11 +38,15 @@ class Backbone:
     generation_defaults: Mapping[str, Any]
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    input_template: str  # what a text is wrapped in where no task says otherwise: as in pretraining
+    decoder_prompt: tuple[int, ...]
+    forced_first: int | None  # an encoder-decoder's first and last tokens, whatever the model says (the last one
+    forced_last: int | None  # where an output reaches its limit)
     pad_token_id: int  # the tokenizer's, else the first end token, else 0: for oracles and batches, never attended to
 
 
 def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Backbone:
-    """Load the backbone ``name``: "demo" (bundled), a folder, or a hub id.
+    """Load the backbone ``name``: "demo" or "demo-bart" (bundled), a folder, or a hub id.
 
     Reads safetensors only and runs no code of the checkpoint's. Raises BackboneError for an unknown family, a variant
     that the engine does not compute exactly, missing tensors, or no fast tokenizer.
@@ -66,6 +71,7 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str 
         fingerprint=fingerprint(family.name, architecture, model, files, tokenizer),
     )
     eos_token_ids = _eos_token_ids(name, model, tokenizer)
+    generation = model.generation_config
     return Backbone(
         name=name,
         model=model.to(device),
@@ -74,7 +80,11 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str 
         spec=spec,
         generation_defaults=_generation_defaults(name, model),
         eos_token_ids=eos_token_ids,
-        bos_token_id=model.generation_config.bos_token_id,
+        bos_token_id=generation.bos_token_id,
+        input_template=_input_template(name, family, tokenizer),
+        decoder_prompt=_decoder_prompt(name, model),
+        forced_first=_forced(name, model, "forced_bos_token_id"),
+        forced_last=_forced(name, model, "forced_eos_token_id"),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*eos_token_ids, 0)[0],
     )
 
@@ -133,9 +143,43 @@ def _eos_token_ids(name: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
+def _input_template(name: str, family: Family, tokenizer: Any) -> str:
+    if not family.wraps_input:
+        return INPUT_SLOT
+    if tokenizer.bos_token is None or tokenizer.eos_token is None:
+        raise BackboneError(f"backbone {name!r}: expected a tokenizer with tokens for begin and end, got none")
+    return f"{tokenizer.bos_token}{INPUT_SLOT}{tokenizer.eos_token}"
+
+
+def _decoder_prompt(name: str, model: Any) -> tuple[int, ...]:
+    if not model.config.is_encoder_decoder:
+        return ()
+    for start in (model.generation_config.decoder_start_token_id, model.config.decoder_start_token_id):
+        if start is not None:
+            return (_vocabulary_id(name, model, "decoder_start_token_id", start),)
+    raise BackboneError(f"backbone {name!r}: expected a decoder_start_token_id, got none")
+
+
+def _forced(name: str, model: Any, key: str) -> int | None:
+    token = getattr(model.generation_config, key, None) if model.config.is_encoder_decoder else None
+    return None if token is None else _vocabulary_id(name, model, key, token)
+
+
+def _vocabulary_id(name: str, model: Any, key: str, token: Any) -> int:
+    vocab = model.config.vocab_size
+    if not isinstance(token, int) or not 0 <= token < vocab:
+        raise BackboneError(f"backbone {name!r}: {key}: expected one id from 0 to {vocab - 1}, got {token}", got=token)
+    return token
+
+
 def _generation_defaults(name: str, model: Any) -> Mapping[str, Any]:
     configured = model.generation_config.to_dict()
     defaults = {key: configured[key] for key in DECODING_PARAMETERS if configured.get(key) is not None}
+    if model.config.is_encoder_decoder:  # lengths that count the decoder's start token, and never the input
+        for ours, theirs in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+            length = configured.get(theirs)
+            if ours not in defaults and isinstance(length, int) and length > 1:
+                defaults[ours] = length - 1
     try:
         check_decoding_parameters(defaults)
     except InvalidParameter as error:

@@ -19,16 +19,19 @@ from prefixes.digest import digest_of, tensor_parts
 from prefixes.errors import BackboneError
 from prefixes.spec_json import canonical_json
 
-DEMO: Final = "demo"
+DEMOS: Final[Mapping[str, str]] = {"demo": "gpt2", "demo-bart": "bart"}
+"""Bundled backbones: name -> folder under ``prefixes/demo``."""
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def checkpoint_folder(name: str) -> str:
-    """What transformers is given for ``name``: the bundled demo folder, a folder, or ``name`` itself as a hub id."""
-    if name == DEMO:
-        folder = Path(__file__).parent / "demo" / "gpt2"
+    """What transformers is given for ``name``: a bundled demo's folder, a folder, or ``name`` itself as a hub id."""
+    if name in DEMOS:
+        folder = Path(__file__).parent / "demo" / DEMOS[name]
         if not folder.is_dir():
-            raise BackboneError("backbone 'demo': expected the bundled checkpoint in prefixes/demo/gpt2, found none")
+            raise BackboneError(
+                f"backbone {name!r}: expected the bundled checkpoint in prefixes/demo/{DEMOS[name]}, found none"
+            )
         return str(folder)
     path = Path(name).expanduser()
     if name and path.is_dir():
@@ -113,17 +116,28 @@ def _without_off(value: Any) -> Any:
 
 
 def _stored_parameters(model: Any, files: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's parameters by name, sorted, each as its file stores it; shared ones once."""
-    aliases: dict[str, str] = {}
+    """The model's parameters by name, sorted, each as its file stores it; shared ones once.
+
+    Buffers that are saved with them (BART's bias of the head) count where they are not all zero, which is what a
+    checkpoint without them means.
+    """
+    aliases: dict[str, list[str]] = {}
     for target, source in model.all_tied_weights_keys.items():
-        aliases.setdefault(source, target)
+        aliases.setdefault(source, []).append(target)
+    parameters = {name for name, _ in model.named_parameters()}
+    buffers = {name for name, _ in model.named_buffers()} & model.state_dict().keys()
     base = f"{model.base_model_prefix}."
     with ExitStack() as stack:
         opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in sorted(set(files.values()))}
-        for name in sorted(name for name, _ in model.named_parameters()):
-            names = [candidate for candidate in (name, aliases.get(name)) if candidate]
+        for name in sorted(parameters | buffers):
+            names = [name, *aliases.get(name, [])]
             names += [candidate.removeprefix(base) for candidate in names]
             stored = next((candidate for candidate in names if candidate in files), None)
+            if name in buffers:
+                tensor = opened[files[stored]].get_tensor(stored) if stored else None
+                if tensor is not None and bool(tensor.any()):
+                    yield name, tensor
+                continue
             if stored is None:
                 raise BackboneError(f"checkpoint tensor {name!r}: expected in the checkpoint, found none", tensor=name)
             yield name, opened[files[stored]].get_tensor(stored)

@@ -21,7 +21,8 @@ class Family:
     auto_class: str  # of transformers
     architecture: Callable[[Any], Mapping[str, Any]]  # every number and switch that changes the output
     sites: Callable[[Any], Mapping[Site, SiteGeometry]]
-    window: Callable[[Any], int]  # positions
+    window: Callable[[Any], int]  # positions, of the encoder and of the decoder each where there are two
+    wraps_input: bool  # whether an input stands between the tokenizer's special tokens, as in pretraining
     required: Mapping[str, tuple[Any, ...]]  # configuration key -> the values that the engine computes exactly
 
 
@@ -50,6 +51,7 @@ GPT2: Final = Family(
     architecture=_gpt2_architecture,
     sites=_gpt2_sites,
     window=lambda config: int(config.n_positions),
+    wraps_input=False,
     required={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu"),
         "scale_attn_weights": (True,),
@@ -59,7 +61,46 @@ GPT2: Final = Family(
     },
 )
 
-FAMILIES: Final[Mapping[str, Family]] = {"gpt2": GPT2}
+
+def _bart_architecture(config: Any) -> Mapping[str, Any]:
+    keys = (
+        "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "decoder_layers",
+        "decoder_attention_heads", "decoder_ffn_dim", "max_position_embeddings", "vocab_size", "activation_function",
+        "scale_embedding",
+    )  # fmt: skip
+    return {key: getattr(config, key) for key in keys}
+
+
+def _bart_sites(config: Any) -> Mapping[Site, SiteGeometry]:
+    heads, hidden = config.decoder_attention_heads, config.d_model
+    if heads < 1 or hidden % heads or config.encoder_attention_heads != heads:
+        raise BackboneError(
+            f"attention heads: expected the same number in encoder and decoder, a divisor of d_model={hidden}; got "
+            f"{config.encoder_attention_heads} and {heads}",
+            got=[config.encoder_attention_heads, heads],
+        )
+    decoder = SiteGeometry(config.decoder_layers, heads, hidden // heads)
+    return {
+        "decoder": decoder,
+        "encoder": SiteGeometry(config.encoder_layers, heads, hidden // heads),
+        "cross": decoder,
+    }
+
+
+BART: Final = Family(
+    name="bart",
+    auto_class="AutoModelForSeq2SeqLM",
+    architecture=_bart_architecture,
+    sites=_bart_sites,
+    window=lambda config: int(config.max_position_embeddings),
+    wraps_input=True,
+    required={
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu"),
+        "is_encoder_decoder": (True,),
+    },
+)
+
+FAMILIES: Final[Mapping[str, Family]] = {"gpt2": GPT2, "bart": BART}
 """``model_type`` of a configuration -> its family."""
 
 

@@ -106,6 +106,23 @@ class BackboneSpec:
     max_positions: int
     fingerprint: str  # "sha256:<hex>", over architecture, checkpoint tensors before any cast, and tokenizer
 
+    @property
+    def input_site(self) -> Site:
+        """The site whose own tokens are the input's: an encoder's, where there is one."""
+        return "encoder" if "encoder" in self.sites else "decoder"
+
+    def input_room(self, prefix: PrefixSpec | None) -> int:
+        """Tokens of input that the window has room for: behind a shifted prefix, and before one token of output."""
+        offset = prefix.position_offset(self.input_site) if prefix else 0
+        return self.max_positions - offset - (1 if self.input_site == "decoder" else 0)
+
+    def input_limit(self, prefix: PrefixSpec | None) -> str:
+        """What ``input_room`` is made of, for messages."""
+        offset = prefix.position_offset(self.input_site) if prefix else 0
+        less = [f"{offset} of the prefix"] if offset else []
+        less += ["one to generate"] if self.input_site == "decoder" else []
+        return f"a window of {self.max_positions}" + (f", less {' and '.join(less)}" if less else "")
+
 
 @dataclass(frozen=True)
 class SitePrefix:
@@ -165,6 +182,13 @@ def check_compatible(prefix: PrefixSpec, backbone: BackboneSpec) -> None:
                 expected=expected.as_dict(),
                 got=sited.geometry.as_dict(),
                 site=site,
+            )
+        if site == "cross" and sited.positions == "shifted":
+            raise IncompatiblePrefix(
+                "positions at site 'cross': expected 'unshifted' (its keys are the encoder's, which have no positions of "
+                "their own there), got 'shifted'",
+                expected="unshifted",
+                got="shifted",
             )
         if sited.positions == "shifted" and sited.length >= backbone.max_positions:
             raise IncompatiblePrefix(

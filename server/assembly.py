@@ -40,6 +40,7 @@ from server.settings_sources import InvalidSettings
 DEMO: Final = "demo"
 DEMO_PREFIXES: Final = Path(prefixes.__file__).parent / "demo" / "gpt2" / "prefixes"
 WARM_UP_TOKENS: Final = 8
+WARM_UP_INPUT: Final = 256  # long enough that an encoder's pace can be told from it
 
 _log = logging.getLogger("prefixd.server")
 
@@ -121,21 +122,25 @@ def publish_demo(registry: Registry, folder: Path) -> None:
 
 
 def warm_up(engine: Engine) -> None:
-    """Run a bare greedy, a sampled and a beam request to their ends, so that no user's request pays for first times."""
+    """Run bare requests to their ends, greedy, sampled, with beams and with a long input, so that no user's pays for
+    first times.
+    """
     greedy = SamplingParams(max_new_tokens=WARM_UP_TOKENS, min_new_tokens=WARM_UP_TOKENS)
     kinds = (
         greedy,
         replace(greedy, do_sample=True, top_k=4, top_p=0.9, num_return_sequences=2, seed=0),
         replace(greedy, num_beams=2),
+        greedy,
     )
     for index, params in enumerate(kinds):
-        request = GenerationRequest(f"warm-up-{index}", "default", (0,) * WARM_UP_TOKENS, params)
+        length = WARM_UP_INPUT if index == len(kinds) - 1 else WARM_UP_TOKENS
+        request = GenerationRequest(f"warm-up-{index}", "default", (0,) * length, params)
         try:
             engine.check(request)
         except PrefixdError as error:
-            if params is greedy:
+            if index == 0:
                 raise InvalidSettings(f"not even a short request fits: {error.message}") from None
-            continue  # an engine with a single row has neither samples nor beams
+            continue  # an engine with a single row has neither samples nor beams, a short window no long input
         engine.add(request)
     while engine.requests:
         for event in engine.step():
@@ -151,6 +156,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         block_size=settings.block_size,
         max_rows=settings.max_rows,
         max_step_tokens=settings.max_step_tokens,
+        encoder_step_ms=settings.encoder_step_ms,
         max_waiting=settings.max_waiting,
         reuse_prompts=settings.reuse_prompts,
     )

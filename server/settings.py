@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     block_size: Count = Field(16, description="Positions in one block of that memory.")
     max_rows: Count = Field(64, description="Rows that run at once; every beam and every sample is a row.")
     max_step_tokens: Count = Field(512, description="Tokens in one forward pass; long prompts are cut into chunks.")
+    encoder_step_ms: float = Field(
+        250.0, gt=0, description="Milliseconds that an encoder's layers may hold up the rows that run, per step (BART)."
+    )
     max_waiting: Count = Field(1024, description="Requests that may wait; more are refused with 429.")
     reuse_prompts: bool = Field(True, description="Keep the memory of finished prompts for repeated ones.")
 

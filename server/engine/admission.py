@@ -10,22 +10,29 @@ from prefixes.spec import BackboneSpec
 from server.engine.config import EngineConfig
 from server.engine.prefix_store import PrefixStore
 from server.engine.scheduler import Scheduler
+from server.engine.sequence import Prompt
 from server.engine.types import GenerationRequest
 
 
-def room_for_output(request: GenerationRequest, spec: BackboneSpec) -> int:
-    """Tokens of output that the window leaves behind a shifted prefix and the input."""
+def room_for_output(request: GenerationRequest, prompt: Prompt, spec: BackboneSpec) -> int:
+    """Tokens of output that the decoder's window leaves behind a shifted prefix and the prompt."""
     offset = request.prefix_spec.position_offset("decoder") if request.prefix_spec else 0
-    return spec.max_positions - offset - len(request.token_ids)
+    return spec.max_positions - offset - len(prompt.decoder_ids)
 
 
 class Admission:
     """The limits of one engine, as checks that say expected and got."""
 
     def __init__(
-        self, spec: BackboneSpec, config: EngineConfig, prefixes: PrefixStore, scheduler: Scheduler
+        self,
+        spec: BackboneSpec,
+        decoder_prompt: tuple[int, ...],
+        config: EngineConfig,
+        prefixes: PrefixStore,
+        scheduler: Scheduler,
     ) -> None:
-        self._spec, self._config, self._prefixes, self._scheduler = spec, config, prefixes, scheduler
+        self._spec, self._decoder_prompt = spec, decoder_prompt
+        self._config, self._prefixes, self._scheduler = config, prefixes, scheduler
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end."""
@@ -44,15 +51,16 @@ class Admission:
         if smallest < 0 or largest >= vocab:
             got = smallest if smallest < 0 else largest
             raise InvalidParameter(f"input: expected token ids from 0 to {vocab - 1}, got {got}", got=got)
-        room, length, window = room_for_output(request, self._spec), len(request.token_ids), self._spec.max_positions
-        if room < 1:
-            prefix, most = window - room - length, room + length - 1
+        most, length = self._spec.input_room(request.prefix_spec), len(request.token_ids)
+        if length > most:
             raise InputTooLong(
-                f"input: expected at most {most} tokens (window {window}, prefix {prefix}, one token of output), "
-                f"got {length}",
+                f"input: expected at most {most} tokens ({self._spec.input_limit(request.prefix_spec)}), got {length}",
                 expected=most,
                 got=length,
             )
+        room = room_for_output(request, self._prompt(request), self._spec)
+        if room < 1:
+            raise InputTooLong(f"prefix: expected to leave room for one token of output, got room for {room}", got=room)
 
     def _check_memory(self, request: GenerationRequest) -> None:
         if request.prefix and request.prefix_spec:
@@ -64,8 +72,9 @@ class Admission:
                     expected=limit,
                     got=got,
                 )
-        max_new_tokens = min(room_for_output(request, self._spec), request.params.max_new_tokens)
-        needed, capacity = self._scheduler.fits_alone(request, max_new_tokens)
+        prompt = self._prompt(request)
+        max_new_tokens = min(room_for_output(request, prompt, self._spec), request.params.max_new_tokens)
+        needed, capacity = self._scheduler.fits_alone(request, prompt, max_new_tokens)
         if needed > capacity:
             raise InputTooLong(
                 f"memory: the request may need {needed} blocks of {self._config.block_size} tokens, there are "
@@ -73,3 +82,6 @@ class Admission:
                 expected=capacity,
                 got=needed,
             )
+
+    def _prompt(self, request: GenerationRequest) -> Prompt:
+        return Prompt.of(request, self._decoder_prompt)

@@ -17,6 +17,7 @@ from server.engine.reporter import Reporter
 from server.engine.sampler import Choice, Chosen, Sampler
 from server.engine.scheduler import ScheduledRow, Scheduler
 from server.engine.sequence import Group, GroupState, Sequence
+from server.engine.token_rules import TokenRules
 from server.engine.types import Event, Failed, Finished, FinishReason, TokenEvent
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,14 @@ class Advance:
     def __init__(
         self,
         scheduler: Scheduler,
-        sampler: Sampler,
         reporter: Reporter,
-        eos_token_ids: frozenset[int],
+        rules: TokenRules,
         *,
         finish: Callable[[Group], Finished],
         fail: Callable[[Group, PrefixdError], Failed],
     ) -> None:
-        self._scheduler, self._sampler, self._reporter, self._eos = scheduler, sampler, reporter, eos_token_ids
+        self._scheduler, self._reporter, self._rules = scheduler, reporter, rules
+        self._sampler = Sampler(rules.eos)
         self._finish, self._fail = finish, fail
 
     def __call__(self, rows: list[ScheduledRow], logits: torch.Tensor, events: list[Event]) -> None:
@@ -74,7 +75,9 @@ class Advance:
 
     def _choice(self, group: Group, sequence: Sequence, index: int) -> Choice:
         tokens, params = sequence.token_ids, group.request.params
-        return Choice(index, params, tokens, len(tokens) - group.prompt_length, group.seed, sequence.index)
+        generated = len(tokens) - group.prompt_length
+        forced = self._rules.forced(group.prompt_length, generated, group.max_new_tokens)
+        return Choice(index, params, tokens, generated, group.seed, sequence.index, forced)
 
     def _guard(self, group: Group, events: list[Event], act: Callable[..., list[Event]], *arguments: object) -> None:
         """One bad row never harms its neighbours: what ``act`` raises ends this group alone."""
@@ -97,12 +100,13 @@ class Advance:
         if chosen.logprob:
             sequence.logprobs.append(chosen.logprob)
         self._reporter.token(group, sequence)
-        ended = token in self._eos
+        ended = token in self._rules.eos
         stopped = not ended and sequence.detokenizer.push(token)
-        at_limit = len(sequence.token_ids) - group.prompt_length >= group.max_new_tokens
-        if ended or stopped or at_limit:
+        generated = len(sequence.token_ids) - group.prompt_length
+        if ended or stopped or generated >= group.max_new_tokens:
             stopped = stopped or sequence.detokenizer.finish()
-            sequence.finish_reason = FinishReason.STOP if ended or stopped else FinishReason.LENGTH
+            natural = ended and not self._rules.cut_short(generated, group.max_new_tokens)
+            sequence.finish_reason = FinishReason.STOP if natural or stopped else FinishReason.LENGTH
             self._scheduler.finish_row(sequence)
         text = sequence.detokenizer.take(final=not sequence.active)
         logprobs = (chosen.logprob,) if chosen.logprob else None
@@ -116,9 +120,13 @@ class Advance:
         parents, params = group.sequences, group.request.params
         generated = [group.generated(row) for row in parents]
         scores = torch.log_softmax(logits, dim=1)
-        if changes_scores(params, len(generated[0])):
+        forced = self._rules.forced(group.prompt_length, len(generated[0]), group.max_new_tokens)
+        if forced is not None:
+            scores = torch.full_like(scores, -torch.inf)
+            scores[:, forced] = 0
+        elif changes_scores(params, len(generated[0])):
             scores = torch.stack([
-                processed(row_scores, row.token_ids, len(generated[0]), params, self._eos)
+                processed(row_scores, row.token_ids, len(generated[0]), params, self._rules.eos)
                 for row_scores, row in zip(scores, parents, strict=True)
             ])
         running = group.beams.advance(scores, generated)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from server.engine.token_rules import TokenRules
 from server.engine.types import FinishReason, SamplingParams
 
 _NEVER = np.float32(-1e9)
@@ -41,8 +42,8 @@ class BeamSearch:
 
     params: SamplingParams
     max_new_tokens: int
-    eos_token_ids: frozenset[int]
-    scores: list[np.float32] = field(default_factory=lambda: [np.float32(0.0)])
+    rules: TokenRules
+    scores: list[np.float32] = field(default_factory=list)  # of the running beams; empty before the first step
     finished: list[Hypothesis] = field(default_factory=list)  # best first
     done: bool = False
 
@@ -53,16 +54,24 @@ class BeamSearch:
         """
         beams = self.params.num_beams
         length = len(generated[0]) + 1
+        started = bool(self.scores)
+        if not started:
+            # As in transformers, the search begins with beams that are all the same, of which all but one never win:
+            # they fill up where the first token is forced.
+            self.scores = [np.float32(0.0)] + [_NEVER] * (beams - 1)
+            log_probs = log_probs.expand(beams, -1)
+            generated = generated * beams
         total = log_probs + torch.tensor(self.scores, dtype=torch.float32, device=log_probs.device)[:, None]
-        keep = min(max(2, 1 + len(self.eos_token_ids)) * beams, total.numel())
+        eos = self.rules.eos
+        keep = min(max(2, 1 + len(eos)) * beams, total.numel())
         top = torch.topk(total.flatten(), keep)
         vocab = log_probs.shape[1]
         candidates = [
-            Continuation(index // vocab, index % vocab, np.float32(score))
+            Continuation(index // vocab if started else 0, index % vocab, np.float32(score))
             for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
         at_limit = length >= self.max_new_tokens
-        running = [c for c in candidates if not at_limit and c.token_id not in self.eos_token_ids][:beams]
+        running = [c for c in candidates if not at_limit and c.token_id not in eos][:beams]
         self._finish(candidates[:beams], generated, length, at_limit)
         self.scores = [c.score for c in running]
         self.done = not running or self._satisfied(length)
@@ -75,10 +84,11 @@ class BeamSearch:
     def _finish(self, top: list[Continuation], generated: list[list[int]], length: int, at_limit: bool) -> None:
         penalty = np.float32(length**self.params.length_penalty)
         for candidate in top:
-            ended = candidate.token_id in self.eos_token_ids
+            ended = candidate.token_id in self.rules.eos
             if ended or at_limit:
                 tokens = (*generated[candidate.parent], candidate.token_id)
-                reason = FinishReason.STOP if ended else FinishReason.LENGTH
+                natural = ended and not self.rules.cut_short(length, self.max_new_tokens)
+                reason = FinishReason.STOP if natural else FinishReason.LENGTH
                 self.finished.append(Hypothesis(tokens, np.float32(candidate.score / penalty), reason))
         self.finished.sort(key=lambda hypothesis: -hypothesis.score)  # stable: the earlier of equals stays ahead
         del self.finished[self.params.num_beams :]

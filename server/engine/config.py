@@ -11,8 +11,10 @@ class EngineConfig:
 
     ``kv_cache_bytes`` is the one pool that rows, resident prefixes and reused prompts compete in.
     ``max_prefix_bytes`` bounds what resident prefixes take of it (None: all of it). ``max_rows`` counts every beam.
-    ``max_step_tokens`` bounds the tokens of one forward call; long prompts are prefilled in chunks of what decode rows
-    leave of it.
+    ``max_step_tokens`` bounds the tokens of one decoder call; long prompts are prefilled in chunks of what decode rows
+    leave of it. ``encoder_step_ms`` is how long an encoder, whose inputs cannot be cut, may hold up the rows that run:
+    it goes as many layers in a step as fit (at least one), over inputs of together at most ``max_encoder_tokens`` (at
+    least one input).
     """
 
     kv_cache_bytes: int = 1 << 30
@@ -20,14 +22,19 @@ class EngineConfig:
     block_size: int = 16
     max_rows: int = 64
     max_step_tokens: int = 512
+    max_encoder_tokens: int = 4096
+    encoder_step_ms: float = 250.0
     max_waiting: int = 1024
     load_workers: int = 2
     reuse_prompts: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_waiting", "load_workers"):
+        counts = ("kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_encoder_tokens", "max_waiting")
+        for name in (*counts, "load_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.encoder_step_ms > 0:
+            raise ValueError(f"encoder_step_ms: expected more than 0, got {self.encoder_step_ms}")
         if self.max_step_tokens < self.max_rows:
             raise ValueError(
                 f"max_step_tokens: expected at least max_rows ({self.max_rows}), one token for each, "

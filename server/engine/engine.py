@@ -4,7 +4,8 @@ Owns the life of a request between ``add`` and its terminal event. Knows no HTTP
 calls it (``check`` alone may be called from others).
 
 A request's life: ``check`` (may it run at all) -> ``add`` (waits; its prefix loads off this thread) -> admitted by the
-scheduler (prefix and prompt have blocks) -> prefill in chunks -> one token a step -> ``Finished``, or ``Failed``.
+scheduler (prefix and prompt have blocks) -> an encoder's input in groups of layers -> prefill in chunks -> one token a
+step -> ``Finished``, or ``Failed``.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from server.engine.beams import BeamSearch
 from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
 from server.engine.detokenizer import Detokenizer
+from server.engine.encoding import EncoderPace, EncoderWork
 from server.engine.kernels.base import Kernels
 from server.engine.observer import EngineObserver, SilentObserver
 from server.engine.prefix_store import PrefixStore
 from server.engine.prompt_reuse import PromptReuse, chain_root
 from server.engine.reporter import Reporter
 from server.engine.runner import Runner
-from server.engine.sampler import Sampler
-from server.engine.scheduler import Scheduler
-from server.engine.sequence import Group, Sequence
+from server.engine.scheduler import Scheduler, StepPlan
+from server.engine.sequence import Group, Prompt, Sequence
+from server.engine.token_rules import TokenRules
 from server.engine.types import Event, Failed, Finished, FinishReason, GenerationRequest, PrefixKey, TokenEvent
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,8 @@ class Engine:
         """``load_prefix`` fetches and verifies a prefix; it is called in worker threads."""
         self._spec, self._config = backbone.spec, config
         self._tokenizer = backbone.tokenizer.backend_tokenizer
-        self._eos = frozenset(backbone.eos_token_ids)
+        self._decoder_prompt = backbone.decoder_prompt
+        self._rules = TokenRules(frozenset(backbone.eos_token_ids), backbone.forced_first, backbone.forced_last)
         self._observer = observer or SilentObserver()
         self._runner = Runner(backbone, kernels, config)
         if self._runner.blocks < 2:
@@ -86,12 +89,11 @@ class Engine:
             wake=lambda: self._wake(),
         )
         reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
-        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer)
-        self._admission = Admission(backbone.spec, config, self._prefixes, self._scheduler)
-        self._reporter = Reporter(self._tokenizer, self._eos, self._observer)
-        self._advance = Advance(
-            self._scheduler, Sampler(self._eos), self._reporter, self._eos, finish=self._finish, fail=self._fail
-        )
+        pace = EncoderPace(self._runner.encoder_units, config)
+        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, pace)
+        self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._prefixes, self._scheduler)
+        self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
+        self._advance = Advance(self._scheduler, self._reporter, self._rules, finish=self._finish, fail=self._fail)
         self._groups: dict[str, Group] = {}
 
     # --- requests ---
@@ -105,19 +107,21 @@ class Engine:
         params = request.params
         if request.request_id in self._groups:
             raise InvalidParameter(f"request id {request.request_id!r} is already in use")
-        max_new_tokens = min(room_for_output(request, self._spec), params.max_new_tokens)
-        beams = BeamSearch(params, max_new_tokens, self._eos) if params.num_beams > 1 else None
+        prompt = Prompt.of(request, self._decoder_prompt)
+        max_new_tokens = min(room_for_output(request, prompt, self._spec), params.max_new_tokens)
+        beams = BeamSearch(params, max_new_tokens, self._rules) if params.num_beams > 1 else None
         group = Group(
             request=request,
+            prompt=prompt,
             max_new_tokens=max_new_tokens,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             submitted_at=time.monotonic() if submitted_at is None else submitted_at,
-            chain_root=chain_root(request),
+            chain_root=chain_root(request, prompt.encoder_ids),
             sequences=[],
             beams=beams,
         )
         for index in range(1 if beams else params.num_return_sequences):
-            group.sequences.append(self._sequence(index, list(request.token_ids), group))
+            group.sequences.append(self._sequence(index, list(prompt.decoder_ids), group))
         self._scheduler.add(group)
         self._groups[request.request_id] = group
 
@@ -171,19 +175,17 @@ class Engine:
         self._prefixes.settle_pins()
         plan = self._scheduler.schedule()
         events: list[Event] = [self._fail(group, error) for group, error in plan.failed]
-        if not plan.rows:
+        encoding = plan.encode.groups if plan.encode else ()
+        running = (*encoding, *(row.group for row in plan.rows))
+        if not running:
             return events
-        self._reporter.admitted(row.group for row in plan.rows)
-        try:
-            self._runner.copy_blocks(plan.copies)
-            logits = self._runner.decoder(plan.rows)
-            self._advance(plan.rows, logits, events)
-        except Exception as error:
-            log.exception("a step failed; its %d rows end with an error", len(plan.rows))
-            groups = {row.group.request.request_id: row.group for row in plan.rows}
-            return events + [self._fail(g, unexpected(error)) for key, g in groups.items() if key in self._groups]
+        self._reporter.admitted(running)
+        if plan.encode:
+            self._encode(plan.encode, events)
+        if plan.rows:
+            self._decode(plan, events)
         forwards = {stage: count - before.get(stage, 0) for stage, count in self._runner.forwards.items()}
-        tasks = len({row.group.request.prefix for row in plan.rows})
+        tasks = len({group.request.prefix for group in running})
         tokens = sum(row.count for row in plan.rows)
         self._observer.on_step(len(plan.rows), tasks, tokens, time.monotonic() - began, forwards)
         return events
@@ -212,6 +214,23 @@ class Engine:
         self._prefixes.close()
 
     # --- inside ---
+
+    def _encode(self, work: EncoderWork, events: list[Event]) -> None:
+        try:
+            self._scheduler.encoded(work, self._runner.encode(work))
+        except Exception as error:
+            log.exception("an encoder call failed; its %d requests end with an error", len(work.groups))
+            events += [self._fail(group, unexpected(error)) for group in work.groups]
+
+    def _decode(self, plan: StepPlan, events: list[Event]) -> None:
+        try:
+            self._runner.copy_blocks(plan.copies)
+            logits = self._runner.decoder(plan.rows)
+            self._advance(plan.rows, logits, events)
+        except Exception as error:
+            log.exception("a step failed; its %d rows end with an error", len(plan.rows))
+            groups = {row.group.request.request_id: row.group for row in plan.rows}
+            events += [self._fail(g, unexpected(error)) for key, g in groups.items() if key in self._groups]
 
     def _sequence(self, index: int, token_ids: list[int], group: Group) -> Sequence:
         detokenizer = None if group.beams else Detokenizer(self._tokenizer, group.request.params.stop)

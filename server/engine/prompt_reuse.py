@@ -14,10 +14,14 @@ from server.engine.blocks import BlockLedger
 from server.engine.types import GenerationRequest
 
 
-def chain_root(request: GenerationRequest) -> bytes:
-    """The digest that every chain of this request begins with; bare rows have a root of their own."""
+def chain_root(request: GenerationRequest, encoder_ids: Sequence[int] = ()) -> bytes:
+    """The digest that every chain of this request begins with; bare rows have a root of their own.
+
+    What a decoder computes depends on all of an encoder's input, so that it is part of the root.
+    """
     prefix = f"{request.prefix.tenant}\n{request.prefix.version}" if request.prefix else "bare"
-    return hashlib.blake2b(f"{request.tenant}\n{prefix}".encode(), digest_size=16).digest()
+    identity = f"{request.tenant}\n{prefix}\n".encode() + array("q", encoder_ids).tobytes()
+    return hashlib.blake2b(identity, digest_size=16).digest()
 
 
 def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
@@ -25,8 +29,12 @@ def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=16).digest()
 
 
+def _of_input(root: bytes, index: int) -> bytes:
+    return hashlib.blake2b(root + b"input" + index.to_bytes(4), digest_size=16).digest()
+
+
 class PromptReuse:
-    """Digest -> block, for full blocks whose keys and values have been computed."""
+    """Digest -> block, for full blocks of a decoder's tokens, and for the blocks of whole encoded inputs."""
 
     def __init__(self, ledger: BlockLedger) -> None:
         self._ledger = ledger
@@ -49,6 +57,22 @@ class PromptReuse:
             digests.append(parent)
         self._ledger.share(blocks)
         return blocks, digests
+
+    def match_input(self, root: bytes, count: int) -> list[int]:
+        """The ``count`` blocks of the encoded input that ``root`` stands for, shared with the caller; [] unless all
+        are there.
+        """
+        blocks = [self._blocks.get(_of_input(root, index)) for index in range(count)]
+        found = [block for block in blocks if block is not None]
+        if len(found) < count:
+            return []
+        self._ledger.share(found)
+        return found
+
+    def remember_input(self, root: bytes, blocks: Sequence[int]) -> None:
+        """Keep the blocks of an input that has been encoded."""
+        for index, block in enumerate(blocks):
+            self.remember(_of_input(root, index), block)
 
     def remember(self, digest: bytes, block: int) -> None:
         """Keep ``block`` under ``digest`` unless another block already holds the same content."""

@@ -80,4 +80,4 @@ class Reporter:
     def _usage(self, group: Group, output_tokens: int) -> Usage:
         spec = group.request.prefix_spec
         prefix_tokens = sum(site.length for site in spec.sites.values()) if spec else 0
-        return Usage(group.prompt_length, prefix_tokens, output_tokens)
+        return Usage(len(group.request.token_ids), prefix_tokens, output_tokens)

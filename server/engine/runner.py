@@ -5,6 +5,8 @@ Owns the block pool's tensors, the model and the count of forward calls; knows n
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,11 +16,14 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
+from prefixes.spec import Site
 from server.engine.config import EngineConfig
+from server.engine.encoding import EncoderWork
 from server.engine.kernels.base import Kernels, KVCache, PagedAttention, PagedBatch
 from server.engine.models import load_model
 from server.engine.prefix_store import SiteBlocks
 from server.engine.scheduler import ScheduledRow
+from server.engine.tables import RowContext, Tables
 
 
 class Runner:
@@ -26,18 +31,22 @@ class Runner:
 
     def __init__(self, backbone: Backbone, kernels: Kernels, config: EngineConfig) -> None:
         weight = next(backbone.model.parameters())
-        geometry = backbone.spec.sites["decoder"]
+        sites = backbone.spec.sites
         self._device, self._dtype, self._block_size = weight.device, weight.dtype, config.block_size
         self._model, self._kernels = load_model(backbone, kernels), kernels
-        per_token = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * self._dtype.itemsize
+        self._encoder = self._model.encoder
+        self.encoder_units = self._encoder.units if self._encoder else 0
+        layers, geometry = max(site.layers for site in sites.values()), sites["decoder"]
+        per_token = 2 * layers * geometry.kv_heads * geometry.head_dim * self._dtype.itemsize
         self.bytes_per_block = per_token * config.block_size
         self.blocks = config.kv_cache_bytes // self.bytes_per_block
-        shape = (geometry.layers, max(self.blocks, 2), geometry.kv_heads, config.block_size, geometry.head_dim)
+        shape = (layers, max(self.blocks, 2), geometry.kv_heads, config.block_size, geometry.head_dim)
         # Zeroed memory is mapped when it is first touched, so that an idle server takes what it uses.
         self._cache = KVCache(
             torch.zeros(shape, dtype=self._dtype, device=self._device),
             torch.zeros(shape, dtype=self._dtype, device=self._device),
         )
+        self._tables = Tables(config.block_size, self._device)
         self.forwards: Counter[str] = Counter()
 
     def write_prefix(self, prefix: Prefix, blocks: SiteBlocks) -> None:
@@ -47,7 +56,7 @@ class Runner:
                 tensor = prefix.tensors[f"{site}.{name}"].to(self._device, self._dtype)  # (layers, length, heads, dim)
                 for index, block in enumerate(taken):
                     part = tensor[:, index * self._block_size : (index + 1) * self._block_size]
-                    pool[:, block, :, : part.shape[1]] = part.transpose(1, 2)
+                    pool[: part.shape[0], block, :, : part.shape[1]] = part.transpose(1, 2)
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy each source block to its target, all layers."""
@@ -57,49 +66,78 @@ class Runner:
                 pool[:, targets] = pool[:, sources]
 
     @torch.inference_mode()
+    def encode(self, work: EncoderWork) -> float:
+        """One call of the encoder: ``work.units`` over its inputs, which keep what the next units take. Seconds taken.
+
+        An input's blocks hold the keys and values of the encoder's current layer until cross-attention's take their
+        place; both are written at the same slots.
+        """
+        assert self._encoder is not None, "only encoder-decoders have inputs to encode"
+        began = time.monotonic()
+        self.forwards["encoder"] += 1
+        contexts = []
+        for group, encoded in zip(work.groups, work.inputs, strict=True):
+            length = len(encoded.token_ids)
+            prefix = (group.prefix_blocks.get("encoder", ()), group.prefix_length("encoder"))
+            contexts.append(RowContext(length, *prefix, encoded.blocks, length))
+        batch = self._tables.batch(contexts, causal=False)
+        if work.units.start == 0:
+            ids = [token for encoded in work.inputs for token in encoded.token_ids]
+            offsets = [group.position_offset("encoder") for group in work.groups]
+            lengths = [len(encoded.token_ids) for encoded in work.inputs]
+            positions = [np.arange(o, o + n) for o, n in zip(offsets, lengths, strict=True)]
+            hidden = self._encoder.embed(self._tensor(np.array(ids)), self._tensor(np.concatenate(positions)))
+        else:
+            hidden = torch.cat([encoded.hidden for encoded in work.inputs if encoded.hidden is not None])
+        attention = PagedAttention(self._kernels, self._cache, {"encoder": batch, "cross": batch})
+        hidden = self._encoder.advance(hidden, work.units, attention)
+        ended = work.units.stop == self.encoder_units
+        for encoded, part in zip(work.inputs, hidden.split(batch.counts), strict=True):
+            encoded.hidden = None if ended else part.clone() if len(work.inputs) > 1 else part
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # the pace is kept by what a call really takes
+        return time.monotonic() - began
+
+    @torch.inference_mode()
     def decoder(self, rows: Sequence[ScheduledRow]) -> torch.Tensor:
         """One call of the decoder over ``rows``; float32 logits ``(n, vocab)`` of those that want them, in order."""
         self.forwards["decoder"] += 1
-        tokens, positions, batch = self._batch(rows)
-        attention = PagedAttention(self._kernels, {"decoder": self._cache}, {"decoder": batch})
-        hidden = self._model.decoder(tokens, positions, attention)
-        ends = np.cumsum(batch.counts) - 1
-        last = [int(end) for end, row in zip(ends, rows, strict=True) if row.wants_logits]
+        tokens, positions, own = self._tokens(rows)
+        batches: dict[Site, PagedBatch] = {"decoder": self._tables.batch(own, causal=True)}
+        if self._encoder:
+            batches["cross"] = self._tables.batch(self._cross(rows), causal=False)
+        hidden = self._model.decoder(tokens, positions, PagedAttention(self._kernels, self._cache, batches))
+        ends = itertools.accumulate(row.count for row in rows)
+        last = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wants_logits]
         if not last:
             return hidden.new_empty((0, 0), dtype=torch.float32)
         wanted = hidden if len(last) == hidden.shape[0] else hidden[torch.tensor(last, device=self._device)]
         return self._model.logits(wanted).float()
 
-    def _batch(self, rows: Sequence[ScheduledRow]) -> tuple[torch.Tensor, torch.Tensor, PagedBatch]:
-        counts = tuple(row.count for row in rows)
-        total, size = sum(counts), self._block_size
-        longest = max(max(len(row.sequence.blocks), len(row.group.prefix_blocks)) for row in rows)
-        tokens = np.empty(total, np.int64)
-        own = np.empty(total, np.int64)  # each token's index among its row's own tokens
-        offsets = np.empty(total, np.int64)
-        slots = np.empty(total, np.int64)
-        tables = np.zeros((len(rows), 2, longest), np.int32)
-        lengths = np.empty((len(rows), 2), np.int32)
-        begin = 0
-        for index, row in enumerate(rows):
-            sequence, end, part = row.sequence, row.start + row.count, slice(begin, begin + row.count)
-            tables[index, 0, : len(row.group.prefix_blocks)] = row.group.prefix_blocks
-            tables[index, 1, : len(sequence.blocks)] = sequence.blocks
-            lengths[index] = row.group.prefix_length, end
+    def _tokens(self, rows: Sequence[ScheduledRow]) -> tuple[torch.Tensor, torch.Tensor, list[RowContext]]:
+        """The rows' tokens and positions, flattened, and what each row attends to of its own."""
+        total = sum(row.count for row in rows)
+        tokens, positions = np.empty(total, np.int64), np.empty(total, np.int64)
+        contexts, begin = [], 0
+        for row in rows:
+            group, sequence, end = row.group, row.sequence, row.start + row.count
+            part, offset = slice(begin, begin + row.count), group.position_offset("decoder")
             tokens[part] = sequence.token_ids[row.start : end]
-            own[part] = np.arange(row.start, end)
-            offsets[part] = row.group.position_offset
-            slots[part] = tables[index, 1][own[part] // size] * size + own[part] % size
+            positions[part] = np.arange(row.start + offset, end + offset)
+            prefix = (group.prefix_blocks.get("decoder", ()), group.prefix_length("decoder"))
+            contexts.append(RowContext(row.count, *prefix, sequence.blocks, end))
             begin += row.count
-        batch = PagedBatch(
-            query_start=self._tensor(np.concatenate(([0], np.cumsum(counts))).astype(np.int32)),
-            tables=self._tensor(tables),
-            lengths=self._tensor(lengths),
-            slots=self._tensor(slots),
-            counts=counts,
-            longest=(int(lengths[:, 0].max()), int(lengths[:, 1].max())),
-        )
-        return self._tensor(tokens), self._tensor(own + offsets), batch
+        return self._tensor(tokens), self._tensor(positions), contexts
 
-    def _tensor(self, array: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> torch.Tensor:
+    def _cross(self, rows: Sequence[ScheduledRow]) -> list[RowContext]:
+        """What rows attend to of their inputs; rows of one group stand together, so that its input is read once."""
+        contexts = []
+        for group, members in itertools.groupby(rows, key=lambda row: row.group):
+            assert group.input is not None and group.input.complete
+            prefix = (group.prefix_blocks.get("cross", ()), group.prefix_length("cross"))
+            count = sum(row.count for row in members)
+            contexts.append(RowContext(count, *prefix, group.input.blocks, len(group.input.token_ids)))
+        return contexts
+
+    def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

@@ -26,6 +26,7 @@ class Choice:
     generated: int
     seed: int
     sample: int
+    forced: int | None = None  # the token it must be
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Sampler:
 
     def _one(self, logits: torch.Tensor, choice: Choice, greedy: int) -> Chosen:
         params, token = choice.params, greedy
+        if choice.forced is not None:
+            token = choice.forced
+            return Chosen(token, raw_logprob(logits, token, params.logprobs) if params.logprobs is not None else None)
         changed = changes_scores(params, choice.generated)
         if changed or params.do_sample:
             scores = processed(logits, choice.token_ids, choice.generated, params, self._eos) if changed else logits

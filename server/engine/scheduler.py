@@ -4,6 +4,7 @@ Owns the waiting and running groups and their block tables; knows neither tensor
 
 - A group is admitted when its prefix is loaded and the prefix's blocks and its prompt's fit at once (all or nothing, so
   that prefixes cannot deadlock admission), in order of arrival; one that waits for its prefix lets others pass.
+- An input that an encoder reads is encoded first, at the pace of ``encoding``; its blocks, too, are taken at admission.
 - Rows with one token to compute come first, then prompts in chunks of what is left of the step's tokens.
 - When blocks run out, the youngest running group gives up all of its own and waits to be recomputed. The oldest always
   fits alone (``fits_alone`` is checked before a request is accepted), so that the engine always makes progress. Where
@@ -19,10 +20,11 @@ from dataclasses import dataclass, field
 from prefixes.errors import InputTooLong, PrefixdError
 from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
+from server.engine.encoding import EncoderPace, EncoderWork
 from server.engine.observer import EngineObserver
 from server.engine.prefix_store import LoadStatus, PrefixStore
 from server.engine.prompt_reuse import PromptReuse, chain
-from server.engine.sequence import Group, GroupState, Sequence
+from server.engine.sequence import EncodedInput, Group, GroupState, Prompt, Sequence
 from server.engine.types import GenerationRequest
 
 
@@ -43,8 +45,9 @@ class ScheduledRow:
 
 @dataclass
 class StepPlan:
-    """One step: block copies to make first (source, target), then rows; and groups that cannot run, with why."""
+    """One step: inputs to encode, blocks to copy (source, target), then rows; and groups that cannot run, with why."""
 
+    encode: EncoderWork | None = None
     rows: list[ScheduledRow] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     failed: list[tuple[Group, PrefixdError]] = field(default_factory=list)
@@ -60,19 +63,23 @@ class Scheduler:
         reuse: PromptReuse | None,
         config: EngineConfig,
         observer: EngineObserver,
+        pace: EncoderPace | None = None,
     ) -> None:
+        """``pace`` is the encoder's, where there is one."""
+        self._pace = pace or EncoderPace(0, config)
         self._ledger, self._prefixes, self._reuse = ledger, prefixes, reuse
         self._config, self._observer = config, observer
         self.waiting: list[Group] = []
         self.running: list[Group] = []
 
-    def fits_alone(self, request: GenerationRequest, max_new_tokens: int) -> tuple[int, int]:
+    def fits_alone(self, request: GenerationRequest, prompt: Prompt, max_new_tokens: int) -> tuple[int, int]:
         """Blocks that the request may need at most, its prefix's included, and blocks there are for it."""
-        prompt, rows = len(request.token_ids), request.params.rows
+        length, rows = len(prompt.decoder_ids), request.params.rows
         if rows == 1:
-            own = self._ledger.blocks_for(prompt + max_new_tokens)
+            own = self._ledger.blocks_for(length + max_new_tokens)
         else:  # each row may copy the prompt's last block, and shares none of its own tokens in the worst case
-            own = self._ledger.blocks_for(prompt) + rows * (self._ledger.blocks_for(max_new_tokens) + 1)
+            own = self._ledger.blocks_for(length) + rows * (self._ledger.blocks_for(max_new_tokens) + 1)
+        own += self._ledger.blocks_for(len(prompt.encoder_ids))
         if request.prefix is None or request.prefix_spec is None:
             return own, self._ledger.capacity - self._prefixes.pinned_blocks
         prefix = self._prefixes.block_count(request.prefix_spec)
@@ -97,6 +104,7 @@ class Scheduler:
         for row in rows:
             self._grow(row, plan.copies)
         plan.rows = rows
+        plan.encode = self._pace.choose(self.running)
         return plan
 
     def preempt(self, group: Group) -> None:
@@ -107,6 +115,14 @@ class Scheduler:
         self._wait(group)
 
     # --- what the engine tells after a step ---
+
+    def encoded(self, work: EncoderWork, seconds: float) -> None:
+        """The work has run, in ``seconds``; inputs that are through it are ready, and reusable."""
+        self._pace.took(work, seconds)
+        for group, encoded in zip(work.groups, work.inputs, strict=True):
+            encoded.done = work.units.stop
+            if encoded.complete and self._reuse:
+                self._reuse.remember_input(group.chain_root, encoded.blocks)
 
     def computed(self, row: ScheduledRow) -> None:
         """The row's tokens have their keys and values; full blocks become reusable."""
@@ -151,8 +167,11 @@ class Scheduler:
         return bool(self.running) or any(self._loaded(group) for group in self.waiting)
 
     def holdings(self) -> Iterator[list[int]]:
-        """Every block table of a running row, for the integrity check."""
-        return (row.blocks for group in self.running for row in group.sequences)
+        """Every block table of a running row or its input, for the integrity check."""
+        for group in self.running:
+            yield from (row.blocks for row in group.sequences)
+            if group.input:
+                yield group.input.blocks
 
     # --- admission ---
 
@@ -188,7 +207,7 @@ class Scheduler:
         return self._prefixes.error(prefix) if prefix and failed else None
 
     def _no_room(self, group: Group) -> PrefixdError:
-        needed, capacity = self.fits_alone(group.request, group.max_new_tokens)
+        needed, capacity = self.fits_alone(group.request, group.prompt, group.max_new_tokens)
         return InputTooLong(
             f"memory: the request may need {needed} blocks, pinned prefixes leave {capacity}; ask for fewer tokens or "
             "rows, or unpin a prefix",
@@ -201,15 +220,29 @@ class Scheduler:
         target = group.prompt_length if len(group.active) > 1 else len(leader.token_ids)
         blocks, digests = self._reuse.match(group.chain_root, leader.token_ids[:target]) if self._reuse else ([], [])
         needed = self._ledger.blocks_for(target) - len(blocks)
-        if not self._take_prefix(group, needed + self._reserve(group)):
+        input_blocks, input_needed = self._match_input(group)
+        if not self._take_prefix(group, needed + input_needed + self._reserve(group)):
             self._ledger.release(blocks)
+            self._ledger.release(input_blocks)
             return False
+        if group.prompt.encoder_ids:
+            done = 0 if input_needed else self._pace.units
+            input_blocks = input_blocks + self._ledger.allocate(input_needed)
+            group.input = EncodedInput(group.prompt.encoder_ids, self._pace.units, input_blocks, done)
         leader.blocks = blocks + self._ledger.allocate(needed)
         leader.digests, leader.computed = digests, len(blocks) * self._ledger.block_size
         group.state = GroupState.RUNNING
         self.waiting.remove(group)
         bisect.insort(self.running, group, key=lambda running: running.submitted_at)
         return True
+
+    def _match_input(self, group: Group) -> tuple[list[int], int]:
+        """Blocks of the group's input that is encoded already, and how many it needs where it is not."""
+        count = self._ledger.blocks_for(len(group.prompt.encoder_ids))
+        if count == 0:
+            return [], 0
+        found = self._reuse.match_input(group.chain_root, count) if self._reuse else []
+        return found, 0 if found else count
 
     def _reserve(self, group: Group) -> int:
         """Blocks to leave free beside ``group``'s first ones, so that admitting it does not preempt at once.
@@ -230,7 +263,7 @@ class Scheduler:
         blocks = self._prefixes.try_acquire(key, needed)
         if blocks is None:
             return False
-        group.prefix_blocks = blocks.get("decoder", ())
+        group.prefix_blocks = blocks
         self._prefixes.unwant(key)
         return True
 
@@ -287,7 +320,10 @@ class Scheduler:
     def _release(self, group: Group) -> None:
         for row in group.sequences:
             self._release_row(row)
-        group.prefix_blocks = ()
+        group.prefix_blocks = {}
+        if group.input:
+            self._ledger.release(group.input.blocks)
+            group.input = None
         if group.request.prefix:
             self._prefixes.release(group.request.prefix)
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from prefixes.spec import Site
 from server.engine.detokenizer import Detokenizer
 from server.engine.types import FinishReason, GenerationRequest, TokenLogprob
 
 if TYPE_CHECKING:
+    import torch
+
     from server.engine.beams import BeamSearch
+    from server.engine.prefix_store import SiteBlocks
 
 
 class GroupState(Enum):
@@ -43,11 +47,44 @@ class Sequence:
         return self.finish_reason is None
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Where a request's tokens go: to the decoder, or to an encoder, whose decoder begins with tokens of its own."""
+
+    encoder_ids: tuple[int, ...]
+    decoder_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, request: GenerationRequest, decoder_prompt: tuple[int, ...]) -> Prompt:
+        """``decoder_prompt`` is the backbone's; empty for a decoder alone."""
+        return cls(request.token_ids, decoder_prompt) if decoder_prompt else cls((), request.token_ids)
+
+
+@dataclass(eq=False)
+class EncodedInput:
+    """An input on its way through the encoder, and then what cross-attention reads, shared by all rows of its group.
+
+    Its blocks first hold each encoder layer's own keys and values, then those of cross-attention. ``hidden`` is what
+    the next unit takes, ``(tokens, hidden)``; None before the first unit and after the last.
+    """
+
+    token_ids: tuple[int, ...]
+    units: int
+    blocks: list[int]
+    done: int = 0
+    hidden: torch.Tensor | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.units
+
+
 @dataclass(eq=False)  # groups are told apart by identity, quickly: they are removed from long lists
 class Group:
     """One request's rows. All times are ``time.monotonic()`` seconds."""
 
     request: GenerationRequest
+    prompt: Prompt
     max_new_tokens: int  # the request's, cut to the window
     seed: int
     submitted_at: float
@@ -55,21 +92,26 @@ class Group:
     sequences: list[Sequence]
     beams: BeamSearch | None = None
     state: GroupState = GroupState.WAITING
-    prefix_blocks: tuple[int, ...] = ()
+    prefix_blocks: SiteBlocks = field(default_factory=dict)
+    input: EncodedInput | None = None  # while it runs, where there is an encoder
     admitted_at: float | None = None
     first_token_at: float | None = None
 
     @property
     def prompt_length(self) -> int:
-        return len(self.request.token_ids)
+        """Of the decoder's tokens."""
+        return len(self.prompt.decoder_ids)
+
+    def prefix_length(self, site: Site) -> int:
+        return self.request.prefix_spec.length(site) if self.request.prefix_spec else 0
+
+    def position_offset(self, site: Site) -> int:
+        return self.request.prefix_spec.position_offset(site) if self.request.prefix_spec else 0
 
     @property
-    def prefix_length(self) -> int:
-        return self.request.prefix_spec.length("decoder") if self.request.prefix_spec else 0
-
-    @property
-    def position_offset(self) -> int:
-        return self.request.prefix_spec.position_offset("decoder") if self.request.prefix_spec else 0
+    def encoding(self) -> bool:
+        """Whether its input has to go through the encoder before any row can run."""
+        return self.input is not None and not self.input.complete
 
     @property
     def active(self) -> list[Sequence]:
@@ -89,6 +131,8 @@ class Group:
         Several rows share their prompt: one of them computes it, then the others fork it. Beams choose together: while
         one recomputes what preemption took, none computes its last token.
         """
+        if self.encoding:
+            return []
         active = self.active
         if len(active) > 1 and active[0].computed < self.prompt_length:
             return [(active[0], self.prompt_length)]

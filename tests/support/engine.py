@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,14 +74,18 @@ class Library:
         lengths: Iterable[int] = PREFIX_LENGTHS,
         scale: float = 1.0,
         positions: Positions = "shifted",
+        make: Callable[[int, int], Prefix] | None = None,
     ) -> None:
+        """``make`` gives the prefix of a task's index and length; the decoder's at ``positions`` where it is None."""
         self.prefixes: dict[PrefixKey, Prefix] = {}
         self.keys: list[PrefixKey | None] = []
         for index, length in enumerate(lengths):
             key = PrefixKey("default", f"sha256:{index:064x}") if length else None
             self.keys.append(key)
             if key:
-                prefix = make_prefix(backbone.spec, length=length, seed=index, positions=positions)
+                prefix = make(index, length) if make else make_prefix(
+                    backbone.spec, length=length, seed=index, positions=positions
+                )
                 self.prefixes[key] = Prefix(prefix.spec, {n: t * scale for n, t in prefix.tensors.items()})
         self.loads = 0
 
@@ -109,10 +113,13 @@ def make_engine(
     observer: SilentObserver | None = None,
     **config: Any,
 ) -> Engine:
-    """An engine with a pool of ``blocks``."""
+    """An engine with a pool of ``blocks``, of which prefixes may take ``max_prefix_blocks``."""
     size = config.pop("block_size", 16)
     geometry = backbone.spec.sites["decoder"]
-    per_block = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * size * backbone.model.dtype.itemsize
+    layers = max(site.layers for site in backbone.spec.sites.values())
+    per_block = 2 * layers * geometry.kv_heads * geometry.head_dim * size * backbone.model.dtype.itemsize
+    if "max_prefix_blocks" in config:
+        config["max_prefix_bytes"] = config.pop("max_prefix_blocks") * per_block
     settings = EngineConfig(kv_cache_bytes=blocks * per_block, block_size=size, **config)
     return Engine(backbone, kernels or TorchKernels(), settings, library.load, observer)
 

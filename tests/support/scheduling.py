@@ -17,21 +17,26 @@ from prefixes.spec import Site
 from server.engine.beams import BeamSearch
 from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
+from server.engine.encoding import EncoderPace, EncoderWork
 from server.engine.observer import SilentObserver
 from server.engine.prefix_store import LoadStatus, PrefixStore
 from server.engine.prompt_reuse import PromptReuse, chain_root
 from server.engine.scheduler import Scheduler, StepPlan
-from server.engine.sequence import Group, Sequence
+from server.engine.sequence import Group, Prompt, Sequence
+from server.engine.token_rules import TokenRules
 from server.engine.types import FinishReason, GenerationRequest, PrefixKey, SamplingParams
 from tests.support.prefixes import make_prefix
 
 
 class Machine(SilentObserver):
-    """``lengths`` are the prefixes it knows; ``failures`` fail to load; those in ``held`` load when let go."""
+    """``lengths`` are the prefixes it knows; ``failures`` fail to load; those in ``held`` load when let go.
+
+    With ``units`` there is an encoder that reads the input in so many of them; a unit over a token takes a second.
+    """
 
     def __init__(self, blocks: int, *, size: int = 4, reuse: bool = True, seed: int = 0,
                  lengths: Mapping[PrefixKey, int] | None = None, max_prefix_bytes: int | None = None,
-                 **config: Any) -> None:
+                 units: int = 0, **config: Any) -> None:
         self.size, self.rng = size, random.Random(seed)
         self.config = EngineConfig(block_size=size, **{"max_rows": 16, "max_step_tokens": 16, **config})
         self.ledger = BlockLedger(blocks + 1, size)
@@ -41,8 +46,10 @@ class Machine(SilentObserver):
         self.woken: queue.Queue[None] = queue.Queue()
         self.store = PrefixStore(self.ledger, self._load, self._write, bytes_per_block=1, max_bytes=max_prefix_bytes,
                                  workers=4, observer=self, wake=lambda: self.woken.put(None))
+        self.decoder_prompt = (0,) if units else ()
         self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
-                                   self)
+                                   self, EncoderPace(units, self.config))
+        self.encoder_calls: list[EncoderWork] = []
         self.contents: list[list[object]] = [[None] * size for _ in range(blocks + 1)]
         self.ended: dict[str, str] = {}
         self.preempted: list[str] = []
@@ -77,12 +84,18 @@ class Machine(SilentObserver):
     def add(self, request: GenerationRequest, at: float | None = None) -> Group:
         """As ``Engine.add``; ``at`` is the time of arrival, the order of calls where none is given."""
         params = request.params
-        beams = BeamSearch(params, params.max_new_tokens, frozenset()) if params.num_beams > 1 else None
-        rows = [Sequence(index, list(request.token_ids)) for index in range(1 if beams else params.rows)]
+        beams = BeamSearch(params, params.max_new_tokens, TokenRules()) if params.num_beams > 1 else None
+        prompt = Prompt.of(request, self.decoder_prompt)
+        rows = [Sequence(index, list(prompt.decoder_ids)) for index in range(1 if beams else params.rows)]
         order = float(self.steps + len(self.scheduler.waiting) + len(self.scheduler.running))
-        group = Group(request, params.max_new_tokens, 0, order if at is None else at, chain_root(request), rows, beams)
+        root = chain_root(request, prompt.encoder_ids)
+        group = Group(request, prompt, params.max_new_tokens, 0, order if at is None else at, root, rows, beams)
         self.scheduler.add(group)
         return group
+
+    def fits_alone(self, request: GenerationRequest) -> tuple[int, int]:
+        prompt = Prompt.of(request, self.decoder_prompt)
+        return self.scheduler.fits_alone(request, prompt, request.params.max_new_tokens)
 
     # --- the loop ---
 
@@ -108,6 +121,8 @@ class Machine(SilentObserver):
         for group, error in plan.failed:
             self._end(group, error.code)
         self._check(plan)
+        if plan.encode:
+            self._encode(plan.encode)
         self._compute(plan)
         self._choose(plan)
         self.ledger.check([*self.scheduler.holdings(), *self.store.holdings()])
@@ -140,6 +155,20 @@ class Machine(SilentObserver):
         assert not any(self.ledger.shared(block) for block in written), "a write would be seen by another holder"
         assert not {source for source, _ in plan.copies} & set(targets), "a source is overwritten before it is copied"
 
+    def _encode(self, work: EncoderWork) -> None:
+        self.encoder_calls.append(work)
+        assert len({id(group) for group in work.groups}) == len(work.groups) and len(work.units) > 0
+        for group, encoded in zip(work.groups, work.inputs, strict=True):
+            assert encoded is group.input and encoded.done == work.units.start, "an input is not where its cohort is"
+            assert not any(self.ledger.shared(block) for block in encoded.blocks), "another holder would see it"
+            for position in range(len(encoded.token_ids)):
+                block, offset = encoded.blocks[position // self.size], position % self.size
+                if work.units.start:
+                    wanted = (group.chain_root, position, work.units.start)
+                    assert self.contents[block][offset] == wanted, "a paused input was written over"
+                self.contents[block][offset] = (group.chain_root, position, work.units.stop)
+        self.scheduler.encoded(work, float(work.tokens * len(work.units)))
+
     def _written(self, sequence: Sequence, start: int, count: int) -> list[int]:
         return sequence.blocks[start // self.size : (start + count - 1) // self.size + 1]
 
@@ -159,10 +188,16 @@ class Machine(SilentObserver):
         for position in range(length):
             content = self.contents[sequence.blocks[position // self.size]][position % self.size]
             assert content == (group.chain_root, tuple(sequence.token_ids[: position + 1])), "another row's context"
+        if group.prompt.encoder_ids:
+            assert group.input is not None and group.input.complete, "a row runs ahead of its input"
+            for position in range(len(group.prompt.encoder_ids)):
+                content = self.contents[group.input.blocks[position // self.size]][position % self.size]
+                assert content == (group.chain_root, position, group.input.units), "another request's input"
         if group.request.prefix:
             prefix = self.prefixes[group.request.prefix]
-            assert len(group.prefix_blocks) == self.ledger.blocks_for(prefix.spec.length("decoder"))
-            for block in group.prefix_blocks:
+            blocks = group.prefix_blocks["decoder"]
+            assert len(blocks) == self.ledger.blocks_for(prefix.spec.length("decoder"))
+            for block in blocks:
                 assert self.contents[block] == [id(prefix)] * self.size, "another task's prefix"
 
     def _choose(self, plan: StepPlan) -> None:

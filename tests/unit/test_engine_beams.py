@@ -12,6 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from server.engine.beams import BeamSearch, Hypothesis
+from server.engine.token_rules import TokenRules
 from server.engine.types import FinishReason, SamplingParams
 
 VOCAB, END = 16, frozenset({0, 5, 9, 12})
@@ -30,7 +31,7 @@ def model() -> GPT2LMHeadModel:
 def ours(model: GPT2LMHeadModel, prompt: list[int], params: SamplingParams
          ) -> tuple[list[tuple[int, ...]], list[float]]:
     """The search driven by plain forward passes over whole rows."""
-    search = BeamSearch(params, params.max_new_tokens, END)
+    search = BeamSearch(params, params.max_new_tokens, TokenRules(END))
     rows: list[list[int]] = [[]]
     for _ in range(params.max_new_tokens):
         logits = model(torch.tensor([[*prompt, *row] for row in rows])).logits[:, -1].float()
@@ -77,7 +78,7 @@ def test_hypotheses_and_scores_equal_transformers(model: GPT2LMHeadModel, rule: 
 def searching(rule: Rule, penalty: float, beams: int = 2, limit: int = 10) -> BeamSearch:
     return BeamSearch(
         SamplingParams(num_beams=beams, max_new_tokens=limit, length_penalty=penalty, early_stopping=rule), limit,
-        frozenset({0}),
+        TokenRules(frozenset({0})),
     )
 
 

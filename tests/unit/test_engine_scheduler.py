@@ -271,6 +271,7 @@ def test_everybody_ends_under_random_loads(make: Make, seed: int) -> None:
     machine = make(
         rng.choice([20, 26, 40]), seed=seed, lengths=lengths, reuse=rng.random() < 0.7,
         max_step_tokens=rng.choice([8, 9, 30]), max_rows=8, max_prefix_bytes=rng.choice([None, 4]),
+        units=rng.choice([0, 0, 3]), encoder_step_ms=rng.choice([1.0, 2e4, 1e6]),
     )
     machine.failures[rng.choice(list(lengths))] = InvalidArtifact("broken")
     groups, left, added = {}, 30, 0
@@ -278,7 +279,7 @@ def test_everybody_ends_under_random_loads(make: Make, seed: int) -> None:
         while left and (rng.random() < 0.4 or not (machine.scheduler.waiting or machine.scheduler.running)):
             request = random_request(machine, rng, f"r{left}")
             left -= 1
-            needed, capacity = machine.scheduler.fits_alone(request, request.params.max_new_tokens)
+            needed, capacity = machine.fits_alone(request)
             if needed <= capacity:
                 groups[request.request_id] = machine.add(request, at=float(added))
                 added += 1
@@ -299,12 +300,12 @@ def test_everybody_ends_under_random_loads(make: Make, seed: int) -> None:
 def test_what_fits_alone_never_gives_way_when_alone(make: Make, seed: int) -> None:
     """The bound that admission promises: with exactly so many blocks, whatever is preempted, a request ends well."""
     rng = random.Random(seed)
-    lengths = {A: rng.choice([1, 4, 5])}
-    probe = make(1000, lengths=lengths)
+    lengths, units = {A: rng.choice([1, 4, 5])}, rng.choice([0, 2])
+    probe = make(1000, lengths=lengths, units=units)
     request = random_request(probe, rng, "r")
-    needed, _ = probe.scheduler.fits_alone(request, request.params.max_new_tokens)
+    needed, _ = probe.fits_alone(request)
     machine = make(needed, seed=seed, lengths=lengths, reuse=rng.random() < 0.5, max_step_tokens=rng.choice([8, 16]),
-                   max_rows=8)
+                   max_rows=8, units=units)
     machine.add(request)
     while machine.scheduler.waiting or machine.scheduler.running:
         if machine.scheduler.running and rng.random() < 0.15:

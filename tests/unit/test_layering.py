@@ -18,9 +18,9 @@ SHARED_WITH_TRAINER = ("server.engine", "server.errors", "server.sse", "server.m
 
 # server/engine, lowest first: a module may import from its own line and from lines above it.
 ENGINE_LAYERS = (
-    ("types", "config", "observer", "kernels"),
-    ("blocks", "noise", "detokenizer", "models", "beams", "processors"),
-    ("prompt_reuse", "prefix_store", "sequence", "sampler"),
+    ("types", "config", "observer", "token_rules", "kernels"),
+    ("blocks", "noise", "detokenizer", "models", "beams", "processors", "tables"),
+    ("prompt_reuse", "prefix_store", "sequence", "encoding", "sampler"),
     ("scheduler", "reporter"),
     ("runner", "admission", "advance"),
     ("engine",),
@@ -33,6 +33,7 @@ TORCH_FREE = (
     "prefixes.registry.base",
     "server.engine.types",
     "server.engine.blocks",
+    "server.engine.encoding",
     "server.engine.scheduler",
     "server.engine.admission",
 )

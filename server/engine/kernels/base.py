@@ -9,7 +9,7 @@ Capacities are static where a step replays a captured graph: tables are padded, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -34,10 +34,18 @@ class Attention(Protocol):
         None where the context is already complete (cross-attention). Scale is ``head_dim ** -0.5``.
         """
 
+    def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keep ``key`` and ``value (tokens, kv_heads, head_dim)`` as the rows' own context at ``site``.
+
+        Cross-attention's are computed once per input, apart from the decoder's calls that attend to them.
+        """
+
 
 @dataclass(frozen=True)
 class KVCache:
-    """One pool of blocks for all layers of a site: ``(layers, blocks, kv_heads, block_size, head_dim)`` each.
+    """One pool of blocks for all layers and sites: ``(layers, blocks, kv_heads, block_size, head_dim)`` each.
+
+    A block belongs to one site at a time and holds positions for all of that site's layers.
 
     Within a block one head's keys are contiguous, so that a kernel streams them at memory bandwidth.
     """
@@ -54,8 +62,8 @@ class KVCache:
 class PagedBatch:
     """The rows of one call, as tables. Token ``i`` of row ``r`` is ``query_start[r] + i``.
 
-    A row's context is two segments, ``[prefix | own]`` (cross-attention: ``[cross prefix | encoder]``); segment ``s``
-    holds ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. ``lengths`` count the call's own tokens,
+    A row's context is two segments, ``[prefix | own]`` (cross-attention: ``[cross prefix | encoder]``; there the rows
+    of one request stand as one row of several tokens, so that what they share is read once); segment ``s`` holds ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. ``lengths`` count the call's own tokens,
     which stand at the end of segment 1: with ``causal`` token ``i`` of ``n`` sees all of segment 0 and the first
     ``lengths[r, 1] - n + i + 1`` of segment 1. A row may have no token in the call.
     """
@@ -94,13 +102,15 @@ class PagedAttention:
     """``Attention`` over the block pool: writes the call's keys and values, then attends."""
 
     kernels: Kernels
-    caches: dict[Site, KVCache]
-    batches: dict[Site, PagedBatch]
+    cache: KVCache
+    batches: Mapping[Site, PagedBatch]
 
     def __call__(
         self, site: Site, layer: int, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
     ) -> torch.Tensor:
-        cache, batch = self.caches[site], self.batches[site]
         if key is not None and value is not None:
-            self.kernels.write_kv(cache, layer, batch.slots, key, value)
-        return self.kernels.paged_attention(query, cache, layer, batch)
+            self.store(site, layer, key, value)
+        return self.kernels.paged_attention(query, self.cache, layer, self.batches[site])
+
+    def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.kernels.write_kv(self.cache, layer, self.batches[site].slots, key, value)

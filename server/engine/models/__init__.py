@@ -9,13 +9,35 @@ import torch
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Attention, Kernels
+from server.engine.models.bart import Bart
 from server.engine.models.gpt2 import GPT2
 
-__all__ = ["Model", "load_model"]
+__all__ = ["Encoder", "Model", "load_model"]
+
+
+class Encoder(Protocol):
+    """An encoder-decoder's first half, in equal units of resumable work.
+
+    A unit is a layer of the encoder or, behind the last one, the cross-attention keys and values of a decoder layer.
+    """
+
+    units: int
+
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """``(tokens,)`` ids and positions -> ``(tokens, hidden)``: what unit 0 takes."""
+
+    def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
+        """Run ``units`` over whole inputs, flattened; what the next unit takes. Cross-attention's part is stored in
+        ``attention``.
+        """
 
 
 class Model(Protocol):
     """What the runner and the trainer call. Knows no batch: tokens come flattened, contexts live in ``attention``."""
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """None where the decoder reads the input itself."""
 
     def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
         """``(tokens,)`` ids and positions -> ``(tokens, hidden)``, before the final norm."""
@@ -24,7 +46,7 @@ class Model(Protocol):
         """``(n, hidden)`` of the tokens that need it -> ``(n, vocab)``: final norm and head."""
 
 
-_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2}
+_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2, "bart": Bart}
 
 
 def load_model(backbone: Backbone, kernels: Kernels) -> Model:

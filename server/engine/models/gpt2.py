@@ -5,27 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-
-_ACTIVATIONS: dict[str, Activation] = {
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu": "gelu",
-    "relu": "relu",
-}
-
-
-class _Norm:
-    """Layer norm with bound weights."""
-
-    def __init__(self, module: Any) -> None:
-        self._weight, self._bias, self._eps = module.weight.detach(), module.bias.detach(), module.eps
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], self._weight, self._bias, self._eps)
+from server.engine.models.layers import ACTIVATIONS, Norm
 
 
 class _Block:
@@ -40,7 +23,7 @@ class _Block:
             return kernels.linear(weight, conv.bias.detach(), activation)
 
         self._layer, self._heads = layer, heads
-        self._attention_norm, self._mlp_norm = _Norm(module.ln_1), _Norm(module.ln_2)
+        self._attention_norm, self._mlp_norm = Norm(module.ln_1), Norm(module.ln_2)
         self._qkv = linear(module.attn.c_attn)
         self._project = linear(module.attn.c_proj)
         self._up = linear(module.mlp.c_fc, activation)
@@ -56,15 +39,17 @@ class _Block:
 class GPT2:
     """See ``models.Model``. Shares the backbone's tensors; its Conv1D weights become views of transposed ones."""
 
+    encoder: None = None
+
     def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
         config, transformer = backbone.model.config, backbone.model.transformer
-        activation = _ACTIVATIONS[config.activation_function]
+        activation = ACTIVATIONS[config.activation_function]
         self._token_embedding = transformer.wte.weight.detach()
         self._position_embedding = transformer.wpe.weight.detach()
         self._blocks = [
             _Block(layer, module, config.n_head, activation, kernels) for layer, module in enumerate(transformer.h)
         ]
-        self._final_norm = _Norm(transformer.ln_f)
+        self._final_norm = Norm(transformer.ln_f)
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
 
     def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:

@@ -1,0 +1,139 @@
+"""BART over transformers' weights: a bidirectional encoder in resumable units, and a decoder that attends to it.
+
+Norms stand behind the residual sums (post-norm). Positions begin at 2 of their table, as the checkpoints have it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from prefixes.backbone import Backbone
+from server.engine.kernels.base import Activation, Attention, Kernels, Linear
+from server.engine.models.layers import ACTIVATIONS, Norm, fused_linear
+
+POSITION_OFFSET = 2
+HALF_LIMIT = torch.finfo(torch.float16).max - 1000
+
+
+def _linear(kernels: Kernels, module: Any, activation: Activation = "none") -> Linear:
+    return kernels.linear(module.weight.detach(), module.bias.detach(), activation)
+
+
+class _Embedding:
+    """Tokens, positions and the norm behind their sum."""
+
+    def __init__(self, module: Any, scale: float) -> None:
+        self._tokens = module.embed_tokens.weight.detach()
+        self._positions = module.embed_positions.weight.detach()
+        self._norm, self._scale = Norm(module.layernorm_embedding), scale
+
+    def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        tokens = self._tokens[token_ids]
+        if self._scale != 1.0:
+            tokens = tokens * self._scale
+        return self._norm(tokens + self._positions[positions + POSITION_OFFSET])
+
+
+class _SelfAttention:
+    """Attention of a layer's tokens to their own row, with the residual and its norm."""
+
+    def __init__(self, site: Any, layer: int, module: Any, heads: int, kernels: Kernels) -> None:
+        attention = module.self_attn
+        self._site, self._layer, self._heads = site, layer, heads
+        self._qkv = fused_linear(kernels, (attention.q_proj, attention.k_proj, attention.v_proj))
+        self._project, self._norm = _linear(kernels, attention.out_proj), Norm(module.self_attn_layer_norm)
+
+    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        qkv = self._qkv(x).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
+        attended = attention(self._site, self._layer, qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        return self._norm(x + self._project(attended.reshape(x.shape)))
+
+
+class _CrossAttention:
+    """Attention of decoder tokens to their row's encoded input; ``store`` makes the keys and values once per input."""
+
+    def __init__(self, layer: int, module: Any, heads: int, kernels: Kernels) -> None:
+        attention = module.encoder_attn
+        self._layer, self._heads = layer, heads
+        self._query = _linear(kernels, attention.q_proj)
+        self._kv = fused_linear(kernels, (attention.k_proj, attention.v_proj))
+        self._project, self._norm = _linear(kernels, attention.out_proj), Norm(module.encoder_attn_layer_norm)
+
+    def store(self, encoded: torch.Tensor, attention: Attention) -> None:
+        kv = self._kv(encoded).view(encoded.shape[0], 2, self._heads, -1)  # (tokens, 2, heads, head_dim)
+        attention.store("cross", self._layer, kv[:, 0], kv[:, 1])
+
+    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        query = self._query(x).view(x.shape[0], self._heads, -1)
+        attended = attention("cross", self._layer, query, None, None)
+        return self._norm(x + self._project(attended.reshape(x.shape)))
+
+
+class _FeedForward:
+    """The MLP of a layer, with the residual and its norm."""
+
+    def __init__(self, module: Any, activation: Activation, kernels: Kernels) -> None:
+        self._up, self._down = _linear(kernels, module.fc1, activation), _linear(kernels, module.fc2)
+        self._norm = Norm(module.final_layer_norm)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._norm(x + self._down(self._up(x)))
+
+
+class BartEncoder:
+    """See ``models.Encoder``. Units: the encoder's layers, then each decoder layer's cross-attention."""
+
+    def __init__(self, module: Any, cross: list[_CrossAttention], scale: float, kernels: Kernels) -> None:
+        heads, activation = module.config.encoder_attention_heads, ACTIVATIONS[module.config.activation_function]
+        self._embedding, self._cross = _Embedding(module, scale), cross
+        self._layers = [
+            (_SelfAttention("encoder", layer, part, heads, kernels), _FeedForward(part, activation, kernels))
+            for layer, part in enumerate(module.layers)
+        ]
+        self.units = len(self._layers) + len(cross)
+
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._embedding(token_ids, positions)
+
+    def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
+        for unit in units:
+            if unit < len(self._layers):
+                attend, feed_forward = self._layers[unit]
+                hidden = feed_forward(attend(hidden, attention))
+                if hidden.dtype == torch.float16:  # as transformers, which does so where something has overflowed
+                    hidden = hidden.clamp(-HALF_LIMIT, HALF_LIMIT)
+            else:
+                self._cross[unit - len(self._layers)].store(hidden, attention)
+        return hidden
+
+
+class Bart:
+    """See ``models.Model``. Shares the backbone's tensors; projections of one input become views of fused ones."""
+
+    def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
+        config, decoder = backbone.model.config, backbone.model.model.decoder
+        heads, activation = config.decoder_attention_heads, ACTIVATIONS[config.activation_function]
+        scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        cross = [_CrossAttention(layer, part, heads, kernels) for layer, part in enumerate(decoder.layers)]
+        self.encoder = BartEncoder(backbone.model.model.encoder, cross, scale, kernels)
+        self._embedding = _Embedding(decoder, scale)
+        self._layers = [
+            (_SelfAttention("decoder", layer, part, heads, kernels), cross[layer],
+             _FeedForward(part, activation, kernels))
+            for layer, part in enumerate(decoder.layers)
+        ]  # fmt: skip
+        # The head's bias is a buffer of shape (1, vocab), all zero in the published checkpoints.
+        bias = backbone.model.final_logits_bias.detach()[0]
+        self._head = kernels.linear(backbone.model.lm_head.weight.detach(), bias.contiguous() if bias.any() else None)
+
+    def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
+        x = self._embedding(token_ids, positions)
+        for attend, cross, feed_forward in self._layers:
+            x = feed_forward(cross(attend(x, attention), attention))
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden)

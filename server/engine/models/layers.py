@@ -1,0 +1,44 @@
+"""What the families' modules are made of: norms, the names of activations, fused linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+
+from server.engine.kernels.base import Activation, Kernels, Linear
+
+ACTIVATIONS: Final[dict[str, Activation]] = {
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+"""A configuration's name -> the kernels'."""
+
+
+class Norm:
+    """Layer norm with bound weights."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight, self._bias, self._eps = module.weight.detach(), module.bias.detach(), module.eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], self._weight, self._bias, self._eps)
+
+
+def fused_linear(kernels: Kernels, modules: Sequence[Any]) -> Linear:
+    """Several ``nn.Linear`` of the same input as one layer, their outputs side by side.
+
+    The modules keep views of the fused tensors: the weights stand in memory once.
+    """
+    weight = torch.cat([module.weight.detach() for module in modules])
+    bias = torch.cat([module.bias.detach() for module in modules])
+    begin = 0
+    for module in modules:
+        end = begin + module.weight.shape[0]
+        module.weight.data, module.bias.data = weight[begin:end], bias[begin:end]
+        begin = end
+    return kernels.linear(weight, bias)

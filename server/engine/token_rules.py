@@ -1,0 +1,26 @@
+"""The backbone's own tokens that begin and end an output, whatever the request. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """``eos`` tokens end an output. ``first`` and ``last``, where set, are forced as transformers forces them: behind a
+    decoder prompt of one token, and where an output reaches its limit.
+    """
+
+    eos: frozenset[int] = frozenset()
+    first: int | None = None
+    last: int | None = None
+
+    def forced(self, prompt_length: int, generated: int, max_new_tokens: int) -> int | None:
+        """The token that a row with ``generated`` tokens must take next, if any."""
+        if self.last is not None and generated == max_new_tokens - 1:
+            return self.last
+        return self.first if prompt_length + generated == 1 else None
+
+    def cut_short(self, generated: int, max_new_tokens: int) -> bool:
+        """Whether the last of ``generated`` tokens stands there because the limit was reached, an end token or not."""
+        return self.last is not None and generated >= max_new_tokens

@@ -1,0 +1,139 @@
+"""The encoder's inputs: encoded in cohorts and groups of layers, while rows run, at the pace of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from server.engine.types import PrefixKey
+from tests.support.scheduling import Machine
+
+A, B = PrefixKey("default", "a"), PrefixKey("default", "b")
+UNITS = 6
+Make = Callable[..., Machine]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[Machine] = []
+
+    def machine(**settings: Any) -> Machine:
+        """One whose encoder takes a second for a unit over a token."""
+        made.append(Machine(200, **{"units": UNITS, "max_rows": 8, "max_step_tokens": 16, **settings}))
+        return made[-1]
+
+    yield machine
+    for one in made:
+        one.close()
+
+
+def names(machine: Machine) -> list[list[str]]:
+    return [[group.request.request_id for group in work.groups] for work in machine.encoder_calls]
+
+
+def units(machine: Machine) -> list[range]:
+    return [work.units for work in machine.encoder_calls]
+
+
+def test_an_article_is_encoded_in_as_many_layers_as_the_budget_allows_while_rows_go_on(make: Make) -> None:
+    machine = make(encoder_step_ms=45e3)
+    running = machine.add(machine.request("old", range(5), max_new_tokens=30))
+    for _ in range(3):
+        machine.step()
+    assert running.input and running.input.complete
+    before = len(running.sequences[0].token_ids)
+    machine.encoder_calls.clear()
+    machine.add(machine.request("article", range(20), max_new_tokens=2))
+    machine.step()
+    steps = 1
+    while len(machine.encoder_calls[-1].units) and machine.encoder_calls[-1].units.stop < UNITS:
+        machine.step()
+        steps += 1
+    assert units(machine) == [range(2), range(2, 4), range(4, 6)], "45 s are two units over 20 tokens"
+    assert len(running.sequences[0].token_ids) - before == steps, "a row that runs takes a token in every step"
+    machine.run()
+
+
+def test_an_input_too_long_for_the_budget_goes_layer_by_layer(make: Make) -> None:
+    machine = make(encoder_step_ms=5.0)
+    machine.add(machine.request("article", range(20), max_new_tokens=1))
+    machine.run()
+    assert units(machine) == [range(unit, unit + 1) for unit in range(UNITS)]
+
+
+def test_inputs_that_wait_go_together_as_far_as_the_budget_allows(make: Make) -> None:
+    machine = make(encoder_step_ms=25e3, lengths={A: 3, B: 3})
+    machine.add(machine.request("first", range(4), max_new_tokens=9))  # tells what a token costs
+    machine.run()
+    machine.encoder_calls.clear()
+    for name, key in (("one", A), ("two", B), ("three", None), ("four", A)):
+        machine.add(machine.request(name, [7, *range(9)], key, max_new_tokens=3), at=float(len(name)))
+    for key in (A, B):
+        machine.wait_for(key)
+    machine.run()
+    assert names(machine) == [["one", "two"]] * UNITS + [["four", "three"]] * UNITS, "20 tokens fit in 25 s, 30 do not"
+
+
+def test_a_newcomer_waits_for_the_cohort_that_is_under_way(make: Make) -> None:
+    machine = make(encoder_step_ms=1.0)
+    machine.add(machine.request("old", range(8), max_new_tokens=3))
+    machine.step()
+    machine.add(machine.request("young", [9, *range(8)], max_new_tokens=3))
+    machine.run()
+    assert names(machine) == [["old"]] * UNITS + [["young"]] * UNITS
+
+
+@pytest.mark.parametrize("leave", ["abort", "preempt"])
+def test_a_group_that_leaves_its_cohort_does_not_hold_it_up(make: Make, leave: str) -> None:
+    machine = make(encoder_step_ms=1.0, max_encoder_tokens=100)
+    groups = [machine.add(machine.request(name, [index, *range(8)], max_new_tokens=3), at=float(index))
+              for index, name in enumerate(("one", "two", "three"))]
+    machine.step()
+    first = names(machine)[0]
+    assert first == ["one", "two", "three"]
+    machine.step()
+    if leave == "abort":
+        machine.abort(groups[1])
+    else:
+        machine.scheduler.preempt(groups[1])
+    machine.run()
+    assert names(machine)[2 : UNITS] == [["one", "three"]] * (UNITS - 2)
+    assert machine.ended["one"] == machine.ended["three"] == "finished"
+    assert names(machine)[UNITS:] == ([] if leave == "abort" else [["two"]] * UNITS)
+
+
+def test_an_input_that_was_encoded_before_is_not_encoded_again(make: Make) -> None:
+    machine = make(lengths={A: 3})
+    for name in ("first", "again"):
+        machine.add(machine.request(name, range(10), A, max_new_tokens=4))
+        machine.wait_for(A)
+        machine.run()
+    assert names(machine)[-1] == ["first"]
+    calls = len(machine.encoder_calls)
+    machine.add(machine.request("longer", range(11), A, max_new_tokens=4))  # all of an input counts, not its beginning
+    machine.add(machine.request("bare", range(10), max_new_tokens=4))
+    machine.wait_for(A)
+    machine.run()
+    assert {name for work in names(machine)[calls:] for name in work} == {"longer", "bare"}
+
+
+def test_without_reuse_every_input_is_encoded(make: Make) -> None:
+    machine = make(reuse=False, encoder_step_ms=1e9)
+    for name in ("first", "again"):
+        machine.add(machine.request(name, range(10), max_new_tokens=2))
+        machine.run()
+    assert {name for work in names(machine) for name in work} == {"first", "again"}
+
+
+def test_beams_share_one_encoded_input(make: Make) -> None:
+    machine = make(encoder_step_ms=1e9, max_encoder_tokens=100)
+    group = machine.add(machine.request("beams", range(10), num_beams=4, max_new_tokens=6))
+    held = 0
+    while machine.scheduler.waiting or machine.scheduler.running:
+        machine.step()
+        if group.input:
+            held = max(held, len(group.input.blocks))
+    assert held == machine.ledger.blocks_for(10)
+    assert sum(len(work.units) for work in machine.encoder_calls) == UNITS

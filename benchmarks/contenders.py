@@ -1,7 +1,8 @@
 """The contenders of ``serve.py``, each in its own process with its own threads, which sleep while others run.
 
 Protocol: ``python benchmarks/contenders.py KIND --backbone FOLDER`` prints one JSON line when ready, then for each
-``{"rows", "mode", "prefix", "seed"}`` on its input one ``{"seconds", "tokens"}``. ``vllm_contender.py`` does the same.
+``{"rows", "beams", "mode", "prefix", "seed"}`` on its input one ``{"seconds", "tokens"}``. ``vllm_contender.py`` does
+the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.workload import NEW_TOKENS, prompts, random_prefix
+from benchmarks.workload import WORKLOADS, Workload, prompts, random_prefix
 from server.engine.kernels.threads import available_cores, configure_threads
 
 SEQUENTIAL_ROWS = 4  # how many of the rows PEFT generates, one after the other: the rate does not depend on it
@@ -21,7 +22,7 @@ SEQUENTIAL_ROWS = 4  # how many of the rows PEFT generates, one after the other:
 class EngineContender:
     """This engine; mode ``tasks``: every row another task, ``one``: one task for all, ``bare``: no prefix."""
 
-    def __init__(self, folder: str, kernels: str, threads: int) -> None:
+    def __init__(self, work: Workload, folder: str, kernels: str, threads: int) -> None:
         import torch
 
         from prefixes.artifact import Prefix
@@ -31,20 +32,20 @@ class EngineContender:
         from server.engine.kernels import select_kernels
         from server.engine.types import PrefixKey
 
-        self._backbone = load_backbone(folder)
+        self._work, self._backbone = work, load_backbone(folder)
         self._library: dict[PrefixKey, Prefix] = {}
         self._kernels = select_kernels("cpu", torch.float32, kernels, threads)
         # Calls with 1, 8 and 32 rows begin with the same prompts; the other contenders compute them anew each time.
-        config = EngineConfig(kv_cache_bytes=2 << 30, reuse_prompts=False)
+        config = EngineConfig(kv_cache_bytes=2 << 30, reuse_prompts=False, max_rows=128)
         self._engine = Engine(self._backbone, self._kernels, config, self._library.__getitem__)
         self._kernels.warm_up()
         self._requests = 0
 
-    def run(self, rows: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
+    def run(self, rows: int, beams: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
         from server.engine.types import Finished, GenerationRequest, PrefixKey, SamplingParams
 
         requests = []
-        for row, token_ids in enumerate(prompts(rows, seed)):
+        for row, token_ids in enumerate(prompts(self._work, rows, seed)):
             self._requests += 1
             key, spec = None, None
             if mode != "bare":
@@ -53,7 +54,7 @@ class EngineContender:
                 if key not in self._library:
                     self._library[key] = random_prefix(self._backbone.spec, prefix, task)
                 spec = self._library[key].spec
-            params = SamplingParams(max_new_tokens=NEW_TOKENS)
+            params = SamplingParams(max_new_tokens=self._work.new_tokens, num_beams=beams)
             requests.append(GenerationRequest(str(self._requests), "default", tuple(token_ids), params, key, spec))
         tokens, began = 0, time.perf_counter()
         for request in requests:
@@ -68,25 +69,26 @@ class EngineContender:
 class TransformersContender:
     """``generate`` on one batch, without prefixes."""
 
-    def __init__(self, folder: str) -> None:
-        from transformers import GPT2LMHeadModel
+    def __init__(self, work: Workload, folder: str) -> None:
+        from prefixes.backbone import load_backbone
 
-        self._model = GPT2LMHeadModel.from_pretrained(folder).eval()
+        self._work, self._model = work, load_backbone(folder).model
 
-    def run(self, rows: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
-        return generate(self._model, prompts(rows, seed))
+    def run(self, rows: int, beams: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
+        return generate(self._model, self._work, prompts(self._work, rows, seed), beams)
 
 
 class PeftContender:
     """PEFT's prefix tuning: the adapter of one task at a time, its row, then the next."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, work: Workload, folder: str) -> None:
         from transformers import GPT2LMHeadModel
 
+        self._work = work
         self._base = GPT2LMHeadModel.from_pretrained(folder).eval()
         self._models: dict[int, Any] = {}
 
-    def run(self, rows: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
+    def run(self, rows: int, beams: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
         from peft import PrefixTuningConfig, get_peft_model
 
         rows = min(rows, SEQUENTIAL_ROWS)
@@ -97,46 +99,50 @@ class PeftContender:
                 model.add_adapter(f"task{task}", config)
             self._models[prefix] = model.eval()
         model, seconds, tokens = self._models[prefix], 0.0, 0
-        for row, token_ids in enumerate(prompts(rows, seed)):
+        for row, token_ids in enumerate(prompts(self._work, rows, seed)):
             began = time.perf_counter()
             model.set_adapter(f"task{row}")
             seconds += time.perf_counter() - began
-            took, new = generate(model, [token_ids])
+            took, new = generate(model, self._work, [token_ids], beams)
             seconds, tokens = seconds + took, tokens + new
         return seconds, tokens
 
 
-def generate(model: Any, token_ids: list[list[int]]) -> tuple[float, int]:
-    """Seconds and new tokens of transformers' greedy ``generate``."""
+def generate(model: Any, work: Workload, token_ids: list[list[int]], beams: int) -> tuple[float, int]:
+    """Seconds and new tokens of transformers' ``generate``, greedy or with beams."""
     import torch
 
     inputs = torch.tensor(token_ids)
     with torch.inference_mode():
         began = time.perf_counter()
         out = model.generate(
-            input_ids=inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=NEW_TOKENS,
-            pad_token_id=0,
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), do_sample=False, num_beams=beams,
+            max_new_tokens=work.new_tokens, pad_token_id=0,
         )  # fmt: skip
         seconds = time.perf_counter() - began
-    return seconds, out[:, -NEW_TOKENS:].numel()
+    new = out[:, -work.new_tokens :]
+    assert new.shape == (len(token_ids), work.new_tokens), new.shape
+    return seconds, new.numel()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("engine", "transformers", "peft"))
     parser.add_argument("--backbone", required=True)
+    parser.add_argument("--geometry", choices=tuple(WORKLOADS), default="gpt2")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
+    work = WORKLOADS[options.geometry]
     contender: EngineContender | TransformersContender | PeftContender
     if options.kind == "engine":
-        contender = EngineContender(options.backbone, options.kernels, configure_threads(options.threads))
+        contender = EngineContender(work, options.backbone, options.kernels, configure_threads(options.threads))
     else:  # as its users run it: torch's own threads, waiting as they do by default
         import torch
 
         torch.set_num_threads(options.threads)
-        is_peft = options.kind == "peft"
-        contender = PeftContender(options.backbone) if is_peft else TransformersContender(options.backbone)
+        kind = PeftContender if options.kind == "peft" else TransformersContender
+        contender = kind(work, options.backbone)
     serve(contender)
 
 

@@ -21,18 +21,19 @@ from typing import Any
 
 import httpx
 
-from benchmarks.workload import NEW_TOKENS, random_prefix, save_backbone, text_prompts
+from benchmarks.workload import WORKLOADS, random_prefix, text_prompts
 from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.registry import open_registry
 
+WORK = WORKLOADS["gpt2"]
 CLIENTS = 32
 PREFIX = 5
 
 
 async def stream(client: httpx.AsyncClient, task: str, text: str) -> tuple[float, int]:
     """Seconds to the first token, and how many tokens came."""
-    body = {"task": task, "input": text, "parameters": {"max_new_tokens": NEW_TOKENS}, "stream": True}
+    body = {"task": task, "input": text, "parameters": {"max_new_tokens": WORK.new_tokens}, "stream": True}
     began, first, event, tokens = time.perf_counter(), 0.0, "", 0
     async with client.stream("POST", "/generate", json=body) as response:
         response.raise_for_status()
@@ -54,7 +55,7 @@ async def load(url: str, seed: int) -> tuple[float, float]:
     limits = httpx.Limits(max_connections=CLIENTS)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         began = time.perf_counter()
-        texts = text_prompts(CLIENTS, seed)
+        texts = text_prompts(WORK, CLIENTS, seed)
         answers = await asyncio.gather(*(stream(client, f"task{i}", text) for i, text in enumerate(texts)))
         seconds = time.perf_counter() - began
     return sum(tokens for _, tokens in answers) / seconds, statistics.median(first for first, _ in answers)
@@ -87,7 +88,7 @@ def compare_http(options: argparse.Namespace, start: Callable[..., Any]) -> dict
     """Server and engine in turns; prints and returns rates and their ratio."""
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
         folder = Path(name)
-        save_backbone(folder)
+        WORK.save(folder)
         spec = load_backbone(str(folder)).spec
         registry = open_registry(str(folder / "registry"))
         for task in range(CLIENTS):
@@ -98,7 +99,7 @@ def compare_http(options: argparse.Namespace, start: Callable[..., Any]) -> dict
         first_tokens = []
         try:
             for repeat in range(-1, options.repeats):
-                engine_rate = engine.run(rows=CLIENTS, mode="tasks", prefix=PREFIX, seed=repeat + 1)
+                engine_rate = engine.run(rows=CLIENTS, beams=1, mode="tasks", prefix=PREFIX, seed=repeat + 1)
                 http_rate, first_token = asyncio.run(load(url, repeat + 1))
                 if repeat >= 0:
                     rates["engine"].append(engine_rate)

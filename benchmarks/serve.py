@@ -1,10 +1,12 @@
 """Tokens per second of this engine against PEFT, transformers and vLLM, on one machine in one run.
 
-    python benchmarks/serve.py [--quick] [--vllm-python PATH]     the table
+    python benchmarks/serve.py [--quick] [--vllm-python PATH]     the table, GPT-2 small
+    python benchmarks/serve.py --geometry bart-base               the same for BART base, greedy and with 4 beams
     python benchmarks/serve.py --http                             a server process against its own engine
 
-Greedy, float32, prompts of 40 tokens, 64 new ones, every row another task. Contenders take turns, repetition by
-repetition; medians count. Writes benchmarks/results/<kind>-<date>.json with the machine's name.
+Float32, every row another task. GPT-2: prompts of 40 tokens, 64 new ones, prefixes of 5. BART: inputs of 256 tokens, 48
+new ones, prefixes of 20 at all three sites. Contenders take turns, repetition by repetition; medians count. Writes
+benchmarks/results/<kind>-<date>.json with the machine's name.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.workload import NEW_TOKENS, PROMPT_TOKENS, save_backbone  # noqa: E402
+from benchmarks.workload import WORKLOADS  # noqa: E402
 from server.engine.kernels.threads import available_cores  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,19 +44,42 @@ class Entry:
     prefix: int = 0
 
 
-ENTRIES = (
-    Entry("a", "engine, every row another task", "engine", "tasks", 5),
-    Entry("a100", "engine, the same, prefixes of 100", "engine", "tasks", 100),
-    Entry("b", "engine, one task for all rows", "engine", "one", 5),
-    Entry("c", "engine, no prefixes", "engine", "bare", 0),
-    Entry("d", "PEFT, one task at a time", "peft", "tasks", 5),
-    Entry("e", "transformers, one batch, no prefixes", "transformers"),
-    Entry("f", "vLLM CPU, no prefixes", "vllm"),
-)
-TARGETS: tuple[tuple[str, str, dict[int, float]], ...] = (
-    ("a", "c", {32: 0.97}), ("a", "b", {32: 0.97}), ("a", "e", {32: 1.5}), ("a", "f", {1: 1.8, 8: 1.8, 32: 1.3}),
-    ("a", "d", {}), ("a100", "a", {}),
-)  # fmt: skip
+@dataclass(frozen=True, order=True)
+class Case:
+    """One column of the table."""
+
+    beams: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows" + (f", beam {self.beams}" if self.beams > 1 else "")
+
+
+ENTRIES = {
+    "gpt2": (
+        Entry("a", "engine, every row another task", "engine", "tasks", 5),
+        Entry("a100", "engine, the same, prefixes of 100", "engine", "tasks", 100),
+        Entry("b", "engine, one task for all rows", "engine", "one", 5),
+        Entry("c", "engine, no prefixes", "engine", "bare", 0),
+        Entry("d", "PEFT, one task at a time", "peft", "tasks", 5),
+        Entry("e", "transformers, one batch, no prefixes", "transformers"),
+        Entry("f", "vLLM CPU, no prefixes", "vllm"),
+    ),
+    "bart-base": (
+        Entry("a", "engine, every row another task", "engine", "tasks", 20),
+        Entry("b", "engine, one task for all rows", "engine", "one", 20),
+        Entry("c", "engine, no prefixes", "engine", "bare", 0),
+        Entry("e", "transformers, one batch, no prefixes", "transformers"),
+    ),
+}
+Targets = tuple[tuple[str, str, dict[int, float]], ...]  # over, under, the least ratio by rows
+TARGETS: dict[str, Targets] = {
+    "gpt2": (
+        ("a", "c", {32: 0.97}), ("a", "b", {32: 0.97}), ("a", "e", {32: 1.5}), ("a", "f", {1: 1.8, 8: 1.8, 32: 1.3}),
+        ("a", "d", {}), ("a100", "a", {}),
+    ),
+    "bart-base": (("a", "e", {8: 1.2, 16: 1.2}), ("a", "b", {8: 0.95, 16: 0.95}), ("a", "c", {})),
+}  # fmt: skip
 
 
 class Process:
@@ -109,59 +134,63 @@ def start(kind: str, folder: Path, options: argparse.Namespace) -> Process:
     log = folder / f"{kind}.log"
     if kind == "vllm":
         script = [options.vllm_python, "benchmarks/vllm_contender.py"]
-        sizes = ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
+        work = WORKLOADS[options.geometry]
+        sizes = ["--prompt-tokens", str(work.input_tokens), "--new-tokens", str(work.new_tokens)]
         return Process([*script, "--backbone", str(folder), *sizes], log)
     threads = ["--threads", str(options.threads)]
     kernels = ["--kernels", options.kernels] if kind == "engine" else []
-    command = [sys.executable, "benchmarks/contenders.py", kind, "--backbone", str(folder)]
+    command = [sys.executable, "benchmarks/contenders.py", kind, "--backbone", str(folder), "--geometry", options.geometry]
     return Process([*command, *threads, *kernels], log)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Run all contenders in turns; rates by letter and rows."""
-    entries = [entry for entry in ENTRIES if entry.kind != "vllm" or options.vllm_python]
-    if not options.vllm_python:
+    """Run all contenders in turns; rates by letter and case."""
+    work, every = WORKLOADS[options.geometry], ENTRIES[options.geometry]
+    cases = [Case(beams, rows) for beams in work.beams for rows in options.rows or work.rows]
+    entries = [entry for entry in every if entry.kind != "vllm" or options.vllm_python]
+    if len(entries) < len(every):
         print("(f) vLLM: skipped, no --vllm-python given")
-    rates: dict[str, dict[int, list[float]]] = {entry.letter: {n: [] for n in options.rows} for entry in entries}
+    rates: dict[str, dict[str, list[float]]] = {entry.letter: {} for entry in entries}
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
         folder = Path(name)
-        save_backbone(folder)
+        work.save(folder)
         processes = {kind: start(kind, folder, options) for kind in dict.fromkeys(entry.kind for entry in entries)}
         for repeat in range(-1, options.repeats):  # the first round warms up and does not count
-            for rows in options.rows:
+            for case in cases:
                 for entry in entries:
-                    job = {"rows": rows, "mode": entry.mode, "prefix": entry.prefix, "seed": repeat + 1}
-                    rate = processes[entry.kind].run(**job)
+                    job = {"rows": case.rows, "beams": case.beams, "mode": entry.mode, "prefix": entry.prefix}
+                    rate = processes[entry.kind].run(**job, seed=repeat + 1)
                     if repeat >= 0:
-                        rates[entry.letter][rows].append(rate)
+                        rates[entry.letter].setdefault(str(case), []).append(rate)
             print(f"round {repeat + 1} of {options.repeats} done", file=sys.stderr)
         for process in processes.values():
             process.close()
     medians = {letter: {n: statistics.median(r) for n, r in by.items()} for letter, by in rates.items()}
-    show(medians, [entry for entry in entries if entry.letter in medians], options.rows)
+    show(medians, entries, cases, TARGETS[options.geometry])
     return {"tokens_per_second": medians, "repetitions": rates}
 
 
-def show(medians: dict[str, dict[int, float]], entries: list[Entry], rows: list[int]) -> None:
+def show(medians: dict[str, dict[str, float]], entries: list[Entry], cases: list[Case], every: Targets) -> None:
     """Print the table and the ratios, each with its target."""
-    print(f"\n{'tokens/s':42}" + "".join(f"{f'{n} rows':>10}" for n in rows))
+    print(f"\n{'tokens/s':42}" + "".join(f"{case!s:>18}" for case in cases))
     for entry in entries:
         label = f"({entry.letter}) {entry.label}"
-        print(f"{label:42}" + "".join(f"{medians[entry.letter][n]:10.1f}" for n in rows))
-    print(f"\n{'ratio':42}" + "".join(f"{f'{n} rows':>18}" for n in rows))
-    for over, under, targets in TARGETS:
+        print(f"{label:42}" + "".join(f"{medians[entry.letter][str(case)]:18.1f}" for case in cases))
+    print(f"\n{'ratio':42}" + "".join(f"{case!s:>18}" for case in cases))
+    for over, under, targets in every:
         if over in medians and under in medians:
             cells = []
-            for n in rows:
-                ratio = medians[over][n] / medians[under][n]
-                target = targets.get(n)
+            for case in cases:
+                ratio = medians[over][str(case)] / medians[under][str(case)]
+                target = targets.get(case.rows)
                 cells.append(f"{ratio:.2f}" + (f" ({'ok' if ratio >= target else 'miss'} {target})" if target else ""))
             print(f"{f'({over}) / ({under})':42}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--geometry", choices=tuple(WORKLOADS), default="gpt2", help="the backbone's")
+    parser.add_argument("--rows", type=int, nargs="+", help="the geometry's own: 1 8 32, or 1 8 16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--kernels", default="auto", help="kernel set of the engine: auto, torch or numba")
@@ -177,7 +206,7 @@ def main() -> None:
 
         kind, result = "http", compare_http(options, start)
     else:
-        kind, result = "serve", compare(options)
+        kind, result = f"serve-{options.geometry}", compare(options)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.write_text(json.dumps({"machine": facts, **result}, indent=1) + "\n")

@@ -5,11 +5,14 @@ joined. Tokenised as one string, merges could reach across the seams: the input 
 could even complete a special token with it. Only the template's own text may contain special tokens; in the user's
 they are plain text and come out split.
 
-Owns this rule; knows no window and no truncation.
+A prompt that is too long loses the end of the input's own tokens, never the template's.
+
+Owns these rules; knows no window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +42,17 @@ class PromptEncoder:
         """
         before, after = split_template(template)
         return self.encode_literal(before) + self.encode_text(text) + self.encode_literal(after)
+
+    def cut(self, template: str, token_ids: Sequence[int], room: int) -> list[int] | None:
+        """``encode``'s ``token_ids``, at most ``room`` of them: the input loses its end, the template stays whole.
+
+        None where the template leaves no room for any of the input.
+        """
+        if len(token_ids) <= room:
+            return list(token_ids)
+        head, tail = (self.encode_literal(part) for part in split_template(template))
+        kept = room - len(tail)
+        return [*token_ids[:kept], *tail] if kept > len(head) else None
 
     def encode_literal(self, text: str) -> list[int]:
         """Token ids of trusted text, special tokens recognised."""

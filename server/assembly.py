@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -23,6 +24,7 @@ from prometheus_client import (
 
 import prefixes
 from prefixes.backbone import Backbone, load_backbone
+from prefixes.checkpoint import DEMOS
 from prefixes.errors import BackboneError, PrefixdError
 from prefixes.registry import open_registry
 from prefixes.registry.base import Registry
@@ -37,8 +39,7 @@ from server.metrics import EngineMetrics
 from server.settings import Settings
 from server.settings_sources import InvalidSettings
 
-DEMO: Final = "demo"
-DEMO_PREFIXES: Final = Path(prefixes.__file__).parent / "demo" / "gpt2" / "prefixes"
+DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
 WARM_UP_TOKENS: Final = 8
 WARM_UP_INPUT: Final = 256  # long enough that an encoder's pace can be told from it
 
@@ -82,8 +83,8 @@ def assemble(settings: Settings) -> Assembled:
     _log.info("backbone loaded", extra={"facts": {
         "backbone": settings.backbone, "fingerprint": backbone.spec.fingerprint, "device": str(device),
         "dtype": str(dtype).removeprefix("torch."), "seconds": round(time.monotonic() - began, 3)}})
-    if settings.backbone == DEMO:
-        publish_demo(registry, DEMO_PREFIXES)
+    if settings.backbone in DEMOS:
+        publish_demo(registry, settings.backbone, DEMO_FOLDERS)
     catalog = Catalog(registry, backbone.spec, alias_ttl_s=settings.alias_ttl_s)
     metrics_registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -112,11 +113,17 @@ def assemble(settings: Settings) -> Assembled:
     )
 
 
-def publish_demo(registry: Registry, folder: Path) -> None:
-    """Publish the artifacts in ``folder``, each under its file's name, if ``registry`` has no task at all."""
-    if registry.tasks():
+def publish_demo(registry: Registry, demo: str, folders: Mapping[str, Path]) -> None:
+    """Publish ``demo``'s artifacts, each under its file's name, if ``registry`` has none of them and nothing but demos.
+
+    ``folders`` are all demos', by name, with their artifacts under ``prefixes/``.
+    """
+    bundled = {name: sorted((folder / "prefixes").glob("*.safetensors")) for name, folder in folders.items()}
+    demos = {path.stem for paths in bundled.values() for path in paths}
+    there = {task.name for task in registry.tasks()}
+    if there - demos or there & {path.stem for path in bundled[demo]}:
         return
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in bundled[demo]:
         info = registry.publish("default", path.stem, path.read_bytes(), record={"source": "bundled with prefixd"})
         _log.info("demo task published", extra={"facts": {"task": f"default/{path.stem}", "version": info.version}})
 

@@ -16,7 +16,7 @@ import anyio.to_thread
 from prefixes.backbone import Backbone
 from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.registry.base import Resolved
-from prefixes.spec import INPUT_SLOT, PrefixSpec, TaskRef
+from prefixes.spec import PrefixSpec, TaskRef
 from server.answers import Identity
 from server.auth import Action, Caller, authorize
 from server.catalog import Catalog
@@ -100,8 +100,8 @@ class GenerationService:
         return await self._catalog.resolve(ref)
 
     async def _tokenize(self, spec: PrefixSpec | None, text: str, truncate: bool) -> tuple[list[int], bool]:
-        """Token ids of the prompt, and whether the input's end was cut off to make room for one new token."""
-        template = spec.template if spec else INPUT_SLOT
+        """Token ids of the prompt, and whether the input's end was cut off to fit the window."""
+        template = spec.template if spec else self.backbone.input_template
         encoder = self.backbone.prompt_encoder
         if len(text) > LONG_TEXT:
             token_ids = await anyio.to_thread.run_sync(encoder.encode, template, text)
@@ -109,20 +109,16 @@ class GenerationService:
             token_ids = encoder.encode(template, text)
         if not token_ids:
             raise InvalidParameter("input: expected at least one token, got none", parameter="input")
-        offset = spec.position_offset("decoder") if spec else 0
-        room = self.backbone.spec.max_positions - offset - 1
-        excess = len(token_ids) - room
-        if excess <= 0:
+        room = self.backbone.spec.input_room(spec)
+        if len(token_ids) <= room:
             return token_ids, False
-        before, _, after = template.partition(INPUT_SLOT)
-        head, tail = encoder.encode_literal(before), encoder.encode_literal(after)
-        end = len(token_ids) - len(tail)  # of the input's own tokens: the pieces are tokenised apart
-        if not truncate or end - excess <= len(head):
+        kept = encoder.cut(template, token_ids, room) if truncate else None
+        if kept is None:
             raise InputTooLong(
-                f"input: expected at most {room} tokens (a window of {self.backbone.spec.max_positions}, less "
-                f"{offset} of the prefix and one to generate), got {len(token_ids)} with the task's template"
+                f"input: expected at most {room} tokens ({self.backbone.spec.input_limit(spec)}), got "
+                f"{len(token_ids)} with the task's template"
                 + ("" if truncate else "; parameters.truncate cuts it"),
                 expected=room,
                 got=len(token_ids),
             )
-        return token_ids[: end - excess] + tail, True
+        return kept, True

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from prefixes.errors import InvalidParameter
+from prefixes.spec import SITES, Positions, Site
 
 Method = Literal["mlp", "direct"]
 Reduction = Literal["sequence", "token"]
@@ -24,7 +25,9 @@ class TrainConfig:
     code), ``token`` means over all learnt tokens (its BART code). ``init`` is ``random`` or words for the frozen model.
     """
 
-    prefix_length: int = 5
+    prefix_length: int = 5  # at every site
+    sites: tuple[Site, ...] = ()  # empty: all that the backbone has
+    positions: Positions | None = None  # of self-attention; None: as the paper has it for this kind of backbone
     method: Method = "mlp"
     middle: int = 512  # the MLP's hidden size, the paper's k
     frozen_positions: int = 0  # direct only: leading positions that keep their initial values
@@ -41,6 +44,10 @@ class TrainConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        for site in self.sites:
+            if site not in SITES:
+                raise InvalidParameter(f"sites: expected some of {', '.join(SITES)}, got {site!r}", got=site)
+        object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))  # one order, no doubles
         positive = ("prefix_length", "middle", "epochs", "batch_size", "checkpoint_every", "learning_rate")
         for name in (*positive, "gradient_clip"):
             if not getattr(self, name) > 0:
@@ -55,33 +62,48 @@ class TrainConfig:
                 f"frozen_positions: expected less than the prefix length {self.prefix_length}, "
                 f"got {self.frozen_positions}"
             )
-
-        for name, allowed in (("method", get_args(Method)), ("reduction", get_args(Reduction))):
-            if getattr(self, name) not in allowed:
-                raise InvalidParameter(f"{name}: expected {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        allowed = {"method": get_args(Method), "reduction": get_args(Reduction), "positions": get_args(Positions)}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values and (name, self.positions) != ("positions", None):
+                raise InvalidParameter(f"{name}: expected {' or '.join(values)}, got {getattr(self, name)!r}")
 
     @classmethod
     def of(cls, preset: str, options: Mapping[str, Any]) -> TrainConfig:
         """The paper's settings under ``preset``, with ``options`` over them."""
-        return cls(**{**PRESETS[preset], **options})
+        return cls(**{**PRESETS[preset].options, **options})
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON values; ``TrainConfig(**…)`` takes them back."""
+        return asdict(self) | {"sites": list(self.sites)}
 
 
-PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "e2e": {"learning_rate": 8e-5, "epochs": 5, "batch_size": 10, "prefix_length": 5},
-    "webnlg": {"learning_rate": 5e-5, "epochs": 5, "batch_size": 5, "prefix_length": 5},
-    "dart": {"learning_rate": 5e-5, "epochs": 10, "batch_size": 5, "prefix_length": 10},
+@dataclass(frozen=True)
+class Preset:
+    """The paper's settings for one task: how to train, and how the prefix decodes where a request does not say."""
+
+    options: Mapping[str, Any]
+    decoding: Mapping[str, Any]
+
+
+TABLE_DECODING: Final[Mapping[str, Any]] = {"num_beams": 5, "max_new_tokens": 100}
+
+XSUM_DECODING: Final[Mapping[str, Any]] = {
+    "num_beams": 6, "length_penalty": 0.8, "min_new_tokens": 10, "max_new_tokens": 61
+}  # fmt: skip
+"""The published code's min_length 11 and max_length 62, which in transformers count the decoder's start token."""
+
+_SUMMARY: Final[Mapping[str, Any]] = {"learning_rate": 5e-5, "middle": 800, "reduction": "token"}
+
+PRESETS: Final[Mapping[str, Preset]] = {
+    "e2e": Preset({"learning_rate": 8e-5, "epochs": 5, "batch_size": 10, "prefix_length": 5}, TABLE_DECODING),
+    "webnlg": Preset({"learning_rate": 5e-5, "epochs": 5, "batch_size": 5, "prefix_length": 5}, TABLE_DECODING),
+    "dart": Preset({"learning_rate": 5e-5, "epochs": 10, "batch_size": 5, "prefix_length": 10}, TABLE_DECODING),
+    # P is 100 in the paper's table of hyperparameters, 200 in its figure over lengths and in the code's README.
+    "xsum": Preset({**_SUMMARY, "epochs": 30, "batch_size": 14, "prefix_length": 100}, XSUM_DECODING),
+    "xsum-news": Preset({**_SUMMARY, "epochs": 30, "batch_size": 36, "prefix_length": 80}, XSUM_DECODING),
+    "xsum-news-to-sports": Preset({**_SUMMARY, "epochs": 15, "batch_size": 36, "prefix_length": 40}, XSUM_DECODING),
 }
-"""The paper's table, for GPT-2 medium and large with the MLP."""
-
-PAPER_DECODING: Final[Mapping[str, Any]] = {"num_beams": 5, "max_new_tokens": 100}
-
-
-def default_template(backbone: str) -> str:
-    """The template for a backbone's name where none is asked for."""
-    return DEMO_TEMPLATE if backbone == "demo" else GPT2_TEMPLATE
+"""The paper's table: GPT-2 medium and large for tables to text, BART-large for summaries, with the MLP."""
 
 
 def linear_schedule(step: int, total: int, warmup: int) -> float:

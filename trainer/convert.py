@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from prefixes.errors import InvalidParameter
-from trainer.corpora import CorpusError, Pair, detokenize, held_out, read_dart, read_e2e, read_webnlg
+from trainer.corpora import CorpusError, Pair, detokenize, held_out, read_dart, read_e2e, read_scitldr, read_webnlg
 from trainer.files import write_text
+from trainer.xsum import read_xsum
 
-Corpus = Literal["e2e", "webnlg", "dart"]
+Corpus = Literal["e2e", "webnlg", "dart", "scitldr", "xsum"]
 Split = Literal["all", "train", "held-out"]
-CORPORA: Final[tuple[Corpus, ...]] = ("e2e", "webnlg", "dart")
-SPLITS: Final[tuple[Split, ...]] = ("all", "train", "held-out")
+CORPORA: Final[tuple[Corpus, ...]] = get_args(Corpus)
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Conversion:
             raise InvalidParameter(f"clean: only E2E's texts are tokenised, got the corpus {self.corpus!r}")
 
 
+READERS: Final[Mapping[Corpus, Callable[[Conversion, Path], Iterator[Pair]]]] = {
+    "e2e": lambda _, source: read_e2e(source),
+    "webnlg": lambda _, source: read_webnlg(source),
+    "dart": lambda conversion, source: read_dart(source, without=conversion.without),
+    "scitldr": lambda _, source: read_scitldr(source),
+    "xsum": lambda _, source: read_xsum(source),
+}
+
+
 @dataclass(frozen=True)
 class Counts:
     """What was written."""
@@ -70,7 +80,7 @@ def convert(conversion: Conversion, source: Path, output: Path) -> Counts:
 
 
 def _records(conversion: Conversion, source: Path) -> Iterator[tuple[str, str]]:
-    for pair in _pairs(conversion, source):
+    for pair in READERS[conversion.corpus](conversion, source):
         if conversion.split != "all" and held_out(pair.source) != (conversion.split == "held-out"):
             continue
         sentence = detokenize(pair.target) if conversion.clean else pair.target
@@ -78,11 +88,3 @@ def _records(conversion: Conversion, source: Path) -> Iterator[tuple[str, str]]:
         text, target = (sentence, pair.source) if conversion.reverse else (pair.source, sentence)
         # The tokens of ` {source} <|endoftext|> {target} <|endoftext|>` behind the template `{input} <|endoftext|>`.
         yield (f" {text}", f" {target} ") if conversion.paper_spaces else (text, target)
-
-
-def _pairs(conversion: Conversion, source: Path) -> Iterator[Pair]:
-    if conversion.corpus == "e2e":
-        return read_e2e(source)
-    if conversion.corpus == "webnlg":
-        return read_webnlg(source)
-    return read_dart(source, without=conversion.without)

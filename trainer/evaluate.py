@@ -1,9 +1,10 @@
-"""Scores of a trained prefix on a test file: BLEU against several references, or F1 over ``field : value`` parts.
+"""Scores of a trained prefix on a test file: BLEU, ROUGE, or F1 over ``field : value`` parts, each against several
+references.
 
     python -m trainer.evaluate runs/e2e/prefix.safetensors e2e-test.jsonl --metric bleu
 
-Owns the scores; texts come from the engine that will serve the prefix. This BLEU is sacreBLEU's (13a tokens,
-lower-cased), near to but not the datasets' own scorers.
+Owns the scores, ROUGE apart; texts come from the engine that will serve the prefix. This BLEU is sacreBLEU's (13a
+tokens, lower-cased), near to but not the datasets' own scorers.
 """
 
 from __future__ import annotations
@@ -11,36 +12,59 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from prefixes.artifact import Prefix, read_prefix, version_of
 from prefixes.backbone import Backbone, load_backbone
-from prefixes.errors import InvalidParameter
+from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.spec import DEFAULT_TENANT, check_compatible
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.types import Failed, Finished, GenerationRequest, Output, PrefixKey, SamplingParams
 from trainer.data import Dataset, read_dataset
+from trainer.files import write_text
+from trainer.options import decoding_parameters, named_errors
+from trainer.rouge import rouge
 
-KV_CACHE_BYTES = 1 << 28
+KV_CACHE_BYTES: Final = 1 << 28
+MAX_NEW_TOKENS: Final = 100  # where neither artifact nor backbone says
+METRICS: Final = ("bleu", "rouge", "fields")
+SCORED: Final = (
+    "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty",
+    "early_stopping",
+)  # fmt: skip
+"""What a score depends on; nothing here samples."""
 
 
-def generate(backbone: Backbone, prefix: Prefix, inputs: Sequence[str], params: SamplingParams) -> list[Output]:
-    """The best output per input, batched through the serving engine. Raises a request's own error."""
+def generate(
+    backbone: Backbone, prefix: Prefix, inputs: Sequence[str], params: SamplingParams, *, truncate: bool = False
+) -> list[Output]:
+    """The best output per input, batched through the serving engine.
+
+    An input past the window raises InputTooLong, or with ``truncate`` loses its end, as in a request. Raises a
+    request's own error.
+    """
     check_compatible(prefix.spec, backbone.spec)
-    return _generate(backbone, prefix, prefix.spec.template, inputs, params)
+    return _generate(backbone, prefix, prefix.spec.template, inputs, params, truncate)
 
 
-def generate_bare(backbone: Backbone, template: str, inputs: Sequence[str], params: SamplingParams) -> list[Output]:
+def generate_bare(
+    backbone: Backbone, template: str, inputs: Sequence[str], params: SamplingParams, *, truncate: bool = False
+) -> list[Output]:
     """As ``generate``, without a prefix: what the backbone does by itself, or by words in the template."""
-    return _generate(backbone, None, template, inputs, params)
+    return _generate(backbone, None, template, inputs, params, truncate)
 
 
 def _generate(
-    backbone: Backbone, prefix: Prefix | None, template: str, inputs: Sequence[str], params: SamplingParams
+    backbone: Backbone,
+    prefix: Prefix | None,
+    template: str,
+    inputs: Sequence[str],
+    params: SamplingParams,
+    truncate: bool,
 ) -> list[Output]:
     key, spec = (PrefixKey(DEFAULT_TENANT, version_of(prefix)), prefix.spec) if prefix else (None, None)
 
@@ -50,8 +74,9 @@ def _generate(
 
     config = EngineConfig(kv_cache_bytes=KV_CACHE_BYTES, max_waiting=max(1, len(inputs)))
     engine = Engine(backbone, TorchKernels(), config, load)
+    room = backbone.spec.input_room(spec)
     for index, text in enumerate(inputs):
-        ids = tuple(backbone.prompt_encoder.encode(template, text))
+        ids = _prompt(backbone, template, text, room, truncate, index)
         request = GenerationRequest(str(index), DEFAULT_TENANT, ids, params, key, spec)
         engine.check(request)
         engine.add(request)
@@ -63,6 +88,33 @@ def _generate(
             if isinstance(event, Finished):
                 outputs[int(event.request_id)] = event.outputs[0]
     return [outputs[index] for index in range(len(inputs))]
+
+
+def _prompt(backbone: Backbone, template: str, text: str, room: int, truncate: bool, index: int) -> tuple[int, ...]:
+    ids = backbone.prompt_encoder.encode(template, text)
+    kept = backbone.prompt_encoder.cut(template, ids, room) if truncate or len(ids) <= room else None
+    if kept is None:
+        raise InputTooLong(
+            f"input {index + 1}: expected at most {room} tokens, got {len(ids)}"
+            + ("" if truncate else "; --truncate cuts it"),
+            expected=room,
+            got=len(ids),
+        )
+    return tuple(kept)
+
+
+def decoding(backbone: Backbone, prefix: Prefix, given: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
+    """How the server would decode, were it not for sampling, and whether it would cut long inputs.
+
+    ``given`` over the artifact's defaults over the backbone's own.
+    """
+    lower = {**backbone.generation_defaults, **prefix.spec.defaults}
+    merged = {name: value for name, value in lower.items() if name in (*SCORED, "truncate")} | dict(given)
+    truncate = bool(merged.pop("truncate", False))
+    merged.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+    if "min_new_tokens" not in given:
+        merged["min_new_tokens"] = min(merged.get("min_new_tokens", 0), merged["max_new_tokens"])
+    return SamplingParams(**merged), truncate
 
 
 def references(data: Dataset) -> dict[str, list[str]]:
@@ -104,35 +156,55 @@ def _fields(text: str) -> frozenset[str]:
 
 
 def score(metric: str, outputs: Sequence[str], expected: Sequence[Sequence[str]]) -> Mapping[str, float]:
-    """``metric`` is "bleu" or "fields"."""
+    """``metric`` is one of METRICS."""
     if metric == "bleu":
         return {"bleu": bleu(outputs, expected)}
+    if metric == "rouge":
+        return rouge(outputs, expected)
     if metric == "fields":
         return field_scores(outputs, expected)
-    raise InvalidParameter(f"metric: expected bleu or fields, got {metric!r}", got=metric)
+    raise InvalidParameter(f"metric: expected {' or '.join(METRICS)}, got {metric!r}", got=metric)
 
 
 def main(
     artifact: Annotated[Path, typer.Argument(help="A prefix artifact.")],
     data: Annotated[Path, typer.Argument(help="JSONL; lines of the same input are its references.")],
     backbone: Annotated[str, typer.Option(help="The backbone that the prefix was made for.")] = "demo",
-    metric: Annotated[str, typer.Option(help="bleu or fields.")] = "bleu",
-    beams: Annotated[int, typer.Option(help="1 is greedy.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(help="Limit per output.")] = 100,
+    metric: Annotated[str, typer.Option(help=f"{', '.join(METRICS)}.")] = "bleu",
+    parameter: Annotated[
+        list[str] | None, typer.Option(help="How to decode, name=value; repeatable. Default: as the server would.")
+    ] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut inputs that pass the window.")] = False,
     limit: Annotated[int | None, typer.Option(help="Score only the first inputs.")] = None,
     report: Annotated[Path | None, typer.Option(help="JSONL of input, output and references to write.")] = None,
 ) -> None:
-    """Generate with a prefix and print its score as JSON."""
-    loaded, prefix = load_backbone(backbone), read_prefix(artifact.read_bytes())
-    grouped = dict(list(references(read_dataset(data)).items())[:limit])
-    params: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams}
-    texts = [output.text for output in generate(loaded, prefix, list(grouped), SamplingParams(**params))]
-    if report is not None:
-        rows = zip(grouped.items(), texts, strict=True)
-        lines = [json.dumps({"input": i, "output": o, "references": r}, ensure_ascii=False) for (i, r), o in rows]
-        report.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    scores = score(metric, texts, list(grouped.values()))
-    typer.echo(json.dumps({"version": version_of(prefix), "inputs": len(texts), "beams": beams, **scores}))
+    """Generate with a prefix through the serving engine, without sampling, and print its score as JSON.
+
+    \b
+    Examples:
+      python -m trainer.evaluate runs/e2e/prefix.safetensors e2e-test.jsonl --metric bleu
+      python -m trainer.evaluate runs/tldr/prefix.safetensors tldr-test.jsonl
+                                 --metric rouge --truncate --parameter num_beams=4
+    """
+    with named_errors():
+        given = decoding_parameters("--parameter", parameter or [])
+        foreign = sorted(given.keys() - set(SCORED))
+        if foreign:
+            raise InvalidParameter(f"--parameter: expected some of {', '.join(SCORED)}, got {foreign[0]}")
+        if metric not in METRICS:
+            raise InvalidParameter(f"metric: expected {' or '.join(METRICS)}, got {metric!r}", got=metric)
+        grouped = dict(list(references(read_dataset(data)).items())[:limit])
+        loaded, prefix = load_backbone(backbone), read_prefix(artifact.read_bytes())
+        params, by_default = decoding(loaded, prefix, given)
+        outputs = generate(loaded, prefix, list(grouped), params, truncate=truncate or by_default)
+        texts = [output.text for output in outputs]
+        if report is not None:
+            rows = zip(grouped.items(), texts, strict=True)
+            lines = [json.dumps({"input": i, "output": o, "references": r}, ensure_ascii=False) for (i, r), o in rows]
+            write_text(report, "\n".join(lines) + "\n")
+        scores = score(metric, texts, list(grouped.values()))
+        beams = params.num_beams
+        typer.echo(json.dumps({"version": version_of(prefix), "inputs": len(texts), "beams": beams, **scores}))
 
 
 if __name__ == "__main__":

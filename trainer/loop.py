@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from prefixes.backbone import Backbone
 from prefixes.errors import PrefixdError
-from prefixes.spec import BackboneSpec, Positions
-from server.engine.kernels.dense import DenseAttention
+from prefixes.spec import PrefixSpec
 from server.engine.models import Model
 from trainer.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
-from trainer.config import Reduction, TrainConfig, linear_schedule
-from trainer.data import Batch, TokenExample, collate, epoch_batches
-from trainer.reparam import DirectPrefix, MlpPrefix, PrefixKV, word_activations
+from trainer.config import TrainConfig, linear_schedule
+from trainer.forward import batch_loss, forward_logits, token_loss
+from trainer.plan import dtype_of
+from trainer.reparam import DirectPrefix, MlpPrefix, PrefixKV
+from trainer.sequences import TokenExample, collate, epoch_batches
+from trainer.words import word_activations
 
 LOG_EVERY = 10  # steps whose mean loss makes one line of the metrics
-VALIDATION_BATCH = 32
 
 
 class TrainingDiverged(PrefixdError):
@@ -59,44 +58,12 @@ class State:
     initial_error: float | None = None
 
 
-def build_prefix(config: TrainConfig, backbone: BackboneSpec) -> MlpPrefix | DirectPrefix:
-    """The parameters that ``config`` asks for, at every site of the backbone, randomly initialised."""
+def build_prefix(config: TrainConfig, plan: PrefixSpec, hidden: int) -> MlpPrefix | DirectPrefix:
+    """The parameters that ``config`` asks for, at every site of ``plan``, each on its own, randomly initialised."""
+    sites = {site: planned.geometry for site, planned in plan.sites.items()}
     if config.method == "mlp":
-        return MlpPrefix(backbone.sites, config.prefix_length, hidden=backbone.hidden_size, middle=config.middle)
-    return DirectPrefix(backbone.sites, config.prefix_length, frozen=config.frozen_positions)
-
-
-def position_offset(positions: Positions, length: int) -> int:
-    """Position of the first token behind a prefix."""
-    return length if positions == "shifted" else 0
-
-
-def forward_logits(model: Model, batch: Batch, prefix: PrefixKV, offset: int) -> Tensor:
-    """``(learnt, vocab)`` logits where the batch learns, every sequence behind ``prefix``."""
-    rows, length = batch.ids.shape
-    positions = torch.arange(offset, offset + length, device=batch.ids.device).repeat(rows)
-    hidden = model.decoder(batch.ids.flatten(), positions, DenseAttention(rows, length, prefix))
-    return model.logits(hidden[batch.predict])
-
-
-def batch_loss(logits: Tensor, batch: Batch, reduction: Reduction) -> Tensor:
-    """``sequence``: summed over a sequence's learnt tokens, mean over the batch; ``token``: mean over learnt tokens."""
-    if reduction == "token":
-        return functional.cross_entropy(logits, batch.targets)
-    return functional.cross_entropy(logits, batch.targets, reduction="sum") / batch.ids.shape[0]
-
-
-@torch.no_grad()
-def token_loss(model: Model, examples: Sequence[TokenExample], prefix: PrefixKV, offset: int, pad: int) -> float:
-    """Mean loss per learnt token over ``examples``."""
-    ordered = sorted(examples, key=lambda example: len(example.ids))
-    total, count = 0.0, 0
-    for begin in range(0, len(ordered), VALIDATION_BATCH):
-        batch = collate(ordered[begin : begin + VALIDATION_BATCH], pad, next(iter(prefix.values()))[0].device)
-        logits = forward_logits(model, batch, prefix, offset)
-        total += functional.cross_entropy(logits, batch.targets, reduction="sum").item()
-        count += batch.targets.numel()
-    return total / count
+        return MlpPrefix(sites, config.prefix_length, hidden=hidden, middle=config.middle)
+    return DirectPrefix(sites, config.prefix_length, frozen=config.frozen_positions)
 
 
 class Trainer:
@@ -105,6 +72,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
+        plan: PrefixSpec,
         backbone: Backbone,
         model: Model,
         train: Sequence[TokenExample],
@@ -113,18 +81,18 @@ class Trainer:
         identity: str,
         checkpoint: Path | None = None,
     ) -> None:
-        """``identity`` names backbone and data; a checkpoint with another identity or configuration is refused."""
-        self.config, self.state = config, State()
+        """``plan`` comes from ``plan_prefix``. ``identity`` names backbone and data; a checkpoint with another identity
+        or configuration is refused.
+        """
+        self.config, self.state, self._plan = config, State(), plan
         self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
         self._identity, self._checkpoint = identity, checkpoint
         self._device = next(backbone.model.parameters()).device
-        self._offset = position_offset("shifted", config.prefix_length)
         self.total = config.epochs * -(-len(train) // config.batch_size)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay its own
             torch.manual_seed(config.seed)
-            self.prefix = build_prefix(config, backbone.spec)
-        double = next(backbone.model.parameters()).dtype == torch.float64
-        self.prefix.to(self._device, torch.float64 if double else torch.float32)  # also under a half-precision model
+            self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)
+        self.prefix.to(self._device, getattr(torch, dtype_of(backbone)))
         self._optimizer = torch.optim.AdamW(
             self.prefix.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -136,7 +104,7 @@ class Trainer:
             self._restore(self._checkpoint)
         elif self.config.init != "random":
             words, length = self.config.init, self.config.prefix_length
-            activations = word_activations(self._model, self._backbone.prompt_encoder, words, length, self._device)
+            activations = word_activations(self._model, self._backbone, words, length, self._plan.sites)
             self.state.initial_error = self.prefix.initialise(activations)
         per_epoch = self.total // self.config.epochs
         every = self.config.validate_every or per_epoch
@@ -158,7 +126,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         batch = collate(examples, self._backbone.pad_token_id, self._device)
-        logits = forward_logits(self._model, batch, self.prefix(), self._offset)
+        logits = forward_logits(self._model, batch, self.prefix(), self._plan)
         loss = batch_loss(logits, batch, self.config.reduction)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -176,7 +144,7 @@ class Trainer:
         if not self._validation:
             return None
         folded = self._folded()
-        loss = token_loss(self._model, self._validation, folded, self._offset, self._backbone.pad_token_id)
+        loss = token_loss(self._model, self._validation, folded, self._plan, self._backbone.pad_token_id)
         if self.state.best_loss is None or loss < self.state.best_loss:
             self.state.best_loss, self.state.best_step, self._best = loss, self.state.step, folded
         return loss
@@ -214,6 +182,4 @@ class Trainer:
         )
         unpack_optimizer(self._optimizer, moved, meta["optimizer"])
         if any(name.startswith("best.") for name in moved):
-            self._best = {
-                site: (moved[f"best.{site}.key"], moved[f"best.{site}.value"]) for site in self._backbone.spec.sites
-            }
+            self._best = {site: (moved[f"best.{site}.key"], moved[f"best.{site}.value"]) for site in self._plan.sites}

@@ -7,17 +7,13 @@ values ``(layers, prefix_len, kv_heads, head_dim)``, computed once per step what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from prefixes.errors import InvalidParameter
-from prefixes.prompt import PromptEncoder
 from prefixes.spec import Site, SiteGeometry
-from server.engine.kernels.dense import DenseAttention
-from server.engine.models import Model
 
 PrefixKV = dict[Site, tuple[Tensor, Tensor]]
 
@@ -101,32 +97,3 @@ class MlpPrefix(nn.Module):
                 break
         optimizer.zero_grad()
         return error
-
-
-@dataclass
-class _Recording:
-    """An ``Attention`` that keeps the keys and values it is given."""
-
-    inner: DenseAttention
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    def __call__(self, site: Site, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
-        assert key is not None and value is not None, "self-attention always brings its keys"
-        self.keys.append(key)
-        self.values.append(value)
-        return self.inner(site, layer, query, key, value)
-
-
-@torch.no_grad()
-def word_activations(
-    model: Model, encoder: PromptEncoder, words: str, length: int, device: torch.device | str
-) -> PrefixKV:
-    """The frozen model's own keys and values over ``words``, repeated or cut to ``length`` tokens."""
-    tokens = encoder.encode_text(words)
-    if not tokens:
-        raise InvalidParameter(f"initial words: expected at least one token, got none in {words!r}", got=words)
-    ids = torch.tensor((tokens * -(-length // len(tokens)))[:length], device=device)
-    recording = _Recording(DenseAttention(1, length, {}), [], [])
-    model.decoder(ids, torch.arange(length, device=device), recording)
-    return {"decoder": (torch.stack(recording.keys), torch.stack(recording.values))}

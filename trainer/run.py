@@ -17,18 +17,20 @@ from typing import Any, Final
 import torch
 
 from prefixes.artifact import read_prefix, version_of, write_prefix
-from prefixes.backbone import Backbone, load_backbone
+from prefixes.backbone import load_backbone
 from prefixes.errors import BackboneError, InvalidParameter, PrefixdError
 from prefixes.spec import split_template
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.models import load_model
 from trainer.checkpoint import CheckpointError
 from trainer.config import TrainConfig
-from trainer.data import Dataset, TokenExample, read_dataset, tokenize
+from trainer.data import Dataset, read_dataset
 from trainer.export import Provenance, fold, origin_of
 from trainer.files import write_bytes, write_json, write_text
 from trainer.loop import Progress, Trainer
+from trainer.plan import plan_prefix
 from trainer.plot import plot_losses
+from trainer.sequences import tokenize
 
 DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
 PLOT_EVERY_S: Final = 20.0  # drawing takes longer than a step
@@ -46,18 +48,20 @@ class RunRequest:
 
     data: Path
     backbone: str
-    template: str
+    template: str | None  # None: the backbone's usual one
     output: Path
     config: TrainConfig
     validation: Path | None = None
     hold_out: int = 5
     defaults: Mapping[str, Any] = field(default_factory=dict)
     drop_long: bool = False
+    truncate: bool = False  # cut inputs that are too long
     device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        split_template(self.template)
+        if self.template is not None:
+            split_template(self.template)
         if self.dtype not in DTYPES:
             raise InvalidParameter(f"dtype: expected {' or '.join(DTYPES)}, got {self.dtype!r}", got=self.dtype)
         try:
@@ -95,18 +99,19 @@ def run_training(
     backbone = load_backbone(request.backbone, dtype=getattr(torch, request.dtype), device=request.device)
     if not backbone.eos_token_ids:
         raise BackboneError(f"backbone {request.backbone!r}: expected an end-of-text token to learn, got none")
-    window = backbone.spec.max_positions - request.config.prefix_length
-    train, dropped = _tokens(request, backbone, train_set, window)
-    validation, dropped_validation = _tokens(request, backbone, validation_set, window)
+    plan = plan_prefix(request.config, backbone, request.template, request.defaults)
+    rules = {"drop_long": request.drop_long, "truncate": request.truncate}
+    train, validation = (tokenize(backbone, plan, data, **rules) for data in (train_set, validation_set))
     write_json(folder / "config.json", request.as_dict())
     started = time.monotonic()
-    identity = f"{backbone.spec.fingerprint} {request.template} {train_set.digest} {validation_set.digest}"
+    identity = f"{backbone.spec.fingerprint} {plan.template} {train_set.digest} {validation_set.digest}"
     trainer = Trainer(
         request.config,
+        plan,
         backbone,
         load_model(backbone, TorchKernels()),
-        train,
-        validation,
+        train.examples,
+        validation.examples,
         identity=identity,
         checkpoint=folder / "checkpoint.safetensors",
     )
@@ -125,14 +130,15 @@ def run_training(
     state = trainer.state
     provenance = Provenance(
         train_set.digest,
-        len(train),
-        validation_set.digest if validation else None,
-        len(validation),
+        len(train.examples),
+        train.cut,
+        validation_set.digest if validation.examples else None,
+        len(validation.examples),
         state.step,
         state.best_step or state.step,
     )
     origin = origin_of(request.config, provenance, request.backbone)
-    prefix = fold(kv, backbone, template=request.template, defaults=request.defaults, origin=origin)
+    prefix = fold(kv, plan, origin)
     artifact = write_prefix(prefix)
     write_bytes(folder / "prefix.safetensors", artifact)
     write_json(
@@ -143,7 +149,8 @@ def run_training(
             "seconds": round(time.monotonic() - started, 1),
             "torch": torch.__version__,
             "device": request.device,
-            "dropped": {"train": dropped, "validation": dropped_validation},
+            "dropped": {"train": train.dropped, "validation": validation.dropped},
+            "cut": {"train": train.cut, "validation": validation.cut},
             "initialisation_error": state.initial_error,
             "scores": {"validation_loss_per_token": state.best_loss, "final_loss": state.metrics[-1]["loss"]},
             "origin": origin,
@@ -192,13 +199,6 @@ def _datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
     if not train.examples:
         train, held_out = everything, replace(everything, examples=())
     return train, held_out
-
-
-def _tokens(request: RunRequest, backbone: Backbone, data: Dataset, window: int) -> tuple[list[TokenExample], int]:
-    if not data.examples:
-        return [], 0
-    end = backbone.eos_token_ids[0]
-    return tokenize(backbone.prompt_encoder, request.template, end, data, window, drop_long=request.drop_long)
 
 
 def _write_metrics(folder: Path, trainer: Trainer) -> None:

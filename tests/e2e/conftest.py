@@ -13,14 +13,14 @@ from tests.support.server import ServerProcess, TinyWorld, make_world, upload
 TEMPLATE = "<in> {input} <out>"
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
-    """A tiny backbone and prefixes for it."""
-    return make_world(tmp_path_factory.mktemp("backbone"))
+@pytest.fixture(scope="session", params=["gpt2", "bart"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """A tiny backbone of each family, and prefixes for it: whatever is served is served for both."""
+    return make_world(tmp_path_factory.mktemp("backbone"), request.param)
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registry(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shared server's registry."""
     return tmp_path_factory.mktemp("registry")
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.server import LONG, WINDOW, ServerProcess, events, metric, wait_for_metric
+from tests.support.server import LONG, WINDOW, ServerProcess, TinyWorld, events, metric, wait_for_metric
 
 INPUT = "name : Blue Spice | Type : coffee shop"
 
@@ -38,14 +38,14 @@ def refused(client: httpx.Client, **body: Any) -> tuple[int, dict[str, Any]]:
     return response.status_code, error
 
 
-def test_the_answer_has_the_documented_form(client: httpx.Client) -> None:
+def test_the_answer_has_the_documented_form(client: httpx.Client, world: TinyWorld) -> None:
     answer = ask(client, max_new_tokens=7, min_new_tokens=7)
     (output,) = answer["outputs"]
     assert answer["task"] == "default/e2e"
     assert answer["version"].startswith("sha256:")
     assert (len(output["token_ids"]), output["finish_reason"]) == (7, "length")
     assert output.keys() == {"text", "token_ids", "finish_reason"}
-    assert answer["usage"]["prefix_tokens"] == 5
+    assert answer["usage"]["prefix_tokens"] == 5 * world.sites
     assert answer["usage"]["output_tokens"] == 7
     assert answer["usage"]["input_tokens"] > 10
     assert 0 <= answer["timing"]["queue_ms"] <= answer["timing"]["time_to_first_token_ms"]
@@ -94,15 +94,16 @@ def test_a_stop_string_ends_the_output_and_is_not_part_of_it(client: httpx.Clien
     assert (output["text"], output["finish_reason"]) == (full[: full.index(stop)], "stop")
 
 
-def test_an_input_past_the_window_is_refused_or_cut_and_said_so(client: httpx.Client) -> None:
+def test_an_input_past_the_window_is_refused_or_cut_and_said_so(client: httpx.Client, world: TinyWorld) -> None:
+    room = WINDOW if world.spec.input_site == "encoder" else WINDOW - 5 - 1
     text = "é" * WINDOW
     status, error = refused(client, task="e2e", input=text)
     assert (status, error["code"]) == (422, "input_too_long")
-    assert error["detail"]["expected"] == WINDOW - 5 - 1
+    assert error["detail"]["expected"] == room
     assert error["detail"]["got"] > WINDOW
     cut = ask(client, "e2e", text, truncate=True, max_new_tokens=3)
     assert cut["truncated"] is True
-    assert cut["usage"]["input_tokens"] == WINDOW - 5 - 1
+    assert cut["usage"]["input_tokens"] == room
     assert cut["outputs"][0]["finish_reason"] == "length"
 
 
@@ -114,7 +115,6 @@ def test_an_input_past_the_window_is_refused_or_cut_and_said_so(client: httpx.Cl
         ({"task": "e2e@sha256:" + "0" * 64}, 404, "task_not_found"),
         ({"task": "other/e2e"}, 404, "task_not_found"),
         ({"task": "../e2e"}, 422, "invalid_name"),
-        ({"task": None, "input": ""}, 422, "invalid_parameter"),
         ({"parameters": {"temperature": 0}}, 422, "invalid_parameter"),
         ({"parameters": {"do_sample": False, "top_k": 3}}, 422, "invalid_parameter"),
         ({"parameters": {"num_beams": 2, "temperature": 1}}, 422, "invalid_parameter"),
@@ -131,6 +131,14 @@ def test_what_cannot_run_is_refused_before_the_first_byte(
 ) -> None:
     got, error = refused(client, **{"stream": streaming, **body})
     assert (got, error["code"]) == (status, code)
+
+
+def test_no_token_at_all_is_refused_where_the_input_is_all_there_is(client: httpx.Client, world: TinyWorld) -> None:
+    if world.spec.input_site == "encoder":  # an empty text still has the tokens that an encoder's input stands between
+        assert ask(client, None, "", max_new_tokens=2)["usage"]["input_tokens"] == 2
+    else:
+        status, error = refused(client, task=None, input="")
+        assert (status, error["code"]) == (422, "invalid_parameter")
 
 
 def test_a_batch_answers_in_order_and_a_bad_item_fails_alone(client: httpx.Client) -> None:

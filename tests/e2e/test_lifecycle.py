@@ -13,9 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.server import LONG, ServerProcess, TinyWorld, events, upload
+from tests.support.server import LONG, ServerProcess, TinyWorld, events, make_world, upload
 
 Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """One family is enough: no process knows which it serves."""
+    return make_world(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.fixture

@@ -64,9 +64,8 @@ def test_logprobs_have_openais_form(api: openai.OpenAI) -> None:
     assert choice.logprobs.tokens is not None
     assert choice.logprobs.token_logprobs is not None
     assert choice.logprobs.top_logprobs is not None
-    for token, logprob, top in zip(
-        choice.logprobs.tokens, choice.logprobs.token_logprobs, choice.logprobs.top_logprobs, strict=True
-    ):
+    chosen = zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, choice.logprobs.top_logprobs, strict=True)
+    for token, logprob, top in list(chosen)[:-1]:  # at the limit BART's end token is forced, likely or not
         assert max(top.values()) == logprob
         assert top[token] == logprob
 

@@ -61,11 +61,11 @@ def test_an_upload_is_usable_at_once_under_load(
             "size": len(world.prefix(seed=100 + number)),
         }
         answer = ask(client, task)
-        assert (answer["version"], answer["usage"]["prefix_tokens"]) == (body["version"], 5)
+        assert (answer["version"], answer["usage"]["prefix_tokens"]) == (body["version"], 5 * world.sites)
         entry = listed(client)[f"default/{task}"]
         assert entry == {
             "task": f"default/{task}", "aliases": {"production": body["version"]}, "version": body["version"],
-            "versions": 1, "prefix_tokens": 5, "resident": True,
+            "versions": 1, "prefix_tokens": 5 * world.sites, "resident": True,
         }
         details = client.get(f"/prefixes/{task}").json()
         assert details["versions"][0]["record"] == {"bleu": number}
@@ -131,7 +131,7 @@ def test_a_promote_mid_stream_leaves_running_rows_alone(
         new = ask(client, "switched", 3)
         *rest, (name, done) = stream
         assert len(rest) > 10  # it was running when the alias moved
-    assert (new["version"], new["usage"]["prefix_tokens"]) == (second, 9)
+    assert (new["version"], new["usage"]["prefix_tokens"]) == (second, 9 * world.sites)
     assert (name, done["version"]) == ("done", first)
     assert done["outputs"] == alone["outputs"]
     client.delete("/prefixes/switched")
@@ -186,7 +186,8 @@ def test_a_prefix_for_another_backbone_is_409_with_expected_and_got(client: http
     error = refusal(upload(client, "wrong", write_prefix(make_prefix(same_shape))), 409, "incompatible_prefix")
     assert error["detail"] == {"expected": world.spec.fingerprint, "got": fingerprint}
     error = refusal(upload(client, "wrong", write_prefix(make_prefix(other_shape))), 409, "incompatible_prefix")
-    assert (error["detail"]["expected"]["layers"], error["detail"]["got"]["layers"]) == (2, 3)
+    layers = (error["detail"]["expected"]["layers"], error["detail"]["got"]["layers"])
+    assert layers == (geometry.layers, geometry.layers + 1)
     assert listed(client) == before
 
 

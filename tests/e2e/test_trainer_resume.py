@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.prefixes import save_tiny_gpt2
-from tests.support.trainer import TEMPLATE, toy_pairs, write_jsonl
+from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
 
 RUN = "import typer; from trainer.cli import train; typer.run(train)"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command(folder: Path, output: str, *more: str) -> list[str]:
+def command(folder: Path, family: str, output: str, *more: str) -> list[str]:
+    template = {"gpt2": TEMPLATE, "bart": BART_TEMPLATE}[family]
     options = [
         "--task", "toy", "--data", str(folder / "data.jsonl"), "--backbone", str(folder / "backbone"),
-        "--template", TEMPLATE, "--output", str(folder / output), "--hold-out", "20", "--epochs", "100",
+        "--template", template, "--output", str(folder / output), "--hold-out", "20", "--epochs", "100",
         "--batch-size", "8", "--lr", "0.003", "--middle", "16", "--checkpoint-every", "25",
         "--validate-every", "90", "--threads", "1",
     ]  # fmt: skip
@@ -36,12 +36,14 @@ def finish(arguments: list[str]) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_killed_by_sigkill_resumes_to_the_same_version(tmp_path: Path) -> None:
-    save_tiny_gpt2(tmp_path / "backbone")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_killed_by_sigkill_resumes_to_the_same_version(tmp_path: Path, family: str) -> None:
+    FAMILIES[family](tmp_path / "backbone")
     write_jsonl(tmp_path / "data.jsonl", toy_pairs(40))
-    expected = finish(command(tmp_path, "whole"))
+    expected = finish(command(tmp_path, family, "whole"))
 
-    killed = subprocess.Popen(command(tmp_path, "cut"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = command(tmp_path, family, "cut")
+    killed = subprocess.Popen(started, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "cut" / "checkpoint.safetensors").exists():
@@ -52,6 +54,6 @@ def test_a_run_killed_by_sigkill_resumes_to_the_same_version(tmp_path: Path) -> 
         killed.kill()
         killed.wait()
     assert not (tmp_path / "cut" / "report.json").exists(), "killed in the middle, not after the end"
-    assert finish(command(tmp_path, "cut", "--resume")) == expected
+    assert finish(command(tmp_path, family, "cut", "--resume")) == expected
     whole, cut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert whole == cut

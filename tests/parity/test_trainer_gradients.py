@@ -12,11 +12,12 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from prefixes.backbone import Backbone
-from tests.support.trainer import tiny_backbone, tiny_model, toy_examples
-from trainer.config import Reduction
-from trainer.data import Batch, TokenExample, collate
-from trainer.loop import batch_loss, forward_logits
-from trainer.reparam import DirectPrefix, word_activations
+from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan
+from trainer.config import Reduction, TrainConfig
+from trainer.forward import batch_loss, forward_logits
+from trainer.reparam import DirectPrefix
+from trainer.sequences import Batch, TokenExample, collate
+from trainer.words import word_activations
 
 LENGTH = 5
 
@@ -63,7 +64,8 @@ def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(
 ) -> None:
     examples, batch = make_batch(backbone)
     ours = make_prefix(backbone)
-    loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), LENGTH), batch, reduction)
+    plan = toy_plan(backbone, TrainConfig(prefix_length=LENGTH))
+    loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), plan), batch, reduction)
     loss.backward()
 
     theirs = make_prefix(backbone)
@@ -91,7 +93,8 @@ def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path) -> None:
     backbone = tiny_backbone(tmp_path)
     examples, batch = make_batch(backbone)
     ours = make_prefix(backbone)
-    loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), LENGTH), batch, "sequence")
+    plan = toy_plan(backbone, TrainConfig(prefix_length=LENGTH))
+    loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), plan), batch, "sequence")
     loss.backward()
 
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, prefix_projection=False)
@@ -119,7 +122,7 @@ def test_word_activations_equal_transformers_cache_over_the_words(backbone: Back
     words = "Blue Spice :"
     tokens = backbone.prompt_encoder.encode_text(words)
     repeated = (tokens * 9)[:9]
-    key, value = word_activations(tiny_model(backbone), backbone.prompt_encoder, words, 9, "cpu")["decoder"]
+    key, value = word_activations(tiny_model(backbone), backbone, words, 9, ["decoder"])["decoder"]
     cache = backbone.model(torch.tensor([repeated]), use_cache=True).past_key_values
     for layer in range(key.shape[0]):
         torch.testing.assert_close(key[layer].transpose(0, 1), cache.layers[layer].keys[0], rtol=1e-11, atol=1e-12)

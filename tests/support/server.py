@@ -22,6 +22,7 @@ import httpx
 from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.spec import BackboneSpec
+from tests.support.bart import random_bart_prefix, save_tiny_bart
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 ROOT = Path(__file__).parents[2]
@@ -32,19 +33,29 @@ LONG = {"max_new_tokens": 8000, "min_new_tokens": 8000}
 
 @dataclass(frozen=True)
 class TinyWorld:
-    """A backbone folder, its spec, and prefixes for it."""
+    """A backbone folder, its spec, and prefixes for it, at every site that it has."""
 
     folder: Path
     spec: BackboneSpec
 
+    @property
+    def sites(self) -> int:
+        """At how many sites its prefixes stand."""
+        return len(self.spec.sites)
+
     def prefix(self, *, length: int = 5, seed: int = 0, **fields: Any) -> bytes:
         """A valid artifact for this backbone."""
+        if "encoder" in self.spec.sites:
+            return write_prefix(random_bart_prefix(self.spec, length=length, seed=seed, **fields))
         return write_prefix(make_prefix(self.spec, length=length, seed=seed, **fields))
 
 
-def make_world(folder: Path) -> TinyWorld:
-    """A tiny GPT-2 with a long window: a request with as many ``min_new_tokens`` runs for as long as a test needs."""
-    save_tiny_gpt2(folder, n_positions=WINDOW)
+def make_world(folder: Path, family: str = "gpt2") -> TinyWorld:
+    """A tiny backbone with a long window: a request with many ``min_new_tokens`` runs for as long as a test needs."""
+    if family == "bart":
+        save_tiny_bart(folder, window=WINDOW)
+    else:
+        save_tiny_gpt2(folder, n_positions=WINDOW)
     return TinyWorld(folder, load_backbone(str(folder)).spec)
 
 

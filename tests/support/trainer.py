@@ -5,26 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from prefixes.backbone import Backbone, load_backbone
+from prefixes.spec import PrefixSpec
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.models import Model, load_model
+from tests.support.bart import save_tiny_bart
 from tests.support.prefixes import save_tiny_gpt2
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Example, TokenExample, tokenize
+from trainer.data import Dataset, Example
 from trainer.loop import Trainer
+from trainer.plan import plan_prefix
+from trainer.sequences import TokenExample, tokenize
 
 CORPORA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 TEMPLATE = "{input}<|endoftext|>"
+BART_TEMPLATE = "<s>{input}</s>"
+FAMILIES: dict[str, Callable[[Path], Any]] = {"gpt2": save_tiny_gpt2, "bart": save_tiny_bart}
 
 
-def tiny_backbone(folder: Path, dtype: torch.dtype = torch.float64) -> Backbone:
-    """A random GPT-2 of two layers, saved to ``folder`` and loaded back."""
-    save_tiny_gpt2(folder)
+def tiny_backbone(folder: Path, dtype: torch.dtype = torch.float64, family: str = "gpt2") -> Backbone:
+    """A random GPT-2 of two layers, or BART of two and three, saved to ``folder`` and loaded back."""
+    FAMILIES[family](folder)
     return load_backbone(str(folder), dtype=dtype)
+
+
+def toy_plan(backbone: Backbone, config: TrainConfig) -> PrefixSpec:
+    """The plan of a run, with the template that the toy data goes into."""
+    return plan_prefix(config, backbone, {"gpt2": TEMPLATE, "bart": BART_TEMPLATE}[backbone.spec.family])
 
 
 def tiny_model(backbone: Backbone) -> Model:
@@ -46,16 +59,26 @@ def write_jsonl(path: Path, pairs: list[dict[str, str]]) -> Path:
     return path
 
 
+def toy_data(count: int = 24) -> Dataset:
+    pairs = enumerate(toy_pairs(count), 1)
+    return Dataset(tuple(Example(number, pair["input"], pair["target"]) for number, pair in pairs), "sha256:0")
+
+
 def toy_examples(backbone: Backbone, count: int = 24) -> list[TokenExample]:
-    examples = tuple(Example(i, pair["input"], pair["target"]) for i, pair in enumerate(toy_pairs(count), 1))
-    made, _ = tokenize(backbone.prompt_encoder, TEMPLATE, backbone.eos_token_ids[0], Dataset(examples, "sha256:0"), 60)
-    return made
+    return list(tokenize(backbone, toy_plan(backbone, TrainConfig(prefix_length=4)), toy_data(count)).examples)
 
 
 def toy_trainer(backbone: Backbone, config: TrainConfig, checkpoint: Path | None = None) -> Trainer:
     examples = toy_examples(backbone)
     return Trainer(
-        config, backbone, tiny_model(backbone), examples[:18], examples[18:], identity="toy", checkpoint=checkpoint
+        config,
+        toy_plan(backbone, config),
+        backbone,
+        tiny_model(backbone),
+        examples[:18],
+        examples[18:],
+        identity="toy",
+        checkpoint=checkpoint,
     )
 
 

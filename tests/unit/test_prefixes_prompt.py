@@ -98,3 +98,12 @@ def test_a_template_without_exactly_one_input_is_refused(tokenizer: Any, templat
 def test_text_that_is_no_unicode_is_a_bad_parameter(tokenizer: Any) -> None:
     with pytest.raises(InvalidParameter, match="surrogate"):
         encode_prompt(tokenizer, "{input}", "\ud800")
+
+
+def test_a_prompt_too_long_loses_the_inputs_end_and_never_the_templates(tokenizer: Any) -> None:
+    encoder, template, text = PromptEncoder(tokenizer), f"a{{input}}{END}", "\x01\x02\x03\x04"
+    ids = encoder.encode(template, text)
+    assert encoder.cut(template, ids, len(ids)) == ids
+    assert encoder.cut(template, ids, 4) == [ids[0], *encoder.encode_text("\x01\x02"), tokenizer.eos_token_id]
+    assert encoder.cut(template, ids, 3) == [ids[0], *encoder.encode_text("\x01"), tokenizer.eos_token_id]
+    assert encoder.cut(template, ids, 2) is None, "nothing of the input would be left"

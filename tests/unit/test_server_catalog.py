@@ -149,14 +149,30 @@ def test_load_verifies_what_it_fetches(registry: Counting, tmp_path: Path) -> No
     with_catalog(registry, test)
 
 
-def test_the_demo_is_published_into_an_empty_registry_only(registry: Counting, tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    for seed, name in enumerate(("e2e", "dart")):
-        (folder / f"{name}.safetensors").write_bytes(write_prefix(make_prefix(SPEC, seed=seed)))
-    publish_demo(registry, folder)
-    assert [task.name for task in registry.tasks()] == ["dart", "e2e"]
+def test_a_demo_is_published_beside_other_demos_and_never_twice(registry: Counting, tmp_path: Path) -> None:
+    folders = {"one": tmp_path / "one", "two": tmp_path / "two"}
+    for seed, (demo, name) in enumerate((("one", "e2e"), ("one", "dart"), ("two", "news"))):
+        path = folders[demo] / "prefixes" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(write_prefix(make_prefix(SPEC, seed=seed)))
+
+    def names() -> list[str]:
+        return [task.name for task in registry.tasks()]
+
+    publish_demo(registry, "one", folders)
+    assert names() == ["dart", "e2e"]
     assert registry.resolve(E2E).spec.fingerprint == SPEC.fingerprint
+    publish_demo(registry, "two", folders)
+    assert names() == ["dart", "e2e", "news"]
     registry.delete("default", "e2e")
-    publish_demo(registry, folder)
-    assert [task.name for task in registry.tasks()] == ["dart"]
+    publish_demo(registry, "one", folders)
+    assert names() == ["dart", "news"]
+
+
+def test_a_demo_is_not_published_into_somebodys_registry(registry: Counting, tmp_path: Path) -> None:
+    path = tmp_path / "prefixes" / "e2e.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(write_prefix(make_prefix(SPEC)))
+    registry.publish("default", "own", write_prefix(make_prefix(SPEC, seed=1)), record={})
+    publish_demo(registry, "demo", {"demo": tmp_path})
+    assert [task.name for task in registry.tasks()] == ["own"]

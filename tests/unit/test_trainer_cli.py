@@ -11,17 +11,25 @@ from typer.testing import CliRunner, Result
 
 from prefixes.artifact import read_prefix
 from prefixes.registry import open_registry
-from tests.support.prefixes import save_tiny_gpt2
-from tests.support.trainer import TEMPLATE, toy_pairs, write_jsonl
-from trainer import cli
+from prefixes.spec import SITES
+from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
+from trainer import cli, evaluate
 
 FAST = ["--epochs", "2", "--batch-size", "6", "--lr", "0.01", "--method", "direct", "--threads", "1"]
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    save_tiny_gpt2(tmp_path / "backbone")
+    FAMILIES["gpt2"](tmp_path / "backbone")
     write_jsonl(tmp_path / "data.jsonl", toy_pairs(30))
+    return tmp_path
+
+
+@pytest.fixture
+def bart_workplace(tmp_path: Path) -> Path:
+    """As ``workplace``, with one input past the window."""
+    FAMILIES["bart"](tmp_path / "backbone")
+    write_jsonl(tmp_path / "data.jsonl", [*toy_pairs(30), {"input": "\x01" * 90, "target": "yes"}])
     return tmp_path
 
 
@@ -29,12 +37,13 @@ def invoke(*arguments: str) -> Result:
     app = typer.Typer()
     app.command()(cli.train)
     app.command()(cli.convert)
+    app.command("evaluate")(evaluate.main)
     return CliRunner().invoke(app, arguments)
 
 
-def train(folder: Path, *more: str) -> Result:
+def train(folder: Path, *more: str, template: str | None = TEMPLATE) -> Result:
     paths = ["--data", str(folder / "data.jsonl"), "--backbone", str(folder / "backbone")]
-    options = ["--output", str(folder / "out"), "--template", TEMPLATE, "--hold-out", "20"]
+    options = ["--output", str(folder / "out"), *(["--template", template] if template else []), "--hold-out", "20"]
     return invoke("train", "--task", "toy", *paths, *options, *FAST, *more)
 
 
@@ -56,6 +65,56 @@ def test_a_run_leaves_a_valid_artifact_a_report_a_curve_and_no_checkpoint(workpl
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "validation_loss" in line] == [0, 1]
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_encoder_decoder_is_trained_on_all_its_sites_with_the_template_of_its_pretraining(
+    bart_workplace: Path,
+) -> None:
+    refused = train(bart_workplace, template=None)
+    assert (refused.exit_code, "line 31: expected at most 64 tokens of input" in refused.output) == (1, True)
+    result = train(bart_workplace, "--truncate", "--hold-out", "0", "--default", "num_beams=1", template=None)
+    assert result.exit_code == 0, result.output
+    report = json.loads((bart_workplace / "out" / "report.json").read_text())
+    assert report["cut"]["train"] == 1 and report["dropped"]["train"] == 0
+    spec = read_prefix((bart_workplace / "out" / "prefix.safetensors").read_bytes()).spec
+    assert spec.origin["data"]["train"]["inputs_cut"] == 1
+    assert (set(spec.sites), spec.template) == (set(SITES), BART_TEMPLATE)
+    assert {sited.positions for sited in spec.sites.values()} == {"unshifted"}
+
+
+def test_sites_and_positions_are_the_callers_choice(bart_workplace: Path) -> None:
+    result = train(
+        bart_workplace, "--drop-long", "--sites", "cross, encoder", "--positions", "shifted", template=BART_TEMPLATE
+    )
+    assert result.exit_code == 0, result.output
+    spec = read_prefix((bart_workplace / "out" / "prefix.safetensors").read_bytes()).spec
+    assert {site: sited.positions for site, sited in spec.sites.items()} == {
+        "encoder": "shifted",
+        "cross": "unshifted",
+    }
+    assert spec.origin["hyperparameters"]["sites"] == ["encoder", "cross"]
+    again = train(bart_workplace, "--resume", "--drop-long", "--sites", "encoder", template=BART_TEMPLATE)
+    assert (again.exit_code, "cannot resume with other options: config" in again.output) == (1, True)
+
+
+def test_evaluate_scores_a_trained_prefix_through_the_engine(bart_workplace: Path) -> None:
+    pytest.importorskip("rouge_score")
+    assert train(bart_workplace, "--truncate", "--default", "max_new_tokens=5", template=None).exit_code == 0
+    arguments = [str(bart_workplace / "out" / "prefix.safetensors"), str(bart_workplace / "data.jsonl")]
+    options = ["--backbone", str(bart_workplace / "backbone"), "--metric", "rouge", "--parameter", "num_beams=2"]
+    refused = invoke("evaluate", *arguments, *options)
+    assert (refused.exit_code, "input_too_long" in refused.output) == (1, True)
+    report = bart_workplace / "outputs.jsonl"
+    result = invoke("evaluate", *arguments, *options, "--truncate", "--report", str(report))
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result.stdout)
+    assert (scores["inputs"], scores["beams"]) == (31, 2)
+    assert all(0 <= scores[kind] <= 100 for kind in ("rouge1", "rouge2", "rougeL"))
+    rows = [json.loads(line) for line in report.read_text().splitlines()]
+    assert [row["references"] for row in rows[:2]] == [[pair["target"]] for pair in toy_pairs(30)[:2]]
+    for wrong in (["--metric", "meteor"], ["--parameter", "temperature=0.5"]):
+        result = invoke("evaluate", *arguments, *options, *wrong)
+        assert (result.exit_code, "invalid_parameter" in result.output) == (1, True)
 
 
 def test_the_same_run_gives_the_same_version(workplace: Path) -> None:
@@ -98,12 +157,16 @@ def test_a_registry_that_cannot_be_used_is_found_before_the_training(workplace: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--preset", "nope"], "preset: expected one of e2e, webnlg, dart"),
+        (["--preset", "nope"], "preset: expected one of e2e, webnlg, dart, xsum"),
         (["--default", "tempo=3"], "decoding parameter"),
         (["--default", "temperature"], "name=JSON value"),
         (["--lr", "0"], "learning_rate: expected more than 0"),
         (["--template", "no slot"], "template: expected exactly one {input}"),
         (["--task", "Not/A/Name"], "name: expected"),
+        (["--sites", "decoder,head"], "sites: expected some of decoder, encoder, cross, got 'head'"),
+        (["--sites", "encoder"], "sites: this backbone has decoder, got 'encoder'"),
+        (["--positions", "rotated"], "positions: expected shifted or unshifted"),
+        (["--prefix-length", "64"], "expected less than the window of 64, got 64"),
         (["--data", "nowhere.jsonl"], "expected a UTF-8 JSONL file"),
         (["--backbone", "./nowhere"], "expected a folder"),
         (["--device", "warp"], "device"),
@@ -119,17 +182,38 @@ def test_bad_options_end_with_a_named_error_and_no_result_folder(
 
 
 def test_presets_are_the_papers_table() -> None:
-    from trainer.config import TrainConfig
+    from trainer.config import PRESETS, TrainConfig
 
     table = {
         name: (config.learning_rate, config.epochs, config.batch_size, config.prefix_length)
-        for name in ("e2e", "webnlg", "dart")
+        for name in PRESETS
         if (config := TrainConfig.of(name, {}))
     }
-    assert table == {"e2e": (8e-5, 5, 10, 5), "webnlg": (5e-5, 5, 5, 5), "dart": (5e-5, 10, 5, 10)}
-    config = TrainConfig.of("e2e", {})
-    assert (config.method, config.middle, config.warmup_steps, config.weight_decay) == ("mlp", 512, 0, 0.0)
-    assert (config.gradient_clip, config.reduction) == (1.0, "sequence")
+    assert table == {
+        "e2e": (8e-5, 5, 10, 5),
+        "webnlg": (5e-5, 5, 5, 5),
+        "dart": (5e-5, 10, 5, 10),
+        "xsum": (5e-5, 30, 14, 100),
+        "xsum-news": (5e-5, 30, 36, 80),
+        "xsum-news-to-sports": (5e-5, 15, 36, 40),
+    }
+    for name in PRESETS:
+        config = TrainConfig.of(name, {})
+        assert (config.method, config.warmup_steps, config.weight_decay, config.gradient_clip) == ("mlp", 0, 0.0, 1.0)
+        summary = name.startswith("xsum")
+        assert (config.middle, config.reduction) == ((800, "token") if summary else (512, "sequence"))
+
+
+def test_the_xsum_preset_decodes_in_transformers_lengths_of_11_to_62(bart_workplace: Path) -> None:
+    """Which count the decoder's start token: ours do not, as the lengths of a BART's own generation config show."""
+    from prefixes.backbone import load_backbone
+    from tests.support.bart import save_tiny_bart
+    from trainer.config import PRESETS
+
+    lengths = {"min_length": 11, "max_length": 62, "num_beams": 6, "length_penalty": 0.8}
+    save_tiny_bart(bart_workplace / "large-xsum", generation=lengths)
+    theirs = load_backbone(str(bart_workplace / "large-xsum")).generation_defaults
+    assert PRESETS["xsum"].decoding == {name: theirs[name] for name in PRESETS["xsum"].decoding}
 
 
 def test_convert_says_what_it_wrote_and_refuses_unknown_corpora(tmp_path: Path) -> None:
@@ -138,7 +222,7 @@ def test_convert_says_what_it_wrote_and_refuses_unknown_corpora(tmp_path: Path) 
     result = invoke("convert", "e2e", str(source), str(out))
     assert (result.exit_code, "2 lines, 1 inputs" in result.output) == (0, True)
     result = invoke("convert", "c4", str(source), str(out))
-    assert (result.exit_code, "corpus: expected one of e2e, webnlg, dart" in result.output) == (1, True)
+    assert (result.exit_code, "corpus: expected one of e2e, webnlg, dart, scitldr, xsum" in result.output) == (1, True)
 
 
 def test_help_teaches_by_examples() -> None:

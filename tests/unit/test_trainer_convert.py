@@ -12,6 +12,7 @@ from prefixes.errors import InvalidParameter
 from tests.support.trainer import CORPORA
 from trainer.convert import Conversion, convert
 from trainer.corpora import CorpusError, detokenize, held_out
+from trainer.xsum import read_xsum
 
 E2E = "name : The Vaults | Type : pub||The Vaults , a pub , is n't cheap : £ 30 . \n" * 2
 DART = [
@@ -23,6 +24,14 @@ DART = [
         "tripleset": [["C", "IN", "D"]],
         "annotations": [{"source": "webnlg", "text": "C in D"}, {"source": "x", "text": None}],
     },
+]
+SCITLDR = [
+    {"paper_id": "p1", "source": ["First.", " Second ."], "target": ["One.", "Two."]},
+    {"paper_id": "p2", "source": ["Third."], "target": ["Three."]},
+]
+XSUM = [
+    {"document": "A long\narticle | with a bar.", "summary": "Short. ", "id": "17"},
+    {"document": "Another\u2028one.", "summary": "Other.", "id": "18"},
 ]
 WEBNLG = {
     "entries": [
@@ -38,6 +47,10 @@ WEBNLG = {
         }
     ]
 }
+
+
+def jsonl(records: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def converted(tmp_path: Path, conversion: Conversion, content: str) -> list[dict[str, str]]:
@@ -72,6 +85,61 @@ def test_dart_lower_cases_relations_and_leaves_out_sources(tmp_path: Path) -> No
     assert lines == [{"input": "A : size_of : 1 | A : in : B", "target": "A is 1."}]
 
 
+def test_scitldr_gives_a_line_per_summary_of_an_abstract(tmp_path: Path) -> None:
+    lines = converted(tmp_path, Conversion("scitldr"), jsonl(SCITLDR))
+    assert lines == [
+        {"input": "First. Second .", "target": "One."},
+        {"input": "First. Second .", "target": "Two."},
+        {"input": "Third.", "target": "Three."},
+    ]
+
+
+def test_xsum_is_read_as_datasets_hubs_give_it(tmp_path: Path) -> None:
+    lines = converted(tmp_path, Conversion("xsum"), jsonl(XSUM))
+    assert lines == [
+        {"input": "A long article | with a bar.", "target": "Short."},
+        {"input": "Another one.", "target": "Other."},
+    ]
+
+
+def test_xsum_is_read_from_line_aligned_files(tmp_path: Path) -> None:
+    (tmp_path / "train.source").write_text("An article\x85 here.\nAnother.\n")
+    (tmp_path / "train.target").write_text("Short.\nOther.")
+    convert(Conversion("xsum"), tmp_path / "train", tmp_path / "out.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        {"input": "An article here.", "target": "Short."},
+        {"input": "Another.", "target": "Other."},
+    ]
+    assert [pair.origin for pair in read_xsum(tmp_path / "train")] == ["train/1", "train/2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ("a\nb\n", "x\n", "expected as many lines in both, got 2 and 1"),
+        ("a\nb\n", "x\n \n", "train.target line 2: expected a text, got an empty line"),
+        ("a\n", None, "cannot read .*train.target"),
+    ],
+)
+def test_files_that_are_not_line_aligned_are_named(
+    tmp_path: Path, source: str, target: str | None, said: str
+) -> None:
+    (tmp_path / "train.source").write_text(source)
+    if target is not None:
+        (tmp_path / "train.target").write_text(target)
+    with pytest.raises(CorpusError, match=said):
+        convert(Conversion("xsum"), tmp_path / "train", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_all_summaries_of_an_abstract_fall_on_one_side(tmp_path: Path) -> None:
+    papers = [{"paper_id": f"p{i}", "source": [f"Text {i}."], "target": ["a", "b"]} for i in range(200)]
+    sides = {split: converted(tmp_path, Conversion("scitldr", split), jsonl(papers)) for split in ("train", "held-out")}
+    inputs = {split: [line["input"] for line in lines] for split, lines in sides.items()}
+    assert len(inputs["train"]) + len(inputs["held-out"]) == 400
+    assert inputs["held-out"] and not set(inputs["train"]) & set(inputs["held-out"])
+
+
 def test_paper_spaces_surround_input_and_target(tmp_path: Path) -> None:
     line = converted(tmp_path, Conversion("dart", paper_spaces=True, without=("webnlg",)), json.dumps(DART))[0]
     assert line == {"input": " A : size_of : 1 | A : in : B", "target": " A is 1. "}
@@ -96,6 +164,12 @@ def test_a_sample_is_drawn_by_its_seed_and_keeps_the_order(tmp_path: Path) -> No
         ("dart", '[{"tripleset": 1}]', "entry 0"),
         ("webnlg", '{"entries": [{"1": {}}]}', "entry 0"),
         ("dart", "[]", "no reference is left"),
+        ("scitldr", '{"paper_id": "p", "source": ["a"]}', "line 1: expected paper_id, source and target"),
+        ("xsum", jsonl(XSUM) + "{", "line 3: expected JSON"),
+        ("xsum", jsonl(XSUM) + "[]", "line 3: expected an object, got list"),
+        ("xsum", '{"document": "a", "id": "1"}', "line 1, field 'summary': expected a text, got none"),
+        ("xsum", '{"document": " ", "summary": "b", "id": "1"}', "line 1, field 'document': .* an empty one"),
+        ("xsum", '{"document": "a", "summary": "b", "id": 1}', "line 1, field 'id': expected a text, got int"),
     ],
 )
 def test_a_foreign_file_is_named_and_leaves_no_output(tmp_path: Path, corpus: Any, content: str, said: str) -> None:
@@ -137,3 +211,7 @@ def test_the_corpora_give_their_documented_counts(tmp_path: Path) -> None:
     train = convert(Conversion("dart", "train", without=("webnlg",)), CORPORA / "dart" / "dev.json", out)
     held = convert(Conversion("dart", "held-out", without=("webnlg",)), CORPORA / "dart" / "dev.json", out)
     assert kept.lines == 4712 == train.lines + held.lines
+    tldr = convert(Conversion("scitldr"), CORPORA / "scitldr" / "train.jsonl", out)
+    assert (tldr.inputs, tldr.lines) == (1991, 1992), "one abstract stands there twice"
+    tldr = convert(Conversion("scitldr"), CORPORA / "scitldr" / "test.jsonl", out)
+    assert tldr.inputs == 618 < tldr.lines

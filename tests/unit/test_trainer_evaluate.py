@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from prefixes.errors import IncompatiblePrefix, InvalidParameter
-from server.engine.types import SamplingParams
+from prefixes.backbone import Backbone
+from prefixes.errors import IncompatiblePrefix, InputTooLong, InvalidParameter
+from prefixes.spec import PrefixSpec
+from server.engine.types import Output, SamplingParams
 from tests.support.prefixes import make_prefix
-from tests.support.trainer import TEMPLATE, tiny_backbone, tiny_model, toy_pairs, toy_trainer
+from tests.support.trainer import FAMILIES, tiny_backbone, tiny_model, toy_pairs, toy_plan, toy_trainer
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Example, TokenExample, collate
-from trainer.evaluate import field_scores, generate, references, score
+from trainer.data import Dataset, Example
+from trainer.evaluate import decoding, field_scores, generate, references, score
 from trainer.export import fold
-from trainer.loop import forward_logits
+from trainer.forward import forward_logits
+from trainer.rouge import rouge
+from trainer.sequences import TokenExample, collate
 
 
 def test_field_scores_count_exact_parts_against_the_best_reference() -> None:
@@ -36,7 +41,7 @@ def test_bleu_takes_the_best_of_several_references_of_unequal_number() -> None:
 
 
 def test_unknown_metrics_are_refused() -> None:
-    with pytest.raises(InvalidParameter, match="expected bleu or fields"):
+    with pytest.raises(InvalidParameter, match="expected bleu or rouge or fields"):
         score("meteor", ["a"], [["a"]])
 
 
@@ -45,24 +50,72 @@ def test_references_are_grouped_by_input_in_order() -> None:
     assert list(references(data).items()) == [("b", ["x", "z"]), ("a", ["y"])]
 
 
-def test_the_serving_engine_computes_what_the_loop_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_serving_engine_computes_what_the_loop_trained(tmp_path: Path, family: str) -> None:
     """Greedy tokens out of the engine are the arg max of the training forward over the same tokens."""
-    backbone = tiny_backbone(tmp_path)
+    backbone = tiny_backbone(tmp_path, family=family)
     config = TrainConfig(prefix_length=5, method="direct", epochs=3, batch_size=6, learning_rate=0.05, seed=2)
-    kv = toy_trainer(backbone, config).run()
-    prefix = fold(kv, backbone, template=TEMPLATE, defaults={}, origin={})
+    kv, plan = toy_trainer(backbone, config).run(), toy_plan(backbone, config)
+    prefix = fold(kv, plan, {})
     inputs = [pair["input"] for pair in toy_pairs()[:6]]
     outputs = generate(backbone, prefix, inputs, SamplingParams(max_new_tokens=12))
-    examples = []
-    for text, output in zip(inputs, outputs, strict=True):
-        prompt = backbone.prompt_encoder.encode(TEMPLATE, text)
-        examples.append(TokenExample((*prompt, *output.token_ids), len(prompt)))
-    batch = collate(examples, backbone.pad_token_id)
-    logits = forward_logits(tiny_model(backbone), batch, kv, offset=5)
+    batch = collate([following(backbone, plan, *pair) for pair in zip(inputs, outputs, strict=True)], 1)
+    logits = forward_logits(tiny_model(backbone), batch, kv, plan)
     assert len(batch.targets) > 20
-    assert torch.equal(logits.argmax(-1), batch.targets)
-    bare = forward_logits(tiny_model(backbone), batch, {}, offset=0)
-    assert not torch.equal(bare.argmax(-1), batch.targets), "the prefix decides"
+    free = batch.targets != backbone.forced_last  # which may be forced where an output reaches its limit
+    assert torch.equal(logits.argmax(-1)[free], batch.targets[free])
+    bare = forward_logits(tiny_model(backbone), batch, {}, None)
+    assert not torch.equal(bare.argmax(-1)[free], batch.targets[free]), "the prefix decides"
+
+
+def following(backbone: Backbone, plan: PrefixSpec, text: str, output: Output) -> TokenExample:
+    """The sequences in which the engine made ``output``."""
+    prompt = tuple(backbone.prompt_encoder.encode(plan.template, text))
+    if backbone.spec.input_site == "encoder":
+        return TokenExample((*backbone.decoder_prompt, *output.token_ids), len(backbone.decoder_prompt), prompt)
+    return TokenExample((*prompt, *output.token_ids), len(prompt))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_input_is_refused_or_cut(tmp_path: Path, family: str) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32, family)
+    config = TrainConfig(prefix_length=3, method="direct", epochs=1)
+    prefix = fold(toy_trainer(backbone, config).run(), toy_plan(backbone, config), {})
+    params, long = SamplingParams(max_new_tokens=1), "\x01" * 100
+    with pytest.raises(InputTooLong, match="--truncate cuts it"):
+        generate(backbone, prefix, [long], params)
+    cut = generate(backbone, prefix, [long], params, truncate=True)
+    assert len(cut[0].token_ids) == 1
+
+
+def test_scores_decode_as_the_artifact_says_unless_told_otherwise(tmp_path: Path) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32, "bart")
+    backbone = replace(backbone, generation_defaults={"min_new_tokens": 55, "do_sample": True, "num_beams": 4})
+    prefix = make_prefix(backbone.spec, defaults={"length_penalty": 0.8, "max_new_tokens": 9, "truncate": True})
+    params, truncate = decoding(backbone, prefix, {"num_beams": 2})
+    assert (params.num_beams, params.length_penalty, params.max_new_tokens, truncate) == (2, 0.8, 9, True)
+    assert (params.min_new_tokens, params.do_sample) == (9, False), "as the server lowers it; scores never sample"
+    with pytest.raises(InvalidParameter, match="min_new_tokens"):
+        decoding(backbone, prefix, {"min_new_tokens": 20})
+
+
+def test_rouge_is_the_packages_f1_with_stemming() -> None:
+    """By hand: `the models learn` against `a model learned fast`: 2 stems of 3 and of 4 in common, no bigram less."""
+    pytest.importorskip("rouge_score")
+    scores = rouge(["the models learn"], [["a model learned fast"]])
+    assert scores["rouge1"] == pytest.approx(100 * 2 * 2 / (3 + 4))
+    assert scores["rouge2"] == pytest.approx(100 * 2 * 1 / (2 + 3))
+    assert scores["rougeL"] == pytest.approx(100 * 2 * 2 / (3 + 4))
+
+
+def test_rouge_takes_all_three_scores_from_the_reference_with_the_best_rouge_1() -> None:
+    pytest.importorskip("rouge_score")
+    one = "alpha beta gamma delta"
+    scattered, ordered = "delta gamma beta alpha", "alpha beta something else"
+    scores = score("rouge", [one], [[ordered, scattered]])
+    assert scores["rouge1"] == pytest.approx(100.0)
+    assert scores["rouge2"] == 0.0 and scores["rougeL"] == pytest.approx(25.0), "not the other reference's better ones"
+    assert score("rouge", [one, ""], [[one], [one]])["rougeL"] == pytest.approx(50.0), "mean over outputs"
 
 
 def test_a_prefix_of_another_backbone_is_refused(tmp_path: Path) -> None:

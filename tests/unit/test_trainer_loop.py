@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,23 @@ import torch
 from prefixes.artifact import read_prefix, write_prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
-from tests.support.trainer import TEMPLATE, tiny_backbone, tiny_model, toy_examples, toy_trainer, weights_digest
+from prefixes.spec import Site
+from tests.support.trainer import (
+    FAMILIES,
+    tiny_backbone,
+    tiny_model,
+    toy_examples,
+    toy_plan,
+    toy_trainer,
+    weights_digest,
+)
 from trainer.checkpoint import CheckpointError, load_state
 from trainer.config import TrainConfig, linear_schedule
-from trainer.data import collate
 from trainer.export import fold, unfold
-from trainer.loop import Progress, TrainingDiverged, forward_logits
+from trainer.forward import forward_logits
+from trainer.loop import Progress, TrainingDiverged
 from trainer.reparam import PrefixKV
+from trainer.sequences import collate
 
 DIRECT = TrainConfig(
     prefix_length=4, method="direct", init="Blue Spice", epochs=6, batch_size=5, learning_rate=0.05, seed=2
@@ -28,9 +39,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.fixture
-def backbone(tmp_path: Path) -> Backbone:
-    return tiny_backbone(tmp_path / "backbone", torch.float32)
+@pytest.fixture(params=FAMILIES)
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
+    return tiny_backbone(tmp_path / "backbone", torch.float32, request.param)
 
 
 def same(one: PrefixKV, other: PrefixKV) -> bool:
@@ -105,15 +116,37 @@ def test_the_exported_artifact_reproduces_the_logits_in_memory_exactly(
     trainer = toy_trainer(backbone, TrainConfig(**{**config.as_dict(), "epochs": 1, "validate_every": 0}))
     trainer.run()
     kv = trainer.prefix()  # the parameters themselves, the MLP not folded
-    data = write_prefix(fold(kv, backbone, template=TEMPLATE, defaults={"num_beams": 1}, origin={"method": "test"}))
-    reloaded = read_prefix(data)
-    assert reloaded.spec.sites["decoder"].positions == "shifted"
+    plan = toy_plan(backbone, config)
+    reloaded = read_prefix(write_prefix(fold(kv, plan, {"method": "test"})))
+    assert reloaded.spec.sites == plan.sites
     batch = collate(toy_examples(backbone)[:6], backbone.pad_token_id)
-    model, length = tiny_model(backbone), config.prefix_length
-    in_memory = forward_logits(model, batch, kv, length)
-    assert torch.equal(forward_logits(model, batch, unfold(reloaded), length), in_memory)
-    other = {site: (key + 0.01, value) for site, (key, value) in unfold(reloaded).items()}
-    assert not torch.equal(forward_logits(model, batch, other, length), in_memory)
+    model = tiny_model(backbone)
+    in_memory = forward_logits(model, batch, kv, plan)
+    read = unfold(reloaded)
+    assert torch.equal(forward_logits(model, batch, read, reloaded.spec), in_memory)
+    for site, (key, value) in read.items():
+        changed: PrefixKV = {**read, site: (key + 0.01, value)}
+        assert not torch.equal(forward_logits(model, batch, changed, reloaded.spec), in_memory), site
+
+
+def test_each_site_learns_by_itself_and_sites_left_out_have_no_prefix(tmp_path: Path) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32, "bart")
+    sites: tuple[Site, ...] = ("encoder", "cross")
+    trainer = toy_trainer(backbone, TrainConfig(**{**MLP.as_dict(), "sites": sites, "epochs": 1}))
+    before = {site: (key.clone(), value.clone()) for site, (key, value) in trainer.prefix().items()}
+    trained = trainer.run()
+    assert set(trained) == set(before) == set(sites)
+    for site in sites:
+        assert not any(torch.equal(*pair) for pair in zip(trained[site], before[site], strict=True))
+    owners = {name.split(".")[1] for name, _ in trainer.prefix.named_parameters()}
+    assert owners == set(sites), "no parameter is shared"
+
+
+def test_a_checkpoint_of_other_sites_is_refused(tmp_path: Path) -> None:
+    backbone, path = tiny_backbone(tmp_path, torch.float32, "bart"), tmp_path / "state.safetensors"
+    toy_trainer(backbone, TrainConfig(**{**DIRECT.as_dict(), "epochs": 1}), path).run()
+    with pytest.raises(CheckpointError, match="expected config"):
+        toy_trainer(backbone, TrainConfig(**{**DIRECT.as_dict(), "epochs": 1, "sites": ["decoder"]}), path).run()
 
 
 def test_a_checkpoint_has_no_pickle_and_every_number_of_the_state(backbone: Backbone, tmp_path: Path) -> None:
@@ -122,7 +155,7 @@ def test_a_checkpoint_has_no_pickle_and_every_number_of_the_state(backbone: Back
     trainer.run()
     tensors, meta = load_state(path)
     assert meta["state"] == vars(trainer.state)
-    assert {"best.decoder.key", "best.decoder.value"} < tensors.keys()
+    assert {f"best.{site}.{part}" for site in backbone.spec.sites for part in ("key", "value")} < tensors.keys()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.endswith(".part.safetensors")]
 
 
@@ -133,8 +166,17 @@ def test_linear_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"learning_rate": 0}, {"epochs": -1}, {"frozen_positions": 1}, {"method": "magic"}, {"warmup_steps": -1}],
+    [
+        {"learning_rate": 0},
+        {"epochs": -1},
+        {"frozen_positions": 1},
+        {"method": "magic"},
+        {"warmup_steps": -1},
+        {"sites": ("decoder", "head")},
+        {"positions": "rotated"},
+        {"reduction": "mean"},
+    ],
 )
-def test_impossible_options_are_refused(options: dict[str, int | str]) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter, match="expected"):
         TrainConfig.of("e2e", options)

@@ -63,9 +63,11 @@ class PagedBatch:
     """The rows of one call, as tables. Token ``i`` of row ``r`` is ``query_start[r] + i``.
 
     A row's context is two segments, ``[prefix | own]`` (cross-attention: ``[cross prefix | encoder]``; there the rows
-    of one request stand as one row of several tokens, so that what they share is read once); segment ``s`` holds ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. ``lengths`` count the call's own tokens,
-    which stand at the end of segment 1: with ``causal`` token ``i`` of ``n`` sees all of segment 0 and the first
-    ``lengths[r, 1] - n + i + 1`` of segment 1. A row may have no token in the call.
+    of one request stand as one row of several tokens, so that what they share is read once). Segment ``s`` holds
+    ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. With ``causal`` ``lengths`` count the call's own
+    tokens, which stand at the end of segment 1: token ``i`` of ``n`` sees all of segment 0 and the first
+    ``lengths[r, 1] - n + i + 1`` of segment 1. Otherwise every token sees all of both. A row may have no token in the
+    call.
     """
 
     query_start: torch.Tensor  # (rows + 1,) int32

@@ -139,8 +139,8 @@ def start(kind: str, folder: Path, options: argparse.Namespace) -> Process:
         return Process([*script, "--backbone", str(folder), *sizes], log)
     threads = ["--threads", str(options.threads)]
     kernels = ["--kernels", options.kernels] if kind == "engine" else []
-    command = [sys.executable, "benchmarks/contenders.py", kind, "--backbone", str(folder), "--geometry", options.geometry]
-    return Process([*command, *threads, *kernels], log)
+    command = [sys.executable, "benchmarks/contenders.py", kind, "--backbone", str(folder)]
+    return Process([*command, "--geometry", options.geometry, *threads, *kernels], log)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

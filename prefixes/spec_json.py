@@ -128,6 +128,8 @@ def _site_prefix(name: str, raw: Any) -> SitePrefix:
     fields = _object(f"site {name!r}", raw, _SITE_KEYS)
     if fields["positions"] not in get_args(Positions):
         raise _wrong(f"site {name!r}: positions", " or ".join(get_args(Positions)), fields["positions"])
+    if name == "cross" and fields["positions"] != "unshifted":  # nothing counts positions in cross-attention
+        raise _wrong("site 'cross': positions", "unshifted", fields["positions"])
     if fields["dtype"] not in DTYPES:
         raise _wrong(f"site {name!r}: dtype", " or ".join(DTYPES), fields["dtype"])
     sizes = ("length", "layers", "kv_heads", "head_dim")

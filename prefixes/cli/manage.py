@@ -20,6 +20,7 @@ from prefixes.cli.target import (
     application,
     command,
     fetch,
+    loaded,
     opened,
     reference,
     task_of,
@@ -139,7 +140,7 @@ def verify(
 ) -> None:
     """Read every version again: digest, shapes, finite values, the index's word for it. Exits 1 if one is bad."""
     ref = task_of(task) if task is not None else None
-    spec = _backbone_spec(backbone) if backbone is not None else None
+    spec = loaded(backbone).spec if backbone is not None else None
     results: list[dict[str, Any]] = []
     with opened(registry, server) as source:
         tasks = source.tasks() if ref is None else [source.inspect(ref.tenant, ref.name)]
@@ -171,9 +172,3 @@ def _verified(source: Registry, task: TaskInfo, info: VersionInfo, backbone: Bac
     except PrefixdError as failure:
         error = failure.message
     return {"task": f"{task.tenant}/{task.name}", "version": info.version, "error": error}
-
-
-def _backbone_spec(name: str) -> BackboneSpec:
-    from prefixes.backbone import load_backbone
-
-    return load_backbone(name).spec

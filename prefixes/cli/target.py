@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -18,6 +19,7 @@ from prefixes.registry import default_registry_url, open_registry, registry_path
 from prefixes.spec import DEFAULT_TENANT, TaskRef
 
 if TYPE_CHECKING:
+    from prefixes.backbone import Backbone
     from prefixes.registry.base import Registry
 
 P = ParamSpec("P")
@@ -140,6 +142,17 @@ def fetch(registry: Registry, tenant: str, name: str, version: str) -> bytes:
     if isinstance(registry, RemoteRegistry):
         return registry.download(tenant, name, version)
     return registry.fetch(tenant, version)
+
+
+def loaded(name: str) -> Backbone:
+    """The backbone of that name; its loading shows on a terminal alone, so that elsewhere stderr is for errors."""
+    import transformers
+
+    from prefixes.backbone import load_backbone
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    return load_backbone(name)
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:

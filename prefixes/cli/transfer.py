@@ -22,6 +22,7 @@ from prefixes.cli.target import (
     command,
     fetch,
     json_object,
+    loaded,
     opened,
     reference,
     task_of,
@@ -30,6 +31,7 @@ from prefixes.spec import DEFAULT_ALIAS, INPUT_SLOT
 
 if TYPE_CHECKING:
     from prefixes.artifact import Prefix
+    from prefixes.backbone import Backbone
 
 app = application("Bring prefixes in and take them out.")
 import_app = application("Import prefixes made elsewhere.")
@@ -47,6 +49,24 @@ NoAliasOption = Annotated[bool, typer.Option("--no-alias", help="Publish without
 RecordOption = Annotated[
     str, typer.Option("--record", metavar="JSON", help="What to keep beside the version: scores, times, who.")
 ]
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        "--backbone",
+        metavar="NAME",
+        help="The model it was trained on: demo, demo-bart, a folder or a hub id.",
+        show_default=False,
+    ),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The prompt around the input, which neither format holds; the paper's GPT-2 code used "
+        "'{input} <|endoftext|>'. [default: the backbone's own: {input} for GPT-2, <s>{input}</s> for BART]",
+        show_default=False,
+    ),
+]
+DefaultsOption = Annotated[str, typer.Option(metavar="JSON", help="Default decoding parameters.")]
 
 
 @command(app, "publish")
@@ -69,14 +89,9 @@ def publish(
 def import_peft(
     folder: Annotated[Path, typer.Argument(help="A folder that PEFT saved.", show_default=False)],
     task: TaskOption,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="The model it was trained on: demo, a folder or a hub id.", show_default=False
-        ),
-    ],
-    template: Annotated[str, typer.Option(help="The prompt around the input.")] = INPUT_SLOT,
-    defaults: Annotated[str, typer.Option(metavar="JSON", help="Default decoding parameters.")] = "{}",
+    backbone: BackboneOption,
+    template: TemplateOption = None,
+    defaults: DefaultsOption = "{}",
     alias: AliasesOption = None,
     no_alias: NoAliasOption = False,
     record: RecordOption = "{}",
@@ -88,10 +103,40 @@ def import_peft(
     target = _Target(task, alias, no_alias, record)
     parameters = json_object("--defaults", defaults)
     from prefixes.artifact import write_prefix
-    from prefixes.backbone import load_backbone
     from prefixes.formats.peft import import_peft as read_folder
 
-    prefix = read_folder(folder, load_backbone(backbone).spec, template=template, defaults=parameters)
+    found = loaded(backbone)
+    prefix = read_folder(folder, found.spec, template=_template(template, found), defaults=parameters)
+    target.publish(write_prefix(prefix), registry, server, as_json)
+
+
+@command(import_app, "paper")
+def import_paper(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="What the code saved: a folder, its pytorch_model.bin or a .ckpt file.", show_default=False
+        ),
+    ],
+    task: TaskOption,
+    backbone: BackboneOption,
+    template: TemplateOption = None,
+    defaults: DefaultsOption = "{}",
+    alias: AliasesOption = None,
+    no_alias: NoAliasOption = False,
+    record: RecordOption = "{}",
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import a checkpoint of the prefix-tuning paper's published code, its MLP folded, and publish it."""
+    target = _Target(task, alias, no_alias, record)
+    parameters = json_object("--defaults", defaults)
+    from prefixes.artifact import write_prefix
+    from prefixes.formats.paper import import_paper as read_checkpoint
+
+    found = loaded(backbone)
+    prefix = read_checkpoint(path, found.spec, template=_template(template, found), defaults=parameters)
     target.publish(write_prefix(prefix), registry, server, as_json)
 
 
@@ -116,6 +161,7 @@ def export_artifact(
 def export_peft(
     ref: RefArgument,
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    backbone: BackboneOption,
     peft_type: Annotated[str, typer.Option("--type", help="PREFIX_TUNING or CARTRIDGE.")] = "PREFIX_TUNING",
     base_model: Annotated[
         str | None, typer.Option(help="What PEFT is to note as the model's name.", show_default=False)
@@ -125,17 +171,21 @@ def export_peft(
     server: ServerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a version as a folder that PEFT loads. Template and default parameters have no place there."""
+    """Write a version as a folder that PEFT loads, if it has a shifted prefix at the decoder and no other.
+
+    Template and default parameters have no place there.
+    """
     from prefixes.artifact import read_prefix
     from prefixes.formats.peft import PEFT_TYPES
-    from prefixes.formats.peft import export_peft as write_folder
+    from prefixes.formats.peft_export import export_peft as write_folder
 
     chosen = next((known for known in PEFT_TYPES if known == peft_type), None)
     if chosen is None:
         raise typer.BadParameter(f"--type: expected {' or '.join(PEFT_TYPES)}, got {peft_type!r}")
     version, data = _fetched(ref, registry, server)
     prefix = read_prefix(data, expected_version=version)
-    write_folder(prefix, folder, peft_type=chosen, base_model=base_model, num_frozen_tokens=num_frozen_tokens)
+    spec = loaded(backbone).spec
+    write_folder(prefix, folder, spec, peft_type=chosen, base_model=base_model, num_frozen_tokens=num_frozen_tokens)
     _warn_of_losses(prefix)
     _exported(version, folder, as_json)
 
@@ -155,6 +205,10 @@ class _Target:
         with opened(registry, server, create=True) as target:
             info = target.publish(tenant, name, data, alias=self._alias, record=self._record)
             show.published(target.inspect(tenant, name), info.version, as_json=as_json)
+
+
+def _template(chosen: str | None, backbone: Backbone) -> str:
+    return backbone.input_template if chosen is None else chosen
 
 
 def _fetched(ref: str, registry: str | None, server: str | None) -> tuple[str, bytes]:

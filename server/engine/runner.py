@@ -6,6 +6,7 @@ Owns the block pool's tensors, the model and the count of forward calls; knows n
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -41,11 +42,7 @@ class Runner:
         self.bytes_per_block = per_token * config.block_size
         self.blocks = config.kv_cache_bytes // self.bytes_per_block
         shape = (layers, max(self.blocks, 2), geometry.kv_heads, config.block_size, geometry.head_dim)
-        # Zeroed memory is mapped when it is first touched, so that an idle server takes what it uses.
-        self._cache = KVCache(
-            torch.zeros(shape, dtype=self._dtype, device=self._device),
-            torch.zeros(shape, dtype=self._dtype, device=self._device),
-        )
+        self._cache = KVCache(self._pool(shape), self._pool(shape))
         self._tables = Tables(config.block_size, self._device)
         self.forwards: Counter[str] = Counter()
 
@@ -138,6 +135,12 @@ class Runner:
             count = sum(row.count for row in members)
             contexts.append(RowContext(count, *prefix, group.input.blocks, len(group.input.token_ids)))
         return contexts
+
+    def _pool(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Zeros. On a CPU such as are mapped when they are first touched, so that an idle server takes what it uses."""
+        if self._device.type != "cpu":
+            return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        return torch.from_numpy(np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)).view(self._dtype).view(shape)
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

@@ -1,9 +1,10 @@
-"""Import from and export to PEFT, against PEFT's own forward pass."""
+"""Import from and export to PEFT for GPT-2, against PEFT's own forward pass."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from transformers import DynamicCache, GPT2LMHeadModel
 from prefixes.artifact import Prefix, read_prefix, write_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import IncompatiblePrefix, InvalidArtifact
-from prefixes.formats.peft import export_peft, import_peft
+from prefixes.formats.peft import import_peft
+from prefixes.formats.peft_export import export_peft
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 LENGTH = 5
@@ -126,14 +128,15 @@ def test_peft_loads_an_exported_prefix_with_equal_logits(
     saved: Path, backbone: Backbone, tmp_path: Path, peft_type: Any
 ) -> None:
     prefix = make_prefix(backbone.spec, length=LENGTH, seed=7)
-    export_peft(prefix, tmp_path / "adapter", peft_type=peft_type, base_model=str(saved), num_frozen_tokens=2)
+    folder, options = tmp_path / "adapter", {"peft_type": peft_type, "num_frozen_tokens": 2}
+    export_peft(prefix, folder, backbone.spec, base_model=str(saved), **options)
     expected = our_logits(backbone, prefix, offset=LENGTH)
-    torch.testing.assert_close(peft_logits(saved, tmp_path / "adapter"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(peft_logits(saved, folder), expected, atol=1e-5, rtol=0)
 
 
 def test_import_then_export_is_pefts_own_tensor(adapter: Path, backbone: Backbone, tmp_path: Path) -> None:
     prefix = import_peft(adapter, backbone.spec)
-    export_peft(prefix, tmp_path)  # an empty folder is as good as a new one
+    export_peft(prefix, tmp_path, backbone.spec)  # an empty folder is as good as a new one
     original, ours = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path))
     assert ours.keys() == original.keys() == {"prompt_embeddings"}
     assert torch.equal(ours["prompt_embeddings"], original["prompt_embeddings"])
@@ -152,7 +155,7 @@ def test_template_and_defaults_come_from_the_importer(adapter: Path, backbone: B
 @pytest.fixture
 def good(backbone: Backbone, tmp_path: Path) -> Path:
     folder = tmp_path / "good"
-    export_peft(make_prefix(backbone.spec, length=LENGTH), folder)
+    export_peft(make_prefix(backbone.spec, length=LENGTH), folder, backbone.spec)
     return folder
 
 
@@ -189,9 +192,17 @@ def fill_the_window(folder: Path) -> None:
         (only_pickle, InvalidArtifact, "only a pickled one, which is never opened"),
         (truncate, InvalidArtifact, "expected a safetensors file"),
         (lambda f: edit(f, peft_type="LORA"), InvalidArtifact, "expected PREFIX_TUNING or CARTRIDGE, got LORA"),
-        (lambda f: edit(f, task_type="SEQ_2_SEQ_LM"), InvalidArtifact, "encoder-decoder's, which is not supported yet"),
-        (lambda f: edit(f, num_transformer_submodules=2), InvalidArtifact, "encoder-decoder"),
-        (lambda f: edit(f, task_type="SEQ_CLS"), InvalidArtifact, "expected CAUSAL_LM, got SEQ_CLS"),
+        (lambda f: edit(f, task_type="SEQ_2_SEQ_LM"), IncompatiblePrefix, "CAUSAL_LM for a gpt2 .* got SEQ_2_SEQ_LM"),
+        (
+            lambda f: edit(f, num_transformer_submodules=2),
+            InvalidArtifact,
+            "submodules: expected 1 for CAUSAL_LM, got 2",
+        ),
+        (
+            lambda f: edit(f, task_type="SEQ_CLS"),
+            InvalidArtifact,
+            "expected CAUSAL_LM for a gpt2 backbone, got SEQ_CLS",
+        ),
         (lambda f: edit(f, num_layers=3), IncompatiblePrefix, "this backbone has 2, the prefix was made for 3"),
         (lambda f: edit(f, num_attention_heads=2), IncompatiblePrefix, "num_attention_heads: this backbone has 4"),
         (lambda f: edit(f, num_virtual_tokens=9), InvalidArtifact, "expected the tensor's 5, got 9"),
@@ -219,17 +230,20 @@ def test_another_method_of_pefts_is_named(saved: Path, backbone: Backbone, tmp_p
 
 
 def test_what_peft_cannot_hold_is_not_exported(backbone: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArtifact, match="expected one prefix, at the decoder"):
-        export_peft(make_prefix(backbone.spec, sites=("decoder", "cross")), tmp_path / "a")
-    with pytest.raises(InvalidArtifact, match="shifted"):
-        export_peft(make_prefix(backbone.spec, positions="unshifted"), tmp_path / "a")
+    with pytest.raises(InvalidArtifact, match=r"expected shifted positions at the decoder .* got unshifted"):
+        export_peft(make_prefix(backbone.spec, positions="unshifted"), tmp_path / "a", backbone.spec)
     with pytest.raises(InvalidArtifact, match="0 to 3 frozen tokens"):
-        export_peft(make_prefix(backbone.spec), tmp_path / "a", peft_type="CARTRIDGE", num_frozen_tokens=4)
+        export_peft(
+            make_prefix(backbone.spec), tmp_path / "a", backbone.spec, peft_type="CARTRIDGE", num_frozen_tokens=4
+        )
+    other = replace(backbone.spec, fingerprint="sha256:" + "0" * 64)
+    with pytest.raises(IncompatiblePrefix, match="backbone fingerprint"):
+        export_peft(make_prefix(backbone.spec), tmp_path / "a", other)
     assert not list(tmp_path.iterdir())
 
 
 def test_export_never_overwrites(backbone: Backbone, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(FileExistsError, match="expected a new or empty folder"):
-        export_peft(make_prefix(backbone.spec), tmp_path)
+        export_peft(make_prefix(backbone.spec), tmp_path, backbone.spec)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

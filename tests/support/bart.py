@@ -43,30 +43,34 @@ def tiny_bart_model(
     logits_bias: bool = False,
     **config: Any,
 ) -> Any:
-    """A random BART of ``layers`` (encoder, decoder); every weight, norm and bias random, large enough to matter.
+    """A random BART of ``layers`` (encoder, decoder), every norm and bias random too, that says more than one word.
 
-    ``logits_bias`` gives the head one as well; it is zero in the published checkpoints.
+    ``logits_bias`` gives the head a bias as well; it is zero in the published checkpoints.
     """
     settings = {
         "vocab_size": vocab_size, "d_model": 32, "encoder_layers": layers[0], "decoder_layers": layers[1],
         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
-        "max_position_embeddings": window, "init_std": 0.3, "activation_function": "gelu",
+        "max_position_embeddings": window, "init_std": 0.12, "activation_function": "gelu",
     }  # fmt: skip
     torch.manual_seed(seed)
     model: Any = BartForConditionalGeneration(BartConfig(**{**settings, **config})).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith(".bias"):  # transformers starts them at one and zero
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+            if "norm" in name and name.endswith("weight"):  # of any sign: else a token's likeliest successor is itself
+                parameter.normal_()
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+            elif "shared" in name or "embed_positions" in name:  # as loud as the layers behind them
+                parameter.mul_(2.5)
         if logits_bias:
-            model.final_logits_bias.normal_()
+            model.final_logits_bias.normal_(std=0.3)
     return model.requires_grad_(False)
 
 
 def save_tiny_bart(
     folder: Path, *, generation: Mapping[str, Any] | None = None, tokens: int = 300, **model: Any
 ) -> Any:
-    """``tiny_bart_model(**model)`` saved to ``folder`` with a tokenizer; ``generation`` goes to its generation config."""
+    """``tiny_bart_model(**model)`` saved to ``folder`` with a tokenizer; ``generation`` adds to its own config."""
     save_tiny_bart_tokenizer(folder, tokens)
     made = tiny_bart_model(**model)
     for key, value in (generation or {}).items():

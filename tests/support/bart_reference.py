@@ -2,8 +2,8 @@
 and values of all three sites.
 
 Reads the weights of a transformers ``BartForConditionalGeneration`` and computes with matmul and softmax alone, in the
-model's dtype, differentiable in the prefix. That it is BART is proven in ``tests/parity/test_bart_reference.py``. Greedy
-and beam search around it are transformers' own. Knows nothing of the engine.
+model's dtype, differentiable in the prefix. That it is BART is proven in ``tests/parity/test_bart_reference.py``.
+Greedy and beam search around it are transformers' own. Knows nothing of the engine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ PrefixKV = Mapping[Site, tuple[Tensor, Tensor]]
 POSITION_OFFSET = 2  # BART's tables of positions begin with two rows that no token uses
 
 
-def parts_of(prefix: Prefix | None, dtype: torch.dtype) -> tuple[dict[Site, tuple[Tensor, Tensor]], dict[Site, Positions]]:
+Parts = tuple[dict[Site, tuple[Tensor, Tensor]], dict[Site, Positions]]
+
+
+def parts_of(prefix: Prefix | None, dtype: torch.dtype) -> Parts:
     """An artifact as the functions below take it: tensors in ``dtype``, and how positions count; None has neither."""
     if prefix is None:
         return {}, {}
@@ -46,7 +49,8 @@ def reference_logits(
 
     ``positions[site]`` "shifted": tokens of that site start at position ``prefix_len``; "unshifted": at 0.
     """
-    return reference_decode(model, reference_encode(model, input_ids, prefix, positions), decoder_ids, prefix, positions)
+    encoded = reference_encode(model, input_ids, prefix, positions)
+    return reference_decode(model, encoded, decoder_ids, prefix, positions)
 
 
 def reference_encode(
@@ -76,7 +80,8 @@ def reference_decode(
         attended = _attention(layer.encoder_attn, heads, x, encoded, _of_layer(prefix, "cross", index), causal=False)
         x = _norm(layer.encoder_attn_layer_norm, x + attended)
         x = _norm(layer.final_layer_norm, x + _feed_forward(model.config, layer, x))
-    return x @ model.lm_head.weight.T + model.final_logits_bias[0]
+    logits: Tensor = x @ model.lm_head.weight.T + model.final_logits_bias[0]
+    return logits
 
 
 def _offset(site: Site, prefix: PrefixKV, positions: Mapping[Site, str]) -> int:
@@ -91,10 +96,9 @@ def _of_layer(prefix: PrefixKV, site: Site, layer: int) -> tuple[Tensor, Tensor]
 
 
 def _embed(config: Any, module: Any, token_ids: Sequence[int], offset: int) -> Tensor:
-    first = POSITION_OFFSET + offset
-    tokens = module.embed_tokens.weight[list(token_ids)] * (math.sqrt(config.d_model) if config.scale_embedding else 1.0)
+    first, scale = POSITION_OFFSET + offset, math.sqrt(config.d_model) if config.scale_embedding else 1.0
     places = module.embed_positions.weight[first : first + len(token_ids)]
-    return _norm(module.layernorm_embedding, tokens + places)
+    return _norm(module.layernorm_embedding, module.embed_tokens.weight[list(token_ids)] * scale + places)
 
 
 def _attention(

@@ -31,6 +31,19 @@ def make_backbone_spec(
     )
 
 
+def make_encoder_decoder_spec(*, encoder_layers: int = 3, decoder_layers: int = 2) -> BackboneSpec:
+    """A BART-like spec without a model behind it; its encoder is deeper than its decoder."""
+    decoder = SiteGeometry(decoder_layers, 2, 4)
+    return BackboneSpec(
+        family="bart",
+        sites={"decoder": decoder, "encoder": SiteGeometry(encoder_layers, 2, 4), "cross": decoder},
+        hidden_size=8,
+        vocab_size=100,
+        max_positions=64,
+        fingerprint=FINGERPRINT,
+    )
+
+
 def make_prefix(
     backbone: BackboneSpec | None = None,
     *,
@@ -43,14 +56,17 @@ def make_prefix(
     defaults: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Prefix:
-    """A valid random prefix for ``backbone`` (or a tiny one): the same content for the same arguments."""
+    """A valid random prefix for ``backbone`` (or a tiny one): the same content for the same arguments.
+
+    Cross-attention's is unshifted, whatever ``positions`` says: it has no other.
+    """
     backbone = backbone or make_backbone_spec()
     generator = torch.Generator().manual_seed(seed)
     name = str(dtype).removeprefix("torch.")
     sited, tensors = {}, {}
     for site in sites:
         geometry = backbone.sites.get(site) or next(iter(backbone.sites.values()))
-        sited[site] = SitePrefix(length, positions, geometry, name)
+        sited[site] = SitePrefix(length, "unshifted" if site == "cross" else positions, geometry, name)
         for part in ("key", "value"):
             shape = (geometry.layers, length, geometry.kv_heads, geometry.head_dim)
             tensors[f"{site}.{part}"] = torch.randn(shape, generator=generator).to(dtype)

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from safetensors.torch import load, save
 
 from prefixes.artifact import MAX_HEADER_BYTES, Prefix, read_prefix, read_spec, version_of, write_prefix
 from prefixes.errors import InvalidArtifact
-from prefixes.spec import PrefixSpec
+from prefixes.spec import SITES, Positions, PrefixSpec, Site, SiteGeometry, SitePrefix
 from prefixes.spec_json import spec_from_dict, spec_to_dict
-from tests.support.prefixes import make_prefix
+from tests.support.prefixes import FINGERPRINT, make_prefix
 
 DEFAULTS = {"num_beams": 5, "temperature": 0.7, "stop": ["\n"], "early_stopping": "never", "do_sample": False}
 ORIGIN = {"method": "mlp", "data": "sha256:00", "hyper": {"lr": 8e-5, "epochs": 5, "words": ["é", "名"], "x": None}}
@@ -49,6 +50,76 @@ def test_round_trip_is_exact_in_every_dtype(dtype: torch.dtype) -> None:
     data = write_prefix(prefix)
     assert same(read_prefix(data, expected_version=version_of(prefix)), prefix)
     assert read_spec(data) == prefix.spec
+
+
+SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(SITES, size)]
+
+
+def three_sites(sites: tuple[Site, ...], shifted: tuple[Site, ...]) -> Prefix:
+    """Every site with a length, a geometry and a dtype of its own."""
+    geometry = {"decoder": SiteGeometry(2, 2, 4), "encoder": SiteGeometry(3, 4, 2), "cross": SiteGeometry(2, 2, 4)}
+    lengths, dtypes = (
+        {"decoder": 1, "encoder": 4, "cross": 7},
+        {"decoder": "float32", "encoder": "bfloat16", "cross": "float16"},
+    )
+    sited, tensors = {}, {}
+    for seed, site in enumerate(sites):
+        positions: Positions = "shifted" if site in shifted else "unshifted"
+        sited[site] = SitePrefix(lengths[site], positions, geometry[site], dtypes[site])
+        shape = (geometry[site].layers, lengths[site], geometry[site].kv_heads, geometry[site].head_dim)
+        generator = torch.Generator().manual_seed(seed)
+        for part in ("key", "value"):
+            tensors[f"{site}.{part}"] = torch.randn(shape, generator=generator).to(getattr(torch, dtypes[site]))
+    return Prefix(PrefixSpec(FINGERPRINT, sited), tensors)
+
+
+@pytest.mark.parametrize("shifted", [(), ("decoder",), ("encoder",), ("decoder", "encoder")])
+@pytest.mark.parametrize("sites", SUBSETS)
+def test_any_subset_of_sites_comes_back_with_its_own_geometry_and_positions(
+    sites: tuple[Site, ...], shifted: tuple[Site, ...]
+) -> None:
+    prefix = three_sites(sites, shifted)
+    read = read_prefix(write_prefix(prefix), expected_version=version_of(prefix))
+    assert same(read, prefix)
+    assert read.tensors.keys() == {f"{site}.{part}" for site in sites for part in ("key", "value")}
+    for site in SITES:
+        assert read.spec.length(site) == prefix.spec.length(site)
+        counted = site in shifted and site in sites
+        assert read.spec.position_offset(site) == (prefix.spec.length(site) if counted else 0)
+
+
+def test_how_positions_count_is_part_of_the_version() -> None:
+    sites: tuple[Site, ...] = ("decoder", "encoder")
+    ways: list[tuple[Site, ...]] = [(), ("decoder",), ("encoder",), sites]
+    assert len({version_of(three_sites(sites, shifted)) for shifted in ways}) == len(ways)
+
+
+def test_a_site_without_its_tensors_and_tensors_without_their_site_are_refused() -> None:
+    prefix = three_sites(SITES, ())
+    some = {name: tensor for name, tensor in prefix.tensors.items() if name != "cross.value"}
+    with pytest.raises(InvalidArtifact, match=r"tensors: expected .*cross\.value.*; got cross\.key, decoder\.key"):
+        write_prefix(Prefix(prefix.spec, some))
+    fewer = replace(prefix.spec, sites={site: prefix.spec.sites[site] for site in ("decoder", "cross")})
+    with pytest.raises(InvalidArtifact, match=r"expected cross\.key, .*; got .*encoder\.key"):
+        write_prefix(Prefix(fewer, prefix.tensors))
+
+
+def test_tensors_of_another_sites_geometry_are_refused() -> None:
+    prefix = three_sites(SITES, ())
+    tensors = {**prefix.tensors, "encoder.key": prefix.tensors["decoder.key"].bfloat16()}
+    with pytest.raises(InvalidArtifact, match=r"'encoder.key': expected bfloat16 \(3, 4, 4, 2\), got .*\(2, 1, 2, 4\)"):
+        write_prefix(Prefix(prefix.spec, tensors))
+
+
+def test_a_shifted_prefix_at_cross_attention_is_refused_in_memory_as_in_a_file() -> None:
+    """Nothing counts positions there: a reader that took `shifted` for meaning something would shift the wrong site."""
+    prefix = three_sites(("cross",), ("cross",))
+    with pytest.raises(InvalidArtifact, match="site 'cross': positions: expected unshifted, got 'shifted'"):
+        write_prefix(prefix)
+    raw = spec_to_dict(three_sites(("cross",), ()).spec)
+    raw["sites"]["cross"]["positions"] = "shifted"
+    with pytest.raises(InvalidArtifact, match="expected unshifted, got 'shifted'"):
+        spec_from_dict(raw)
 
 
 def test_the_file_is_plain_safetensors_with_the_tensors_named_by_site() -> None:
@@ -172,8 +243,12 @@ def test_random_bytes_are_an_invalid_artifact(noise: bytes, claimed: int) -> Non
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*spec_to_dict(PREFIX.spec), "decoder", "length", "x"]), inner, max_size=6),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*spec_to_dict(PREFIX.spec), "decoder", "length", "x"]), inner, max_size=6
+            )
+        ),
         max_leaves=12,
     )
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from typer.testing import CliRunner
 from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.cli import app
-from prefixes.formats.peft import export_peft
+from prefixes.formats.peft_export import export_peft
 from prefixes.registry import open_registry
+from tests.support.bart import save_tiny_bart
+from tests.support.paper import PublishedPrefix
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 PREFIXES = [make_prefix(seed=seed, defaults={"num_beams": 5}) for seed in range(3)]
@@ -145,7 +148,7 @@ def test_peft_goes_out_and_comes_back(shell: Shell, tmp_path: Path) -> None:
     save_tiny_gpt2(tmp_path / "backbone")
     spec = load_backbone(str(tmp_path / "backbone")).spec
     prefix = make_prefix(spec, length=4, template="{input} =>")
-    export_peft(prefix, tmp_path / "adapter")
+    export_peft(prefix, tmp_path / "adapter", spec)
     imported = shell.json(
         "import", "peft", str(tmp_path / "adapter"), "--task", "e2e", "--backbone", str(tmp_path / "backbone"),
         "--template", "{input} =>", "--defaults", '{"num_beams": 5}', "--record", '{"from": "peft"}',
@@ -155,11 +158,78 @@ def test_peft_goes_out_and_comes_back(shell: Shell, tmp_path: Path) -> None:
     registry = open_registry(shell.url)
     read = read_prefix(registry.fetch("default", imported["version"]), expected_version=imported["version"])
     assert all(torch.equal(read.tensors[name], prefix.tensors[name]) for name in prefix.tensors)
-    result = shell.run("export", "peft", "e2e", str(tmp_path / "again"), "--type", "CARTRIDGE")
+    backbone = ["--backbone", str(tmp_path / "backbone")]
+    result = shell.run("export", "peft", "e2e", str(tmp_path / "again"), "--type", "CARTRIDGE", *backbone)
     assert "PEFT has no place for {'template': '{input} =>'" in result.stderr
     assert json.loads((tmp_path / "again/adapter_config.json").read_text())["peft_type"] == "CARTRIDGE"
-    assert "expected a new or empty folder" in shell.error("export", "peft", "e2e", str(tmp_path / "again"))
-    shell.run("export", "peft", "e2e", str(tmp_path / "other"), "--type", "LORA", code=2)
+    assert "expected a new or empty folder" in shell.error("export", "peft", "e2e", str(tmp_path / "again"), *backbone)
+    shell.run("export", "peft", "e2e", str(tmp_path / "other"), "--type", "LORA", *backbone, code=2)
+    shell.run("export", "peft", "e2e", str(tmp_path / "other"), code=2)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_prefix_on_several_sites_does_not_go_out_to_peft(shell: Shell, tmp_path: Path) -> None:
+    folder = tmp_path / "backbone"
+    save_tiny_bart(folder)
+    prefix = make_prefix(load_backbone(str(folder)).spec, sites=("encoder", "decoder", "cross"))
+    (tmp_path / "a.safetensors").write_bytes(write_prefix(prefix))
+    shell.run("publish", str(tmp_path / "a.safetensors"), "--task", "sum")
+    message = shell.error("export", "peft", "sum", str(tmp_path / "out"), "--backbone", str(folder))
+    assert "the decoder alone, which is all that PEFT holds; got one at cross, decoder, encoder" in message
+    assert not (tmp_path / "out").exists()
+
+
+def save_paper(folder: Path, backbone: Path) -> PublishedPrefix:
+    published = PublishedPrefix(load_backbone(str(backbone)).spec)
+    folder.mkdir()
+    torch.save(published.state_dict(), folder / "pytorch_model.bin")
+    return published
+
+
+@pytest.mark.parametrize(
+    ("save", "template"), [(save_tiny_gpt2, "{input}"), (save_tiny_bart, "<s>{input}</s>")], ids=["gpt2", "bart"]
+)
+def test_an_import_without_a_template_takes_the_backbones_own(
+    save: Callable[[Path], Any], template: str, shell: Shell, tmp_path: Path
+) -> None:
+    """An encoder-decoder's input stands between its tokens for begin and end, as transformers' tokenizer put it."""
+    backbone = tmp_path / "backbone"
+    save(backbone)
+    spec = load_backbone(str(backbone)).spec
+    save_paper(tmp_path / "paper", backbone)
+    export_peft(make_prefix(spec), tmp_path / "peft", spec)
+    for kind in ("paper", "peft"):
+        arguments = ["import", kind, str(tmp_path / kind), "--task", kind, "--backbone", str(backbone)]
+        assert shell.json(*arguments)["spec"]["template"] == template
+        assert shell.json(*arguments, "--template", " {input} =>")["spec"]["template"] == " {input} =>"
+
+
+def test_the_papers_checkpoint_is_published_folded(shell: Shell, tmp_path: Path) -> None:
+    save_tiny_bart(tmp_path / "backbone")
+    published = save_paper(tmp_path / "checkpointepoch=1.ckpt", tmp_path / "backbone")
+    imported = shell.json(
+        "import", "paper", str(tmp_path / "checkpointepoch=1.ckpt"), "--task", "acme/xsum", "--alias", "canary",
+        "--backbone", str(tmp_path / "backbone"), "--defaults", '{"num_beams": 6}', "--record", '{"from": "them"}',
+    )  # fmt: skip
+    assert imported["spec"]["sites"].keys() == {"decoder", "encoder", "cross"}
+    assert (imported["spec"]["defaults"], imported["record"]) == ({"num_beams": 6}, {"from": "them"})
+    assert imported["aliases"] == {"canary": imported["version"]}
+    read = read_prefix(
+        open_registry(shell.url).fetch("acme", imported["version"]), expected_version=imported["version"]
+    )
+    for layer, (key, _) in enumerate(published.prompt("cross")):
+        torch.testing.assert_close(read.tensors["cross.key"][layer], key[0].transpose(0, 1))
+
+
+def test_a_checkpoint_that_is_refused_publishes_nothing(shell: Shell, tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path / "backbone")
+    torch.save({"wte.weight": torch.ones(3, 32)}, tmp_path / "x.bin")
+    arguments = ["--task", "e2e", "--backbone", str(tmp_path / "backbone")]
+    assert "got a prefix of embeddings (wte alone)" in shell.error(
+        "import", "paper", str(tmp_path / "x.bin"), *arguments
+    )
+    assert "expected a folder with pytorch_model.bin" in shell.error("import", "paper", "/nowhere/x", *arguments)
+    assert not (shell.folder / "registry").exists()
 
 
 def test_verify_finds_the_damaged_one(shell: Shell) -> None:

@@ -1,0 +1,109 @@
+"""A Prefix to a folder that PEFT loads, without PEFT itself.
+
+Owns what PEFT can hold and the folder's files; the tensor's layout is ``peft_layout``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save as save_safetensors
+
+from prefixes.artifact import Prefix, check_prefix
+from prefixes.errors import InvalidArtifact
+from prefixes.formats.peft import CONFIG, PEFT_TYPES, TENSOR, WEIGHTS
+from prefixes.formats.peft_layout import PeftType, fitting_layers, is_encoder_decoder, pack, taken_layers
+from prefixes.spec import BackboneSpec, SitePrefix, check_compatible
+
+
+def export_peft(
+    prefix: Prefix,
+    folder: str | Path,
+    backbone: BackboneSpec,
+    *,
+    peft_type: PeftType = "PREFIX_TUNING",
+    base_model: str | None = None,
+    num_frozen_tokens: int = 1,
+) -> None:
+    """Write ``prefix``, made for ``backbone``, to a new or empty ``folder`` such that ``PeftModel.from_pretrained``
+    loads it and computes the same.
+
+    Template and default parameters have no place there and stay behind. ``base_model`` is what PEFT notes as the
+    model's name; ``num_frozen_tokens`` counts for cartridges alone. Raises InvalidArtifact for what PEFT cannot hold
+    (other sites than the decoder, unshifted positions), IncompatiblePrefix for another backbone's prefix,
+    FileExistsError for a folder with something in it.
+    """
+    check_prefix(prefix)
+    check_compatible(prefix.spec, backbone)
+    sited = _exportable(prefix)
+    if peft_type not in PEFT_TYPES or not 0 <= num_frozen_tokens <= sited.length:
+        raise InvalidArtifact(
+            f"export to PEFT: expected {' or '.join(PEFT_TYPES)} and 0 to {sited.length} frozen tokens, "
+            f"got {peft_type} and {num_frozen_tokens}"
+        )
+    trained = fitting_layers(backbone)
+    taken = taken_layers(backbone, trained)
+    flat = pack(prefix.tensors["decoder.key"], prefix.tensors["decoder.value"], taken, trained)
+    own = {"prefix_projection": False, "encoder_hidden_size": backbone.hidden_size}
+    config = {
+        "peft_type": peft_type,
+        "task_type": "SEQ_2_SEQ_LM" if is_encoder_decoder(backbone) else "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "num_virtual_tokens": sited.length,
+        "num_layers": trained,
+        "num_attention_heads": sited.geometry.kv_heads,
+        "token_dim": sited.geometry.kv_heads * sited.geometry.head_dim,
+        "num_transformer_submodules": 2 if is_encoder_decoder(backbone) else 1,
+        **(own if peft_type == "PREFIX_TUNING" else {"num_frozen_tokens": num_frozen_tokens}),
+    }
+    files = {
+        CONFIG: json.dumps(config, indent=2, sort_keys=True).encode() + b"\n",
+        WEIGHTS: save_safetensors({TENSOR: flat}, metadata={"format": "pt"}),
+    }
+    _write_folder(Path(folder), files)
+
+
+def _exportable(prefix: Prefix) -> SitePrefix:
+    got = list(prefix.spec.sites)
+    sited = prefix.spec.sites.get("decoder")
+    if sited is None or len(got) > 1:
+        raise InvalidArtifact(
+            f"export to PEFT: expected a prefix at the decoder alone, which is all that PEFT holds; got one at "
+            f"{', '.join(got)}",
+            expected=["decoder"],
+            got=got,
+        )
+    if sited.positions != "shifted":
+        raise InvalidArtifact(
+            "export to PEFT: expected shifted positions at the decoder (transformers counts them from the cache's "
+            f"length), got {sited.positions}",
+            expected="shifted",
+            got=sited.positions,
+        )
+    return sited
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All files or none: written beside the folder, then renamed into its place."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: expected a new or empty folder")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        for name, data in files.items():
+            with (temporary / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

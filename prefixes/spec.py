@@ -185,8 +185,8 @@ def check_compatible(prefix: PrefixSpec, backbone: BackboneSpec) -> None:
             )
         if site == "cross" and sited.positions == "shifted":
             raise IncompatiblePrefix(
-                "positions at site 'cross': expected 'unshifted' (its keys are the encoder's, which have no positions of "
-                "their own there), got 'shifted'",
+                "positions at site 'cross': expected 'unshifted' (its keys are the encoder's, which have no positions "
+                "of their own there), got 'shifted'",
                 expected="unshifted",
                 got="shifted",
             )

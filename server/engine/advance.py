@@ -28,6 +28,12 @@ def unexpected(error: Exception) -> EngineFailure:
     return EngineFailure(f"the engine failed with {type(error).__name__}")
 
 
+def _check_finite(greatest: torch.Tensor) -> None:
+    """``greatest`` of each row, NaN where the row has any."""
+    if not bool(torch.isfinite(greatest).all()):
+        raise EngineFailure("the model's output for this row is not finite")
+
+
 class Advance:
     """Takes in the logits of one step after the other."""
 
@@ -36,12 +42,13 @@ class Advance:
         scheduler: Scheduler,
         reporter: Reporter,
         rules: TokenRules,
+        top_log_probs: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]],
         *,
         finish: Callable[[Group], Finished],
         fail: Callable[[Group, PrefixdError], Failed],
     ) -> None:
         self._scheduler, self._reporter, self._rules = scheduler, reporter, rules
-        self._sampler = Sampler(rules.eos)
+        self._sampler, self._top = Sampler(rules.eos), top_log_probs
         self._finish, self._fail = finish, fail
 
     def __call__(self, rows: list[ScheduledRow], logits: torch.Tensor, events: list[Event]) -> None:
@@ -70,8 +77,7 @@ class Advance:
         if choices:
             for (group, sequence), chosen in zip(chosen_by, self._sampler.choose(logits, choices), strict=True):
                 self._guard(group, events, self._take_token, sequence, chosen)
-        for group, indices in beams.values():
-            self._guard(group, events, self._choose_beams, logits[indices])
+        self._advance_beams(list(beams.values()), logits, events)
 
     def _choice(self, group: Group, sequence: Sequence, index: int) -> Choice:
         tokens, params = sequence.token_ids, group.request.params
@@ -90,6 +96,19 @@ class Advance:
         except Exception as error:
             log.exception("a row failed; its request ends with an error")
             events.append(self._fail(group, unexpected(error)))
+
+    def _processed_scores(self, group: Group, logits: torch.Tensor, generated: list[list[int]]) -> torch.Tensor:
+        """Log-probabilities ``(rows, vocab)`` after penalties, bans and forced tokens."""
+        params, rows = group.request.params, group.sequences
+        forced = self._rules.forced(group.prompt_length, len(generated[0]), group.max_new_tokens)
+        if forced is not None:
+            scores = torch.full_like(logits, -torch.inf)
+            scores[:, forced] = 0
+            return scores
+        return torch.stack([
+            processed(row_scores, row.token_ids, len(generated[0]), params, self._rules.eos)
+            for row_scores, row in zip(torch.log_softmax(logits, dim=1), rows, strict=True)
+        ])
 
     def _take_token(self, group: Group, sequence: Sequence, chosen: Chosen) -> list[Event]:
         if chosen.token_id is None:
@@ -113,23 +132,43 @@ class Advance:
         event = TokenEvent(group.request.request_id, sequence.index, text, (token,), logprobs)
         return [event] if group.active else [event, self._finish(group)]
 
-    def _choose_beams(self, group: Group, logits: torch.Tensor) -> list[Event]:
+    def _advance_beams(self, groups: list[tuple[Group, list[int]]], logits: torch.Tensor, events: list[Event]) -> None:
+        """Groups whose scores nothing changes need only each row's best tokens, which are found for all at once."""
+        plain = [entry for entry in groups if not self._changes(entry[0])]
+        best: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        if plain:
+            rows = [index for _, indices in plain for index in indices]
+            chosen = logits if len(rows) == logits.shape[0] else logits[rows]
+            most = max(group.beams.candidates for group, _ in plain if group.beams)
+            values, ids = self._top(chosen, min(most, logits.shape[1]))
+            begin = 0
+            for group, indices in plain:
+                part = slice(begin, begin + len(indices))
+                best[id(group)] = (values[part], ids[part])
+                begin += len(indices)
+        for group, indices in groups:
+            self._guard(group, events, self._choose_beams, logits, indices, best.get(id(group)))
+
+    def _changes(self, group: Group) -> bool:
+        """Whether anything but the model decides the group's next tokens."""
+        generated = len(group.sequences[0].token_ids) - group.prompt_length
+        forced = self._rules.forced(group.prompt_length, generated, group.max_new_tokens)
+        return forced is not None or changes_scores(group.request.params, generated)
+
+    def _choose_beams(
+        self, group: Group, logits: torch.Tensor, indices: list[int], best: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> list[Event]:
         assert group.beams is not None
-        if not bool(torch.isfinite(logits.amax(dim=1)).all()):
-            raise EngineFailure("the model's output for this row is not finite")
-        parents, params = group.sequences, group.request.params
+        parents = group.sequences
         generated = [group.generated(row) for row in parents]
-        scores = torch.log_softmax(logits, dim=1)
-        forced = self._rules.forced(group.prompt_length, len(generated[0]), group.max_new_tokens)
-        if forced is not None:
-            scores = torch.full_like(scores, -torch.inf)
-            scores[:, forced] = 0
-        elif changes_scores(params, len(generated[0])):
-            scores = torch.stack([
-                processed(row_scores, row.token_ids, len(generated[0]), params, self._rules.eos)
-                for row_scores, row in zip(scores, parents, strict=True)
-            ])
-        running = group.beams.advance(scores, generated)
+        if best is None:
+            own = logits[indices]
+            _check_finite(own.amax(dim=1))
+            running = group.beams.advance(self._processed_scores(group, own, generated), generated)
+        else:
+            values, ids = (part[:, : group.beams.candidates] for part in best)
+            _check_finite(values[:, 0])
+            running = group.beams.choose(values, ids, generated)
         self._reporter.token(group, parents[0])
         if group.beams.done:
             return [self._finish(group)]

@@ -47,8 +47,21 @@ class BeamSearch:
     finished: list[Hypothesis] = field(default_factory=list)  # best first
     done: bool = False
 
+    @property
+    def candidates(self) -> int:
+        """How many of the best continuations of each row ``advance`` looks at, where the vocabulary has as many."""
+        return max(2, 1 + len(self.rules.eos)) * self.params.num_beams
+
     def advance(self, log_probs: torch.Tensor, generated: list[list[int]]) -> list[Continuation]:
         """One step: ``log_probs (rows, vocab)`` float32, processed; ``generated`` are the rows' tokens so far.
+
+        Returns the ``num_beams`` running beams, best first (none once ``done``).
+        """
+        values, ids = torch.topk(log_probs, min(self.candidates, log_probs.shape[1]))
+        return self.choose(values, ids, generated)
+
+    def choose(self, values: torch.Tensor, ids: torch.Tensor, generated: list[list[int]]) -> list[Continuation]:
+        """As ``advance``, from each row's best ``candidates`` alone: log-probabilities, best first, and token ids.
 
         Returns the ``num_beams`` running beams, best first (none once ``done``).
         """
@@ -59,16 +72,15 @@ class BeamSearch:
             # As in transformers, the search begins with beams that are all the same, of which all but one never win:
             # they fill up where the first token is forced.
             self.scores = [np.float32(0.0)] + [_NEVER] * (beams - 1)
-            log_probs = log_probs.expand(beams, -1)
+            values, ids = values.expand(beams, -1), ids.expand(beams, -1)
             generated = generated * beams
-        total = log_probs + torch.tensor(self.scores, dtype=torch.float32, device=log_probs.device)[:, None]
-        eos = self.rules.eos
-        keep = min(max(2, 1 + len(eos)) * beams, total.numel())
-        top = torch.topk(total.flatten(), keep)
-        vocab = log_probs.shape[1]
+        eos, width = self.rules.eos, values.shape[1]
+        total = values.cpu().numpy() + np.array(self.scores, np.float32)[:, None]
+        best = np.argsort(-total, axis=None, kind="stable")[: self.candidates]
+        tokens = ids.cpu().numpy()
         candidates = [
-            Continuation(index // vocab if started else 0, index % vocab, np.float32(score))
-            for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            Continuation(int(row) if started else 0, int(tokens[row, rank]), total[row, rank])
+            for row, rank in zip(best // width, best % width, strict=True)
         ]
         at_limit = length >= self.max_new_tokens
         running = [c for c in candidates if not at_limit and c.token_id not in eos][:beams]

@@ -93,7 +93,9 @@ class Engine:
         self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, pace)
         self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._prefixes, self._scheduler)
         self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
-        self._advance = Advance(self._scheduler, self._reporter, self._rules, finish=self._finish, fail=self._fail)
+        self._advance = Advance(
+            self._scheduler, self._reporter, self._rules, kernels.top_log_probs, finish=self._finish, fail=self._fail
+        )
         self._groups: dict[str, Group] = {}
 
     # --- requests ---

@@ -24,6 +24,7 @@ from server.engine.kernels.base import Kernels, KVCache, PagedAttention, PagedBa
 from server.engine.models import load_model
 from server.engine.prefix_store import SiteBlocks
 from server.engine.scheduler import ScheduledRow
+from server.engine.sequence import EncodedInput
 from server.engine.tables import RowContext, Tables
 
 
@@ -44,6 +45,7 @@ class Runner:
         shape = (layers, max(self.blocks, 2), geometry.kv_heads, config.block_size, geometry.head_dim)
         self._cache = KVCache(self._pool(shape), self._pool(shape))
         self._tables = Tables(config.block_size, self._device)
+        self._underway: tuple[tuple[EncodedInput, ...], torch.Tensor] | None = None  # inputs that the encoder is at
         self.forwards: Counter[str] = Counter()
 
     def write_prefix(self, prefix: Prefix, blocks: SiteBlocks) -> None:
@@ -85,15 +87,22 @@ class Runner:
             positions = [np.arange(o, o + n) for o, n in zip(offsets, lengths, strict=True)]
             hidden = self._encoder.embed(self._tensor(np.array(ids)), self._tensor(np.concatenate(positions)))
         else:
-            hidden = torch.cat([encoded.hidden for encoded in work.inputs if encoded.hidden is not None])
+            hidden = self._joined(work)
         attention = PagedAttention(self._kernels, self._cache, {"encoder": batch, "cross": batch})
         hidden = self._encoder.advance(hidden, work.units, attention)
         ended = work.units.stop == self.encoder_units
+        self._underway = None if ended else (work.inputs, hidden)
         for encoded, part in zip(work.inputs, hidden.split(batch.counts), strict=True):
-            encoded.hidden = None if ended else part.clone() if len(work.inputs) > 1 else part
+            encoded.hidden = None if ended else part
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # the pace is kept by what a call really takes
         return time.monotonic() - began
+
+    def _joined(self, work: EncoderWork) -> torch.Tensor:
+        """What the inputs' next units take: as the last call left it, where nobody has left the cohort since."""
+        if self._underway and self._underway[0] == work.inputs:
+            return self._underway[1]
+        return torch.cat([encoded.hidden for encoded in work.inputs if encoded.hidden is not None])
 
     @torch.inference_mode()
     def decoder(self, rows: Sequence[ScheduledRow]) -> torch.Tensor:
@@ -140,7 +149,8 @@ class Runner:
         """Zeros. On a CPU such as are mapped when they are first touched, so that an idle server takes what it uses."""
         if self._device.type != "cpu":
             return torch.zeros(shape, dtype=self._dtype, device=self._device)
-        return torch.from_numpy(np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)).view(self._dtype).view(shape)
+        untouched = np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)
+        return torch.from_numpy(untouched).view(self._dtype).view(shape)
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

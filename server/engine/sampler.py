@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from server.engine.noise import gumbel
@@ -37,6 +38,16 @@ class Chosen:
     logprob: TokenLogprob | None = None
 
 
+def best_tokens(logits: torch.Tensor) -> tuple[list[bool], list[int]]:
+    """Each row's likeliest token, and whether the row is finite: NaN wins a maximum, so a row with any has it there."""
+    if logits.device.type == "cpu":  # numpy's is one quick pass; torch shares even a few rows out to its threads
+        array = logits.numpy()
+        tokens = array.argmax(axis=1)
+        return np.isfinite(array[np.arange(len(tokens)), tokens]).tolist(), tokens.tolist()
+    best, indices = logits.max(dim=1)
+    return torch.isfinite(best).tolist(), indices.tolist()
+
+
 class Sampler:
     """Next tokens from float32 logits."""
 
@@ -45,8 +56,7 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor, choices: Sequence[Choice]) -> list[Chosen]:
         """``logits (n, vocab)`` -> one token for each choice. Plain greedy rows share one argmax."""
-        best, tokens = logits.max(dim=1)  # NaN wins a maximum, so a row with any has a NaN here
-        finite, greedy = torch.isfinite(best).tolist(), tokens.tolist()
+        finite, greedy = best_tokens(logits)
         return [
             self._one(logits[choice.logits_index], choice, greedy[choice.logits_index])
             if finite[choice.logits_index]

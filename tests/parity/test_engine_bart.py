@@ -39,7 +39,8 @@ class BartLibrary(Library):
     """Random prefixes on the sites of ``SUBSETS``, one task each."""
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone, [int(bool(sites)) for sites, _ in SUBSETS], make=functools.partial(self._make, backbone))
+        some = [int(bool(sites)) for sites, _ in SUBSETS]
+        super().__init__(backbone, some, make=functools.partial(self._make, backbone))
 
     @staticmethod
     def _make(backbone: Backbone, index: int, length: int) -> Any:

@@ -74,6 +74,56 @@ def attend(kernels: Kernels, case: Case) -> torch.Tensor:
     return kernels.paged_attention(case.qkv[:, 0], case.cache, 1, case.batch)
 
 
+@pytest.mark.parametrize("vocab", [5, 64, 65, 1000])
+def test_the_most_likely_tokens_are_those_of_log_softmax(kernels: Kernels, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(70, vocab, generator=generator) * 4
+    logits[3, : vocab - 1] = -torch.inf  # all but one banned
+    logits[4] = logits[4].sort().values
+    logits[5] = logits[5].sort(descending=True).values
+    for rows, count in ((1, 1), (9, 4), (70, 5)):
+        values, ids = kernels.top_log_probs(logits[:rows], count)
+        expected = torch.log_softmax(logits[:rows].double(), dim=1)
+        assert torch.allclose(values.double(), torch.topk(expected, count).values, rtol=0, atol=1e-5)
+        assert torch.allclose(expected.gather(1, ids), values.double(), rtol=0, atol=1e-5), "each id has its value"
+        assert all(len(set(row)) == count for row in ids.tolist())
+
+
+def test_a_row_with_nan_or_infinity_has_no_finite_log_probability(kernels: Kernels) -> None:
+    logits = torch.randn(3, 300)
+    logits[0, 7], logits[1, 250] = torch.nan, torch.inf
+    values, _ = kernels.top_log_probs(logits, 8)
+    assert torch.isfinite(values[:, 0]).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("width", [1, 7, 33, 768])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_norm_equals_the_definition(
+    kernels: Kernels, dtype: torch.dtype, width: int, with_residual: bool
+) -> None:
+    generator = torch.Generator().manual_seed(width)
+    weight, bias = (torch.randn(width, dtype=dtype, generator=generator) for _ in range(2))
+    x = torch.randn(70, width, dtype=dtype, generator=generator) * 3 + 5
+    residual = torch.randn(70, width, dtype=dtype, generator=generator) if with_residual else None
+    norm = kernels.norm(weight, bias, 1e-5)
+    s = x.double() + (0 if residual is None else residual.double())
+    centred = s - s.mean(1, keepdim=True)
+    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight.double() + bias.double()
+    for rows in (0, 1, 15, 16, 17, 70):
+        got = norm(x[:rows], None if residual is None else residual[:rows])
+        bound = TOLERANCE[dtype] * 10 * max(expected.abs().max().item(), 1)
+        assert torch.allclose(got.double(), expected[:rows], rtol=0, atol=bound)
+    assert torch.equal(norm(x.t().contiguous().t()), norm(x)), "rows of another layout"
+
+
+def test_norm_refuses_other_shapes_and_types(numba: NumbaKernels) -> None:
+    norm = numba.norm(torch.ones(8), torch.zeros(8), 1e-5)
+    fits = torch.ones(2, 8)
+    for x, residual in ((torch.ones(2, 9), None), (fits.double(), None), (fits, torch.ones(3, 8))):
+        with pytest.raises(ValueError, match="expected"):
+            norm(x, residual)
+
+
 @pytest.mark.parametrize("shape", [(96, 32), (50, 33), (1, 1), (127, 1025), (33, 7), (12, 2048)], ids=str)
 def test_linear_equals_the_definition_at_every_number_of_rows(
     kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int]

@@ -22,6 +22,13 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 """``(tokens, in) -> (tokens, out)``, weight, bias and activation bound."""
 
 
+class Norm(Protocol):
+    """Layer norm over the last dimension, weight, bias and epsilon bound."""
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Norm of ``x (tokens, hidden)``, or of ``x + residual``."""
+
+
 class Attention(Protocol):
     """What a model calls in each attention layer."""
 
@@ -86,6 +93,15 @@ class Kernels(Protocol):
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
         """Bind ``weight (out, in)`` (contiguous) and ``bias (out,)``; ``activation`` is applied to the result."""
+
+    def norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> Norm:
+        """Bind ``weight`` and ``bias (hidden,)``."""
+
+    def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``count`` greatest of ``log_softmax(logits)``, each row's best first, and their token ids.
+
+        ``logits (rows, vocab)`` float32, finite or -inf; ``(rows, count)`` float32 and int64.
+        """
 
     def write_kv(
         self, cache: KVCache, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor

@@ -15,19 +15,22 @@ import torch.nn.functional as F
 from numba.np.numpy_support import from_dtype
 
 from server.engine.kernels import numba_linear as linear_job
+from server.engine.kernels import numba_norm as norm_job
 from server.engine.kernels.base import Activation, KVCache, PagedBatch
 from server.engine.kernels.calibrate import calibrate
 from server.engine.kernels.numba_attention import QUERY_TILE, fill_tiles, write_blocks
 from server.engine.kernels.numba_jit import types
 from server.engine.kernels.numba_math import GELU, GELU_NEW, NONE, RELU
-from server.engine.kernels.numba_pool import ATTENTION, JOB_FIELDS, LINEAR, WorkerPool
+from server.engine.kernels.numba_pool import ATTENTION, JOB_FIELDS, LINEAR, NORM, TOP, WorkerPool
+from server.engine.kernels.numba_top import BLOCK
 from server.engine.kernels.threads import available_cores
-from server.engine.kernels.torch_reference import activate
+from server.engine.kernels.torch_reference import TorchKernels, activate
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 ROW_BUCKETS = 11  # of calls with at most 1, 2, 4, ... 1024 rows; longer ones count among the last
 CHUNK_ROWS = 64
 CHUNK_OUTS = 48
+NORM_ROWS = 16  # of a layer norm, in a chunk
 SHARED_BYTES = 1 << 18  # what a call reads at least for its threads to share it
 
 _ACTIVATIONS = {"none": NONE, "gelu_new": GELU_NEW, "gelu": GELU, "relu": RELU}
@@ -80,6 +83,31 @@ class NumbaLinear:
         return out
 
 
+class NumbaNorm:
+    """``Norm`` with bound weights."""
+
+    def __init__(self, pool: WorkerPool, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
+        self._weight, self._bias = weight, bias  # kept: the job has their addresses
+        self._pool, self._width, self._eps = pool, weight.shape[0], np.array([eps], np.float64)
+        self._job = np.zeros(JOB_FIELDS, np.int64)
+        self._job[norm_job.KIND], self._job[norm_job.WIDTH] = NORM, self._width
+        self._job[norm_job.WEIGHT], self._job[norm_job.BIAS] = weight.data_ptr(), bias.data_ptr()
+        self._job[norm_job.CHUNK_ROWS], self._job[norm_job.EPS] = NORM_ROWS, self._eps.ctypes.data
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        rows = x.shape[0]
+        _check(x, self._weight.dtype, (rows, self._width), "activations")
+        x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        job = self._job.copy()
+        if residual is not None:
+            _check(residual, self._weight.dtype, (rows, self._width), "residual")
+            residual = residual.contiguous()
+            job[norm_job.RESIDUAL] = residual.data_ptr()
+        job[norm_job.X], job[norm_job.OUT], job[norm_job.ROWS] = x.data_ptr(), out.data_ptr(), rows
+        self._pool.run(job, -(-rows // NORM_ROWS), out.numel() * out.element_size() >= SHARED_BYTES)
+        return out
+
+
 class NumbaKernels:
     """See ``base.Kernels``. Compiled when made (cached on disk), for one ``dtype``: float32 or float64."""
 
@@ -109,6 +137,30 @@ class NumbaKernels:
         bound = NumbaLinear(self._pool, self.threads, weight.contiguous(), bias, activation)
         self._linears.add(bound)
         return bound
+
+    def norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> NumbaNorm:
+        """As in ``base.Kernels``."""
+        _check(weight, self.dtype, (weight.shape[0],), "weight")
+        _check(bias, self.dtype, (weight.shape[0],), "bias")
+        return NumbaNorm(self._pool, weight.contiguous(), bias.contiguous(), eps)
+
+    def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As in ``base.Kernels``."""
+        rows, vocab = logits.shape
+        if self.dtype != torch.float32:  # the pool is compiled for one type; float64 is there for tests
+            return TorchKernels().top_log_probs(logits, count)
+        _check(logits, torch.float32, (rows, vocab), "logits")
+        if not 1 <= count <= vocab:
+            raise ValueError(f"count: expected 1 to {vocab}, got {count}")
+        logits = logits.contiguous()
+        values, ids = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int64)
+        job = np.zeros(JOB_FIELDS, np.int64)
+        sums = np.empty(self.threads * BLOCK, np.float32)
+        job[:8] = (
+            TOP, logits.data_ptr(), rows, vocab, count, values.data_ptr(), ids.data_ptr(), sums.ctypes.data,
+        )  # fmt: skip
+        self._pool.run(job, rows, logits.numel() * 4 >= SHARED_BYTES)
+        return values, ids
 
     def warm_up(self, seconds: float = 2.0) -> None:
         """Measure our kernel against torch's for every shape bound so far, about ``seconds`` in all, and choose."""

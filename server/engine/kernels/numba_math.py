@@ -127,6 +127,14 @@ def scaled_maximum(zero: Any, address: int, count: int, scale: Any) -> Any:
     return greatest
 
 
+@jit(fastmath={"contract"})
+def add_exponentials(zero: Any, address: int, count: int, shift: Any, sums: int) -> None:
+    """``sums[i] += exp(x[i] - shift)``; none may exceed ``shift``. Reordering a sum of them would reorder ``_exp``."""
+    x, result = carray(pointer(zero, address), (count,)), carray(pointer(zero, sums), (count,))
+    for i in range(count):
+        result[i] += _exp(x[i] - shift)
+
+
 @jit(fastmath={"contract", "reassoc", "nsz"})
 def total(zero: Any, address: int, count: int) -> Any:
     """Sum of ``count`` elements at ``address``."""

@@ -25,9 +25,11 @@ from numba.np.numpy_support import from_dtype
 from server.engine.kernels.numba_attention import attention_chunk
 from server.engine.kernels.numba_jit import IS_X86, jit, types
 from server.engine.kernels.numba_linear import linear_chunk
+from server.engine.kernels.numba_norm import norm_chunk
 from server.engine.kernels.numba_tiles import I64, pointer
+from server.engine.kernels.numba_top import top_chunk
 
-LINEAR, ATTENTION = 0, 1  # field 0 of every job
+LINEAR, ATTENTION, NORM, TOP = 0, 1, 2, 3  # field 0 of every job
 JOB_FIELDS = 32
 MAX_CHUNKS = 2**22 - 1
 SPINS = 10_000
@@ -188,6 +190,10 @@ def _run(zero: Any, memory: int, job: Any, chunks: int, thread: int, spins: int)
             current = carray(pointer(_INT64, _load(memory + _JOB)), (JOB_FIELDS,))
             if current[0] == LINEAR:
                 linear_chunk(zero, current, index)
+            elif current[0] == NORM:
+                norm_chunk(zero, current, index)
+            elif current[0] == TOP:
+                top_chunk(zero, current, index, thread)
             else:
                 attention_chunk(zero, current, index, thread)
             _finish(memory)

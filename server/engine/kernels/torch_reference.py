@@ -10,7 +10,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from server.engine.kernels.base import Activation, KVCache, Linear, PagedBatch
+from server.engine.kernels.base import Activation, KVCache, Linear, Norm, PagedBatch
 
 LONG_QUERY = 8  # rows with at least so many tokens in a call attend one by one, without padding to the longest
 
@@ -33,6 +33,16 @@ class TorchKernels:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
         return lambda x: activate(F.linear(x, weight, bias), activation)
+
+    def norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> Norm:
+        def norm(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            return F.layer_norm(x if residual is None else x + residual, weight.shape, weight, bias, eps)
+
+        return norm
+
+    def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, ids = torch.topk(torch.log_softmax(logits, dim=1), count)
+        return values, ids
 
     def write_kv(
         self, cache: KVCache, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor

@@ -9,10 +9,11 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-from server.engine.models.layers import ACTIVATIONS, Norm, fused_linear
+from server.engine.models.layers import ACTIVATIONS, bound_norm, fused_linear
 
 POSITION_OFFSET = 2
 HALF_LIMIT = torch.finfo(torch.float16).max - 1000
@@ -25,16 +26,16 @@ def _linear(kernels: Kernels, module: Any, activation: Activation = "none") -> L
 class _Embedding:
     """Tokens, positions and the norm behind their sum."""
 
-    def __init__(self, module: Any, scale: float) -> None:
+    def __init__(self, module: Any, scale: float, kernels: Kernels) -> None:
         self._tokens = module.embed_tokens.weight.detach()
         self._positions = module.embed_positions.weight.detach()
-        self._norm, self._scale = Norm(module.layernorm_embedding), scale
+        self._norm, self._scale = bound_norm(kernels, module.layernorm_embedding), scale
 
     def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        tokens = self._tokens[token_ids]
+        tokens = F.embedding(token_ids, self._tokens)
         if self._scale != 1.0:
             tokens = tokens * self._scale
-        return self._norm(tokens + self._positions[positions + POSITION_OFFSET])
+        return self._norm(tokens, F.embedding(positions + POSITION_OFFSET, self._positions))
 
 
 class _SelfAttention:
@@ -44,12 +45,13 @@ class _SelfAttention:
         attention = module.self_attn
         self._site, self._layer, self._heads = site, layer, heads
         self._qkv = fused_linear(kernels, (attention.q_proj, attention.k_proj, attention.v_proj))
-        self._project, self._norm = _linear(kernels, attention.out_proj), Norm(module.self_attn_layer_norm)
+        self._project = _linear(kernels, attention.out_proj)
+        self._norm = bound_norm(kernels, module.self_attn_layer_norm)
 
     def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         qkv = self._qkv(x).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
         attended = attention(self._site, self._layer, qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        return self._norm(x + self._project(attended.reshape(x.shape)))
+        return self._norm(self._project(attended.reshape(x.shape)), x)
 
 
 class _CrossAttention:
@@ -60,7 +62,8 @@ class _CrossAttention:
         self._layer, self._heads = layer, heads
         self._query = _linear(kernels, attention.q_proj)
         self._kv = fused_linear(kernels, (attention.k_proj, attention.v_proj))
-        self._project, self._norm = _linear(kernels, attention.out_proj), Norm(module.encoder_attn_layer_norm)
+        self._project = _linear(kernels, attention.out_proj)
+        self._norm = bound_norm(kernels, module.encoder_attn_layer_norm)
 
     def store(self, encoded: torch.Tensor, attention: Attention) -> None:
         kv = self._kv(encoded).view(encoded.shape[0], 2, self._heads, -1)  # (tokens, 2, heads, head_dim)
@@ -69,7 +72,7 @@ class _CrossAttention:
     def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         query = self._query(x).view(x.shape[0], self._heads, -1)
         attended = attention("cross", self._layer, query, None, None)
-        return self._norm(x + self._project(attended.reshape(x.shape)))
+        return self._norm(self._project(attended.reshape(x.shape)), x)
 
 
 class _FeedForward:
@@ -77,10 +80,10 @@ class _FeedForward:
 
     def __init__(self, module: Any, activation: Activation, kernels: Kernels) -> None:
         self._up, self._down = _linear(kernels, module.fc1, activation), _linear(kernels, module.fc2)
-        self._norm = Norm(module.final_layer_norm)
+        self._norm = bound_norm(kernels, module.final_layer_norm)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._norm(x + self._down(self._up(x)))
+        return self._norm(self._down(self._up(x)), x)
 
 
 class BartEncoder:
@@ -88,7 +91,7 @@ class BartEncoder:
 
     def __init__(self, module: Any, cross: list[_CrossAttention], scale: float, kernels: Kernels) -> None:
         heads, activation = module.config.encoder_attention_heads, ACTIVATIONS[module.config.activation_function]
-        self._embedding, self._cross = _Embedding(module, scale), cross
+        self._embedding, self._cross = _Embedding(module, scale, kernels), cross
         self._layers = [
             (_SelfAttention("encoder", layer, part, heads, kernels), _FeedForward(part, activation, kernels))
             for layer, part in enumerate(module.layers)
@@ -119,7 +122,7 @@ class Bart:
         scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         cross = [_CrossAttention(layer, part, heads, kernels) for layer, part in enumerate(decoder.layers)]
         self.encoder = BartEncoder(backbone.model.model.encoder, cross, scale, kernels)
-        self._embedding = _Embedding(decoder, scale)
+        self._embedding = _Embedding(decoder, scale, kernels)
         self._layers = [
             (_SelfAttention("decoder", layer, part, heads, kernels), cross[layer],
              _FeedForward(part, activation, kernels))

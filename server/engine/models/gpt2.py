@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-from server.engine.models.layers import ACTIVATIONS, Norm
+from server.engine.models.layers import ACTIVATIONS, bound_norm
 
 
 class _Block:
@@ -23,7 +24,7 @@ class _Block:
             return kernels.linear(weight, conv.bias.detach(), activation)
 
         self._layer, self._heads = layer, heads
-        self._attention_norm, self._mlp_norm = Norm(module.ln_1), Norm(module.ln_2)
+        self._attention_norm, self._mlp_norm = bound_norm(kernels, module.ln_1), bound_norm(kernels, module.ln_2)
         self._qkv = linear(module.attn.c_attn)
         self._project = linear(module.attn.c_proj)
         self._up = linear(module.mlp.c_fc, activation)
@@ -49,11 +50,13 @@ class GPT2:
         self._blocks = [
             _Block(layer, module, config.n_head, activation, kernels) for layer, module in enumerate(transformer.h)
         ]
-        self._final_norm = Norm(transformer.ln_f)
+        self._final_norm = bound_norm(kernels, transformer.ln_f)
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
 
     def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
-        x: torch.Tensor = self._token_embedding[token_ids] + self._position_embedding[positions]
+        x: torch.Tensor = F.embedding(token_ids, self._token_embedding) + F.embedding(
+            positions, self._position_embedding
+        )
         for block in self._blocks:
             x = block(x, attention)
         return x

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 
-from server.engine.kernels.base import Activation, Kernels, Linear
+from server.engine.kernels.base import Activation, Kernels, Linear, Norm
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
     "gelu_new": "gelu_new",
@@ -19,14 +18,9 @@ ACTIVATIONS: Final[dict[str, Activation]] = {
 """A configuration's name -> the kernels'."""
 
 
-class Norm:
-    """Layer norm with bound weights."""
-
-    def __init__(self, module: Any) -> None:
-        self._weight, self._bias, self._eps = module.weight.detach(), module.bias.detach(), module.eps
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], self._weight, self._bias, self._eps)
+def bound_norm(kernels: Kernels, module: Any) -> Norm:
+    """An ``nn.LayerNorm`` by the kernels."""
+    return kernels.norm(module.weight.detach(), module.bias.detach(), module.eps)
 
 
 def fused_linear(kernels: Kernels, modules: Sequence[Any]) -> Linear:

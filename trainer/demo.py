@@ -1,8 +1,8 @@
-"""Make the demo prefixes that ship with the demo backbone: convert, train, score, and put the artifacts in place.
+"""Make the demo prefixes that ship with the demo backbones: convert, train, score, and put the artifacts in place.
 
     python -m trainer.demo --corpora ../shared/data
 
-Owns the demo's settings, the same as ``docs/demo.md`` gives as ``prefixd`` commands; the backbone itself comes from
+Owns the demo's settings, the same as ``docs/demo.md`` gives as ``prefixd`` commands; the backbones themselves come from
 ``trainer.pretrain``. WebNLG, and DART's part of it, never go in.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,6 +19,7 @@ import typer
 
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
+from prefixes.checkpoint import DEMOS
 from server.engine.types import SamplingParams
 from trainer.config import DEMO_TEMPLATE, TrainConfig
 from trainer.convert import Conversion, convert
@@ -28,7 +29,10 @@ from trainer.files import write_bytes, write_text
 from trainer.run import RunRequest, run_training
 
 DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
-BACKBONE: Final = "demo"
+SUMMARY_DECODING: Final[Mapping[str, Any]] = {
+    "num_beams": 4, "max_new_tokens": 60, "length_penalty": 0.8, "no_repeat_ngram_size": 3, "truncate": True,
+}  # fmt: skip
+BART_TEMPLATE: Final = "<s><mask> ||{input}</s>"  # a hidden text before what it belongs to, as in the pretraining
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,47 @@ class DemoTask:
     metric: str
     validation_sample: int | None  # lines of the held-out side; None is all
     config: TrainConfig
+    backbone: str = "demo"
+    template: str = DEMO_TEMPLATE
+    decoding: Mapping[str, Any] = field(default_factory=lambda: DECODING)
 
 
 def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
-    """The three tasks: E2E, DART, and E2E reversed."""
+    """GPT-2's three tasks (E2E, DART, and E2E reversed) and BART's two (E2E, SciTLDR)."""
+    return (*_gpt2_tasks(seed), *_bart_tasks(seed))
+
+
+def _bart_tasks(seed: int) -> tuple[DemoTask, ...]:
+    shared: dict[str, Any] = {"learning_rate": 1e-3, "seed": seed, "validate_every": 100, "reduction": "token"}
+    bart: dict[str, Any] = {"backbone": "demo-bart", "template": BART_TEMPLATE}
+    return (
+        DemoTask(
+            "e2e-bart",
+            Conversion("e2e", "train", clean=True, sample=12000),
+            "e2e/src1_train.txt",
+            Conversion("e2e", clean=True),
+            "e2e/src1_test.txt",
+            "bleu",
+            400,
+            TrainConfig(prefix_length=10, init="The restaurant serves food.", epochs=1, batch_size=24, **shared),
+            **bart,
+        ),
+        DemoTask(
+            "scitldr",
+            Conversion("scitldr", "train"),
+            "scitldr/train.jsonl",
+            Conversion("scitldr"),
+            "scitldr/test.jsonl",
+            "rouge",
+            None,
+            TrainConfig(prefix_length=20, init="We summarize the paper.", epochs=2, batch_size=8, **shared),
+            decoding=SUMMARY_DECODING,
+            **bart,
+        ),
+    )
+
+
+def _gpt2_tasks(seed: int) -> tuple[DemoTask, ...]:
     shared: dict[str, Any] = {"batch_size": 24, "learning_rate": 1e-3, "seed": seed, "validate_every": 100}
     train, test = "e2e/src1_train.txt", "e2e/src1_test.txt"
     dart = ("webnlg",)
@@ -91,21 +132,22 @@ def make(task: DemoTask, corpora: Path, work: Path) -> Path:
     convert(replace(task.train, split="held-out", sample=task.validation_sample), corpora / task.train_file, validation)
     request = RunRequest(
         data=data,
-        backbone=BACKBONE,
-        template=DEMO_TEMPLATE,
+        backbone=task.backbone,
+        template=task.template,
         output=work / task.name,
         config=task.config,
         validation=validation,
-        defaults=DECODING,
+        defaults=task.decoding,
+        truncate=bool(task.decoding.get("truncate")),
     )
     run_training(request, resume=True)
     return request.output
 
 
 def main(
-    corpora: Annotated[Path, typer.Option(help="Folder with e2e/ and dart/.")] = Path("../shared/data"),
+    corpora: Annotated[Path, typer.Option(help="Folder with e2e/, dart/ and scitldr/.")] = Path("../shared/data"),
     work: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo"),
-    output: Annotated[Path, typer.Option(help="Folder for the artifacts.")] = Path("prefixes/demo/gpt2/prefixes"),
+    output: Annotated[Path, typer.Option(help="Folder of the demos' folders.")] = Path("prefixes/demo"),
     only: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     seed: Annotated[int, typer.Option(help="Of the training.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
@@ -119,12 +161,15 @@ def main(
         test = work / f"{task.name}-test.jsonl"
         convert(task.test, corpora / task.test_file, test)
         grouped, prefix = references(read_dataset(test)), read_prefix(artifact)
-        outputs = generate(load_backbone(BACKBONE), prefix, list(grouped), SamplingParams(**DECODING))
+        decoding, truncate = dict(task.decoding), bool(task.decoding.get("truncate"))
+        decoding.pop("truncate", None)
+        backbone, params = load_backbone(task.backbone), SamplingParams(**decoding)
+        outputs = generate(backbone, prefix, list(grouped), params, truncate=truncate)
         texts = [made.text for made in outputs]
         scores = score(task.metric, texts, list(grouped.values()))
         rows = [json.dumps(row, ensure_ascii=False) for row in zip(grouped, texts, grouped.values(), strict=True)]
         write_text(work / f"{task.name}-outputs.jsonl", "\n".join(rows) + "\n")
-        write_bytes(output / f"{task.name}.safetensors", artifact)
+        write_bytes(output / DEMOS[task.backbone] / "prefixes" / f"{task.name}.safetensors", artifact)
         typer.echo(json.dumps({"task": task.name, "seed": seed, "inputs": len(grouped), **scores}))
 
 

@@ -15,7 +15,7 @@ import pytest
 from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.client import RemoteRegistry
 from prefixes.errors import Conflict, IncompatiblePrefix, InvalidArtifact, TaskNotFound
-from prefixes.formats.peft import export_peft
+from prefixes.formats.peft_export import export_peft
 from prefixes.registry import open_registry
 from prefixes.spec import TaskRef
 from tests.support.prefixes import make_prefix

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from prefixes.artifact import read_prefix, write_prefix
-from prefixes.backbone import Backbone
+from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import InputTooLong
 from prefixes.spec import Positions, Site
+from server.engine.kernels import select_kernels
 from server.engine.types import Failed, Finished, FinishReason, GenerationRequest
 from tests.support.bart import random_bart_prefix, tiny_bart
 from tests.support.bart_reference import parts_of, reference_generate, reference_logits
@@ -216,3 +217,52 @@ def test_an_input_of_the_whole_window_fits_and_one_more_token_does_not(make_back
             engine.check(library.request("r", task, [5] * (most + 1)))
         assert caught.value.detail == {"expected": most, "got": most + 1}
     engine.close()
+
+
+def half_precision_errors(backbone: Backbone, exact: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors against float64 of the engine's logits, over all tasks, and of transformers' own, without prefixes."""
+    rng, library = random.Random(5), BartLibrary(exact)
+    engine = make_engine(backbone, library, blocks=300, max_rows=18, kernels=kernels_of(backbone))
+    recorder = LogitsRecorder(engine)
+    requests = [
+        library.request(f"h{i}", i % len(SUBSETS), [rng.randrange(300) for _ in range(rng.choice([1, 5, 16, 90]))],
+                        max_new_tokens=8)
+        for i in range(16)
+    ]  # fmt: skip
+    ended = run(engine, requests, rng, preempt=0.1)
+    engine.close()
+    ours, theirs = [], []
+    for request in requests:
+        assert isinstance(ended[request.request_id], Finished)
+        tensors, positions = parts_of(library.prefixes[request.prefix] if request.prefix else None, torch.float64)
+        device = backbone.model.device
+        for tokens, logits in recorder.logits[request.request_id].items():
+            truth = reference_logits(exact.model, request.token_ids, tokens, tensors, positions)[-1]
+            ours.append(logits.cpu().double() - truth)
+            inputs = {"input_ids": [request.token_ids], "decoder_input_ids": [tokens]}
+            with torch.inference_mode():
+                alone = backbone.model(**{k: torch.tensor(v, device=device) for k, v in inputs.items()}).logits[0, -1]
+            bare = reference_logits(exact.model, request.token_ids, tokens, {}, {})[-1]
+            theirs.append(alone.cpu().double() - bare)
+    return torch.stack(ours), torch.stack(theirs)
+
+
+def kernels_of(backbone: Backbone) -> Any:
+    return select_kernels(backbone.model.device, backbone.model.dtype)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs a CUDA device")])],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_errs_at_most_twice_as_much_as_transformers(
+    tmp_path: Path, dtype: torch.dtype, device: str
+) -> None:
+    """transformers cannot run these prefixes: its error is that of the same inputs without them."""
+    exact = tiny_bart(tmp_path, torch.float64, window=1024)
+    backbone = load_backbone(str(tmp_path), dtype=dtype, device=device)
+    ours, theirs = half_precision_errors(backbone, exact)
+    assert float(ours.square().mean().sqrt()) <= 2 * float(theirs.square().mean().sqrt())
+    assert float(ours.abs().max()) <= 2 * float(theirs.abs().max())

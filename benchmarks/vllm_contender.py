@@ -30,7 +30,7 @@ def main() -> None:
         job = json.loads(line)
         rng = random.Random(job["seed"])
         prompts = [
-            {"prompt_token_ids": [rng.randrange(50257) for _ in range(options.prompt_tokens)]}
+            {"prompt_token_ids": [rng.randrange(5, 50257) for _ in range(options.prompt_tokens)]}
             for _ in range(job["rows"])
         ]
         began = time.perf_counter()

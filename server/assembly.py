@@ -164,6 +164,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_rows=settings.max_rows,
         max_step_tokens=settings.max_step_tokens,
         encoder_step_ms=settings.encoder_step_ms,
+        max_encoder_tokens=settings.max_encoder_tokens,
         max_waiting=settings.max_waiting,
         reuse_prompts=settings.reuse_prompts,
     )

@@ -78,8 +78,10 @@ class Settings(BaseSettings):
     max_rows: Count = Field(64, description="Rows that run at once; every beam and every sample is a row.")
     max_step_tokens: Count = Field(512, description="Tokens in one forward pass; long prompts are cut into chunks.")
     encoder_step_ms: float = Field(
-        250.0, gt=0, description="Milliseconds that an encoder's layers may hold up the rows that run, per step (BART)."
-    )
+        250.0, gt=0, allow_inf_nan=False,
+        description="Milliseconds that an encoder's layers may hold up the rows that run, per step; a layer at least.",
+    )  # fmt: skip
+    max_encoder_tokens: Count = Field(4096, description="Tokens of inputs that go through an encoder together.")
     max_waiting: Count = Field(1024, description="Requests that may wait; more are refused with 429.")
     reuse_prompts: bool = Field(True, description="Keep the memory of finished prompts for repeated ones.")
 

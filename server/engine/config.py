@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -33,8 +34,8 @@ class EngineConfig:
         for name in (*counts, "load_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not self.encoder_step_ms > 0:
-            raise ValueError(f"encoder_step_ms: expected more than 0, got {self.encoder_step_ms}")
+        if not 0 < self.encoder_step_ms < math.inf:
+            raise ValueError(f"encoder_step_ms: expected a number above 0, got {self.encoder_step_ms}")
         if self.max_step_tokens < self.max_rows:
             raise ValueError(
                 f"max_step_tokens: expected at least max_rows ({self.max_rows}), one token for each, "

@@ -8,13 +8,15 @@ Owns the pace (what a unit of work costs per token, measured while it runs) and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from server.engine.config import EngineConfig
 from server.engine.sequence import EncodedInput, Group
 
 SETTLED = 1024  # units of work over a token: a call of so many counts as much as all that were measured before it
+SHORTEST = 1e-9  # seconds: what a coarse clock may show as none
+ATTENTION_WIDTHS = 4  # an input of so many times the hidden size spends half of a layer's time in attention (measured)
 
 
 @dataclass(frozen=True)
@@ -30,40 +32,64 @@ class EncoderWork:
         return sum(len(encoded.token_ids) for encoded in self.inputs)
 
 
-class EncoderPace:
-    """Chooses each step's encoder work so that it keeps to the budget, by what the work has cost so far."""
+class _Rate:
+    """Seconds per unit of one kind and token, as measured so far; unknown before the first call."""
 
-    def __init__(self, units: int, config: EngineConfig) -> None:
-        """``units`` of the model's encoder; 0 where there is none."""
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+
+    def took(self, work: float, seconds: float) -> None:
+        weight = 1.0 if self.seconds is None else work / (work + SETTLED)
+        self.seconds = (1 - weight) * (self.seconds or 0.0) + weight * max(seconds, SHORTEST) / work
+
+    def within(self, budget: float, work: float) -> float:
+        """How many times ``work`` fits into ``budget`` seconds; 0 while that is unknown."""
+        return 0.0 if self.seconds is None else budget / (work * self.seconds)
+
+
+class EncoderPace:
+    """Chooses each step's encoder work so that it keeps to the budget, by what such work has cost so far.
+
+    A layer costs several times as much as cross-attention's keys and values of one: each kind has a rate of its own,
+    and no call has units of both.
+    """
+
+    def __init__(self, layers: int, units: int, hidden_size: int, config: EngineConfig) -> None:
+        """``units`` of the model's encoder, the first ``layers`` of them its own layers; 0 where there is none."""
         self.units = units
+        self._layers, self._hidden = layers, hidden_size
         self._budget, self._most_tokens = config.encoder_step_ms / 1e3, config.max_encoder_tokens
-        self._seconds: float | None = None  # for one unit over one token; unknown before the first call
+        self._layer_rate, self._cross_rate = _Rate(), _Rate()
 
     def choose(self, running: Iterable[Group]) -> EncoderWork | None:
         """The next call for the groups that run, in order of arrival; None if no input waits."""
-        waiting = [(group, group.input) for group in running if group.input is not None and group.encoding]
+        waiting = [(group, group.input) for group in running if group.input is not None and not group.input.complete]
         if not waiting:
             return None
         done = max(encoded.done for _, encoded in waiting)
         cohort: list[tuple[Group, EncodedInput]] = []
-        tokens = 0
         for group, encoded in waiting:
-            count = len(encoded.token_ids)
-            if encoded.done == done and (done or not cohort or self._fits(tokens + count)):
+            if encoded.done == done and (done or not cohort or self._fits([*(e for _, e in cohort), encoded])):
                 cohort.append((group, encoded))
-                tokens += count
         groups, inputs = zip(*cohort, strict=True)
-        return EncoderWork(groups, inputs, range(done, min(self.units, done + self._units_for(tokens))))
+        rate, end = (self._layer_rate, self._layers) if done < self._layers else (self._cross_rate, self.units)
+        count = max(1.0, min(rate.within(self._budget, self._work(inputs, done)), end - done))
+        return EncoderWork(groups, inputs, range(done, done + int(count)))
 
     def took(self, work: EncoderWork, seconds: float) -> None:
         """``work`` has run, in ``seconds``."""
-        done = work.tokens * len(work.units)
-        weight = 1.0 if self._seconds is None else done / (done + SETTLED)
-        self._seconds = (1 - weight) * (self._seconds or 0.0) + weight * seconds / done
+        rate = self._layer_rate if work.units.start < self._layers else self._cross_rate
+        rate.took(self._work(work.inputs, work.units.start) * len(work.units), seconds)
 
-    def _fits(self, tokens: int) -> bool:
-        """Whether one unit over so many tokens keeps to the budget."""
-        return tokens <= self._most_tokens and (self._seconds is None or tokens * self._seconds <= self._budget)
+    def _fits(self, inputs: Sequence[EncodedInput]) -> bool:
+        """Whether one layer over these inputs keeps to the budget, as far as that is known."""
+        rate = self._layer_rate
+        known = rate.seconds is None or rate.within(self._budget, self._work(inputs, 0)) >= 1
+        return known and sum(len(encoded.token_ids) for encoded in inputs) <= self._most_tokens
 
-    def _units_for(self, tokens: int) -> int:
-        return 1 if self._seconds is None else max(1, int(self._budget / (tokens * self._seconds)))
+    def _work(self, inputs: Sequence[EncodedInput], unit: int) -> float:
+        """What one such unit over the inputs costs, in tokens: a layer's attention grows with the input's length."""
+        lengths = [len(encoded.token_ids) for encoded in inputs]
+        if unit >= self._layers:
+            return float(sum(lengths))
+        return sum(length * (1 + length / (ATTENTION_WIDTHS * self._hidden)) for length in lengths)

@@ -89,7 +89,7 @@ class Engine:
             wake=lambda: self._wake(),
         )
         reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
-        pace = EncoderPace(self._runner.encoder_units, config)
+        pace = EncoderPace(self._runner.encoder_layers, self._runner.encoder_units, backbone.spec.hidden_size, config)
         self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, pace)
         self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._prefixes, self._scheduler)
         self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
@@ -180,16 +180,19 @@ class Engine:
         encoding = plan.encode.groups if plan.encode else ()
         running = (*encoding, *(row.group for row in plan.rows))
         if not running:
+            self._runner.forget_encoding()
             return events
         self._reporter.admitted(running)
         if plan.encode:
             self._encode(plan.encode, events)
+        else:
+            self._runner.forget_encoding()
         if plan.rows:
             self._decode(plan, events)
         forwards = {stage: count - before.get(stage, 0) for stage, count in self._runner.forwards.items()}
         tasks = len({group.request.prefix for group in running})
-        tokens = sum(row.count for row in plan.rows)
-        self._observer.on_step(len(plan.rows), tasks, tokens, time.monotonic() - began, forwards)
+        tokens = sum(row.count for row in plan.rows) + (plan.encode.tokens if plan.encode else 0)
+        self._observer.on_step(len(plan.rows) + len(encoding), tasks, tokens, time.monotonic() - began, forwards)
         return events
 
     def stats(self) -> EngineStats:

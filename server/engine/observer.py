@@ -12,7 +12,10 @@ class EngineObserver(Protocol):
     """Called from the engine's threads; must be quick and must not raise. Times are in seconds."""
 
     def on_step(self, rows: int, tasks: int, tokens: int, seconds: float, forwards: Mapping[str, int]) -> None:
-        """One step ran: rows and distinct tasks in it (the bare backbone counts as one), tokens, calls per stage."""
+        """One step ran: rows and distinct tasks in it (the bare backbone counts as one), tokens, calls per stage.
+
+        An input that goes through the encoder counts as a row with all its tokens, in every step that it takes.
+        """
 
     def on_first_token(self, task: str | None, seconds: float) -> None:
         """A request's first token came ``seconds`` after it was submitted."""

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from prefixes.artifact import Prefix
@@ -37,7 +36,7 @@ class Runner:
         self._device, self._dtype, self._block_size = weight.device, weight.dtype, config.block_size
         self._model, self._kernels = load_model(backbone, kernels), kernels
         self._encoder = self._model.encoder
-        self.encoder_units = self._encoder.units if self._encoder else 0
+        self.encoder_layers, self.encoder_units = (e.layers, e.units) if (e := self._encoder) else (0, 0)
         layers, geometry = max(site.layers for site in sites.values()), sites["decoder"]
         per_token = 2 * layers * geometry.kv_heads * geometry.head_dim * self._dtype.itemsize
         self.bytes_per_block = per_token * config.block_size
@@ -56,6 +55,10 @@ class Runner:
                 for index, block in enumerate(taken):
                     part = tensor[:, index * self._block_size : (index + 1) * self._block_size]
                     pool[: part.shape[0], block, :, : part.shape[1]] = part.transpose(1, 2)
+
+    def forget_encoding(self) -> None:
+        """No input is under way any more: keep nothing of the last one."""
+        self._underway = None
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy each source block to its target, all layers."""
@@ -85,9 +88,11 @@ class Runner:
             offsets = [group.position_offset("encoder") for group in work.groups]
             lengths = [len(encoded.token_ids) for encoded in work.inputs]
             positions = [np.arange(o, o + n) for o, n in zip(offsets, lengths, strict=True)]
-            hidden = self._encoder.embed(self._tensor(np.array(ids)), self._tensor(np.concatenate(positions)))
+            tokens, places = (self._tables.tensor(array) for array in (np.array(ids), np.concatenate(positions)))
+            hidden = self._encoder.embed(tokens, places)
         else:
             hidden = self._joined(work)
+            assert hidden.shape[0] == work.tokens, "an input has lost what its next unit takes"
         attention = PagedAttention(self._kernels, self._cache, {"encoder": batch, "cross": batch})
         hidden = self._encoder.advance(hidden, work.units, attention)
         ended = work.units.stop == self.encoder_units
@@ -111,7 +116,7 @@ class Runner:
         tokens, positions, own = self._tokens(rows)
         batches: dict[Site, PagedBatch] = {"decoder": self._tables.batch(own, causal=True)}
         if self._encoder:
-            batches["cross"] = self._tables.batch(self._cross(rows), causal=False)
+            batches["cross"] = self._tables.batch(self._cross(rows), causal=False, writes=False)
         hidden = self._model.decoder(tokens, positions, PagedAttention(self._kernels, self._cache, batches))
         ends = itertools.accumulate(row.count for row in rows)
         last = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wants_logits]
@@ -133,7 +138,7 @@ class Runner:
             prefix = (group.prefix_blocks.get("decoder", ()), group.prefix_length("decoder"))
             contexts.append(RowContext(row.count, *prefix, sequence.blocks, end))
             begin += row.count
-        return self._tensor(tokens), self._tensor(positions), contexts
+        return self._tables.tensor(tokens), self._tables.tensor(positions), contexts
 
     def _cross(self, rows: Sequence[ScheduledRow]) -> list[RowContext]:
         """What rows attend to of their inputs; rows of one group stand together, so that its input is read once."""
@@ -151,6 +156,3 @@ class Runner:
             return torch.zeros(shape, dtype=self._dtype, device=self._device)
         untouched = np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)
         return torch.from_numpy(untouched).view(self._dtype).view(shape)
-
-    def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)

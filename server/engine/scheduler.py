@@ -66,7 +66,7 @@ class Scheduler:
         pace: EncoderPace | None = None,
     ) -> None:
         """``pace`` is the encoder's, where there is one."""
-        self._pace = pace or EncoderPace(0, config)
+        self._pace = pace or EncoderPace(0, 0, 1, config)
         self._ledger, self._prefixes, self._reuse = ledger, prefixes, reuse
         self._config, self._observer = config, observer
         self.waiting: list[Group] = []

@@ -31,7 +31,8 @@ from tests.support.prefixes import make_prefix
 class Machine(SilentObserver):
     """``lengths`` are the prefixes it knows; ``failures`` fail to load; those in ``held`` load when let go.
 
-    With ``units`` there is an encoder that reads the input in so many of them; a unit over a token takes a second.
+    With ``units`` there is an encoder that reads the input in so many of them, the first two thirds its layers; a layer
+    takes a second for a token, a unit behind them a sixth.
     """
 
     def __init__(self, blocks: int, *, size: int = 4, reuse: bool = True, seed: int = 0,
@@ -48,8 +49,10 @@ class Machine(SilentObserver):
                                  workers=4, observer=self, wake=lambda: self.woken.put(None))
         self.decoder_prompt = (0,) if units else ()
         self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
-                                   self, EncoderPace(units, self.config))
+                                   self, EncoderPace(2 * units // 3, units, 10**9, self.config))
+        self.layers = 2 * units // 3
         self.encoder_calls: list[EncoderWork] = []
+        self.encoder_seconds: list[float] = []
         self.contents: list[list[object]] = [[None] * size for _ in range(blocks + 1)]
         self.ended: dict[str, str] = {}
         self.preempted: list[str] = []
@@ -167,7 +170,10 @@ class Machine(SilentObserver):
                     wanted = (group.chain_root, position, work.units.start)
                     assert self.contents[block][offset] == wanted, "a paused input was written over"
                 self.contents[block][offset] = (group.chain_root, position, work.units.stop)
-        self.scheduler.encoded(work, float(work.tokens * len(work.units)))
+        assert work.units.start >= self.layers or work.units.stop <= self.layers, "two kinds of work in one call"
+        each = 1.0 if work.units.start < self.layers else 1 / 6
+        self.encoder_seconds.append(work.tokens * len(work.units) * each)
+        self.scheduler.encoded(work, self.encoder_seconds[-1])
 
     def _written(self, sequence: Sequence, start: int, count: int) -> list[int]:
         return sequence.blocks[start // self.size : (start + count - 1) // self.size + 1]

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from server.engine.config import EngineConfig
 from server.engine.types import PrefixKey
 from tests.support.scheduling import Machine
 
 A, B = PrefixKey("default", "a"), PrefixKey("default", "b")
-UNITS = 6
+LAYERS, UNITS = 6, 9
 Make = Callable[..., Machine]
 
 
@@ -20,7 +21,7 @@ def make() -> Iterator[Make]:
     made: list[Machine] = []
 
     def machine(**settings: Any) -> Machine:
-        """One whose encoder takes a second for a unit over a token."""
+        """One whose encoder has six layers, of a second for a token, and three units of a sixth behind them."""
         made.append(Machine(200, **{"units": UNITS, "max_rows": 8, "max_step_tokens": 16, **settings}))
         return made[-1]
 
@@ -40,9 +41,9 @@ def units(machine: Machine) -> list[range]:
 def test_an_article_is_encoded_in_as_many_layers_as_the_budget_allows_while_rows_go_on(make: Make) -> None:
     machine = make(encoder_step_ms=45e3)
     running = machine.add(machine.request("old", range(5), max_new_tokens=30))
-    for _ in range(3):
+    machine.step()
+    while running.encoding:
         machine.step()
-    assert running.input and running.input.complete
     before = len(running.sequences[0].token_ids)
     machine.encoder_calls.clear()
     machine.add(machine.request("article", range(20), max_new_tokens=2))
@@ -51,7 +52,7 @@ def test_an_article_is_encoded_in_as_many_layers_as_the_budget_allows_while_rows
     while len(machine.encoder_calls[-1].units) and machine.encoder_calls[-1].units.stop < UNITS:
         machine.step()
         steps += 1
-    assert units(machine) == [range(2), range(2, 4), range(4, 6)], "45 s are two units over 20 tokens"
+    assert units(machine) == [range(2), range(2, 4), range(4, 6), range(6, 9)], "45 s are two layers over 20 tokens"
     assert len(running.sequences[0].token_ids) - before == steps, "a row that runs takes a token in every step"
     machine.run()
 
@@ -73,7 +74,8 @@ def test_inputs_that_wait_go_together_as_far_as_the_budget_allows(make: Make) ->
     for key in (A, B):
         machine.wait_for(key)
     machine.run()
-    assert names(machine) == [["one", "two"]] * UNITS + [["four", "three"]] * UNITS, "20 tokens fit in 25 s, 30 do not"
+    cohorts = [name for index, name in enumerate(names(machine)) if not index or name != names(machine)[index - 1]]
+    assert cohorts == [["one", "two"], ["four", "three"]], "20 tokens fit in 25 s, 30 do not"
 
 
 def test_a_newcomer_waits_for_the_cohort_that_is_under_way(make: Make) -> None:
@@ -137,3 +139,35 @@ def test_beams_share_one_encoded_input(make: Make) -> None:
             held = max(held, len(group.input.blocks))
     assert held == machine.ledger.blocks_for(10)
     assert sum(len(work.units) for work in machine.encoder_calls) == UNITS
+
+
+@pytest.mark.parametrize("arrive", ["one after another", "together"])
+def test_no_call_takes_longer_than_the_budget_unless_it_is_one_layer_of_one_input(make: Make, arrive: str) -> None:
+    """Layers and cross-attention's units cost differently, and inputs are of all lengths."""
+    machine, budget = make(encoder_step_ms=60e3, max_encoder_tokens=10**6), 60.0
+    machine.add(machine.request("warm-up", range(8), max_new_tokens=1))
+    machine.run()
+    machine.encoder_seconds.clear()
+    machine.encoder_calls.clear()
+    for index, length in enumerate((50, 3, 50, 20, 100, 1, 30, 58)):
+        machine.add(machine.request(f"r{index}", [index, *range(length - 1)], max_new_tokens=2))
+        if arrive == "one after another":
+            machine.run()
+    machine.run()
+    for work, seconds in zip(machine.encoder_calls, machine.encoder_seconds, strict=True):
+        alone = len(work.groups) == 1 and len(work.units) == 1
+        assert seconds <= budget + 1e-6 or alone, (names(machine), work.units, seconds)
+    assert any(len(work.groups) > 1 for work in machine.encoder_calls) == (arrive == "together")
+    assert any(len(work.units) > 1 for work in machine.encoder_calls)
+
+
+def test_a_budget_has_to_be_a_number_and_a_clock_may_stand_still(make: Make) -> None:
+    for budget in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="encoder_step_ms"):
+            EngineConfig(encoder_step_ms=budget)
+    machine = make()
+    machine.add(machine.request("r", range(5), max_new_tokens=1))
+    work = machine.scheduler.schedule().encode
+    assert work
+    machine.scheduler.encoded(work, 0.0)
+    assert machine.scheduler.schedule().encode, "what takes no time can go on"

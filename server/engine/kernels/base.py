@@ -100,7 +100,8 @@ class Kernels(Protocol):
     def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``count`` greatest of ``log_softmax(logits)``, each row's best first, and their token ids.
 
-        ``logits (rows, vocab)`` float32, finite or -inf; ``(rows, count)`` float32 and int64.
+        ``logits (rows, vocab)`` float32; ``(rows, count)`` float32 and int64. A row with NaN or infinity has no finite
+        value.
         """
 
     def write_kv(

@@ -30,6 +30,8 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32),
 ROW_BUCKETS = 11  # of calls with at most 1, 2, 4, ... 1024 rows; longer ones count among the last
 CHUNK_ROWS = 64
 CHUNK_OUTS = 48
+SLAB_ROWS = 1024  # of activations that go through a layer together: more would not stay in the last cache
+SITES_AT_ONCE = 2  # batches that the layers of one call alternate between
 NORM_ROWS = 16  # of a layer norm, in a chunk
 SHARED_BYTES = 1 << 18  # what a call reads at least for its threads to share it
 
@@ -75,11 +77,14 @@ class NumbaLinear:
         out = torch.empty((rows, self._outs), dtype=x.dtype)
         if rows == 0:
             return out
-        job = self._job.copy()
-        job[linear_job.X], job[linear_job.X_STRIDE] = x.data_ptr(), strides[0] * x.element_size()
-        job[linear_job.OUT], job[linear_job.ROWS] = out.data_ptr(), rows
-        chunks = -(-rows // CHUNK_ROWS) * -(-self._outs // self._chunk_outs)
-        self._pool.run(job, chunks, self._weight_bytes * -(-rows // 4) >= SHARED_BYTES)
+        job, size = self._job.copy(), x.element_size()
+        job[linear_job.X_STRIDE] = strides[0] * size
+        for start in range(0, rows, SLAB_ROWS):
+            count = min(SLAB_ROWS, rows - start)
+            job[linear_job.X] = x.data_ptr() + start * strides[0] * size
+            job[linear_job.OUT], job[linear_job.ROWS] = out.data_ptr() + start * self._outs * size, count
+            chunks = -(-count // CHUNK_ROWS) * -(-self._outs // self._chunk_outs)
+            self._pool.run(job, chunks, self._weight_bytes * -(-count // 4) >= SHARED_BYTES)
         return out
 
 
@@ -120,7 +125,7 @@ class NumbaKernels:
         self._pool = WorkerPool(self.threads, DTYPES[dtype])
         self._linears: weakref.WeakSet[NumbaLinear] = weakref.WeakSet()
         self._zero = DTYPES[dtype].type(0)
-        self._plan: _Plan | None = None
+        self._plans: tuple[_Plan, ...] = ()  # of the batches that a call's layers go on asking for
         self.close = self._pool.close
         zero, i64 = from_dtype(DTYPES[dtype]), types.int64
         write_blocks.compile((zero, *[i64] * 14))
@@ -188,9 +193,10 @@ class NumbaKernels:
         tokens, heads, size = query.shape[0], query.shape[1], self._zero.itemsize
         query = _rows(query, self.dtype, (tokens, heads, width), "query")
         out = torch.empty((tokens, heads, width), dtype=self.dtype)
-        plan = self._plan
-        if plan is None or plan.batch is not batch:
-            plan = self._plan = _Plan(batch, cache)
+        plan = next((plan for plan in self._plans if plan.batch is batch), None)
+        if plan is None:
+            plan = _Plan(batch, cache)
+            self._plans = (*self._plans[1 - SITES_AT_ONCE :], plan)
         if plan.tokens != tokens:
             raise ValueError(f"query: expected {plan.tokens} tokens as the batch counts, got {tokens}")
         job, line = np.zeros(JOB_FIELDS, np.int64), plan.longest * size

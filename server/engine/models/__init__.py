@@ -16,12 +16,14 @@ __all__ = ["Encoder", "Model", "load_model"]
 
 
 class Encoder(Protocol):
-    """An encoder-decoder's first half, in equal units of resumable work.
+    """An encoder-decoder's first half, in units of resumable work.
 
-    A unit is a layer of the encoder or, behind the last one, the cross-attention keys and values of a decoder layer.
+    A unit is one of the encoder's ``layers`` or, behind the last one, the cross-attention keys and values of a decoder
+    layer.
     """
 
-    units: int
+    layers: int
+    units: int  # all of them
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``(tokens,)`` ids and positions -> ``(tokens, hidden)``: what unit 0 takes."""

@@ -96,20 +96,21 @@ class BartEncoder:
             (_SelfAttention("encoder", layer, part, heads, kernels), _FeedForward(part, activation, kernels))
             for layer, part in enumerate(module.layers)
         ]
-        self.units = len(self._layers) + len(cross)
+        self.layers = len(self._layers)
+        self.units = self.layers + len(cross)
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self._embedding(token_ids, positions)
 
     def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
         for unit in units:
-            if unit < len(self._layers):
+            if unit < self.layers:
                 attend, feed_forward = self._layers[unit]
                 hidden = feed_forward(attend(hidden, attention))
                 if hidden.dtype == torch.float16:  # as transformers, which does so where something has overflowed
                     hidden = hidden.clamp(-HALF_LIMIT, HALF_LIMIT)
             else:
-                self._cross[unit - len(self._layers)].store(hidden, attention)
+                self._cross[unit - self.layers].store(hidden, attention)
         return hidden
 
 

@@ -1,4 +1,4 @@
-"""Readers of the table-to-text corpora E2E, WebNLG 2017 and DART: (source, target) pairs in the paper's input format.
+"""Readers of the corpora: E2E, WebNLG 2017 and DART in the paper's input format, SciTLDR; all as source and target.
 
 Owns the corpora's file formats and the text form of their structured side; knows no tokenizer and no training.
 """
@@ -27,11 +27,11 @@ class CorpusError(PrefixdError):
 
 @dataclass(frozen=True)
 class Pair:
-    """One reference: the structured side as text, the sentence, and where in the corpus it comes from."""
+    """One reference: the input (the structured side as text, or an abstract), the text to write, and its origin."""
 
     source: str
     target: str
-    origin: str  # "e2e", WebNLG's category, or DART's annotation source
+    origin: str  # "e2e", WebNLG's category, DART's annotation source, or SciTLDR's paper id
 
 
 def read_e2e(path: Path) -> Iterator[Pair]:
@@ -65,6 +65,28 @@ def read_dart(path: Path, *, without: Sequence[str] = ()) -> Iterator[Pair]:
         yield from (pair for pair in pairs if pair.target)
 
 
+def read_scitldr(path: Path) -> Iterator[Pair]:
+    """SciTLDR-A JSONL: the abstract's sentences joined by a space, once with each of its summaries, in file order.
+
+    All references of a paper share source and origin. CorpusError names file and line.
+    """
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                paper = json.loads(line)
+                origin, sentences, summaries = paper["paper_id"], _texts(paper["source"]), _texts(paper["target"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorpusError(
+                    f"{path.name} line {number}: expected paper_id, source and target, got {error!r}", line=number
+                ) from error
+            if not sentences or not summaries or not isinstance(origin, str):
+                raise CorpusError(
+                    f"{path.name} line {number}: expected a paper with sentences and summaries, got {line[:60]!r}",
+                    line=number,
+                )
+            yield from (Pair(" ".join(sentences), summary, origin) for summary in summaries)
+
+
 def webnlg_source(triples: Sequence[Triple]) -> str:
     """`` | s : r : o | s : r : o``, the leading bar included, as the published code writes it."""
     return "".join(f" | {subject} : {relation} : {obj}" for subject, relation, obj in triples)
@@ -83,6 +105,13 @@ def detokenize(text: str) -> str:
     text = re.sub(r"(?<=\w) ?- (?=[\w£])", "-", text)
     text = text.replace("-Friendly", "-friendly").replace("-Rated", "-rated")
     return " ".join(text.split())
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a list, single-spaced, without empty ones."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"expected a list of texts, got {str(value)[:60]!r}")
+    return [text for text in (" ".join(text.split()) for text in value) if text]
 
 
 def _open(path: Path) -> Any:

@@ -8,15 +8,20 @@ import pytest
 
 from prefixes.artifact import Prefix, read_prefix
 from prefixes.backbone import Backbone, load_backbone
+from prefixes.checkpoint import DEMOS
 from prefixes.spec import check_compatible
 from server.engine.types import FinishReason, Output, SamplingParams
-from trainer.config import DEMO_TEMPLATE
 from trainer.demo import DECODING, demo_tasks
 from trainer.evaluate import field_scores, generate
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "prefixes" / "demo"
-NAMES = ("dart", "e2e", "e2e-fields")
+NAMES = {"demo": ("dart", "e2e", "e2e-fields"), "demo-bart": ("e2e-bart", "scitldr")}
+ABSTRACT = (
+    "We study how deep neural networks learn from noisy labels. Existing methods need a clean validation set. We "
+    "propose a new training method that estimates the noise of each label while the network learns. Experiments on "
+    "several image datasets show that our method improves the accuracy of the learned networks."
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,37 +29,55 @@ def backbone() -> Backbone:
     return load_backbone("demo")
 
 
-def demo_prefix(name: str) -> Prefix:
-    return read_prefix((ASSETS / "gpt2" / "prefixes" / f"{name}.safetensors").read_bytes())
+@pytest.fixture(scope="module")
+def bart() -> Backbone:
+    return load_backbone("demo-bart")
+
+
+def demo_prefix(name: str, demo: str = "demo") -> Prefix:
+    return read_prefix((ASSETS / DEMOS[demo] / "prefixes" / f"{name}.safetensors").read_bytes())
 
 
 def answer(backbone: Backbone, name: str, text: str) -> Output:
     return generate(backbone, demo_prefix(name), [text], SamplingParams(**DECODING))[0]
 
 
-def test_the_assets_fit_in_15_megabytes_and_name_their_sources() -> None:
-    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 15e6
+def answer_bart(bart: Backbone, name: str, text: str) -> Output:
+    prefix = demo_prefix(name, "demo-bart")
+    params = {key: value for key, value in prefix.spec.defaults.items() if key != "truncate"}
+    return generate(bart, prefix, [text], SamplingParams(**params), truncate=True)[0]
+
+
+@pytest.mark.parametrize("demo", NAMES)
+def test_a_demos_assets_fit_in_15_megabytes(demo: str) -> None:
+    assert sum(path.stat().st_size for path in (ASSETS / DEMOS[demo]).rglob("*") if path.is_file()) < 15e6
+
+
+def test_the_assets_name_their_sources() -> None:
     attribution = (ASSETS / "ATTRIBUTION.md").read_text()
-    assert all(name in attribution for name in ("E2E", "DART", "CC BY-SA 4.0", "MIT"))
+    assert all(name in attribution for name in ("E2E", "DART", "SciTLDR", "CC BY-SA 4.0", "MIT", "Apache-2.0"))
 
 
-def test_every_shipped_prefix_is_one_of_the_demo_tasks_and_nothing_else_ships() -> None:
-    shipped = {path.name for path in (ASSETS / "gpt2" / "prefixes").iterdir()}
-    assert shipped == {f"{name}.safetensors" for name in NAMES}
-    assert sorted(task.name for task in demo_tasks(1)) == list(NAMES)
+@pytest.mark.parametrize("demo", NAMES)
+def test_every_shipped_prefix_is_one_of_the_demo_tasks_and_nothing_else_ships(demo: str) -> None:
+    shipped = {path.name for path in (ASSETS / DEMOS[demo] / "prefixes").iterdir()}
+    assert shipped == {f"{name}.safetensors" for name in NAMES[demo]}
+    assert sorted(task.name for task in demo_tasks(1) if task.backbone == demo) == list(NAMES[demo])
 
 
 def test_nothing_made_from_webnlg_ships() -> None:
     for task in demo_tasks(1):
         for conversion in (task.train, task.test):
-            assert conversion.corpus == "e2e" or "webnlg" in conversion.without
+            assert conversion.corpus in ("e2e", "scitldr") or "webnlg" in conversion.without
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_prefix_belongs_to_the_shipped_backbone(backbone: Backbone, name: str) -> None:
-    spec = demo_prefix(name).spec
-    check_compatible(spec, backbone.spec)
-    assert (spec.template, spec.defaults) == (DEMO_TEMPLATE, DECODING)
+@pytest.mark.parametrize(("demo", "name"), [(demo, name) for demo, names in NAMES.items() for name in names])
+def test_a_shipped_prefix_belongs_to_the_shipped_backbone(demo: str, name: str) -> None:
+    spec = demo_prefix(name, demo).spec
+    check_compatible(spec, load_backbone(demo).spec)
+    [task] = [task for task in demo_tasks(1) if task.name == name]
+    assert (spec.template, spec.defaults) == (task.template, task.decoding)
+    assert spec.sites.keys() == load_backbone(demo).spec.sites.keys(), "every site that the backbone has"
     assert spec.origin["data"]["train"]["digest"].startswith("sha256:")
     assert spec.origin["method"].startswith("prefix-tuning/")
 
@@ -82,3 +105,21 @@ def test_e2e_fields_answers_a_sentence_with_its_fields(backbone: Backbone) -> No
 def test_the_prefix_alone_chooses_the_skill(backbone: Backbone) -> None:
     text = "name : Blue Spice | Type : coffee shop | area : city centre"
     assert len({answer(backbone, name, text).text for name in ("e2e", "e2e-fields")}) == 2
+
+
+def test_bart_answers_fields_with_a_fitting_sentence(bart: Backbone) -> None:
+    output = answer_bart(bart, "e2e-bart", "name : Blue Spice | Type : coffee shop | area : city centre")
+    assert output.finish_reason is FinishReason.STOP
+    assert all(part in output.text for part in ("Blue Spice", "coffee shop", "city centre"))
+    assert "||" not in output.text
+
+
+def test_bart_answers_an_abstract_with_something_shorter(bart: Backbone) -> None:
+    """The path, not the quality: at this size a summary is little more than phrases of its kind."""
+    output = answer_bart(bart, "scitldr", ABSTRACT)
+    assert 0 < len(output.text) < len(ABSTRACT)
+    assert "||" not in output.text
+
+
+def test_the_prefix_alone_chooses_what_bart_does(bart: Backbone) -> None:
+    assert len({answer_bart(bart, name, ABSTRACT).text for name in NAMES["demo-bart"]}) == 2

@@ -1,37 +1,35 @@
-"""The demo backbone's pretraining: what it learns from, what it ships, and that it can be taken up again."""
+"""The demo GPT-2's pretraining, and the loop that both backbones share: data, loss, export, and taking a run up."""
 
 from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prefixes.backbone import load_backbone
-from tests.support.trainer import TEMPLATE
+from trainer.checkpoint import CheckpointError
 from trainer.corpora import Pair
-from trainer.pretrain import Corpora, Pretraining, learning_rate, loss_of, read_corpora
-from trainer.pretrain_data import (
-    DART_OPERATIONS,
-    E2E_OPERATIONS,
-    batches,
-    document,
-    draw,
-    proper_names,
-    rename,
-    tokenize,
-)
-from trainer.pretrain_model import export_backbone
+from trainer.pretrain.backbone import export_backbone
+from trainer.pretrain.gpt2 import gpt2_recipe, loss_of
+from trainer.pretrain.gpt2_documents import DART_OPERATIONS, E2E_OPERATIONS, TokenDocument, document, draw, tokenize
+from trainer.pretrain.loop import Pretraining, learning_rate, pretrain
+from trainer.pretrain.tables import Corpora, batches, proper_names, read_corpora, rename
 
 E2E = [Pair(f"name : Alpha {i} | Type : pub | near : Beta", f"Alpha {i} is near Beta.", "e2e") for i in range(40)]
 DART = [Pair(f"Gamma {i} : in : Delta", f"Gamma {i} is in Delta.", "x") for i in range(40)]
 
 
+CORPORA = Corpora(E2E, DART)
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Pretraining:
-    return Pretraining(Corpora(E2E, DART, []), tmp_path / "state", seed=1)
+def run(tmp_path: Path) -> Pretraining[TokenDocument]:
+    return Pretraining(gpt2_recipe(CORPORA, CORPORA, seed=1), tmp_path / "state", seed=1)
 
 
 def test_nothing_of_webnlg_is_read_and_held_out_sources_are_apart(tmp_path: Path) -> None:
@@ -40,17 +38,17 @@ def test_nothing_of_webnlg_is_read_and_held_out_sources_are_apart(tmp_path: Path
     annotations = [{"source": "webnlg", "text": "no"}, {"source": "e2e", "text": "yes"}]
     entries = [{"tripleset": [["a", "B", "c"]], "annotations": annotations}]
     (tmp_path / "dart").write_text(json.dumps(entries))
-    corpora = read_corpora(tmp_path / "e2e", tmp_path / "dart")
-    everything = [*corpora.e2e, *corpora.dart, *corpora.held_out]
-    assert len(everything) == 301
-    assert "no" not in {pair.target for pair in everything}
-    assert not {pair.source for pair in [*corpora.e2e, *corpora.dart]} & {pair.source for pair in corpora.held_out}
-    assert corpora.held_out
+    corpora, held_out = read_corpora(tmp_path / "e2e", tmp_path / "dart")
+    learnt, apart = [*corpora.e2e, *corpora.dart], [*held_out.e2e, *held_out.dart]
+    assert len(learnt) + len(apart) == 301
+    assert "no" not in {pair.target for pair in [*learnt, *apart]}
+    assert not {pair.source for pair in learnt} & {pair.source for pair in apart}
+    assert apart
 
 
 def test_the_same_input_stands_before_different_outputs_unless_an_instruction_names_one() -> None:
     rng, names = random.Random(0), ["Omega"]
-    drawn = [draw(E2E[:1], DART[:1], names, rng) for _ in range(600)]
+    drawn = [draw(Corpora(E2E[:1], DART[:1]), names, rng) for _ in range(600)]
     bare = [d for d in drawn if d.instruction == "" and d.source.startswith("name : ")]
     assert {d.target.startswith("name, ") or d.target.startswith("Type, ") for d in bare} == {True, False}
     instructed = {d.instruction for d in drawn} - {""}
@@ -70,7 +68,7 @@ def test_invented_names_are_capitalised_words_of_the_corpora() -> None:
     assert all(name.istitle() for name in names)
 
 
-def test_only_target_and_end_are_learnt_and_padding_changes_nothing(run: Pretraining) -> None:
+def test_only_target_and_end_are_learnt_and_padding_changes_nothing(run: Pretraining[TokenDocument]) -> None:
     docs = tokenize(
         run.tokenizer, [document(pair, "table-to-text:", instructed=True) for pair in (E2E[0], E2E[1])], 512
     )
@@ -84,9 +82,9 @@ def test_only_target_and_end_are_learnt_and_padding_changes_nothing(run: Pretrai
     assert run.tokenizer.decode(docs[0].ids[docs[0].start :]) == f"{E2E[0].target}<|endoftext|>"
 
 
-def test_batches_keep_to_the_token_budget_and_lose_nothing(run: Pretraining) -> None:
+def test_batches_keep_to_the_token_budget_and_lose_nothing(run: Pretraining[TokenDocument]) -> None:
     docs = tokenize(run.tokenizer, [document(pair, "table-to-text:", instructed=True) for pair in E2E], 512)
-    made = list(batches(docs, 200, random.Random(0)))
+    made = list(batches(docs, lambda one: len(one.ids), 200, random.Random(0)))
     assert all(len(batch) * max(len(doc.ids) for doc in batch) <= 200 for batch in made)
     assert sorted(tuple(doc.ids) for batch in made for doc in batch) == sorted(tuple(doc.ids) for doc in docs)
 
@@ -96,12 +94,12 @@ def test_a_vocabulary_too_small_for_the_names_asked_for_ends_with_fewer() -> Non
     assert proper_names([Pair("name : alpha", "", "")], [], random.Random(0)) == []
 
 
-def test_a_saved_run_is_taken_up_where_it_stood(run: Pretraining, tmp_path: Path) -> None:
+def test_a_saved_run_is_taken_up_where_it_stood(run: Pretraining[TokenDocument], tmp_path: Path) -> None:
     batch = run.next_chunk()[0]
     run.train(batch, 0.0)
     run.chunk = 1
     run.save()
-    again = Pretraining(run.corpora, tmp_path / "state", seed=1)
+    again = Pretraining(run.recipe, tmp_path / "state", seed=1)
     assert (again.step, again.chunk) == (1, 1)
     assert again.next_chunk()[0] == run.next_chunk()[0]
     for one in (run, again):
@@ -111,14 +109,14 @@ def test_a_saved_run_is_taken_up_where_it_stood(run: Pretraining, tmp_path: Path
 
 
 def test_the_exported_folder_is_a_float16_gpt2_that_loads_and_computes_the_same(
-    run: Pretraining, tmp_path: Path
+    run: Pretraining[TokenDocument], tmp_path: Path
 ) -> None:
-    export_backbone(run.model, run.tokenizer, tmp_path / "out")
+    export_backbone(run.model, run.tokenizer, tmp_path / "out", run.recipe.published)
     backbone = load_backbone(str(tmp_path / "out"))
     assert backbone.model.config.activation_function == "gelu_new"
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 9e6
     assert backbone.eos_token_ids == (run.tokenizer.eos_token_id,)
-    ids = torch.tensor([backbone.prompt_encoder.encode(TEMPLATE, E2E[0].source)])
+    ids = torch.tensor([backbone.prompt_encoder.encode("{input}<|endoftext|>", E2E[0].source)])
     (learnt,) = tokenize(run.tokenizer, [document(E2E[0], "table-to-text:", instructed=False)], 512)
     assert ids.tolist()[0] == learnt.ids[: learnt.start], "a served prompt has the tokens of the pretraining"
     mask = torch.ones_like(ids)
@@ -129,6 +127,27 @@ def test_the_exported_folder_is_a_float16_gpt2_that_loads_and_computes_the_same(
 
 
 def test_the_rate_warms_up_by_steps_and_falls_with_the_elapsed_fraction() -> None:
-    assert learning_rate(0, 0.0) == pytest.approx(2e-5)
-    assert learning_rate(500, 0.0) == pytest.approx(2e-3)
-    assert learning_rate(500, 1.0) == learning_rate(500, 2.0) == pytest.approx(6e-5)
+    assert learning_rate(2e-3, 100, 0, 0.0) == pytest.approx(2e-5)
+    assert learning_rate(2e-3, 100, 500, 0.0) == pytest.approx(2e-3)
+    assert learning_rate(2e-3, 100, 500, 1.0) == learning_rate(2e-3, 100, 500, 2.0) == pytest.approx(6e-5)
+
+
+def test_a_run_of_another_seed_or_family_is_refused(run: Pretraining[TokenDocument], tmp_path: Path) -> None:
+    run.save()
+    with pytest.raises(CheckpointError, match="expected seed 2, got 1"):
+        Pretraining(run.recipe, tmp_path / "state", seed=2)
+    with pytest.raises(CheckpointError, match="expected family bart, got gpt2"):
+        Pretraining(replace(gpt2_recipe(CORPORA, CORPORA, seed=1), family="bart"), tmp_path / "state", seed=1)
+
+
+def test_a_used_up_budget_ends_in_an_exported_backbone_and_its_held_out_losses(
+    run: Pretraining[TokenDocument], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(run, tmp_path / "out", minutes=1e-3, checkpoint_minutes=1.0)
+    assert run.step >= 1
+    assert "table-to-text:" in capsys.readouterr().out
+    taken_up = Pretraining(run.recipe, tmp_path / "state", seed=1)
+    pretrain(taken_up, tmp_path / "again", minutes=1e-3, checkpoint_minutes=1.0)
+    assert taken_up.step == run.step, "only exported"
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,63 @@
+"""SciTLDR's reader, on small files of its format and on the corpus itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.corpora import CorpusError, Pair, read_scitldr
+
+SCITLDR = Path(__file__).parents[3] / "shared" / "data" / "scitldr"
+PAPER = {"paper_id": "p1", "source": ["First  one.", "Second."], "target": ["Short. ", "Other."], "title": "T"}
+
+
+def written(tmp_path: Path, *papers: Any) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(paper) + "\n" for paper in papers))
+    return path
+
+
+def test_an_abstract_stands_before_each_of_its_summaries(tmp_path: Path) -> None:
+    other = PAPER | {"paper_id": "p2", "target": ["Only."]}
+    assert list(read_scitldr(written(tmp_path, PAPER, other))) == [
+        Pair("First one. Second.", "Short.", "p1"),
+        Pair("First one. Second.", "Other.", "p1"),
+        Pair("First one. Second.", "Only.", "p2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [],
+        {key: value for key, value in PAPER.items() if key != "target"},
+        PAPER | {"source": "a text"},
+        PAPER | {"source": [1]},
+        PAPER | {"source": []},
+        PAPER | {"target": [" "]},
+        PAPER | {"paper_id": 5},
+    ],
+)
+def test_a_line_of_another_form_is_named(tmp_path: Path, broken: Any) -> None:
+    with pytest.raises(CorpusError, match=r"train\.jsonl line 2: expected"):
+        list(read_scitldr(written(tmp_path, PAPER, broken)))
+
+
+def test_a_line_that_is_no_json_and_a_file_that_is_not_there_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"source": [\n')
+    with pytest.raises(CorpusError, match=r"train\.jsonl line 1: expected"):
+        list(read_scitldr(path))
+    with pytest.raises(CorpusError, match="cannot read"):
+        list(read_scitldr(tmp_path / "absent"))
+
+
+@pytest.mark.corpora
+@pytest.mark.skipif(not SCITLDR.is_dir(), reason="needs ../shared/data/scitldr")
+@pytest.mark.parametrize(("name", "papers", "pairs"), [("train", 1992, 1992), ("dev", 619, 1453), ("test", 618, 1967)])
+def test_scitldr_itself(name: str, papers: int, pairs: int) -> None:
+    read = list(read_scitldr(SCITLDR / f"{name}.jsonl"))
+    assert (len({pair.origin for pair in read}), len(read)) == (papers, pairs)

@@ -1,0 +1,54 @@
+"""The folder that a demo backbone ships in: its tokenizer, configuration and float16 weights.
+
+Owns the files and their form; knows no family, no data and no training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from trainer.files import write_atomic, write_json
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``, as a server loads it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save to ``folder`` without what only describes this machine's way of loading."""
+    tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    described = json.loads(path.read_text())
+    write_json(path, {key: value for key, value in described.items() if key not in ("is_local", "local_files_only")})
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    """The model's tensors, each once, under the first of its names: tied ones are written a single time."""
+    seen: set[int] = set()
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            weights[name] = tensor
+    return weights
+
+
+def export_backbone(model: Any, tokenizer: Any, folder: Path, published: Mapping[str, Any]) -> None:
+    """The folder that a server loads, with the configuration's ``published`` values; the weights last, and whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, folder)
+    config = model.config.__class__.from_dict(model.config.to_dict() | dict(published))
+    config.architectures, config.dtype = [type(model).__name__], "float16"
+    config.save_pretrained(str(folder))
+    model.generation_config.save_pretrained(str(folder))
+    halved = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights_of(model).items()}
+    write_atomic(folder / "model.safetensors", lambda part: save_file(halved, part, {"format": "pt"}))

@@ -1,0 +1,66 @@
+"""BART's noise (Lewis et al. 2020): text infilling over token ids, sentence permutation over text.
+
+Owns how a document is corrupted; knows no corpus, no tokenizer and no model.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Sequence
+
+MASKED_SHARE = 0.3  # of the tokens
+MEAN_SPAN = 3.0
+
+# A full stop is the end of a sentence where a capital follows: "et al. (2016)" and "0.5 points" are none.
+_SENTENCE_END = re.compile(r"""(?<=[.!?]) (?=["'(\[]?[A-Z£])""")
+
+
+def infill(ids: Sequence[int], mask: int, rng: random.Random) -> list[int]:
+    """``ids`` with ``round(0.3 * len(ids))`` of them in Poisson(3) spans, each span replaced by a single ``mask``.
+
+    A span of length 0 inserts a mask. No two spans touch: each hides what stands between two kept tokens. The last span
+    is cut to the number of tokens to hide.
+    """
+    hidden = round(MASKED_SHARE * len(ids))
+    gaps = len(ids) - hidden + 1  # before, between and after the kept tokens
+    lengths: list[int] = []
+    insertions_left = gaps - hidden  # spans of length 0 that leave a gap for every other span
+    left = hidden
+    while left:
+        length = min(_poisson(rng), left)
+        if length == 0:
+            if insertions_left == 0:
+                continue
+            insertions_left -= 1
+        lengths.append(length)
+        left -= length
+    rng.shuffle(lengths)  # else the span that was cut would always stand last
+    corrupted: list[int] = []
+    position = kept = 0
+    for gap, length in zip(sorted(rng.sample(range(gaps), len(lengths))), lengths, strict=True):
+        corrupted += [*ids[position : position + gap - kept], mask]
+        position += gap - kept + length
+        kept = gap
+    return [*corrupted, *ids[position:]]
+
+
+def permute_sentences(text: str, rng: random.Random) -> str:
+    """``text`` with its sentences in random order."""
+    parts = sentences(text)
+    rng.shuffle(parts)
+    return " ".join(parts)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of ``text``, which a single space joins again."""
+    return _SENTENCE_END.split(text)
+
+
+def _poisson(rng: random.Random) -> int:
+    """A Poisson variate by multiplication of uniforms (Knuth)."""
+    count, product = 0, rng.random()
+    while product > math.exp(-MEAN_SPAN):
+        count, product = count + 1, product * rng.random()
+    return count

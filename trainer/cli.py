@@ -95,8 +95,9 @@ def train(
       prefixd train --task e2e --data e2e.jsonl --resume
       prefixd train --task xsum --data xsum.jsonl --backbone facebook/bart-large
                     --truncate --registry ./registry
-      prefixd train --task tldr --data tldr.jsonl --backbone demo-bart
-                    --sites encoder,cross --init summarize --truncate
+      prefixd train --task tldr --preset xsum --data tldr.jsonl
+                    --backbone demo-bart --sites encoder,cross --init summarize
+                    --truncate
 
     --resume goes on after a kill, to the same result. Without --registry and --server nothing is published.
     The result folder holds config.json, metrics.jsonl, loss.png, prefix.safetensors and report.json.

@@ -36,12 +36,11 @@ class Pair:
 
 def read_e2e(path: Path) -> Iterator[Pair]:
     """``fields||text`` per line, as ``name : X | Type : Y`` and the sentence. CorpusError names file and line."""
-    with _open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            source, bar, target = line.rstrip("\n").partition("||")
-            if not bar or not source.strip() or not target.strip():
-                raise CorpusError(f"{path.name} line {number}: expected fields||text, got {line[:60]!r}", line=number)
-            yield Pair(source.strip(), target.strip(), "e2e")
+    for number, line in enumerate(read_lines(path), 1):
+        source, bar, target = line.partition("||")
+        if not bar or not source.strip() or not target.strip():
+            raise CorpusError(f"{path.name} line {number}: expected fields||text, got {line[:60]!r}", line=number)
+        yield Pair(source.strip(), target.strip(), "e2e")
 
 
 def read_webnlg(path: Path) -> Iterator[Pair]:
@@ -51,7 +50,7 @@ def read_webnlg(path: Path) -> Iterator[Pair]:
             entry = next(iter(wrapped.values()))
             source = webnlg_source([(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]])
             good = [lex["lex"].strip() for lex in entry["lexicalisations"] if lex["comment"] == "good"]
-            pairs = [Pair(source, text, entry["category"]) for text in good if text]
+            pairs = [Pair(encodable(source), encodable(text), entry["category"]) for text in good if text]
         yield from pairs
 
 
@@ -61,7 +60,8 @@ def read_dart(path: Path, *, without: Sequence[str] = ()) -> Iterator[Pair]:
         with where:
             source = dart_source([(subject, relation, obj) for subject, relation, obj in entry["tripleset"]])
             kept = [item for item in entry["annotations"] if item["source"] not in without and item["text"]]
-            pairs = [Pair(source, " ".join(item["text"].split()), item["source"]) for item in kept]
+            texts = [(encodable(" ".join(item["text"].split())), item["source"]) for item in kept]
+            pairs = [Pair(encodable(source), text, origin) for text, origin in texts]
         yield from (pair for pair in pairs if pair.target)
 
 
@@ -70,21 +70,16 @@ def read_scitldr(path: Path) -> Iterator[Pair]:
 
     All references of a paper share source and origin. CorpusError names file and line.
     """
-    with _open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                paper = json.loads(line)
-                origin, sentences, summaries = paper["paper_id"], _texts(paper["source"]), _texts(paper["target"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorpusError(
-                    f"{path.name} line {number}: expected paper_id, source and target, got {error!r}", line=number
-                ) from error
-            if not sentences or not summaries or not isinstance(origin, str):
-                raise CorpusError(
-                    f"{path.name} line {number}: expected a paper with sentences and summaries, got {line[:60]!r}",
-                    line=number,
-                )
-            yield from (Pair(" ".join(sentences), summary, origin) for summary in summaries)
+    for number, line in enumerate(read_lines(path), 1):
+        where = f"{path.name} line {number}"
+        try:
+            paper = json.loads(line)
+            origin, sentences, summaries = paper["paper_id"], _texts(paper["source"]), _texts(paper["target"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"{where}: expected paper_id, source and target, got {error!r}", line=number) from error
+        if not sentences or not summaries or not isinstance(origin, str):
+            raise CorpusError(f"{where}: expected a paper with sentences and summaries, got {line[:60]!r}", line=number)
+        yield from (Pair(" ".join(sentences), summary, origin) for summary in summaries)
 
 
 def webnlg_source(triples: Sequence[Triple]) -> str:
@@ -111,23 +106,46 @@ def _texts(value: Any) -> list[str]:
     """The texts of a list, single-spaced, without empty ones."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"expected a list of texts, got {str(value)[:60]!r}")
-    return [text for text in (" ".join(text.split()) for text in value) if text]
+    return [text for text in (" ".join(encodable(text).split()) for text in value) if text]
 
 
-def _open(path: Path) -> Any:
+def encodable(text: str) -> str:
+    """``text``, if UTF-8 can hold it. JSON's escapes can write half a character, which no file can: ValueError."""
     try:
-        return path.open(encoding="utf-8")
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character (a lone surrogate, {text[error.start]!r}) at {error.start}") from None
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, cut at line feeds alone: texts hold other separators. CorpusError names the line."""
+    lines = _read(path).split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _read(path: Path) -> str:
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CorpusError(
+            f"{path.name} line {line}: expected UTF-8, got the byte 0x{content[error.start]:02x}",
+            path=str(path),
+            line=line,
+        ) from error
 
 
 def _entries(path: Path, key: str | None) -> Iterator[tuple[Any, AbstractContextManager[None]]]:
     """Every entry, with a context that turns a fault in it into a CorpusError that names it."""
-    with _open(path) as file:
-        try:
-            document = json.load(file)
-        except ValueError as error:
-            raise CorpusError(f"{path.name}: expected JSON, got {error}", path=str(path)) from error
+    try:
+        document = json.loads(_read(path))
+    except ValueError as error:
+        raise CorpusError(f"{path.name}: expected JSON, got {error}", path=str(path)) from error
     entries = document.get(key) if key and isinstance(document, dict) else document
     if not isinstance(entries, list):
         raise CorpusError(f"{path.name}: expected a list of entries{f' under {key!r}' if key else ''}", path=str(path))
@@ -143,10 +161,11 @@ def _named(path: Path, number: int) -> Iterator[None]:
         raise CorpusError(f"{path.name} entry {number}: not of the corpus's form: {error!r}", entry=number) from error
 
 
-def held_out(source: str, percent: int = 5) -> bool:
+def held_out(source: str, percent: int = 5, *, salt: str = "") -> bool:
     """Whether a structured source belongs to the held-out part: a fixed ``percent`` of the sources, by their hash.
 
-    All references of a source, in whatever order its fields stand, fall on the same side.
+    All references of a source, in whatever order its fields stand, fall on the same side. Another ``salt`` is another
+    split, independent of this one.
     """
-    canonical = "|".join(sorted(part.strip() for part in source.split("|")))
+    canonical = salt + "|".join(sorted(part.strip() for part in source.split("|")))
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") % 100 < percent

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from prefixes.errors import PrefixdError
-from trainer.corpora import held_out
+from trainer.corpora import encodable, held_out
+
+HOLD_OUT_SALT: Final = "validation:"
+"""Another split than ``prefixd convert --split``: by the same hash, nothing of its training side would be held out."""
 
 
 class InvalidData(PrefixdError):
@@ -31,16 +35,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of a file, and the sha256 of its bytes."""
+    """The examples of a file, the sha256 of its bytes, and what errors call it."""
 
     examples: tuple[Example, ...]
     digest: str
+    name: str = "data"
 
     def split(self, percent: int) -> tuple[Dataset, Dataset]:
         """Training and validation part; ``percent`` of the inputs, by their hash, are held out with all their lines."""
-        kept = tuple(example for example in self.examples if not held_out(example.input, percent))
-        apart = tuple(example for example in self.examples if held_out(example.input, percent))
-        return Dataset(kept, self.digest), Dataset(apart, self.digest)
+        sides: dict[bool, list[Example]] = {False: [], True: []}
+        for example in self.examples:
+            sides[held_out(example.input, percent, salt=HOLD_OUT_SALT)].append(example)
+        return replace(self, examples=tuple(sides[False])), replace(self, examples=tuple(sides[True]))
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -53,7 +59,7 @@ def read_dataset(path: Path) -> Dataset:
     examples = tuple(_example(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
     if not examples:
         raise InvalidData(f"{path}: expected at least one line, got none", path=str(path))
-    return Dataset(examples, f"sha256:{hashlib.sha256(content).hexdigest()}")
+    return Dataset(examples, f"sha256:{hashlib.sha256(content).hexdigest()}", path.name)
 
 
 def _example(path: Path, number: int, line: str) -> Example:
@@ -69,4 +75,10 @@ def _example(path: Path, number: int, line: str) -> Example:
         if not isinstance(record[field], str) or not record[field].strip():
             kind = "an empty one" if isinstance(record[field], str) else type(record[field]).__name__
             raise InvalidData(f"{where}, field {field!r}: expected a text, got {kind}", line=number, field=field)
+        try:
+            encodable(record[field])
+        except ValueError as error:
+            raise InvalidData(
+                f"{where}, field {field!r}: expected a text, got {error}", line=number, field=field
+            ) from None
     return Example(number, record["input"], record["target"])

@@ -20,11 +20,10 @@ import typer
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
 from prefixes.checkpoint import DEMOS
-from server.engine.types import SamplingParams
 from trainer.config import DEMO_TEMPLATE, TrainConfig
 from trainer.convert import Conversion, convert
 from trainer.data import read_dataset
-from trainer.evaluate import generate, references, score
+from trainer.evaluate import decoding, generate, references, score
 from trainer.files import write_bytes, write_text
 from trainer.run import RunRequest, run_training
 
@@ -161,9 +160,8 @@ def main(
         test = work / f"{task.name}-test.jsonl"
         convert(task.test, corpora / task.test_file, test)
         grouped, prefix = references(read_dataset(test)), read_prefix(artifact)
-        decoding, truncate = dict(task.decoding), bool(task.decoding.get("truncate"))
-        decoding.pop("truncate", None)
-        backbone, params = load_backbone(task.backbone), SamplingParams(**decoding)
+        backbone = load_backbone(task.backbone)
+        params, truncate = decoding(backbone, prefix, {})
         outputs = generate(backbone, prefix, list(grouped), params, truncate=truncate)
         texts = [made.text for made in outputs]
         scores = score(task.metric, texts, list(grouped.values()))

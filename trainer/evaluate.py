@@ -10,6 +10,7 @@ tokens, lower-cased), near to but not the datasets' own scorers.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,19 +25,22 @@ from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.types import Failed, Finished, GenerationRequest, Output, PrefixKey, SamplingParams
+from server.parameters import SAMPLING, ParameterLimits, merge_parameters
 from trainer.data import Dataset, read_dataset
 from trainer.files import write_text
 from trainer.options import decoding_parameters, named_errors
 from trainer.rouge import rouge
 
 KV_CACHE_BYTES: Final = 1 << 28
-MAX_NEW_TOKENS: Final = 100  # where neither artifact nor backbone says
+UNLIMITED: Final = sys.maxsize
+LIMITS: Final = ParameterLimits(128, UNLIMITED, UNLIMITED, UNLIMITED)
+"""A server's default length, and no limit of its own: a score is of the prefix, not of a server's settings."""
 METRICS: Final = ("bleu", "rouge", "fields")
 SCORED: Final = (
     "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty",
-    "early_stopping",
+    "early_stopping", "stop",
 )  # fmt: skip
-"""What a score depends on; nothing here samples."""
+"""What ``--parameter`` may say; nothing here samples."""
 
 
 def generate(
@@ -104,17 +108,12 @@ def _prompt(backbone: Backbone, template: str, text: str, room: int, truncate: b
 
 
 def decoding(backbone: Backbone, prefix: Prefix, given: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
-    """How the server would decode, were it not for sampling, and whether it would cut long inputs.
+    """How the server would decode a request of ``given``, and whether it would cut long inputs.
 
-    ``given`` over the artifact's defaults over the backbone's own.
+    Where ``given`` says nothing of sampling, it is a request with ``do_sample`` false. Raises InvalidParameter.
     """
-    lower = {**backbone.generation_defaults, **prefix.spec.defaults}
-    merged = {name: value for name, value in lower.items() if name in (*SCORED, "truncate")} | dict(given)
-    truncate = bool(merged.pop("truncate", False))
-    merged.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    if "min_new_tokens" not in given:
-        merged["min_new_tokens"] = min(merged.get("min_new_tokens", 0), merged["max_new_tokens"])
-    return SamplingParams(**merged), truncate
+    request = dict(given) if SAMPLING & given.keys() else {**given, "do_sample": False}
+    return merge_parameters(request, prefix.spec.defaults, backbone.generation_defaults, LIMITS)
 
 
 def references(data: Dataset) -> dict[str, list[str]]:
@@ -175,7 +174,7 @@ def main(
         list[str] | None, typer.Option(help="How to decode, name=value; repeatable. Default: as the server would.")
     ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut inputs that pass the window.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Score only the first inputs.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score only the first inputs.", min=1)] = None,
     report: Annotated[Path | None, typer.Option(help="JSONL of input, output and references to write.")] = None,
 ) -> None:
     """Generate with a prefix through the serving engine, without sampling, and print its score as JSON.

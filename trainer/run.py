@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -89,22 +89,29 @@ def run_training(
 ) -> RunResult:
     """Run to the end. With ``resume`` go on where a killed run stopped; a finished one is read back.
 
-    Raises RunExists for a folder with a run unless ``resume``, CheckpointError for one of another configuration.
+    Raises RunExists for a folder with a run unless ``resume``, CheckpointError for one of another configuration,
+    backbone or data.
     """
     folder = request.output
     _check_folder(request, resume)
-    if (folder / "report.json").exists():
-        return read_result(folder)
     train_set, validation_set = _datasets(request)
     backbone = load_backbone(request.backbone, dtype=getattr(torch, request.dtype), device=request.device)
     if not backbone.eos_token_ids:
         raise BackboneError(f"backbone {request.backbone!r}: expected an end-of-text token to learn, got none")
     plan = plan_prefix(request.config, backbone, request.template, request.defaults)
+    identity = {
+        "backbone": backbone.spec.fingerprint,
+        "template": plan.template,
+        "data": train_set.digest,
+        "validation": validation_set.digest,
+    }
+    if (folder / "report.json").exists():
+        _check_identity(folder, identity)
+        return read_result(folder)
     rules = {"drop_long": request.drop_long, "truncate": request.truncate}
     train, validation = (tokenize(backbone, plan, data, **rules) for data in (train_set, validation_set))
     write_json(folder / "config.json", request.as_dict())
     started = time.monotonic()
-    identity = f"{backbone.spec.fingerprint} {plan.template} {train_set.digest} {validation_set.digest}"
     trainer = Trainer(
         request.config,
         plan,
@@ -112,7 +119,7 @@ def run_training(
         load_model(backbone, TorchKernels()),
         train.examples,
         validation.examples,
-        identity=identity,
+        identity=json.dumps(identity),
         checkpoint=folder / "checkpoint.safetensors",
     )
 
@@ -149,6 +156,7 @@ def run_training(
             "seconds": round(time.monotonic() - started, 1),
             "torch": torch.__version__,
             "device": request.device,
+            "identity": identity,
             "dropped": {"train": train.dropped, "validation": validation.dropped},
             "cut": {"train": train.cut, "validation": validation.cut},
             "initialisation_error": state.initial_error,
@@ -190,14 +198,39 @@ def _check_folder(request: RunRequest, resume: bool) -> None:
         raise CheckpointError(f"{request.output}: cannot resume with other options: {pairs}", different=different)
 
 
+def _check_identity(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless the finished run in ``folder`` was of this backbone, template and data."""
+    path = folder / "report.json"
+    try:
+        found = json.loads(path.read_text())["identity"]
+        different = sorted(name for name in wanted if wanted[name] != found[name])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected the identity of backbone and data, got none (a run of an older version, or a damaged "
+            "report): it cannot be told whether it is this run; --output takes another folder"
+        ) from error
+    if different:
+        pairs = ", ".join(f"{name}: expected {found[name]!r}, got {wanted[name]!r}" for name in different)
+        raise CheckpointError(f"{folder}: cannot resume, the finished run was of others; {pairs}", different=different)
+
+
 def _datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
-    """Training and validation data; the validation part may be empty."""
+    """Training and validation data; the validation part is empty only for ``hold_out`` 0.
+
+    Raises InvalidParameter where the inputs are so few that one of the parts would be empty.
+    """
     everything = read_dataset(request.data)
     if request.validation is not None:
         return everything, read_dataset(request.validation)
     train, held_out = everything.split(request.hold_out)
-    if not train.examples:
-        train, held_out = everything, replace(everything, examples=())
+    if not train.examples or (request.hold_out and not held_out.examples):
+        inputs = len({example.input for example in everything.examples})
+        raise InvalidParameter(
+            f"hold_out: expected both sides of the split to get some of the {inputs} inputs of {everything.name}, got "
+            f"none to {'validate on' if train.examples else 'train on'} with {request.hold_out} percent; give "
+            "--validation FILE, or --hold-out 0 to keep the last prefix unvalidated",
+            got=request.hold_out,
+        )
     return train, held_out
 
 

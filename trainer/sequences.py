@@ -81,7 +81,7 @@ def tokenize(
 ) -> Tokenized:
     """Tokenise every example as the server does its prompts, and put its target where the server generates.
 
-    What passes the window raises InvalidData with its line. With ``truncate`` an input loses its end instead, with
+    What passes the window raises InvalidData with file and line. With ``truncate`` an input loses its end instead, with
     ``drop_long`` the line is left out; a target is never cut.
     """
     opening = target_opening(backbone)
@@ -90,21 +90,24 @@ def tokenize(
     for example in dataset.examples:
         try:
             fitted, was_cut = _fit(backbone, plan, opening, example, truncate)
-        except InvalidData:
+        except InvalidData as error:
             if not drop_long:
-                raise
+                raise InvalidData(f"{dataset.name} {error.message}", **error.detail) from None
         else:
             made.append(fitted)
             cut += was_cut
     if dataset.examples and not made:
-        raise InvalidData(f"no example fits the window of {backbone.spec.max_positions} positions")
+        raise InvalidData(f"{dataset.name}: no example fits the window of {backbone.spec.max_positions} positions")
     return Tokenized(made, len(dataset.examples) - len(made), cut)
 
 
 def _fit(
     backbone: Backbone, plan: PrefixSpec, opening: tuple[int, ...], example: Example, truncate: bool
 ) -> tuple[TokenExample, bool]:
-    """One example's sequences, and whether its input was cut. Raises InvalidData where they pass the window."""
+    """One example's sequences, and whether its input was cut.
+
+    Raises InvalidData, the file not yet named, where they pass the window.
+    """
     encoder, spec, start = backbone.prompt_encoder, backbone.spec, backbone.decoder_prompt
     prompt = encoder.encode(plan.template, example.input)
     target = (*opening, *encoder.encode_text(example.target), backbone.eos_token_ids[0])

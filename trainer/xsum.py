@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.corpora import CorpusError, Pair
+from trainer.corpora import CorpusError, Pair, encodable, read_lines
 
 FIELDS = ("document", "summary", "id")
 
@@ -33,7 +33,7 @@ def read_xsum(path: Path) -> Iterator[Pair]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Pair]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path.name} line {number}"
@@ -52,11 +52,14 @@ def _field(where: str, number: int, record: dict[str, object], name: str) -> str
     if not isinstance(value, str) or not value.strip():
         got = "an empty one" if isinstance(value, str) else "none" if name not in record else type(value).__name__
         raise CorpusError(f"{where}, field {name!r}: expected a text, got {got}", line=number, field=name)
-    return " ".join(value.split())
+    try:
+        return " ".join(encodable(value).split())
+    except ValueError as error:
+        raise CorpusError(f"{where}, field {name!r}: expected a text, got {error}", line=number, field=name) from None
 
 
 def _read_aligned(source: Path, target: Path) -> Iterator[Pair]:
-    documents, summaries = _lines(source), _lines(target)
+    documents, summaries = read_lines(source), read_lines(target)
     if len(documents) != len(summaries):
         raise CorpusError(
             f"{source.name} and {target.name}: expected as many lines in both, got {len(documents)} and "
@@ -68,12 +71,3 @@ def _read_aligned(source: Path, target: Path) -> Iterator[Pair]:
             if not text:
                 raise CorpusError(f"{path.name} line {number}: expected a text, got an empty line", line=number)
         yield Pair(document, summary, f"{source.stem}/{number}")
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, cut at line feeds alone: articles hold other separators."""
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read {path}: expected a UTF-8 file, got {error}", path=str(path)) from error
-    return lines[:-1] if lines[-1] == "" else lines

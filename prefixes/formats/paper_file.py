@@ -3,8 +3,8 @@
 Owns the files: the folders of `save_pretrained` (`pytorch_model.bin` and `config.json`; its BART code names them
 `checkpointepoch=N.ckpt`), and checkpoints of Lightning. The only place that opens pickled files at all, with torch's
 restricted unpickler (`weights_only=True`): it builds tensors and plain containers and runs nothing of the file's. One
-class more is allowed, `argparse.Namespace`, in which Lightning keeps hyperparameters: a plain bag of attributes. Knows
-not what the tensors mean.
+class more is allowed, `argparse.Namespace`, a plain bag of attributes: a Lightning file may carry its options in one.
+Knows not what the tensors mean.
 """
 
 from __future__ import annotations

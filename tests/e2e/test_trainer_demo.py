@@ -12,7 +12,7 @@ from prefixes.checkpoint import DEMOS
 from prefixes.spec import check_compatible
 from server.engine.types import FinishReason, Output, SamplingParams
 from trainer.demo import DECODING, demo_tasks
-from trainer.evaluate import field_scores, generate
+from trainer.evaluate import decoding, field_scores, generate
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "prefixes" / "demo"
@@ -44,8 +44,8 @@ def answer(backbone: Backbone, name: str, text: str) -> Output:
 
 def answer_bart(bart: Backbone, name: str, text: str) -> Output:
     prefix = demo_prefix(name, "demo-bart")
-    params = {key: value for key, value in prefix.spec.defaults.items() if key != "truncate"}
-    return generate(bart, prefix, [text], SamplingParams(**params), truncate=True)[0]
+    params, truncate = decoding(bart, prefix, {})
+    return generate(bart, prefix, [text], params, truncate=truncate)[0]
 
 
 @pytest.mark.parametrize("demo", NAMES)

@@ -13,8 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("prefixes", "server", "trainer")
 
-# What the trainer may use of the server beside its engine: the web helpers.
-SHARED_WITH_TRAINER = ("server.engine", "server.errors", "server.sse", "server.metrics", "server.auth")
+# What the trainer may use of the server beside its engine: the web helpers, and the one rule for what a version's
+# defaults mean, so that a score is of what will be served.
+SHARED_WITH_TRAINER = (
+    "server.engine", "server.errors", "server.sse", "server.metrics", "server.auth", "server.parameters",
+)  # fmt: skip
 
 # server/engine, lowest first: a module may import from its own line and from lines above it.
 ENGINE_LAYERS = (

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from prefixes.artifact import read_prefix
 from prefixes.registry import open_registry
 from prefixes.spec import SITES
+from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
 from trainer import cli, evaluate
 
@@ -112,6 +113,7 @@ def test_evaluate_scores_a_trained_prefix_through_the_engine(bart_workplace: Pat
     assert all(0 <= scores[kind] <= 100 for kind in ("rouge1", "rouge2", "rougeL"))
     rows = [json.loads(line) for line in report.read_text().splitlines()]
     assert [row["references"] for row in rows[:2]] == [[pair["target"]] for pair in toy_pairs(30)[:2]]
+    assert invoke("evaluate", *arguments, *options, "--limit", "0").exit_code == 2
     for wrong in (["--metric", "meteor"], ["--parameter", "temperature=0.5"]):
         result = invoke("evaluate", *arguments, *options, *wrong)
         assert (result.exit_code, "invalid_parameter" in result.output) == (1, True)
@@ -132,6 +134,35 @@ def test_an_existing_run_is_not_overwritten_and_resume_refuses_other_options(wor
     other = train(workplace, "--resume", "--seed", "9")
     assert (other.exit_code, "config was" in other.output) == (1, True)
     assert train(workplace, "--resume").exit_code == 0
+
+
+def test_resume_of_a_finished_run_refuses_data_and_backbone_that_changed_in_their_place(workplace: Path) -> None:
+    assert train(workplace).exit_code == 0
+    write_jsonl(workplace / "data.jsonl", toy_pairs(31))
+    other = train(workplace, "--resume")
+    assert (other.exit_code, "invalid_checkpoint" in other.output) == (1, True), other.output
+    assert "data: expected 'sha256:" in other.output and "backbone: expected" not in other.output
+    write_jsonl(workplace / "data.jsonl", toy_pairs(30))
+    assert train(workplace, "--resume").exit_code == 0
+    save_tiny_gpt2(workplace / "backbone", seed=7)
+    other = train(workplace, "--resume")
+    assert (other.exit_code, "backbone: expected 'sha256:" in other.output) == (1, True), other.output
+
+
+def test_a_report_without_an_identity_is_refused(workplace: Path) -> None:
+    assert train(workplace).exit_code == 0
+    path = workplace / "out" / "report.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "identity"}))
+    other = train(workplace, "--resume")
+    assert (other.exit_code, "expected the identity of backbone and data, got none" in other.output) == (1, True)
+
+
+def test_a_split_that_holds_nothing_out_is_refused_with_the_remedies(workplace: Path) -> None:
+    write_jsonl(workplace / "data.jsonl", toy_pairs(2))
+    refused = train(workplace, "--hold-out", "1")
+    assert (refused.exit_code, (workplace / "out").exists()) == (1, False), refused.output
+    assert "none to validate on with 1 percent" in refused.output and "--hold-out 0" in refused.output
+    assert train(workplace, "--hold-out", "0").exit_code == 0
 
 
 def test_a_run_is_published_with_its_record_and_moves_the_alias(workplace: Path) -> None:

@@ -170,6 +170,7 @@ def test_a_sample_is_drawn_by_its_seed_and_keeps_the_order(tmp_path: Path) -> No
         ("xsum", '{"document": "a", "id": "1"}', "line 1, field 'summary': expected a text, got none"),
         ("xsum", '{"document": " ", "summary": "b", "id": "1"}', "line 1, field 'document': .* an empty one"),
         ("xsum", '{"document": "a", "summary": "b", "id": 1}', "line 1, field 'id': expected a text, got int"),
+        ("xsum", jsonl(XSUM) + r'{"document": "a", "summary": "\ud800", "id": "1"}', "line 3, .*'summary': .*surr"),
     ],
 )
 def test_a_foreign_file_is_named_and_leaves_no_output(tmp_path: Path, corpus: Any, content: str, said: str) -> None:

@@ -12,11 +12,13 @@ from prefixes.backbone import Backbone
 from prefixes.errors import IncompatiblePrefix, InputTooLong, InvalidParameter
 from prefixes.spec import PrefixSpec
 from server.engine.types import Output, SamplingParams
+from server.parameters import merge_parameters
+from server.settings import Settings
 from tests.support.prefixes import make_prefix
 from tests.support.trainer import FAMILIES, tiny_backbone, tiny_model, toy_pairs, toy_plan, toy_trainer
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Example
-from trainer.evaluate import decoding, field_scores, generate, references, score
+from trainer.evaluate import LIMITS, decoding, field_scores, generate, references, score
 from trainer.export import fold
 from trainer.forward import forward_logits
 from trainer.rouge import rouge
@@ -97,6 +99,28 @@ def test_scores_decode_as_the_artifact_says_unless_told_otherwise(tmp_path: Path
     assert (params.min_new_tokens, params.do_sample) == (9, False), "as the server lowers it; scores never sample"
     with pytest.raises(InvalidParameter, match="min_new_tokens"):
         decoding(backbone, prefix, {"min_new_tokens": 20})
+
+
+def test_a_default_that_drops_beams_in_the_server_drops_them_in_a_score(tmp_path: Path) -> None:
+    """A stop text and beams exclude each other: the artifact's word on one drops the backbone's on the other."""
+    backbone = replace(tiny_backbone(tmp_path, torch.float32), generation_defaults={"num_beams": 4, "top_k": 50})
+    prefix = make_prefix(backbone.spec, defaults={"stop": ["\n"]})
+    served, _ = merge_parameters({}, prefix.spec.defaults, backbone.generation_defaults, LIMITS)
+    params, truncate = decoding(backbone, prefix, {})
+    assert (params, truncate) == (served, False)
+    assert (params.num_beams, params.stop, params.do_sample) == (1, ("\n",), False)
+    assert decoding(backbone, prefix, {"num_beams": 3})[0].stop == (), "a request for beams drops the stop text"
+
+
+def test_a_prefix_that_samples_when_served_is_scored_without_unless_asked(tmp_path: Path) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32)
+    prefix = make_prefix(backbone.spec, defaults={"temperature": 0.7})
+    assert decoding(backbone, prefix, {})[0] == SamplingParams(max_new_tokens=128)
+    assert decoding(backbone, prefix, {"do_sample": True})[0].temperature == 0.7
+
+
+def test_the_default_length_of_a_score_is_a_servers() -> None:
+    assert LIMITS.default_max_new_tokens == Settings.model_fields["default_max_new_tokens"].default
 
 
 def test_rouge_is_the_packages_f1_with_stemming() -> None:

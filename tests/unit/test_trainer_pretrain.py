@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefixes.backbone import load_backbone
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import CheckpointError, load_state, save_state
 from trainer.corpora import Pair
 from trainer.pretrain.backbone import export_backbone
 from trainer.pretrain.gpt2 import gpt2_recipe, loss_of
@@ -138,6 +138,18 @@ def test_a_run_of_another_seed_or_family_is_refused(run: Pretraining[TokenDocume
         Pretraining(run.recipe, tmp_path / "state", seed=2)
     with pytest.raises(CheckpointError, match="expected family bart, got gpt2"):
         Pretraining(replace(gpt2_recipe(CORPORA, CORPORA, seed=1), family="bart"), tmp_path / "state", seed=1)
+
+
+def test_a_state_that_is_no_pretrainings_is_refused(run: Pretraining[TokenDocument], tmp_path: Path) -> None:
+    run.save()
+    tensors, meta = load_state(tmp_path / "state" / "state.safetensors")
+    for broken, said in (
+        ({name: value for name, value in meta.items() if name not in ("chunk", "seed")}, "missing seed, chunk"),
+        (meta | {"optimizer": {}}, "expected this model's optimizer"),
+    ):
+        save_state(tmp_path / "state" / "state.safetensors", tensors, broken)
+        with pytest.raises(CheckpointError, match=said):
+            Pretraining(run.recipe, tmp_path / "state", seed=1)
 
 
 def test_a_used_up_budget_ends_in_an_exported_backbone_and_its_held_out_losses(

@@ -127,7 +127,7 @@ def test_what_just_fits_is_taken_and_one_token_more_is_named_or_left_out(backbon
     room = WINDOW - around - (0 if backbone.spec.input_site == "encoder" else P + beside)
     fits, long = (letters(room), "x"), (letters(room + 1), "x")
     assert len(tokenize(backbone, plan, data(fits)).examples) == 1
-    with pytest.raises(InvalidData, match=r"line 2: expected at most \d+ tokens of input and template.*--truncate"):
+    with pytest.raises(InvalidData, match=r"^data line 2: expected at most \d+ tokens of input and temp.*--truncate"):
         tokenize(backbone, plan, data(fits, long))
     kept = tokenize(backbone, plan, data(fits, long), drop_long=True)
     assert (len(kept.examples), kept.dropped, kept.cut) == (1, 1, 0)

@@ -24,6 +24,7 @@ from trainer.checkpoint import CheckpointError, load_state, pack_optimizer, save
 from trainer.pretrain.backbone import export_backbone, load_tokenizer, weights_of
 
 FINAL_FRACTION = 0.03  # of the peak rate, at the end
+STATE = ("family", "seed", "step", "chunk", "elapsed", "optimizer")  # what a saved run says beside its tensors
 
 Example = TypeVar("Example")
 
@@ -137,6 +138,11 @@ class Pretraining(Generic[Example]):
 
     def _restore(self) -> None:
         tensors, meta = load_state(self._file)
+        absent = [name for name in STATE if name not in meta]
+        if absent:
+            raise CheckpointError(
+                f"{self._file}: expected a pretraining's {', '.join(STATE)}; missing {', '.join(absent)}"
+            )
         for name, expected in (("family", self.recipe.family), ("seed", self.seed)):
             if meta[name] != expected:
                 raise CheckpointError(f"{self._file}: expected {name} {expected}, got {meta[name]}")
@@ -145,7 +151,10 @@ class Pretraining(Generic[Example]):
         if missing:
             raise CheckpointError(f"{self._file}: expected the model's tensors, missing {', '.join(missing)}")
         self.model.load_state_dict(weights, strict=False)  # a tied tensor is there under one of its names
-        unpack_optimizer(self._optimizer, tensors, meta["optimizer"])
+        try:
+            unpack_optimizer(self._optimizer, tensors, meta["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self._file}: expected this model's optimizer, got {error!r}") from error
         self.step, self.chunk, self.elapsed = meta["step"], meta["chunk"], meta["elapsed"]
 
 

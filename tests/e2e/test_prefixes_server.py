@@ -124,8 +124,9 @@ def test_every_command_works_on_the_server_as_on_the_registry(
     assert answer("rollback", "cli", *there)["aliases"]["production"] == versions[1]
     assert answer("export", "artifact", "cli", str(tmp_path / "out"), *there)["version"] == versions[1]
     assert (tmp_path / "out").read_bytes() == paths[1].read_bytes()
-    assert answer("export", "peft", "cli", str(tmp_path / "peft"), *there)["version"] == versions[1]
-    options = ("--task", "cli-peft", "--backbone", str(world.folder))
+    backbone = ("--backbone", str(world.folder))
+    assert answer("export", "peft", "cli", str(tmp_path / "peft"), *backbone, *there)["version"] == versions[1]
+    options = ("--task", "cli-peft", *backbone)
     imported = answer("import", "peft", str(tmp_path / "peft"), *options, *there)
     assert imported["spec"]["sites"] == inspected["versions"][0]["spec"]["sites"]
     assert answer("verify", "cli", "--backbone", str(world.folder), *there)["bad"] == 0
@@ -135,7 +136,7 @@ def test_every_command_works_on_the_server_as_on_the_registry(
 
 
 def test_an_imported_prefix_is_served_at_once(world: TinyWorld, server: ServerProcess, tmp_path: Path) -> None:
-    export_peft(make_prefix(world.spec, length=4, seed=9), tmp_path / "adapter")
+    export_peft(make_prefix(world.spec, length=4, seed=9), tmp_path / "adapter", world.spec)
     options = ("--task", "served", "--backbone", str(world.folder), "--server", server.url, "--json")
     version = json.loads(run("import", "peft", str(tmp_path / "adapter"), *options).stdout)["version"]
     with server.client() as client:

@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def test_table_to_text_and_summaries_share_steps(server: ServerProcess) -> None:
     tasks = {"e2e-bart": FIELDS, "scitldr": ABSTRACT}
     with server.client() as client:
-        assert {task["task"] for task in client.get("/prefixes").json()["tasks"]} == {f"default/{t}" for t in tasks}
+        assert {task["task"] for task in client.get("/prefixes").json()["prefixes"]} == {f"default/{t}" for t in tasks}
         alone = {task: ask(client, task, text) for task, text in tasks.items()}
         before = shared_steps(client)
         with ThreadPoolExecutor(6) as pool:

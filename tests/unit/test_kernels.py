@@ -119,6 +119,13 @@ def test_norm_equals_the_definition(
     assert torch.equal(norm(x.t().contiguous().t()), norm(x)), "rows of another layout"
 
 
+def test_norm_of_a_row_that_overflows_is_not_finite(numba: NumbaKernels) -> None:
+    x = torch.randn(4, 64)
+    x[1], x[2, 5], x[3, 6] = torch.randn(64) * 1e25, torch.inf, torch.nan
+    got = numba.norm(torch.ones(64), torch.zeros(64), 1e-5)(x)
+    assert torch.isfinite(got).all(dim=1).tolist() == [True, False, False, False]
+
+
 def test_norm_refuses_other_shapes_and_types(numba: NumbaKernels) -> None:
     norm = numba.norm(torch.ones(8), torch.zeros(8), 1e-5)
     fits = torch.ones(2, 8)

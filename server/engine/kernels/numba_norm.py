@@ -51,6 +51,9 @@ def norm_chunk(zero: Any, job: Any, index: int) -> None:
             for i in range(width):
                 out[i] = x[i]
         mean = total(zero, job[OUT] + offset, width) / real(width)
-        scale = real(1) / math.sqrt(_squares(zero, job[OUT] + offset, width, mean) / real(width) + eps)
+        variance = _squares(zero, job[OUT] + offset, width, mean) / real(width)
+        scale = real(1) / math.sqrt(variance + eps)
+        if math.isinf(variance):  # the row has overflowed: a scale of 0 would make plain numbers of it
+            scale = real(math.nan)
         for i in range(width):
             out[i] = (out[i] - mean) * scale * weight[i] + bias[i]

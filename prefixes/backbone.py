@@ -157,7 +157,9 @@ def _decoder_prompt(name: str, model: Any) -> tuple[int, ...]:
     for start in (model.generation_config.decoder_start_token_id, model.config.decoder_start_token_id):
         if start is not None:
             return (_vocabulary_id(name, model, "decoder_start_token_id", start),)
-    raise BackboneError(f"backbone {name!r}: expected a decoder_start_token_id, got none")
+    raise BackboneError(
+        f"backbone {name!r}: expected a decoder_start_token_id, got none; set it in generation_config.json"
+    )
 
 
 def _forced(name: str, model: Any, key: str) -> int | None:

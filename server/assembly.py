@@ -133,14 +133,14 @@ def warm_up(engine: Engine) -> None:
     first times.
     """
     greedy = SamplingParams(max_new_tokens=WARM_UP_TOKENS, min_new_tokens=WARM_UP_TOKENS)
+    sampled = replace(greedy, do_sample=True, top_k=4, top_p=0.9, num_return_sequences=2, seed=0)
     kinds = (
-        greedy,
-        replace(greedy, do_sample=True, top_k=4, top_p=0.9, num_return_sequences=2, seed=0),
-        replace(greedy, num_beams=2),
-        greedy,
+        (greedy, WARM_UP_TOKENS),
+        (sampled, WARM_UP_TOKENS),
+        (replace(greedy, num_beams=2), WARM_UP_TOKENS),
+        (greedy, WARM_UP_INPUT),
     )
-    for index, params in enumerate(kinds):
-        length = WARM_UP_INPUT if index == len(kinds) - 1 else WARM_UP_TOKENS
+    for index, (params, length) in enumerate(kinds):
         request = GenerationRequest(f"warm-up-{index}", "default", (0,) * length, params)
         try:
             engine.check(request)

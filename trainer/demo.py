@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 import torch
 import typer
+from rich.console import Console
 
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
@@ -26,6 +27,7 @@ from trainer.data import read_dataset
 from trainer.evaluate import decoding, generate, references, score
 from trainer.files import write_bytes, write_text
 from trainer.run import RunRequest, run_training
+from trainer.terminal import progress_bar
 
 DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
 SUMMARY_DECODING: Final[Mapping[str, Any]] = {
@@ -139,7 +141,8 @@ def make(task: DemoTask, corpora: Path, work: Path) -> Path:
         defaults=task.decoding,
         truncate=bool(task.decoding.get("truncate")),
     )
-    run_training(request, resume=True)
+    with progress_bar(Console(stderr=True)) as report:
+        run_training(request, resume=True, report=report)
     return request.output
 
 

@@ -1,6 +1,6 @@
 """The named errors of prefixd. Each has a stable code that users may rely on.
 
-Owns codes and messages; knows no HTTP (``server/errors.py`` maps codes to statuses).
+Owns codes and messages; knows no HTTP (``server/web/errors.py`` maps codes to statuses).
 """
 
 from __future__ import annotations
@@ -57,6 +57,18 @@ class RegistryUnavailable(PrefixdError):
     """The registry cannot be reached or read just now."""
 
     code = "registry_unavailable"
+
+
+class WrongRegistry(RegistryUnavailable):
+    """What answers is not the registry that was opened: it was emptied, or is another. No reason to forget tasks."""
+
+
+class RegistryMissing(WrongRegistry):
+    """The place was reached, and holds no registry: nothing yet, or nothing any more."""
+
+
+class RegistryRestoring(RegistryUnavailable):
+    """The registry is being restored, or that was cut short: what is not there yet is not gone."""
 
 
 class BackboneError(PrefixdError):

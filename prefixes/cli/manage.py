@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefixes.actor import local_actor
 from prefixes.cli import show
 from prefixes.cli.target import (
     AliasOption,
@@ -22,10 +23,11 @@ from prefixes.cli.target import (
     fetch,
     loaded,
     opened,
+    opened_store,
     reference,
     task_of,
 )
-from prefixes.errors import InvalidArtifact, PrefixdError
+from prefixes.errors import PrefixdError
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, check_compatible, check_name
 
@@ -38,6 +40,9 @@ app = application("Look at tasks and move their aliases.")
 @command(app, "list")
 def list_tasks(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's tasks.", show_default=False)] = None,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="List what `undelete` can bring back instead; not through a server.")
+    ] = False,
     registry: RegistryOption = None,
     server: ServerOption = None,
     as_json: JsonOption = False,
@@ -47,6 +52,9 @@ def list_tasks(
 
     if tenant is not None:
         check_name("tenant", tenant)
+    if deleted:
+        _list_deleted(tenant, registry, server, as_json)
+        return
     with opened(registry, server) as source:
         if isinstance(source, RemoteRegistry):
             summaries = [item for item in source.summaries() if tenant in (None, item["task"].partition("/")[0])]
@@ -56,6 +64,15 @@ def list_tasks(
         show.show_json({"prefixes": summaries})
     else:
         show.show_list(summaries)
+
+
+def _list_deleted(tenant: str | None, registry: str | None, server: str | None, as_json: bool) -> None:
+    with opened_store(registry, server) as store:
+        items = store.deleted(tenant)
+    if as_json:
+        show.show_json({"deleted": [{"deleted_at": item.deleted_at, **task_summary(item.task)} for item in items]})
+    else:
+        show.show_deleted(items)
 
 
 @command(app, "inspect")
@@ -88,7 +105,9 @@ def promote(
         raise typer.BadParameter(f"expected [TENANT/]NAME@sha256:… or [TENANT/]NAME@ALIAS, got {ref!r}")
     with opened(registry, server) as source:
         found = source.resolve(reference(ref, source))
-        task = source.promote(found.tenant, found.name, found.version, alias=alias, expected_current=expected_current)
+        task = source.promote(
+            found.tenant, found.name, found.version, alias=alias, expected_current=expected_current, actor=local_actor()
+        )
     show.show_aliases(task, as_json=as_json)
 
 
@@ -103,7 +122,7 @@ def rollback(
     """Point an alias at the version before; again for the one before that."""
     ref = task_of(task)
     with opened(registry, server) as source:
-        show.show_aliases(source.rollback(ref.tenant, ref.name, alias=alias), as_json=as_json)
+        show.show_aliases(source.rollback(ref.tenant, ref.name, alias=alias, actor=local_actor()), as_json=as_json)
 
 
 @command(app, "delete")
@@ -114,13 +133,13 @@ def delete(
     server: ServerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a task with all its versions, after asking."""
+    """Delete a task with all its versions, after asking. `undelete` brings it back until `gc` takes it."""
     ref = task_of(task)
     with opened(registry, server) as source:
         versions = len(source.inspect(ref.tenant, ref.name).versions)
         if not yes:
             typer.confirm(f"Delete {ref.task} and its {versions} version(s)?", abort=True, err=True)
-        source.delete(ref.tenant, ref.name)
+        source.delete(ref.tenant, ref.name, actor=local_actor())
     if as_json:
         show.show_json({"task": ref.task, "deleted": True})
     else:
@@ -159,14 +178,11 @@ def verify(
 
 
 def _verified(source: Registry, task: TaskInfo, info: VersionInfo, backbone: BackboneSpec | None) -> dict[str, Any]:
-    from prefixes.artifact import read_prefix
+    from prefixes.registry.store import check_artifact
 
     error = None
     try:
-        data = fetch(source, task.tenant, task.name, info.version)
-        prefix = read_prefix(data, expected_version=info.version)
-        if prefix.spec != info.spec or len(data) != info.size:
-            raise InvalidArtifact("expected what the index says of metadata and size, got something else")
+        prefix = check_artifact(fetch(source, task.tenant, task.name, info.version), info)
         if backbone is not None:
             check_compatible(prefix.spec, backbone)
     except PrefixdError as failure:

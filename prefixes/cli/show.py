@@ -6,7 +6,7 @@ Owns the looks; knows not where a task comes from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prefixes.registry.base import TaskInfo
+from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
 from prefixes.registry.records import version_to_dict
 from prefixes.spec import DEFAULT_ALIAS
 
@@ -71,6 +71,24 @@ def show_task(task: TaskInfo) -> None:
         typer.echo(f"\n{short(info.version)}  backbone {info.spec.fingerprint}")
         if info.spec.origin:
             typer.echo(f"  made by {_brief(info.spec.origin)}")
+
+
+def show_audit(entries: Sequence[AuditEntry]) -> None:
+    """Changes, the latest first."""
+    rows = [
+        [entry.at, entry.actor, entry.action, entry.task, entry.alias or "-", short(entry.old), short(entry.new)]
+        for entry in entries
+    ]
+    show_table(["at", "actor", "action", "task", "alias", "from", "to"], rows)
+
+
+def show_deleted(items: Sequence[DeletedTask]) -> None:
+    """Deleted tasks, the latest first."""
+    rows = []
+    for item in items:
+        task, production = item.task, item.task.aliases.get(DEFAULT_ALIAS)
+        rows.append([item.deleted_at, f"{task.tenant}/{task.name}", short(production), str(len(task.versions))])
+    show_table(["deleted", "task", "production", "versions"], rows)
 
 
 def show_aliases(task: TaskInfo, *, as_json: bool) -> None:

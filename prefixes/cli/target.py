@@ -9,18 +9,18 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
 from prefixes.errors import PrefixdError, RegistryUnavailable, TaskNotFound
-from prefixes.registry import default_registry_url, open_registry, registry_path
+from prefixes.registry import URL_FORMS, default_registry_url, open_registry, shown_url
 from prefixes.spec import DEFAULT_TENANT, TaskRef
 
 if TYPE_CHECKING:
     from prefixes.backbone import Backbone
-    from prefixes.registry.base import Registry
+    from prefixes.registry.base import Registry, Store
 
 P = ParamSpec("P")
 
@@ -29,8 +29,7 @@ RegistryOption = Annotated[
     typer.Option(
         "--registry",
         metavar="URL",
-        help="The registry: a folder or disk:///path. [env: PREFIXD_REGISTRY] "
-        "[default: ~/.local/share/prefixd/registry]",
+        help=f"The registry: {URL_FORMS}. [env: PREFIXD_REGISTRY] [default: ~/.local/share/prefixd/registry]",
         show_default=False,
     ),
 ]
@@ -44,6 +43,7 @@ ServerOption = Annotated[
         show_default=False,
     ),
 ]
+NoServerOption = Annotated[str | None, typer.Option("--server", hidden=True)]  # to say that there is none
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="[TENANT/]NAME", show_default=False)]
 RefArgument = Annotated[
@@ -103,15 +103,51 @@ def opened(registry: str | None, server: str | None, *, create: bool = False) ->
 
         found: Registry = RemoteRegistry(server, api_key=os.environ.get("PREFIXD_API_KEY") or None)
     else:
-        url = registry or default_registry_url()
-        try:
+        with telling(registry or default_registry_url()) as url:
             found = open_registry(url, create=create)
-        except RegistryUnavailable as error:  # the library names no folders: a server would tell them to its callers
-            raise RegistryUnavailable(f"{error.message} ({registry_path(url)})") from None
     try:
         yield found
     finally:
         found.close()
+
+
+@contextmanager
+def opened_store(registry: str | None, server: str | None) -> Iterator[Store]:
+    """The registry itself, which must be there, for commands that no server offers: a server is wrong usage."""
+    if server is not None:
+        raise typer.BadParameter("--server: this command works on the registry itself; give --registry")
+    with telling(store_url(registry)) as url:
+        found = open_registry(url, create=False)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def store_url(registry: str | None) -> str:
+    """The URL of the registry that the option or the environment names, else the default one's; no server's."""
+    url = registry or os.environ.get("PREFIXD_REGISTRY") or None
+    if url is None and os.environ.get("PREFIXD_SERVER"):
+        raise typer.BadParameter("PREFIXD_SERVER: this command works on the registry itself; give --registry")
+    return checked_url(url or default_registry_url())
+
+
+def checked_url(url: str) -> str:
+    """``url``, unless it is a server's, which is wrong usage."""
+    if url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"expected a registry ({URL_FORMS}), not a server's URL: {url!r}")
+    return url
+
+
+@contextmanager
+def telling(url: str) -> Iterator[str]:
+    """Say in the error which registry it was: the library does not, as a server would tell its callers."""
+    try:
+        yield url
+    except RegistryUnavailable as error:
+        with suppress(RegistryUnavailable):  # no URL at all: the error says so
+            error.message = f"{error.message} ({shown_url(url)})"
+        raise
 
 
 def task_of(text: str) -> TaskRef:

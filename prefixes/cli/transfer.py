@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefixes.actor import local_actor
 from prefixes.cli import show
 from prefixes.cli.target import (
     JsonOption,
@@ -203,7 +204,7 @@ class _Target:
     def publish(self, data: bytes, registry: str | None, server: str | None, as_json: bool) -> None:
         tenant, name = self._ref.tenant, self._ref.name
         with opened(registry, server, create=True) as target:
-            info = target.publish(tenant, name, data, alias=self._alias, record=self._record)
+            info = target.publish(tenant, name, data, alias=self._alias, record=self._record, actor=local_actor())
             show.published(target.inspect(tenant, name), info.version, as_json=as_json)
 
 

@@ -1,30 +1,82 @@
-"""Where prefixes live: ``open_registry(url)`` gives the store behind a URL, as ``base.Registry``.
+"""Where prefixes live: ``open_registry(url)`` gives the store behind a URL, as ``base.Store``.
 
-Owns the reading of registry URLs; knows no store's insides.
+Owns the choice of a store by its URL; knows no store's insides.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from prefixes.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
-    from prefixes.registry.base import Registry
+    from prefixes.registry.base import Store
+
+URL_FORMS: Final = (
+    "a folder, disk:///PATH, redis[s]://HOST[:PORT][/DB], redis[s]+sentinel://HOST,…/SERVICE or redis[s]+cluster://HOST,…"
+)
+"""What a registry URL may look like, for help texts."""
+
+_log = logging.getLogger("prefixd.registry")
 
 
-def open_registry(url: str, *, create: bool = True) -> Registry:
-    """The registry at ``disk:///absolute/path``, ``disk:relative/path`` or a plain path.
+def open_registry(
+    url: str, *, create: bool = True, registry_id: str | None = None, restoring: bool = False
+) -> Store:
+    """The registry at ``url``, see URL_FORMS.
 
-    A missing or empty folder becomes a registry if ``create``. Raises RegistryUnavailable for another scheme, a folder
-    that holds something else, or where there is none.
+    A missing or empty one is made if ``create``; ``registry_id`` is the id that it must have, or gets. ``restoring``
+    makes one that is being restored, and opens such a one. Raises RegistryUnavailable for another scheme, a place that
+    cannot be reached or holds something else, or where there is none.
     """
+    if is_redis(url):
+        from prefixes.registry.redis import RedisRegistry
+        from prefixes.registry.redis_url import parse_redis_url
+
+        return RedisRegistry(parse_redis_url(url), create=create, registry_id=registry_id, restoring=restoring)
     from prefixes.registry.disk import DiskRegistry  # imports torch, which reading a URL does not need
 
-    return DiskRegistry(registry_path(url), create=create)
+    return DiskRegistry(registry_path(url), create=create, registry_id=registry_id, restoring=restoring)
+
+
+def open_to_serve(url: str, *, registry_id: str | None) -> Store:
+    """As ``open_registry``, for a service that stays; it logs which registry it is, and what should be set there.
+
+    A missing or empty one is made, but not by who says which registry it must be: one that was emptied would pass for
+    it, and nothing in it is the deletion of everything.
+    """
+    store = open_registry(url, create=registry_id is None, registry_id=registry_id)
+    try:
+        _log.info("registry opened", extra={"facts": {"registry": shown_url(url), "id": store.id}})
+        for warning in store.preflight():
+            _log.warning("registry: %s", warning)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def is_redis(url: str) -> bool:
+    """Whether ``url`` names a Redis."""
+    return url.partition("://")[0] in ("redis", "rediss") or url.startswith(
+        tuple(f"{scheme}+{kind}://" for scheme in ("redis", "rediss") for kind in ("sentinel", "cluster"))
+    )
+
+
+def shown_url(url: str) -> str:
+    """``url`` as it may be printed: without user, password and options."""
+    if not is_redis(url):
+        return str(registry_path(url))
+    scheme, _, rest = url.partition("://")
+    end = next((at for at, letter in enumerate(rest) if letter in "/?#"), len(rest))
+    if "@" in rest[end:]:
+        return f"{scheme}://…"  # a password's / ? or # may have cut it in two
+    path = rest[end:].partition("?")[0].partition("#")[0]
+    return f"{scheme}://{rest[:end].rpartition('@')[2]}{path}"
 
 
 def registry_path(url: str) -> Path:
@@ -42,10 +94,7 @@ def registry_path(url: str) -> Path:
         path = unquote(parts.path)
     else:
         raise RegistryUnavailable(
-            f"registry URL: expected a path, disk:///absolute/path or disk:relative/path; got the scheme {scheme!r}"
-            + (", which is not supported yet" if scheme in ("redis", "rediss") else ""),
-            expected=["disk"],
-            got=scheme,
+            f"registry URL: expected {URL_FORMS}; got the scheme {scheme!r}", got=scheme
         )
     if not path:
         raise RegistryUnavailable("registry URL: expected a path, got none")

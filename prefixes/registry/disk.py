@@ -1,56 +1,70 @@
 """DiskRegistry: the registry in a folder, for one machine or a shared file system with working locks.
 
-    registry.json                              format and the registry's own random id
-    tenants/<tenant>/blobs/<hex>.safetensors   artifacts, immutable, each tenant's own
-    tenants/<tenant>/tasks/<name>.json         a task's index: aliases, history, versions with spec and record
+    registry.json                               format and the registry's own random id
+    tenants/<tenant>/blobs/<hex>.safetensors    artifacts, immutable, each tenant's own
+    tenants/<tenant>/tasks/<name>.json          a task: aliases, history, versions with spec and record
+    tenants/<tenant>/deleted/<name>@<time>.json  the same, once deleted, until it is cleaned away
+    tenants/<tenant>/references/<hex>/<either>  hints which of them name an artifact; the task's file decides
+    tenants/<tenant>/audit.jsonl                every change, see ``disk_log``
 
-Owns this layout and the order of writes: the blob first, the index last, both atomic, under the tenant's lock. Readers
-take no lock and see the index before a change or after it. Knows no server.
+Owns this layout and the order of writes: the blob first, the task's file last, both atomic, under the tenant's lock.
+Readers take no lock and see a task before a change or after it. Knows no server.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
-from prefixes.errors import InvalidName, PrefixdError, RegistryUnavailable, TaskNotFound
-from prefixes.registry.base import Resolved, TaskInfo, VersionInfo
+from prefixes.errors import RegistryMissing, RegistryUnavailable, TaskNotFound, WrongRegistry
+from prefixes.registry.base import RETENTION_S, UNKNOWN_ACTOR, AuditEntry, DeletedTask, GcReport, TaskInfo
+from prefixes.registry.disk_log import ChangeLog
+from prefixes.registry.disk_writer import DiskWriter
+from prefixes.registry.disk_writer import blob_name as _blob
 from prefixes.registry.files import Files
-from prefixes.registry.moves import no_task, now, promoted, published, resolved, rolled_back
-from prefixes.registry.records import task_from_dict, task_to_dict
-from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
-from prefixes.spec_json import canonical_json, check_json
+from prefixes.registry.identity import check_id, registry_from_json, registry_json
+from prefixes.registry.records import deleted_from_dict, task_from_dict
+from prefixes.registry.store import TaskStore, buried_key, is_name, is_past, latest_first, parsed
+from prefixes.spec import check_name, check_version
 
-FORMAT: Final = 1
 _RACY_S: Final = 2.0  # a file changed this recently may change again within its timestamp's resolution: not cached
+_BLOB: Final = re.compile(r"[0-9a-f]{64}\.safetensors")  # what else lies there is a stranger's, and stays
 
 _Signature = tuple[int, int, int]
 
 
-class DiskRegistry:
-    """See ``base.Registry``. Safe for threads and processes; holds no lock and no open file between calls."""
+class DiskRegistry(TaskStore):
+    """See ``base.Store``. Safe for threads and processes; holds no lock and no open file between calls."""
 
-    def __init__(self, root: str | Path, *, create: bool = True, lock_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        create: bool = True,
+        registry_id: str | None = None,
+        restoring: bool = False,
+        lock_timeout_s: float = 30.0,
+    ) -> None:
         """Open the registry in ``root``, making one in a missing or empty folder if ``create``.
 
-        Raises RegistryUnavailable where there is none, or where the folder holds something else.
+        See ``open_registry`` for the rest. Raises RegistryUnavailable where the folder holds something else, too.
         """
+        self.restoring = restoring
         self._files = Files(Path(root), lock_timeout_s)
+        self._log = ChangeLog(self._files)
         self._cache: dict[Path, tuple[_Signature, TaskInfo]] = {}
         self._cache_lock = Lock()
         if create:
-            self._create()
-        self.id = self._read_id()
-
-    def resolve(self, ref: TaskRef) -> Resolved:
-        return resolved(self.inspect(ref.tenant, ref.name), ref)
+            self._create(registry_id or uuid.uuid4().hex)
+        self.id, self.restoring = self._read()
+        check_id(self.id, registry_id)
 
     def fetch(self, tenant: str, version: str) -> bytes:
         check_name("tenant", tenant)
@@ -59,66 +73,44 @@ class DiskRegistry:
             try:
                 return self._files.read("tenants", tenant, "blobs", _blob(version))
             except FileNotFoundError:
-                if self._is_indexed(tenant, version):  # else it was deleted between the two looks
+                if self._is_indexed(tenant, version):  # else it was cleaned away between the two looks
                     raise RegistryUnavailable(f"registry: {version} is indexed, but its artifact is missing") from None
+        self.check()
         raise TaskNotFound(f"version {version}: expected one of tenant {tenant!r}, found none", version=version)
 
-    def publish(
-        self, tenant: str, name: str, data: bytes, *, alias: str | None = DEFAULT_ALIAS, record: Mapping[str, Any]
-    ) -> VersionInfo:
-        """As in the Protocol. Content that is known keeps its time; keys of ``record`` are added to those it has."""
-        from prefixes.artifact import read_prefix, version_of, write_prefix  # brings torch: seconds that readers spare
-
-        _check_names(tenant, name, alias)
-        check_json("record", record)
-        prefix = read_prefix(data)
-        version, canonical = version_of(prefix), write_prefix(prefix)
-        info = VersionInfo(version, len(canonical), now(), prefix.spec, dict(record))
-        with self._writing(tenant):
-            before = self._find(tenant, name)
-            task, info = published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias)
-            self._write_blob(tenant, version, canonical)
-            if task != before:
-                self._write(task)
-        return info
-
-    def promote(
-        self, tenant: str, name: str, version: str, *, alias: str = DEFAULT_ALIAS, expected_current: str | None = None
-    ) -> TaskInfo:
-        _check_names(tenant, name, alias)
-        check_version(version)
-        with self._writing(tenant):
-            return self._write(promoted(self.inspect(tenant, name), version, alias, expected_current))
-
-    def rollback(self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS) -> TaskInfo:
-        _check_names(tenant, name, alias)
-        with self._writing(tenant):
-            return self._write(rolled_back(self.inspect(tenant, name), alias))
-
-    def delete(self, tenant: str, name: str) -> None:
-        """As in the Protocol; artifacts that no other task of the tenant has go with it."""
-        with self._writing(tenant):
-            self.inspect(tenant, name)
-            self._files.remove("tenants", tenant, "tasks", f"{name}.json")
-            with suppress(RegistryUnavailable):  # the task is gone; what stays behind, the next delete collects
-                self._collect(tenant)
-
-    def inspect(self, tenant: str, name: str) -> TaskInfo:
-        _check_names(tenant, name, None)
-        task = self._find(tenant, name)
-        if task is None:
-            raise no_task(tenant, name)
-        return task
-
     def tasks(self, tenant: str | None = None) -> list[TaskInfo]:
-        if tenant is not None:
-            return self._tasks_of(check_name("tenant", tenant))
-        return [task for name in self._files.names("tenants") if _is_name(name) for task in self._tasks_of(name)]
+        tenants = self.tenants() if tenant is None else [check_name("tenant", tenant)]
+        return [task for name in tenants for task in self._tasks_of(name)]
+
+    def deleted(self, tenant: str | None = None) -> list[DeletedTask]:
+        tenants = self.tenants() if tenant is None else [check_name("tenant", tenant)]
+        return latest_first([item for name in tenants for item in self._deleted_seen(name)])
+
+    def audit(self, tenant: str, *, limit: int = 100) -> list[AuditEntry]:
+        return self._log.entries(check_name("tenant", tenant), limit)
+
+    def gc(
+        self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
+    ) -> GcReport:
+        return GcReport.of_all([self._gc_of(tenant, retention_s, dry_run, actor) for tenant in self.tenants()])
 
     def check(self) -> None:
-        if self._read_id() != self.id:
-            raise RegistryUnavailable("registry: the folder holds another registry than the one that was opened")
-        self._files.names("tenants")
+        if self._read()[0] != self.id:
+            raise WrongRegistry("registry: the folder holds another registry than the one that was opened")
+
+    def finish_restoring(self) -> None:
+        with self._files.lock():
+            self.check()
+            self._files.write(registry_json(self.id, False), "registry.json")
+        self.restoring = False
+
+    def preflight(self) -> list[str]:
+        if os.access(self._files.root, os.W_OK | os.X_OK):
+            return []
+        return ["the registry's folder cannot be written to: tasks are served, but none can be published or changed"]
+
+    def subscribe(self, on_change: Callable[[str, str], None]) -> None:
+        """A folder is polled: it may be shared between machines, whose systems tell each other nothing."""
 
     def close(self) -> None:
         with self._cache_lock:
@@ -126,13 +118,46 @@ class DiskRegistry:
 
     # Below: reading
 
+    def tenants(self) -> list[str]:
+        self.check()
+        return [name for name in self._files.names("tenants") if is_name(name)]
+
     def _tasks_of(self, tenant: str) -> list[TaskInfo]:
         names = [file.removesuffix(".json") for file in self._files.names("tenants", tenant, "tasks")]
-        found = [self._find(tenant, name) for name in sorted(names) if _is_name(name)]
+        found = [self._find(tenant, name) for name in sorted(names) if is_name(name)]
         return [task for task in found if task is not None]
 
+    def _deleted_of(self, tenant: str) -> list[DeletedTask]:
+        keys = [file.removesuffix(".json") for file in self._files.names("tenants", tenant, "deleted")]
+        found = [self._find_deleted(tenant, key) for key in keys if is_name(key.partition("@")[0])]
+        return [item for item in found if item is not None]
+
+    def _deleted_seen(self, tenant: str) -> list[DeletedTask]:
+        """Without what a killed writer left behind. Listed first, so that a change made meanwhile hides nothing."""
+        found = self._deleted_of(tenant)
+        leftovers = self._log.leftovers(tenant) if found else frozenset()
+        return [item for item in found if ("tenants", tenant, "deleted", f"{buried_key(item)}.json") not in leftovers]
+
     def _is_indexed(self, tenant: str, version: str) -> bool:
-        return any(info.version == version for task in self._tasks_of(tenant) for info in task.versions)
+        """Whether a task names ``version``, deleted ones included: by its references, or by them all.
+
+        All are looked at only for an artifact that is here: from before there were references, named by a task that is
+        being moved just now (hence the live ones twice), or by none. A digest from elsewhere costs next to nothing.
+        """
+        named = self._files.names("tenants", tenant, "references", version.removeprefix("sha256:"))
+        if any(_names(self._named(tenant, key), version) for key in named if is_name(key.partition("@")[0])):
+            return True
+        if not self._files.size("tenants", tenant, "blobs", _blob(version)):
+            return False
+        looks = (self._tasks_of, lambda tenant: [item.task for item in self._deleted_of(tenant)], self._tasks_of)
+        return any(_names(task, version) for look in looks for task in look(tenant))
+
+    def _named(self, tenant: str, key: str) -> TaskInfo | None:
+        """The task that a reference names, or the deleted one."""
+        if "@" not in key:
+            return self._find(tenant, key)
+        item = self._find_deleted(tenant, key)
+        return item.task if item else None
 
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         parts = ("tenants", tenant, "tasks", f"{name}.json")
@@ -148,85 +173,77 @@ class DiskRegistry:
         except FileNotFoundError:
             with self._cache_lock:
                 self._cache.pop(self._files.root.joinpath(*parts), None)
+            self.check()  # a folder that was emptied, or is no longer mounted, has not deleted its tasks
             return None
-        try:
-            raw = json.loads(data)
-            task = task_from_dict(raw)
-            if raw["format"] != FORMAT or (task.tenant, task.name) != (tenant, name):
-                raise ValueError(f"expected format {FORMAT} and the task {tenant}/{name}")
-        except (ValueError, KeyError, RecursionError, PrefixdError) as error:
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise RegistryUnavailable(f"registry: {'/'.join(parts)} is no task index: {reason}") from None
+        task = parsed(data, task_from_dict, "/".join(parts))
+        if (task.tenant, task.name) != (tenant, name):
+            raise RegistryUnavailable(f"registry: {'/'.join(parts)}: expected the task {tenant}/{name}")
         if time.time() - status.st_mtime > _RACY_S:
             with self._cache_lock:
                 self._cache[path] = (signature, task)
         return task
 
-    def _read_id(self) -> str:
+    def _find_deleted(self, tenant: str, key: str) -> DeletedTask | None:
+        parts = ("tenants", tenant, "deleted", f"{key}.json")
         try:
-            raw = json.loads(self._files.read("registry.json"))
-            if raw["format"] != FORMAT:
-                raise RegistryUnavailable(f"registry: expected format {FORMAT}, got {str(raw['format'])[:40]}")
-            return str(raw["id"])
+            item = parsed(self._files.read(*parts), deleted_from_dict, "/".join(parts))
         except FileNotFoundError:
-            raise RegistryUnavailable("registry: expected a registry.json in the folder, found none") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RegistryUnavailable(f"registry: registry.json: {type(error).__name__}: {str(error)[:200]}") from None
+            return None
+        if item.task.tenant != tenant or buried_key(item) != key:
+            raise RegistryUnavailable(f"registry: {'/'.join(parts)}: expected a task of {tenant} that was deleted then")
+        return item
+
+    def _read(self) -> tuple[str, bool]:
+        try:
+            return registry_from_json(self._files.read("registry.json"), restoring=self.restoring)
+        except FileNotFoundError:
+            self._check_empty(self._files.names())
+            raise RegistryMissing("registry: expected a registry.json in the folder, found none") from None
 
     # Below: writing
 
-    def _create(self) -> None:
+    def _create(self, registry_id: str) -> None:
         found = self._files.names()
         if "registry.json" in found:
             return
-        if found:
-            raise RegistryUnavailable(f"registry: expected an empty folder or a registry, found {', '.join(found[:4])}")
+        self._check_empty(found)
         with self._files.lock():
             if "registry.json" not in self._files.names():
-                raw = {"format": FORMAT, "id": uuid.uuid4().hex}
-                self._files.write(canonical_json(raw).encode(), "registry.json")
+                self._files.write(registry_json(registry_id, self.restoring), "registry.json")
+
+    def _check_empty(self, found: list[str]) -> None:
+        """Raise WrongRegistry where a folder without a registry holds something, a registry's remains too."""
+        if found:
+            raise WrongRegistry(f"registry: expected an empty folder or a registry, found {', '.join(found[:4])}")
 
     @contextmanager
-    def _writing(self, tenant: str) -> Iterator[None]:
+    def _writing(self, tenant: str) -> Iterator[DiskWriter]:
         """The tenant's only writer, with what killed writers left half-done out of the way."""
-        with self._files.lock("tenants", check_name("tenant", tenant)):
-            self._files.sweep("tenants", tenant, "blobs")
-            self._files.sweep("tenants", tenant, "tasks")
-            yield
+        check_name("tenant", tenant)
+        self.check()
+        with self._files.lock("tenants", tenant):
+            for folder in ("blobs", "tasks", "deleted", ""):
+                self._files.sweep("tenants", tenant, *([folder] if folder else []))
+            self._log.settle(tenant)
+            yield DiskWriter(self._files, self._log, tenant, self._find)
 
-    def _collect(self, tenant: str) -> None:
-        """Remove artifacts that no task names, those of killed publishers too. Call it as the tenant's only writer."""
-        kept = {_blob(info.version) for task in self._tasks_of(tenant) for info in task.versions}
-        for blob in self._files.names("tenants", tenant, "blobs"):
-            if blob not in kept:
-                self._files.remove("tenants", tenant, "blobs", blob)
-
-    def _write_blob(self, tenant: str, version: str, data: bytes) -> None:
-        parts = ("tenants", tenant, "blobs", _blob(version))
-        with suppress(FileNotFoundError):
-            if self._files.read(*parts) == data:
-                return
-        self._files.write(data, *parts)  # a damaged one is mended by publishing its content again
-
-    def _write(self, task: TaskInfo) -> TaskInfo:
-        data = json.dumps({"format": FORMAT, **task_to_dict(task)}, indent=1, sort_keys=True).encode()
-        self._files.write(data, "tenants", task.tenant, "tasks", f"{task.name}.json")
-        return task
-
-
-def _blob(version: str) -> str:
-    return f"{version.removeprefix('sha256:')}.safetensors"
+    def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
+        with self._writing(tenant) as writer:
+            past = [item for item in self._deleted_of(tenant) if is_past(item, retention_s)]
+            kept = [*self._tasks_of(tenant), *(item.task for item in self._deleted_of(tenant) if item not in past)]
+            named = {_blob(info.version) for task in kept for info in task.versions}
+            stored = [name for name in self._files.names("tenants", tenant, "blobs") if _BLOB.fullmatch(name)]
+            taken = [name for name in stored if name not in named]
+            freed = sum(self._files.size("tenants", tenant, "blobs", name) for name in taken)
+            if not dry_run:
+                for item in past:
+                    writer.purge(item, actor)
+                for name in taken:
+                    self._files.remove("tenants", tenant, "blobs", name)
+                    self._files.remove_folder("tenants", tenant, "references", name.removesuffix(".safetensors"))
+        artifacts = tuple(f"{tenant}/sha256:{name.removesuffix('.safetensors')}" for name in taken)
+        return GcReport(tuple(f"{tenant}/{item.task.name}" for item in past), artifacts, freed)
 
 
-def _check_names(tenant: str, name: str, alias: str | None) -> None:
-    check_name("tenant", tenant)
-    check_name("task", name)
-    if alias is not None:
-        check_name("alias", alias)
-
-
-def _is_name(name: str) -> bool:
-    try:
-        return bool(check_name("file", name))
-    except InvalidName:
-        return False
+def _names(task: TaskInfo | None, version: str) -> bool:
+    return task is not None and any(info.version == version for info in task.versions)

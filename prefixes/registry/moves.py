@@ -7,14 +7,22 @@ version rolled back from is not returned to unless it is promoted again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 from prefixes.errors import Conflict, TaskNotFound
-from prefixes.registry.base import HistoryEntry, Resolved, TaskInfo, VersionInfo
-from prefixes.spec import TaskRef
+from prefixes.registry.base import (
+    KEYS_KEPT,
+    AuditEntry,
+    HistoryEntry,
+    PublishKey,
+    Resolved,
+    TaskInfo,
+    VersionInfo,
+)
+from prefixes.spec import DEFAULT_ALIAS, TaskRef
 
 ACTIONS: Final = ("publish", "promote", "rollback")
 
@@ -35,11 +43,13 @@ def effective_versions(history: Sequence[HistoryEntry]) -> list[str]:
     return stack
 
 
-def published(task: TaskInfo, info: VersionInfo, alias: str | None) -> tuple[TaskInfo, VersionInfo]:
-    """``task`` with one more version, ``alias`` pointing at it (None moves none), and that version as it stands now.
+def published(task: TaskInfo, info: VersionInfo, alias: str | None, once: str | None = None) -> TaskInfo:
+    """``task`` with one more version, ``alias`` pointing at it (None moves none); unchanged where it knows ``once``.
 
     Content that is known keeps its time; keys of the new record are added to those it has.
     """
+    if published_once(task, once):
+        return task
     known = next((old for old in task.versions if old.version == info.version), None)
     if known:
         info = replace(known, record={**known.record, **info.record})
@@ -47,7 +57,26 @@ def published(task: TaskInfo, info: VersionInfo, alias: str | None) -> tuple[Tas
     else:
         versions = (info, *task.versions)
     task = replace(task, versions=versions)
-    return (_pointed(task, alias, info.version, "publish") if alias else task), info
+    if once is not None:
+        task = replace(task, once=(*task.once, PublishKey(once, info.version))[-KEYS_KEPT:])
+    return _pointed(task, alias, info.version, "publish") if alias else task
+
+
+def published_once(task: TaskInfo, once: str | None) -> VersionInfo | None:
+    """What was published with the key ``once``, None where the task does not know it."""
+    version = next((known.version for known in task.once if known.key == once), None)
+    return version_of_task(task, version) if version else None
+
+
+def check_not_buried(once: str, buried: Iterable[TaskInfo]) -> None:
+    """Raise Conflict where a deleted task knows ``once``: being repeated does not bring back what was deleted."""
+    for task in buried:
+        if published_once(task, once):
+            raise Conflict(
+                f"publish to {task.tenant}/{task.name}: expected a publish key that is new, got {once}, which was "
+                "published to a task of that name that was deleted or replaced since",
+                once=once,
+            )
 
 
 def promoted(task: TaskInfo, version: str, alias: str, expected_current: str | None) -> TaskInfo:
@@ -76,6 +105,27 @@ def rolled_back(task: TaskInfo, alias: str) -> TaskInfo:
             current=stack[-1],
         )
     return _moved(task, alias, HistoryEntry(stack[-2], now(), "rollback"))
+
+
+def audited(
+    action: str,
+    actor: str,
+    tenant: str,
+    name: str,
+    alias: str | None,
+    before: TaskInfo | None,
+    after: TaskInfo | None,
+    *,
+    published: str | None = None,
+) -> AuditEntry:
+    """The entry for a change from ``before`` to ``after``; None is no task.
+
+    ``published`` is the version that a publish brought: what the entry tells of one that moved no alias.
+    """
+    old, new = (task.aliases.get(alias or DEFAULT_ALIAS) if task else None for task in (before, after))
+    if published is not None and alias is None:
+        old, new = None, published
+    return AuditEntry(now(), actor, action, f"{tenant}/{name}", alias, old, new)
 
 
 def resolved(task: TaskInfo, ref: TaskRef) -> Resolved:

@@ -1,4 +1,4 @@
-"""The JSON form of a task, the same in a store and over HTTP.
+"""The JSON forms of a task, a deleted one and an audit entry, the same in a store and over HTTP.
 
 Owns the form and its validation; knows neither files nor sockets. Raises ValueError, or InvalidArtifact for the specs
 within, so that a store and a client each name their own error.
@@ -6,16 +6,18 @@ within, so that a store and a client each name their own error.
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
+from datetime import datetime
 from typing import Any
 
-from prefixes.registry.base import HistoryEntry, TaskInfo, VersionInfo
+from prefixes.registry.base import AuditEntry, DeletedTask, HistoryEntry, PublishKey, TaskInfo, VersionInfo
 from prefixes.registry.moves import ACTIONS, effective_versions
 from prefixes.spec import DEFAULT_ALIAS, check_name, check_version
 from prefixes.spec_json import spec_from_dict, spec_to_dict
 
 
 def task_to_dict(task: TaskInfo) -> dict[str, Any]:
-    """``task`` as plain JSON values: task, aliases, history per alias, versions newest first."""
+    """``task`` as plain JSON values: task, aliases, history per alias, versions newest first, publish keys."""
     return {
         "task": f"{task.tenant}/{task.name}",
         "aliases": dict(task.aliases),
@@ -24,6 +26,7 @@ def task_to_dict(task: TaskInfo) -> dict[str, Any]:
             for alias, entries in task.history.items()
         },
         "versions": [version_to_dict(version) for version in task.versions],
+        "once": [asdict(known) for known in task.once],
     }
 
 
@@ -59,26 +62,66 @@ def task_from_dict(raw: Any) -> TaskInfo:
         history = {
             check_name("alias", alias): tuple(_entry(item) for item in items) for alias, items in raw["history"].items()
         }
-        task = TaskInfo(check_name("tenant", tenant), check_name("task", name), dict(raw["aliases"]), history, versions)
+        once = tuple(_key(item) for item in raw.get("once", ()))  # a task from before there were keys has none
+        check_name("tenant", tenant)
+        task = TaskInfo(tenant, check_name("task", name), dict(raw["aliases"]), history, versions, once)
         known = {version.version for version in versions}
         current = {alias: effective_versions(entries)[-1] for alias, entries in history.items()}
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"a task's JSON: {type(error).__name__} {error}") from None
     if current != task.aliases or not known.issuperset(current.values()):
-        raise ValueError(f"a task's JSON: aliases {task.aliases} expected to end the history {current} within {known}")
+        raise ValueError("a task's JSON: expected aliases that end their history within its versions")
+    if not known.issuperset(item.version for item in once):
+        raise ValueError("a task's JSON: expected publish keys of its versions")
     return task
+
+
+def deleted_to_dict(item: DeletedTask) -> dict[str, Any]:
+    """A deleted task as plain JSON values: the task's, and when."""
+    return {"deleted_at": item.deleted_at, **task_to_dict(item.task)}
+
+
+def deleted_from_dict(raw: Any) -> DeletedTask:
+    """The deleted task that ``raw`` describes."""
+    task = task_from_dict(raw)
+    at = raw.get("deleted_at")
+    if not isinstance(at, str):
+        raise ValueError(f"a deleted task's JSON: expected its time, got {at!r}"[:300])
+    if datetime.fromisoformat(at).tzinfo is None:
+        raise ValueError(f"a deleted task's JSON: expected a time with its zone, got {at}"[:300])
+    return DeletedTask(at, task)
+
+
+def audit_to_dict(entry: AuditEntry) -> dict[str, str | None]:
+    """An audit entry as plain JSON values."""
+    return asdict(entry)
+
+
+def audit_from_dict(raw: Any) -> AuditEntry:
+    """The audit entry that ``raw`` describes; keys that it does not know are left out."""
+    try:
+        values = {field.name: raw[field.name] for field in fields(AuditEntry)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an audit entry's JSON: {type(error).__name__} {error}") from None
+    if not all(isinstance(value, str | None) for value in values.values()):
+        raise ValueError("an audit entry's JSON: expected texts")
+    return AuditEntry(**values)
 
 
 def _version(raw: Any) -> VersionInfo:
     size, record = raw["size"], raw["record"]
     if isinstance(size, bool) or not isinstance(size, int) or not isinstance(record, dict):
-        raise ValueError(f"a version's JSON: expected an integer size and an object, got {size!r}, {record!r}"[:300])
+        raise ValueError("a version's JSON: expected an integer as its size and an object as its record")
     return VersionInfo(
         check_version(raw["version"]), size, str(raw["published_at"]), spec_from_dict(raw["spec"]), dict(record)
     )
 
 
+def _key(raw: Any) -> PublishKey:
+    return PublishKey(check_name("publish key", raw["key"]), check_version(raw["version"]))
+
+
 def _entry(raw: Any) -> HistoryEntry:
     if raw["action"] not in ACTIONS:
-        raise ValueError(f"a history entry: expected {' or '.join(ACTIONS)}, got {raw['action']!r}"[:300])
+        raise ValueError(f"a history entry: expected {' or '.join(ACTIONS)}")
     return HistoryEntry(check_version(raw["version"]), str(raw["at"]), raw["action"])

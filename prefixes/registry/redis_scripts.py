@@ -1,0 +1,70 @@
+"""The few steps that Redis takes at once, as Lua: begin a change, make it, lease an artifact, clean one away.
+
+Owns the scripts and what they answer. Scripts, and not MULTI behind WATCH, because they are the same on one server and
+on a Cluster, know the server's clock, and can tell a change that was repeated because its answer was lost. All keys of
+one call lie in one slot.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BEGIN: Final = """
+-- KEYS: the tenant's id, the task. Answers the server's clock in milliseconds, and both.
+local time = redis.call('TIME')
+return {time[1] * 1000 + math.floor(time[2] / 1000), redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])}
+"""
+
+COMMIT: Final = """
+-- KEYS: the change's mark, the tenant's id, the task, the deleted, then those of the operations.
+-- ARGV: the registry's id, the latest time in milliseconds, sha1 of the task as it was planned on ('' for none),
+--       a deleted task that must be there (or ''), operations as JSON, keys that must be there as JSON,
+--       channel (or '') and message of the announcement.
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'made' end
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'foreign' end
+local time = redis.call('TIME')
+if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[2]) then return 'late' end
+local task = redis.call('GET', KEYS[3])
+if (task and redis.sha1hex(task) or '') ~= ARGV[3] then return 'again' end
+if ARGV[4] ~= '' and redis.call('HEXISTS', KEYS[4], ARGV[4]) == 0 then return 'gone' end
+for _, key in ipairs(cjson.decode(ARGV[6])) do
+  if redis.call('EXISTS', KEYS[key]) == 0 then return 'missing' end
+end
+local operations = cjson.decode(ARGV[5])
+-- A full Redis refuses a script whose first write may need memory. This one needs none, and so a clean-up, a delete and
+-- a rollback are made; a publish was refused before, with its lease.
+redis.call('DEL', KEYS[1])
+for _, operation in ipairs(operations) do
+  redis.call(operation[1], KEYS[operation[2]], unpack(operation, 3))
+end
+redis.call('SET', KEYS[1], '1', 'EX', 600)
+-- Made: a user who may not announce it must not be told that it was not. Whoever hears nothing polls.
+if ARGV[7] ~= '' then redis.pcall('PUBLISH', ARGV[7], ARGV[8]) end
+return 'made'
+"""
+
+LEASE: Final = """
+-- KEYS: the tenant's id, the lease, the blobs. ARGV: the registry's id, the publisher, milliseconds, the digest.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3], ARGV[2])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+redis.call('SADD', KEYS[3], ARGV[4])
+return 1
+"""
+
+COLLECT: Final = """
+-- KEYS: the artifact, the tasks that name it, its leases, the blobs, the tenant's id.
+-- ARGV: the digest, '1' to remove it, the registry's id.
+-- Answers its bytes, or -1 where a task or a publisher at work keeps it, or it is not this registry's.
+if redis.call('GET', KEYS[5]) ~= ARGV[3] then return -1 end
+local time = redis.call('TIME')
+if redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
+if redis.call('ZCOUNT', KEYS[3], time[1] * 1000 + math.floor(time[2] / 1000), '+inf') > 0 then return -1 end
+local size = redis.call('STRLEN', KEYS[1])
+if ARGV[2] == '1' then
+  redis.call('UNLINK', KEYS[1], KEYS[3])
+  redis.call('SREM', KEYS[4], ARGV[1])
+end
+return size
+"""

@@ -1,0 +1,293 @@
+"""TaskStore: what every store does the same way, above the few things that each does its own way.
+
+Owns the calls of ``base.Store`` in terms of a ``Writer``: names are checked, content is validated, and a change is a
+pure function of the task before, so that a store may ask for it again when another writer was quicker. Knows no store.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from prefixes.errors import (
+    Conflict,
+    InvalidArtifact,
+    InvalidName,
+    PrefixdError,
+    RegistryUnavailable,
+    TaskNotFound,
+)
+from prefixes.registry.base import (
+    UNKNOWN_ACTOR,
+    DeletedTask,
+    Resolved,
+    TaskInfo,
+    VersionInfo,
+)
+from prefixes.registry.identity import FORMAT
+from prefixes.registry.moves import (
+    check_not_buried,
+    no_task,
+    now,
+    promoted,
+    published,
+    published_once,
+    resolved,
+    rolled_back,
+    version_of_task,
+)
+from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
+from prefixes.spec_json import check_json
+
+if TYPE_CHECKING:
+    from prefixes.artifact import Prefix
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a task: ``after`` is its new state, None none. ``buries`` keeps the old one among the deleted,
+    ``unearths`` takes one from there.
+    """
+
+    after: TaskInfo | None
+    buries: bool = False
+    unearths: DeletedTask | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change to be made with its audit entry. ``plan`` may be called several times; it raises what is wrong."""
+
+    action: str
+    actor: str
+    alias: str | None
+    plan: Callable[[TaskInfo | None], Change]
+    published: str | None = None  # the version that a publish brings
+
+
+class Writer(Protocol):
+    """One writer at work on a tenant."""
+
+    def put(self, version: str, data: bytes) -> None:
+        """Store an artifact; no clean-up takes it while this writer is at work, named by a task or not."""
+
+    def edit(self, name: str, edit: Edit) -> TaskInfo | None:
+        """Make a change, whole and seen at once, with its audit entry; the task after."""
+
+
+class TaskStore(ABC):
+    """See ``base.Store``."""
+
+    @abstractmethod
+    def _find(self, tenant: str, name: str) -> TaskInfo | None:
+        """The task, or None."""
+
+    @abstractmethod
+    def _writing(self, tenant: str) -> AbstractContextManager[Writer]:
+        """Begin to write."""
+
+    @abstractmethod
+    def deleted(self, tenant: str | None = None) -> list[DeletedTask]:
+        """As in the Protocol."""
+
+    def resolve(self, ref: TaskRef) -> Resolved:
+        return resolved(self.inspect(ref.tenant, ref.name), ref)
+
+    def inspect(self, tenant: str, name: str) -> TaskInfo:
+        check_names(tenant, name)
+        return _existing(self._find(tenant, name), tenant, name)
+
+    def publish(
+        self,
+        tenant: str,
+        name: str,
+        data: bytes,
+        *,
+        alias: str | None = DEFAULT_ALIAS,
+        record: Mapping[str, Any],
+        actor: str = UNKNOWN_ACTOR,
+        once: str | None = None,
+    ) -> VersionInfo:
+        """As in the Protocol. Content that is known keeps its time; keys of ``record`` are added to those it has."""
+        check_names(tenant, name, alias)
+        check_json("record", record)
+        if once is not None:
+            check_name("publish key", once)
+            current = self._find(tenant, name)
+            if current and (done := published_once(current, once)):
+                return done
+        from prefixes.artifact import read_prefix, version_of, write_prefix  # brings torch: seconds that readers spare
+
+        prefix = read_prefix(data)
+        version, canonical = version_of(prefix), write_prefix(prefix)
+        info = VersionInfo(version, len(canonical), now(), prefix.spec, dict(record))
+
+        def plan(before: TaskInfo | None) -> Change:
+            if once is not None and not (before and published_once(before, once)):
+                check_not_buried(once, (item.task for item in self.deleted(tenant) if item.task.name == name))
+            return Change(published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, once))
+
+        with self._writing(tenant) as writer:
+            writer.put(version, canonical)
+            after = writer.edit(name, Edit("publish", actor, alias, plan, version))
+        assert after is not None
+        return published_once(after, once) or version_of_task(after, version)
+
+    def promote(
+        self,
+        tenant: str,
+        name: str,
+        version: str,
+        *,
+        alias: str = DEFAULT_ALIAS,
+        expected_current: str | None = None,
+        actor: str = UNKNOWN_ACTOR,
+    ) -> TaskInfo:
+        check_version(version)
+
+        def plan(before: TaskInfo | None) -> Change:
+            return Change(promoted(_existing(before, tenant, name), version, alias, expected_current))
+
+        return self._moved(tenant, name, Edit("promote", actor, alias, plan))
+
+    def rollback(
+        self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
+    ) -> TaskInfo:
+        def plan(before: TaskInfo | None) -> Change:
+            return Change(rolled_back(_existing(before, tenant, name), alias))
+
+        return self._moved(tenant, name, Edit("rollback", actor, alias, plan))
+
+    def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
+        check_names(tenant, name)
+
+        def plan(before: TaskInfo | None) -> Change:
+            _existing(before, tenant, name)
+            return Change(None, buries=True)
+
+        with self._writing(tenant) as writer:
+            writer.edit(name, Edit("delete", actor, None, plan))
+
+    def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
+        def plan(before: TaskInfo | None) -> Change:
+            if before is not None:
+                raise Conflict(f"undelete of {tenant}/{name}: expected no task of that name, found one")
+            found = next((item for item in self.deleted(tenant) if item.task.name == name), None)
+            if found is None:
+                raise TaskNotFound(f"undelete of {tenant}/{name}: expected a deleted task, found none")
+            return Change(found.task, unearths=found)
+
+        return self._moved(tenant, name, Edit("undelete", actor, None, plan))
+
+    def adopt(
+        self,
+        task: TaskInfo,
+        fetch: Callable[[str], bytes],
+        *,
+        replace: bool = False,
+        actor: str = UNKNOWN_ACTOR,
+    ) -> bool:
+        """As in the Protocol. One artifact is in memory at a time."""
+        check_names(task.tenant, task.name)
+
+        def plan(before: TaskInfo | None) -> Change:
+            if before is not None and before != task and not replace:
+                raise Conflict(f"task {task.tenant}/{task.name}: expected none or the same one here, found another")
+            return Change(task, buries=before is not None and before != task)
+
+        current = self._find(task.tenant, task.name)
+        if current == task:
+            return False
+        plan(current)  # a conflict shows before anything is fetched
+        with self._writing(task.tenant) as writer:
+            for info in task.versions:
+                data = fetch(info.version)
+                check_artifact(data, info)
+                writer.put(info.version, data)
+            writer.edit(task.name, Edit("copy", actor, None, plan))
+        return True
+
+    def _moved(self, tenant: str, name: str, edit: Edit) -> TaskInfo:
+        check_names(tenant, name, edit.alias)
+        with self._writing(tenant) as writer:
+            after = writer.edit(name, edit)
+        assert after is not None
+        return after
+
+
+def check_names(tenant: str, name: str, alias: str | None = None) -> None:
+    """Raise InvalidName unless all are valid."""
+    check_name("tenant", tenant)
+    check_name("task", name)
+    if alias is not None:
+        check_name("alias", alias)
+
+
+def check_artifact(data: bytes, info: VersionInfo) -> Prefix:
+    """The prefix in ``data``, the artifact of ``info``. Raises InvalidArtifact where its index says something else."""
+    from prefixes.artifact import read_prefix
+
+    prefix = read_prefix(data, expected_version=info.version)
+    if prefix.spec != info.spec or len(data) != info.size:
+        raise InvalidArtifact(f"{info.version}: expected what the index says of metadata and size, got something else")
+    return prefix
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` is a valid name, for what a store finds lying about."""
+    try:
+        return bool(check_name("file", text))
+    except InvalidName:
+        return False
+
+
+def encoded(raw: Mapping[str, Any]) -> bytes:
+    """A task's JSON as stores keep it."""
+    return json.dumps({"format": FORMAT, **raw}, indent=1, sort_keys=True).encode()
+
+
+def parsed(data: bytes, from_dict: Callable[[Any], _T], where: str) -> _T:
+    """What ``from_dict`` makes of a stored JSON. Raises RegistryUnavailable, naming ``where``, for another form."""
+    try:
+        raw = json.loads(data)
+        found = from_dict(raw)
+        if raw["format"] != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, got {str(raw['format'])[:40]}")
+    except (ValueError, KeyError, TypeError, RecursionError, PrefixdError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise RegistryUnavailable(f"registry: {where} is no task index: {reason}") from None
+    return found
+
+
+def buried_now(task: TaskInfo) -> DeletedTask:
+    """``task`` as it goes among the deleted."""
+    return DeletedTask(datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"), task)
+
+
+def buried_key(item: DeletedTask) -> str:
+    """The name of a deleted task within its tenant: as many as were deleted under one name, each with its time."""
+    return f"{item.task.name}@{re.sub('[^0-9A-Z]', '', item.deleted_at)}"
+
+
+def is_past(item: DeletedTask, retention_s: float) -> bool:
+    """Whether ``item`` was deleted at least ``retention_s`` ago."""
+    return datetime.now(UTC) - datetime.fromisoformat(item.deleted_at) >= timedelta(seconds=retention_s)
+
+
+def latest_first(items: list[DeletedTask]) -> list[DeletedTask]:
+    """As ``Store.deleted`` lists them."""
+    return sorted(items, key=lambda item: item.deleted_at, reverse=True)
+
+
+def _existing(task: TaskInfo | None, tenant: str, name: str) -> TaskInfo:
+    if task is None:
+        raise no_task(tenant, name)
+    return task

@@ -5,16 +5,11 @@ Owns the answer of ``/generate`` and its token events. Knows neither routes nor 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from server.engine.types import Finished, Output, TokenEvent, TokenLogprob
-
-_encode: Final[Callable[[Any], str]] = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
-).encode
 
 
 @dataclass(frozen=True)
@@ -82,11 +77,6 @@ def logprobs_body(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
         }
         for chosen in logprobs
     ]
-
-
-def to_json(body: Any) -> bytes:
-    """Compact UTF-8 JSON."""
-    return _encode(body).encode()
 
 
 def _rounded(milliseconds: float | None) -> float | None:

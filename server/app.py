@@ -1,77 +1,127 @@
-"""The application: routes, middleware and error handlers around one assembled server.
+"""The applications: routes, middleware and error handlers around one assembled server.
 
-Owns their order and the engine's life within the event loop; knows no process, socket or signal.
+Owns their order, which route is for the public and which for those who run the server, and the engine's life within the
+event loop; knows no process, socket or signal.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 
 import anyio
 from fastapi import FastAPI
 
 from server.assembly import Assembled
 from server.engine.async_engine import AsyncEngine
-from server.error_handlers import install_error_handlers
-from server.http_metrics import HttpMetrics
 from server.metrics import EngineStateCollector
-from server.middleware import BodyLimitMiddleware, RequestMiddleware
 from server.parameters import ParameterLimits
-from server.routes import generate, openai, operations, prefixes
+from server.registry_metrics import LinkCollector
+from server.request_fields import FIELDS
+from server.routes import admin, generate, openai, operations, prefixes
 from server.runtime import MAX_UPLOADS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
+from server.tier_metrics import TierCollector
+from server.web.error_handlers import install_error_handlers
+from server.web.http_metrics import HttpMetrics
+from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from server.web.version import package_version
 
 
-def create_app(assembled: Assembled) -> FastAPI:
-    """The ASGI application; its lifespan starts and stops the engine's thread."""
+@dataclass(frozen=True)
+class Applications:
+    """Two ASGI applications on one runtime. The public one's lifespan starts and stops the engine's thread."""
+
+    public: FastAPI
+    admin: FastAPI
+
+
+def create_apps(assembled: Assembled) -> Applications:
+    """The public application, and the admin's for a port of its own: no route of the latter is in the former."""
+    public = _create_public(assembled)
+    return Applications(public, _create_admin(assembled, public))
+
+
+def _create_public(assembled: Assembled) -> FastAPI:
     settings = assembled.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loop, link, changed = asyncio.get_running_loop(), assembled.link, assembled.catalog.changed
         engine = AsyncEngine.start(assembled.engine, settings.max_waiting)
+        link.start(lambda tenant, name: _hand_over(loop, changed, tenant, name))
+        keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:
             app.state.runtime = _runtime(assembled, engine)
             yield
         finally:
+            keeping.cancel()
             await engine.close()
-            assembled.registry.close()
+            await anyio.to_thread.run_sync(link.close)
+            link.registry.close()
 
     app = FastAPI(
         title="prefixd",
         summary="Many prefix-tuned tasks, one frozen backbone, one forward pass.",
-        version=_version(),
+        version=package_version(),
         lifespan=lifespan,
         redirect_slashes=False,
     )
     for module in (generate, prefixes, openai, operations):
         app.include_router(module.router)
-    install_error_handlers(app)
-    app.add_middleware(
-        BodyLimitMiddleware, max_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes
-    )
-    app.add_middleware(  # added last, runs first
-        RequestMiddleware, metrics=HttpMetrics(assembled.metrics_registry), access_log=settings.access_log
-    )
+    _install(app, assembled, HttpMetrics(assembled.metrics_registry))
     return app
+
+
+def _create_admin(assembled: Assembled, public: FastAPI) -> FastAPI:
+    app = FastAPI(
+        title="prefixd admin", version=package_version(), docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.state = public.state  # the runtime, once the public application's lifespan has made it
+    for module in (operations, admin):
+        app.include_router(module.router)
+    _install(app, assembled, None)  # probes and scrapes are no traffic
+    return app
+
+
+def _install(app: FastAPI, assembled: Assembled, metrics: HttpMetrics | None) -> None:
+    settings = assembled.settings
+    install_error_handlers(app, FIELDS)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=settings.max_body_bytes, uploads={"/prefixes": settings.max_upload_bytes}
+    )
+    app.add_middleware(RequestMiddleware, metrics=metrics, access_log=settings.access_log)  # added last, runs first
 
 
 def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
     settings, catalog = assembled.settings, assembled.catalog
     assembled.metrics_registry.register(EngineStateCollector(engine.stats))
+    assembled.metrics_registry.register(LinkCollector(assembled.link.state))
+    assembled.metrics_registry.register(TierCollector(assembled.tiers.stats, engine.stats))
     for key in assembled.pinned:
         engine.pin(key)
     return Runtime(
         settings=settings,
         backbone=assembled.backbone,
         catalog=catalog,
+        tiers=assembled.tiers,
         engine=engine,
         service=GenerationService(assembled.backbone, catalog, engine, _limits(settings)),
         metrics=assembled.metrics_registry,
         uploads=anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE),
     )
+
+
+def _hand_over(
+    loop: asyncio.AbstractEventLoop, changed: Callable[[str, str], None], tenant: str, name: str
+) -> None:
+    """Tell the event loop of a change that another thread has heard of."""
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(changed, tenant, name)
 
 
 def _limits(settings: Settings) -> ParameterLimits:
@@ -81,10 +131,3 @@ def _limits(settings: Settings) -> ParameterLimits:
         num_beams=settings.num_beams_limit,
         num_return_sequences=settings.num_return_sequences_limit,
     )
-
-
-def _version() -> str:
-    try:
-        return version("prefixd")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"

@@ -25,19 +25,23 @@ from prometheus_client import (
 import prefixes
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.checkpoint import DEMOS
-from prefixes.errors import BackboneError, PrefixdError
-from prefixes.registry import open_registry
+from prefixes.errors import BackboneError, PrefixdError, RegistryUnavailable
+from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
 from server.catalog import Catalog
+from server.disk_cache import DiskCache
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
 from server.engine.kernels.threads import configure_threads
 from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
 from server.metrics import EngineMetrics
+from server.prefix_tiers import Cache, HostCache, PrefixTiers
+from server.registry_link import RegistryLink
+from server.registry_metrics import RegistryMetrics
 from server.settings import Settings
-from server.settings_sources import InvalidSettings
+from server.web.settings_sources import InvalidSettings
 
 DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
 WARM_UP_TOKENS: Final = 8
@@ -60,8 +64,9 @@ class Assembled:
 
     settings: Settings
     backbone: Backbone
-    registry: Registry
+    link: RegistryLink
     catalog: Catalog
+    tiers: PrefixTiers
     engine: Engine
     metrics_registry: CollectorRegistry
     pinned: tuple[PrefixKey, ...]
@@ -76,8 +81,7 @@ def assemble(settings: Settings) -> Assembled:
     disable_created_metrics()
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
-    registry = open_registry(settings.registry)
-    registry.check()
+    registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
     began = time.monotonic()
     backbone = load_backbone(settings.backbone, dtype=dtype, device=device)
     _log.info("backbone loaded", extra={"facts": {
@@ -85,10 +89,14 @@ def assemble(settings: Settings) -> Assembled:
         "dtype": str(dtype).removeprefix("torch."), "seconds": round(time.monotonic() - began, 3)}})
     if settings.backbone in DEMOS:
         publish_demo(registry, settings.backbone, DEMO_FOLDERS)
-    catalog = Catalog(registry, backbone.spec, alias_ttl_s=settings.alias_ttl_s)
     metrics_registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=metrics_registry)
+    link = RegistryLink(registry, RegistryMetrics(metrics_registry))
+    tiers = _tiers(settings, link)
+    catalog = Catalog(
+        link, backbone.spec, tiers, alias_ttl_s=settings.alias_ttl_s, max_stale_s=settings.max_stale_s
+    )
     metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
     try:
         configure_threads(settings.threads)  # the command has called it before torch was imported; this sets the number
@@ -105,8 +113,9 @@ def assemble(settings: Settings) -> Assembled:
     return Assembled(
         settings=settings,
         backbone=backbone,
-        registry=registry,
+        link=link,
         catalog=catalog,
+        tiers=tiers,
         engine=engine,
         metrics_registry=metrics_registry,
         pinned=tuple(_pinned(registry, task) for task in settings.pin),
@@ -120,11 +129,16 @@ def publish_demo(registry: Registry, demo: str, folders: Mapping[str, Path]) -> 
     """
     bundled = {name: sorted((folder / "prefixes").glob("*.safetensors")) for name, folder in folders.items()}
     demos = {path.stem for paths in bundled.values() for path in paths}
-    there = {task.name for task in registry.tasks()}
+    try:
+        there = {task.name for task in registry.tasks()}
+    except RegistryUnavailable:
+        registry.check()
+        return  # somebody's registry, with something damaged in it: that is theirs to hear of, when they ask for it
     if there - demos or there & {path.stem for path in bundled[demo]}:
         return
+    source = {"source": "bundled with prefixd"}
     for path in bundled[demo]:
-        info = registry.publish("default", path.stem, path.read_bytes(), record={"source": "bundled with prefixd"})
+        info = registry.publish("default", path.stem, path.read_bytes(), record=source, actor="prefixd")
         _log.info("demo task published", extra={"facts": {"task": f"default/{path.stem}", "version": info.version}})
 
 
@@ -154,6 +168,15 @@ def warm_up(engine: Engine) -> None:
             if isinstance(event, Failed):
                 raise BackboneError(f"warm-up: expected the engine to generate, got: {event.error.message}")
             assert not isinstance(event, Finished) or event.outputs
+
+
+def _tiers(settings: Settings, link: RegistryLink) -> PrefixTiers:
+    """What stands before the registry, the nearest first."""
+    registry = link.registry
+    caches: list[Cache] = [HostCache(settings.host_cache_bytes)]
+    if settings.disk_cache is not None:
+        caches.append(DiskCache(settings.disk_cache, registry.id, settings.disk_cache_bytes))
+    return PrefixTiers(lambda tenant, version: link.call("fetch", registry.fetch, tenant, version), tuple(caches))
 
 
 def _engine_config(settings: Settings) -> EngineConfig:

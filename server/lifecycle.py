@@ -1,82 +1,79 @@
-"""The server's process: its socket, its signals, its drain, its exit code.
+"""The server's process: its two sockets, its signals, its drain, its exit code.
 
-Owns uvicorn. On the first SIGTERM or SIGINT nothing new is admitted and running rows finish while the socket stays
-open, so that ``/ready`` and every refused request get a proper answer; then it exits with 0. A second signal, or the
-drain timeout, aborts what still runs and the exit code is 1.
+Owns uvicorn, once for the public application and once for the admin's, on one event loop. On the first SIGTERM or
+SIGINT nothing new is admitted and running rows finish while both sockets stay open, so that ``/ready`` and every
+refused request get a proper answer; then it exits with 0. A second signal, or the drain timeout, aborts what still runs
+and the exit code is 1. The admin port closes last.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import gc
 import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import uvicorn
 
-from prefixes.errors import PrefixdError
 from server.settings import Settings
+from server.web.listening import SAME_SIGNAL_S, CannotListen, Listener, configured, url_of
+from server.web.listening import bind as bind_socket
 
 if TYPE_CHECKING:  # a taken port shows before torch is imported
-    from fastapi import FastAPI
 
+    from server.app import Applications
     from server.runtime import Runtime
-
-FLUSH_S = 5
-"""Seconds that clients get, after the last row has ended, to read the rest of their answers."""
-
-SAME_SIGNAL_S = 0.5
-"""A further signal this soon is the same one, delivered twice: to the process group and again by `make`, say."""
 
 _log = logging.getLogger("prefixd.server")
 
 
-class CannotListen(PrefixdError):
-    """The address cannot be bound."""
+@dataclass(frozen=True)
+class Sockets:
+    """Both sockets, bound and not yet listening."""
 
-    code = "cannot_listen"
+    public: socket.socket
+    admin: socket.socket
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.public.close()
+        self.admin.close()
 
 
-def bind(settings: Settings) -> socket.socket:
-    """The socket to serve on, bound and not yet listening. Raises CannotListen: before minutes go into loading."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def bind(settings: Settings) -> Sockets:
+    """The sockets to serve on. Raises CannotListen: before minutes go into loading."""
+    public = bind_socket(settings.host, settings.port)
     try:
-        sock.bind((settings.host, settings.port))
-    except OSError as error:
-        sock.close()
-        where = f"{settings.host} port {settings.port}"
-        raise CannotListen(f"cannot listen on {where}: {error.strerror or error}") from None
-    sock.set_inheritable(True)
-    return sock
+        return Sockets(public, bind_socket(settings.admin_host, settings.admin_port, " (--admin-port)"))
+    except CannotListen:
+        public.close()
+        raise
 
 
-def serve(app: FastAPI, sock: socket.socket, settings: Settings) -> int:
-    """Serve ``app`` on ``sock`` until a signal; returns the process's exit code."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        lifespan="on",
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=FLUSH_S,
-    )
-    server = _Server(config, app, sock, settings)
+def serve(apps: Applications, sockets: Sockets, settings: Settings) -> int:
+    """Serve both applications until a signal; returns the process's exit code."""
+    config = configured(apps.public, lifespan=True)
+    server = _Server(config, apps, sockets, settings)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(server.run_to_end())
+        code = runner.run(server.run_to_end())
+    gc.freeze()  # the interpreter's last collection would go through all of torch, for seconds on a busy machine
+    return code
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, sock: socket.socket, settings: Settings) -> None:
+class _Server(Listener):
+    """The public listener, which carries the admin's through its own life."""
+
+    def __init__(self, config: uvicorn.Config, apps: Applications, sockets: Sockets, settings: Settings) -> None:
         super().__init__(config)
-        self._app, self._sock, self._settings = app, sock, settings
+        self._app, self._sockets, self._settings = apps.public, sockets, settings
+        self._admin = Listener(configured(apps.admin, lifespan=False))
+        self._admin_serving: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._drain_began = 0.0
         self._cut_short = asyncio.Event()
@@ -86,21 +83,22 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
-        await self.serve(sockets=[self._sock])
+        await self.serve(sockets=[self._sockets.public])
+        if self._admin_serving:
+            self._admin.should_exit = True
+            await self._admin_serving
         _log.info("stopped", extra={"facts": {"exit_code": self._exit_code}})
         return self._exit_code
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are ours."""
-        yield
-
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, and say where."""
+        """As uvicorn's, then the admin's, which needs what the lifespan has made; and say where."""
         await super().startup(sockets)
-        host, port = self._sock.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        _log.info("ready", extra={"facts": {"url": url, "port": port, "backbone": self._settings.backbone}})
+        self._admin_serving = asyncio.create_task(self._admin.serve(sockets=[self._sockets.admin]))
+        while not (self._admin.started or self._admin_serving.done()):
+            await asyncio.sleep(0.001)
+        url, port = url_of(self._sockets.public), self._sockets.public.getsockname()[1]
+        _log.info("ready", extra={"facts": {
+            "url": url, "port": port, "admin_url": url_of(self._sockets.admin), "backbone": self._settings.backbone}})
 
     def _on_signal(self, name: str) -> None:
         if not self.started:

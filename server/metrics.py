@@ -170,5 +170,6 @@ class EngineStateCollector(Collector):
             ("kv_cache_usage_perc", "Part of the memory pool in use, 1 is all.", stats.kv_usage),
             ("resident_prefixes", "Prefixes in memory.", stats.resident_prefixes),
             ("resident_prefix_bytes", "Their bytes.", stats.resident_prefix_bytes),
+            ("staged_prefix_bytes", "Bytes of loaded prefixes that wait for room.", stats.staged_prefix_bytes),
         ):
             yield GaugeMetricFamily(f"prefixd_{name}", text, value=value)

@@ -15,9 +15,10 @@ from prefixes.backbone import Backbone
 from prefixes.errors import ShuttingDown
 from server.catalog import Catalog
 from server.engine.async_engine import AsyncEngine
-from server.errors import NotReady
+from server.prefix_tiers import PrefixTiers
 from server.service import GenerationService
 from server.settings import Settings
+from server.web.errors import NotReady
 
 MAX_UPLOADS_AT_ONCE = 2
 
@@ -29,6 +30,7 @@ class Runtime:
     settings: Settings
     backbone: Backbone
     catalog: Catalog
+    tiers: PrefixTiers
     engine: AsyncEngine
     service: GenerationService
     metrics: CollectorRegistry

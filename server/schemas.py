@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from prefixes.spec import DEFAULT_ALIAS
+from prefixes.registry.base import RETENTION_S
+from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT
 
 MAX_INTEGER = (1 << 31) - 1
 
@@ -88,3 +89,21 @@ class RollbackRequest(Body):
     """``POST /prefixes/…/rollback``."""
 
     alias: str = Field(default=DEFAULT_ALIAS, max_length=100)
+
+
+class AuditQuery(BaseModel):
+    """``GET /admin/audit?…``: text, therefore not strict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tenant: str = Field(default=DEFAULT_TENANT, max_length=100)
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 100
+
+
+class GcRequest(Body):
+    """``POST /admin/gc``."""
+
+    retention_s: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = Field(
+        default=RETENTION_S, description="Deleted tasks younger than this stay."
+    )
+    dry_run: bool = Field(default=False, description="Only say what would go.")

@@ -18,11 +18,11 @@ from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.registry.base import Resolved
 from prefixes.spec import PrefixSpec, TaskRef
 from server.answers import Identity
-from server.auth import Action, Caller, authorize
 from server.catalog import Catalog
 from server.engine.async_engine import AsyncEngine, EventStream
 from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
 from server.parameters import ParameterLimits, merge_parameters
+from server.web.auth import Action, Caller, authorize
 
 LONG_TEXT: Final = 4096
 """Characters from which on a text is tokenised off the event loop; below, the hop would cost more than it spares."""
@@ -65,6 +65,9 @@ class GenerationService:
         """
         resolved = await self._resolve(caller, task)
         spec = resolved.spec if resolved else None
+        if resolved:
+            key = PrefixKey(resolved.tenant, resolved.version)
+            self._catalog.require_loadable(key, lambda: key in self._engine.residents())
         params, truncate = merge_parameters(
             parameters, spec.defaults if spec else {}, self.backbone.generation_defaults, self.limits
         )

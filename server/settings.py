@@ -1,19 +1,21 @@
 """The server's settings: read once, validated, frozen.
 
-Owns names, defaults, limits and their help texts. Where values come from is ``settings_sources``; what they do is
+Owns names, defaults, limits and their help texts. Where values come from is ``web.settings_sources``; what they do is
 nobody's business here. The option ``--max-rows``, the variable ``PREFIXD_MAX_ROWS`` and the key ``max_rows`` in the
 file are the same setting.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from prefixes.errors import InvalidName
 from prefixes.spec import TaskRef
+from server.web.settings_sources import ServiceSettings
 
 
 def _split_commas(value: Any) -> Any:
@@ -41,22 +43,30 @@ Tasks = Annotated[
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """Everything that ``prefixd serve`` can be told."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="PREFIXD_", env_ignore_empty=True, frozen=True, extra="forbid", validate_default=True
-    )
+    model_config = SettingsConfigDict(env_prefix="PREFIXD_")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    admin_host: str = Field("127.0.0.1", description="Address of the admin port: metrics, probes, administration.")
+    admin_port: int = Field(8001, ge=0, le=65535, description="The admin port, never for the public; 0 picks one.")
 
     backbone: str = Field(
         "demo", min_length=1, description='The frozen model: "demo" (bundled), a folder, or a hub id such as gpt2.'
     )
     registry: str = Field(
-        default_factory=_default_registry, min_length=1, description="Where prefixes live: disk:///PATH or a folder."
+        default_factory=_default_registry, min_length=1, description="Where prefixes live: a folder, disk:///PATH or redis://…"
     )
+    registry_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="The registry's id; with it a flushed or wrong registry is refused at start as well.",
+    )  # fmt: skip
+    max_stale_s: float = Field(
+        300.0, ge=0, le=30 * 86400, allow_inf_nan=False,
+        description="Seconds for which known tasks are served while the registry does not answer.",
+    )  # fmt: skip
     pin: Tasks = Field((), description="Tasks whose prefixes are loaded at start and never evicted (repeatable).")
 
     device: str = Field(
@@ -74,6 +84,13 @@ class Settings(BaseSettings):
     max_prefix_bytes: ByteSize | None = Field(
         None, gt=0, description="At most this much of it for resident prefixes; default: all of it."
     )
+    host_cache_bytes: ByteSize = Field(
+        ByteSize(256 << 20), ge=0, description="Host memory that keeps fetched artifacts; 0 keeps none."
+    )
+    disk_cache: Path | None = Field(
+        None, description="Folder that keeps fetched artifacts, over restarts too; default: none is kept on disk."
+    )
+    disk_cache_bytes: ByteSize = Field(ByteSize(4 << 30), gt=0, description="Most bytes of artifacts in that folder.")
     block_size: Count = Field(16, description="Positions in one block of that memory.")
     max_rows: Count = Field(64, description="Rows that run at once; every beam and every sample is a row.")
     max_step_tokens: Count = Field(512, description="Tokens in one forward pass; long prompts are cut into chunks.")
@@ -115,15 +132,3 @@ class Settings(BaseSettings):
                 f"got {self.default_max_new_tokens}"
             )
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment; the file comes below them, see ``settings_sources.load_settings``."""
-        return init_settings, env_settings

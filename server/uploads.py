@@ -1,7 +1,7 @@
-"""``POST /prefixes``: reading the multipart body of an upload.
+"""``POST /prefixes``: reading the multipart body of an upload, and the artifact in it.
 
-Owns the form's fields and their checks; the file stays on disk (spooled) until its turn to be read comes. Knows no
-registry.
+Owns the form's fields and their checks, and that the artifact is one for this backbone; the file stays on disk
+(spooled) until its turn to be read comes. Knows no registry.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from typing import Any, Final
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name
-from server.auth import Caller
-from server.errors import InvalidRequest
-from server.settings_sources import did_you_mean
+from prefixes.artifact import Prefix, read_prefix
+from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, TaskRef, check_compatible, check_name
+from server.web.auth import Caller
+from server.web.errors import InvalidRequest
+from server.web.suggest import did_you_mean
 
-FIELDS: Final = frozenset({"task", "alias", "record", "file"})
+FIELDS: Final = frozenset({"task", "alias", "record", "once", "file"})
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A well-formed upload; ``alias`` None moves none."""
+    """A well-formed upload; ``alias`` None moves none, ``once`` is the key that knows its repetition."""
 
     tenant: str
     name: str
     alias: str | None
     record: dict[str, Any]
+    once: str | None
     file: UploadFile
 
 
@@ -55,7 +57,15 @@ async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]
         if alias:
             check_name("alias", alias)
         record = _record(_text(form.get("record", ""), "record"))
-        yield Upload(ref.tenant, ref.name, alias or None, record, file)
+        once = check_name("publish key", _text(form.get("once"), "once")) if "once" in form else None
+        yield Upload(ref.tenant, ref.name, alias or None, record, once, file)
+
+
+def validate_upload(data: bytes, backbone: BackboneSpec) -> Prefix:
+    """The prefix in ``data``, whole, finite and made for ``backbone``. Raises InvalidArtifact, IncompatiblePrefix."""
+    prefix = read_prefix(data)
+    check_compatible(prefix.spec, backbone)
+    return prefix
 
 
 def _text(value: Any, field: str) -> str:

@@ -94,7 +94,8 @@ class Advance:
         except PrefixdError as error:
             events.append(self._fail(group, error))
         except Exception as error:
-            log.exception("a row failed; its request ends with an error")
+            facts = {"request_id": group.request.request_id}
+            log.exception("a row failed; its request ends with an error", extra={"facts": facts})
             events.append(self._fail(group, unexpected(error)))
 
     def _processed_scores(self, group: Group, logits: torch.Tensor, generated: list[list[int]]) -> torch.Tensor:

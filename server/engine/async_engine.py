@@ -187,7 +187,7 @@ class AsyncEngine:
         except PrefixdError as error:
             return [Failed(request.request_id, error)]
         except Exception as error:
-            log.exception("a request could not be added")
+            log.exception("a request could not be added", extra={"facts": {"request_id": request.request_id}})
             return [Failed(request.request_id, EngineFailure(f"the engine failed with {type(error).__name__}"))]
         return []
 

@@ -15,7 +15,8 @@ class EngineConfig:
     ``max_step_tokens`` bounds the tokens of one decoder call; long prompts are prefilled in chunks of what decode rows
     leave of it. ``encoder_step_ms`` is how long an encoder, whose inputs cannot be cut, may hold up the rows that run:
     it goes as many layers in a step as fit (at least one), over inputs of together at most ``max_encoder_tokens`` (at
-    least one input).
+    least one input). ``max_staged_bytes``: no further prefix is loaded while so many bytes of loaded ones wait in host
+    memory for their blocks.
     """
 
     kv_cache_bytes: int = 1 << 30
@@ -27,11 +28,12 @@ class EngineConfig:
     encoder_step_ms: float = 250.0
     max_waiting: int = 1024
     load_workers: int = 2
+    max_staged_bytes: int = 256 << 20
     reuse_prompts: bool = True
 
     def __post_init__(self) -> None:
         counts = ("kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_encoder_tokens", "max_waiting")
-        for name in (*counts, "load_workers"):
+        for name in (*counts, "load_workers", "max_staged_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.encoder_step_ms < math.inf:

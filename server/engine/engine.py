@@ -44,13 +44,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1."""
+    """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1.
+
+    Staged prefixes are loaded and wait in host memory for their blocks.
+    """
 
     running: int
     waiting: int
     kv_usage: float
     resident_prefixes: int
     resident_prefix_bytes: int
+    resident_prefix_limit_bytes: int
+    staged_prefix_bytes: int
 
 
 class Engine:
@@ -85,6 +90,7 @@ class Engine:
             bytes_per_block=self._runner.bytes_per_block,
             max_bytes=config.max_prefix_bytes,
             workers=config.load_workers,
+            max_staged_bytes=config.max_staged_bytes,
             observer=self._observer,
             wake=lambda: self._wake(),
         )
@@ -203,6 +209,8 @@ class Engine:
             kv_usage=self._ledger.held / self._ledger.capacity,
             resident_prefixes=len(self._prefixes.residents()),
             resident_prefix_bytes=self._prefixes.resident_bytes,
+            resident_prefix_limit_bytes=self._prefixes.limit_bytes,
+            staged_prefix_bytes=self._prefixes.staged_bytes,
         )
 
     def residents(self) -> frozenset[PrefixKey]:
@@ -224,7 +232,10 @@ class Engine:
         try:
             self._scheduler.encoded(work, self._runner.encode(work))
         except Exception as error:
-            log.exception("an encoder call failed; its %d requests end with an error", len(work.groups))
+            ended = {"request_ids": [group.request.request_id for group in work.groups]}
+            log.exception(
+                "an encoder call failed; its %d requests end with an error", len(work.groups), extra={"facts": ended}
+            )
             events += [self._fail(group, unexpected(error)) for group in work.groups]
 
     def _decode(self, plan: StepPlan, events: list[Event]) -> None:
@@ -233,8 +244,9 @@ class Engine:
             logits = self._runner.decoder(plan.rows)
             self._advance(plan.rows, logits, events)
         except Exception as error:
-            log.exception("a step failed; its %d rows end with an error", len(plan.rows))
             groups = {row.group.request.request_id: row.group for row in plan.rows}
+            facts = {"request_ids": list(groups)}
+            log.exception("a step failed; its %d rows end with an error", len(plan.rows), extra={"facts": facts})
             events += [self._fail(g, unexpected(error)) for key, g in groups.items() if key in self._groups]
 
     def _sequence(self, index: int, token_ids: list[int], group: Group) -> Sequence:

@@ -1,16 +1,14 @@
 """Resident prefixes: load, pin, evict.
 
-Owns which prefixes are in blocks, who uses them and in which order idle ones yield. Loading (fetch, verify, cast) runs
-in worker threads; everything else is called from the engine's thread alone. Knows no scheduler and no registry: it gets
-``load``.
+Owns which prefixes are in blocks, who uses them and in which order idle ones yield. Loading (fetch, verify) is
+``prefix_loader``'s; everything here is called from the engine's thread alone. Knows no scheduler and no registry: it
+gets ``load``.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -19,6 +17,7 @@ from prefixes.errors import EngineFailure, PrefixdError
 from prefixes.spec import PrefixSpec, Site
 from server.engine.blocks import BlockLedger
 from server.engine.observer import EngineObserver
+from server.engine.prefix_loader import PrefixLoader
 from server.engine.types import PrefixKey
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ SiteBlocks = Mapping[Site, tuple[int, ...]]
 
 
 class LoadStatus(Enum):
-    """LOADING in a worker thread, READY to take blocks (or in them already), FAILED for those who waited."""
+    """LOADING or in line for it, READY to take blocks (or in them already), FAILED for those who waited."""
 
     LOADING = auto()
     READY = auto()
@@ -39,8 +38,8 @@ class LoadStatus(Enum):
 
 @dataclass
 class _Entry:
-    loading: Future[Prefix] | None = None
-    host: Prefix | None = None  # loaded, not in blocks
+    loading: bool = False
+    host: Prefix | None = None  # loaded, not in blocks: staged
     error: PrefixdError | None = None
     blocks: SiteBlocks | None = None
     waiters: int = 0  # waiting rows: they pin the version, not its blocks
@@ -65,14 +64,17 @@ class PrefixStore:
         bytes_per_block: int,
         max_bytes: int | None,
         workers: int,
+        max_staged_bytes: int,
         observer: EngineObserver,
         wake: Callable[[], None],
     ) -> None:
-        self._ledger, self._load, self._write = ledger, load, write
+        self._ledger, self._write = ledger, write
         self._bytes_per_block = bytes_per_block
         self._max_blocks = ledger.capacity if max_bytes is None else max_bytes // bytes_per_block
-        self._observer, self._wake = observer, wake
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="prefix-load")
+        self._observer = observer
+        self._loader = PrefixLoader(
+            load, workers=workers, max_staged_bytes=max_staged_bytes, observer=observer, wake=wake
+        )
         # Least recently used first. A plain dict: other threads snapshot it, and copying an OrderedDict calls back into
         # the keys' hashes, so that the engine's thread could change it half-way.
         self._entries: dict[PrefixKey, _Entry] = {}
@@ -91,12 +93,14 @@ class PrefixStore:
         """A row no longer waits."""
         entry = self._entries[key]
         entry.waiters -= 1
+        if entry.pinned and entry.waiters == 0 and (entry.loading or entry.host):
+            self._loader.ask(key, urgent=False)
         self._drop_if_unused(key, entry)
 
     def status(self, key: PrefixKey) -> LoadStatus:
         """Of a wanted key."""
         entry = self._entries[key]
-        self._settle(entry)
+        self._settle(key, entry)
         if entry.blocks is not None or entry.host is not None:
             return LoadStatus.READY
         return LoadStatus.FAILED if entry.error else LoadStatus.LOADING
@@ -116,8 +120,8 @@ class PrefixStore:
         """
         entry = self._entries[key]
         entry.users += 1  # so that it is not reclaimed to make room for itself
-        if self._fits(entry, extra_blocks) and entry.blocks is None:
-            self._make_resident(entry)
+        if entry.blocks is None and self._fits(entry, extra_blocks):
+            self._make_resident(key, entry)
         if entry.blocks is None or not self._fits(entry, extra_blocks):
             entry.users -= 1
             return None
@@ -147,13 +151,13 @@ class PrefixStore:
 
     def settle_pins(self) -> None:
         """Move loaded pinned prefixes into blocks where there is room."""
-        for entry in list(self._entries.values()):  # making room evicts, which drops entries
-            if self._can_settle(entry):
-                self._make_resident(entry)
+        for key, entry in list(self._entries.items()):  # making room evicts, which drops entries
+            if self._can_settle(key, entry):
+                self._make_resident(key, entry)
 
     def pins_can_settle(self) -> bool:
         """Whether ``settle_pins`` would do anything."""
-        return any(self._can_settle(entry) for entry in self._entries.values())
+        return any(self._can_settle(key, entry) for key, entry in self._entries.items())
 
     # --- accounting ---
 
@@ -173,6 +177,16 @@ class PrefixStore:
     @property
     def resident_bytes(self) -> int:
         return self._resident_blocks * self._bytes_per_block
+
+    @property
+    def limit_bytes(self) -> int:
+        """What ``resident_bytes`` stays within."""
+        return self._max_blocks * self._bytes_per_block
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of prefixes that are loaded and not in blocks, in host memory."""
+        return self._loader.staged_bytes
 
     def residents(self) -> frozenset[PrefixKey]:
         """Keys that are in blocks."""
@@ -203,7 +217,7 @@ class PrefixStore:
 
     def close(self) -> None:
         """Stop the loaders; loads under way are abandoned."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
 
     # --- inside ---
 
@@ -211,45 +225,30 @@ class PrefixStore:
         self._entries[key] = self._entries.pop(key)
 
     def _ensure_loading(self, key: PrefixKey, entry: _Entry) -> None:
-        if entry.blocks is not None or entry.host is not None or entry.loading is not None:
+        if entry.blocks is not None:
             return
-        if entry.error and entry.waiters > 1:
-            return  # those who waited before hear of the failure first
-        entry.error = None
-        entry.loading = self._workers.submit(self._load_timed, key)
-        entry.loading.add_done_callback(lambda future: self._wake())
+        if entry.host is None and not entry.loading:
+            if entry.error and entry.waiters > 1:
+                return  # those who waited before hear of the failure first
+            entry.error, entry.loading = None, True
+        self._loader.ask(key, urgent=entry.waiters > 0)
 
-    def _load_timed(self, key: PrefixKey) -> Prefix:
-        began, nbytes, ok = time.monotonic(), 0, False
-        try:
-            prefix = self._load(key)
-            nbytes, ok = sum(tensor.nbytes for tensor in prefix.tensors.values()), True
-            return prefix
-        finally:
-            self._observer.on_prefix_load(time.monotonic() - began, nbytes, ok)
-
-    def _settle(self, entry: _Entry) -> None:
+    def _settle(self, key: PrefixKey, entry: _Entry) -> None:
         """Take over what a finished load brought."""
-        if entry.loading is None or not entry.loading.done():
+        outcome = self._loader.outcome(key) if entry.loading else None
+        if outcome is None:
             return
-        future, entry.loading = entry.loading, None
-        if future.cancelled():
-            entry.error = EngineFailure("prefix: loading was cancelled")
-            return
-        failure = future.exception()
-        if failure is None:
-            entry.host = future.result()
-        elif isinstance(failure, PrefixdError):
-            entry.error = failure
+        entry.loading = False
+        if isinstance(outcome, PrefixdError):
+            entry.error = outcome
+            self._loader.drop(key)
         else:
-            log.error("a prefix could not be loaded", exc_info=failure)  # its rows hear only of its kind
-            entry.error = EngineFailure(f"prefix: loading failed with {type(failure).__name__}")
+            entry.host = outcome
 
-    def _can_settle(self, entry: _Entry) -> bool:
-        if not entry.pinned or entry.blocks is not None:
-            return False
-        self._settle(entry)
-        return entry.host is not None and self._fits(entry, 0)
+    def _can_settle(self, key: PrefixKey, entry: _Entry) -> bool:
+        if entry.pinned:
+            self._settle(key, entry)
+        return entry.pinned and entry.host is not None and self._fits(entry, 0)
 
     def _fits(self, entry: _Entry, extra_blocks: int) -> bool:
         if entry.blocks is not None:
@@ -259,7 +258,7 @@ class PrefixStore:
         busy = sum(e.block_count for e in self._entries.values() if e.blocks is not None and not e.evictable)
         return busy + count <= self._max_blocks and self._ledger.available >= count + extra_blocks
 
-    def _make_resident(self, entry: _Entry) -> None:
+    def _make_resident(self, key: PrefixKey, entry: _Entry) -> None:
         assert entry.host is not None
         count = self.block_count(entry.host.spec)
         over = self._resident_blocks + count - self._max_blocks
@@ -273,13 +272,16 @@ class PrefixStore:
         try:
             self._write(entry.host, taken)
         except Exception as error:
-            log.exception("a prefix could not be written to its blocks")
+            facts = {"tenant": key.tenant, "version": key.version}
+            log.exception("a prefix could not be written to its blocks", extra={"facts": facts})
             for site_blocks in taken.values():
                 self._ledger.release(site_blocks)
-            entry.host, entry.error = None, EngineFailure(f"prefix: writing failed with {type(error).__name__}")
-            return
-        entry.blocks, entry.block_count, entry.host = taken, count, None
-        self._resident_blocks += count
+            entry.error = EngineFailure(f"prefix: writing failed with {type(error).__name__}")
+        else:
+            entry.blocks, entry.block_count = taken, count
+            self._resident_blocks += count
+        entry.host = None
+        self._loader.drop(key)
 
     def _evict(self, key: PrefixKey, entry: _Entry) -> None:
         assert entry.blocks is not None
@@ -295,5 +297,4 @@ class PrefixStore:
     def _drop_if_unused(self, key: PrefixKey, entry: _Entry) -> None:
         if entry.waiters == 0 and entry.users == 0 and entry.blocks is None and not entry.pinned:
             del self._entries[key]
-            if entry.loading:
-                entry.loading.cancel()  # nobody waits for it any more; a worker is free for others
+            self._loader.drop(key)  # begun or not: nobody waits for it any more

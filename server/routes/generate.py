@@ -11,15 +11,16 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from prefixes.errors import QueueFull
-from server.answers import answer, to_json, token_body
-from server.auth import Caller, caller_of
+from server.answers import answer, token_body
 from server.engine.types import Failed, TokenEvent
-from server.error_handlers import item_problems
-from server.errors import InvalidRequest, encode_error, error_body, error_of
+from server.request_fields import item_problems
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.schemas import BatchRequest, GenerateItem, GenerateRequest
 from server.service import Running
-from server.sse import EventStreamResponse, event, until_disconnect
+from server.web.auth import Caller, caller_of
+from server.web.errors import InvalidRequest, encode_error, error_body, error_of
+from server.web.responses import json_response, to_json
+from server.web.sse import EventStreamResponse, event, until_disconnect
 
 router = APIRouter(tags=["generate"])
 
@@ -118,10 +119,6 @@ class _Batch:
     def _fail(self, index: int, error: Exception) -> None:
         self._answers[index] = {"error": error_body(error_of(error), self._request_id)}
 
-
-def json_response(body: Any, status: int = 200) -> Response:
-    """``body`` as the answer."""
-    return Response(to_json(body), status_code=status, media_type="application/json")
 
 
 async def _events(running: Running, request_id: str) -> AsyncIterator[bytes]:

@@ -13,16 +13,16 @@ from starlette.responses import Response
 
 from prefixes.errors import InvalidParameter, PrefixdError
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, TaskRef
-from server.answers import to_json
-from server.auth import Action, authorize, caller_of, may
 from server.engine.types import Event, Failed, Finished, TokenEvent
-from server.errors import encode_error, openai_error_body
+from server.listing import visible_tasks
 from server.openai_answers import ChunkWriter, chunk, completion, model_body, usage_body
 from server.openai_schemas import CompletionRequest
-from server.routes.generate import json_response
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.service import Running
-from server.sse import EventStreamResponse, data_event, until_disconnect
+from server.web.auth import Action, authorize, caller_of
+from server.web.errors import encode_error, openai_error_body
+from server.web.responses import json_response, to_json
+from server.web.sse import EventStreamResponse, data_event, until_disconnect
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -138,10 +138,10 @@ async def models(request: Request) -> Response:
     """The bare backbone first, then each task with a production version, under the name that a request uses."""
     runtime, caller = runtime_of(request), caller_of(request)
     listed = [_backbone_model(runtime)]
-    for task in await runtime.catalog.call(runtime.catalog.registry.tasks):
+    for task in await runtime.catalog.call_alone(visible_tasks, runtime.catalog.registry, caller):
         version = task.aliases.get(DEFAULT_ALIAS)
         info = next((info for info in task.versions if info.version == version), None)
-        if info and may(caller, Action.READ, task.tenant):
+        if info:
             name = task.name if task.tenant == caller.tenant else f"{task.tenant}/{task.name}"
             listed.append(model_body(name, _seconds(info.published_at), task.tenant, info.version))
     return json_response({"object": "list", "data": listed})

@@ -1,4 +1,4 @@
-"""``/prefixes``: upload, list, inspect, download, promote, roll back, delete.
+"""``/prefixes``: upload, list, inspect, download, promote, roll back, delete, undelete.
 
 Every path exists as ``/prefixes/{tenant}/{name}…`` and, for the caller's own tenant, as ``/prefixes/{name}…``.
 """
@@ -10,18 +10,19 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from prefixes.errors import InvalidArtifact, InvalidParameter
-from prefixes.registry.base import TaskInfo
+from prefixes.errors import InvalidArtifact, InvalidParameter, TaskNotFound
+from prefixes.registry.base import Registry, TaskInfo
+from prefixes.registry.moves import published_once
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
-from server.auth import Action, authorize, caller_of, may
-from server.catalog import validate_upload
 from server.engine.types import PrefixKey
+from server.listing import visible_tasks
 from server.parameters import merge_parameters
-from server.routes.generate import json_response
 from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
-from server.uploads import Upload, read_upload
+from server.uploads import Upload, read_upload, validate_upload
+from server.web.auth import Action, authorize, caller_of
+from server.web.responses import json_response
 
 router = APIRouter(prefix="/prefixes", tags=["prefixes"])
 
@@ -41,6 +42,7 @@ FORM: dict[str, Any] = {
         "file": {"type": "string", "format": "binary"},
         "alias": {"type": "string", "default": DEFAULT_ALIAS},
         "record": {"type": "string", "description": "A JSON object."},
+        "once": {"type": "string", "description": "A publish key: a later upload with the same one changes nothing."},
     },
 }
 UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
@@ -51,21 +53,28 @@ async def upload(request: Request) -> Response:
     """Validates the whole artifact, stores it, moves the alias; the task is usable when this answers."""
     runtime, caller = runtime_of(request), caller_of(request)
     runtime.check_taking_work()
-    async with read_upload(request, caller) as form, runtime.uploads:
+    async with read_upload(request, caller) as form:
         authorize(caller, Action.PUBLISH, form.tenant)
-        data = await form.file.read()
-        try:
-            published = await runtime.catalog.call(_publish, runtime, form, data)
-        finally:
-            runtime.catalog.forget(form.tenant, form.name)
+        runtime.catalog.require_up()  # or it would wait for those before it, which wait for the registry
+        async with runtime.uploads:
+            data = await form.file.read()
+            try:
+                published = await runtime.catalog.call(_publish, runtime, form, data, caller.actor)
+            except BaseException:
+                runtime.catalog.changed(form.tenant, form.name)  # perhaps: its answer may have been lost
+                raise
+        runtime.catalog.forget(form.tenant, form.name)
     return json_response(published, status=201)
 
 
-def _publish(runtime: Runtime, form: Upload, data: bytes) -> dict[str, Any]:
-    prefix = validate_upload(data, runtime.backbone.spec)
-    _check_defaults(runtime, prefix.spec)
+def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[str, Any]:
     registry = runtime.catalog.registry
-    info = registry.publish(form.tenant, form.name, data, alias=form.alias, record=form.record)
+    if not _was_published(registry, form):
+        prefix = validate_upload(data, runtime.backbone.spec)
+        _check_defaults(runtime, prefix.spec)
+    info = registry.publish(
+        form.tenant, form.name, data, alias=form.alias, record=form.record, actor=actor, once=form.once
+    )
     task = registry.inspect(form.tenant, form.name)
     return {
         "task": f"{form.tenant}/{form.name}",
@@ -73,6 +82,16 @@ def _publish(runtime: Runtime, form: Upload, data: bytes) -> dict[str, Any]:
         "aliases": dict(task.aliases),
         "size": info.size,
     }
+
+
+def _was_published(registry: Registry, form: Upload) -> bool:
+    """Whether this is a repetition by its key: what it brings plays no part then, so it need not fit either."""
+    if form.once is None:
+        return False
+    try:
+        return published_once(registry.inspect(form.tenant, form.name), form.once) is not None
+    except TaskNotFound:
+        return False
 
 
 def _check_defaults(runtime: Runtime, spec: PrefixSpec) -> None:
@@ -87,9 +106,8 @@ async def list_tasks(request: Request) -> Response:
     """Every task that the caller may see, with its aliases and whether its production version is in memory."""
     runtime, caller = runtime_of(request), caller_of(request)
     residents = runtime.engine.residents()
-    tasks = await runtime.catalog.call(runtime.catalog.registry.tasks)
-    seen = [task for task in tasks if may(caller, Action.READ, task.tenant)]
-    return json_response({"prefixes": [_summary(task, residents) for task in seen]})
+    tasks = await runtime.catalog.call_alone(visible_tasks, runtime.catalog.registry, caller)
+    return json_response({"prefixes": [_summary(task, residents) for task in tasks]})
 
 
 def _summary(task: TaskInfo, residents: frozenset[PrefixKey]) -> dict[str, Any]:
@@ -115,6 +133,7 @@ async def download(request: Request, version: str) -> Response:
     tenant, name = _target(request, Action.READ)
     ref = TaskRef.parse(f"{tenant}/{name}@{version}")
     registry = runtime.catalog.registry
+    runtime.catalog.require_up()
     async with runtime.uploads:
         resolved = await runtime.catalog.call(registry.resolve, ref)
         data = await runtime.catalog.call(registry.fetch, tenant, resolved.version)
@@ -139,6 +158,7 @@ async def promote(body: PromoteRequest, request: Request) -> Response:
         body.version,
         alias=body.alias,
         expected_current=body.expected_current,
+        actor=caller_of(request).actor,
     )
     runtime.catalog.forget(tenant, name)
     return json_response(task_to_dict(task))
@@ -151,7 +171,8 @@ async def rollback(request: Request, body: RollbackRequest | None = None) -> Res
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.PROMOTE)
     alias = (body or RollbackRequest()).alias
-    task = await runtime.catalog.call(runtime.catalog.registry.rollback, tenant, name, alias=alias)
+    actor = caller_of(request).actor
+    task = await runtime.catalog.call(runtime.catalog.registry.rollback, tenant, name, alias=alias, actor=actor)
     runtime.catalog.forget(tenant, name)
     return json_response(task_to_dict(task))
 
@@ -159,12 +180,24 @@ async def rollback(request: Request, body: RollbackRequest | None = None) -> Res
 @router.delete("/{name}", status_code=204, summary="Delete a task of one's own tenant", openapi_extra=OWN)
 @router.delete("/{tenant}/{name}", status_code=204, summary="Delete a task and all its versions", openapi_extra=ANY)
 async def delete(request: Request) -> Response:
-    """Running rows keep what they have; new requests get 404."""
+    """Running rows keep what they have; new requests get 404. The task can be brought back until it is cleaned away."""
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.DELETE)
-    await runtime.catalog.call(runtime.catalog.registry.delete, tenant, name)
+    await runtime.catalog.call(runtime.catalog.registry.delete, tenant, name, actor=caller_of(request).actor)
     runtime.catalog.forget(tenant, name)
     return Response(status_code=204)
+
+
+@router.post("/{name}/undelete", summary="Bring back a deleted task of one's own tenant", openapi_extra=OWN)
+@router.post("/{tenant}/{name}/undelete", summary="Bring back a deleted task", openapi_extra=ANY)
+async def undelete(request: Request) -> Response:
+    """The one of that name deleted last, with its aliases and versions. 409 `conflict` when there is one again."""
+    runtime = runtime_of(request)
+    tenant, name = _target(request, Action.DELETE)
+    actor = caller_of(request).actor
+    task = await runtime.catalog.call(runtime.catalog.registry.undelete, tenant, name, actor=actor)
+    runtime.catalog.forget(tenant, name)
+    return json_response(task_to_dict(task))
 
 
 def _target(request: Request, action: Action) -> tuple[str, str]:

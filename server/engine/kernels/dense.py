@@ -1,6 +1,7 @@
-"""The differentiable attention for training: a right-padded batch, prefixes as plain tensors, no blocks.
+"""The differentiable kernels for training: a right-padded batch, prefixes as plain tensors, no blocks.
 
-Owns nothing but the arithmetic; gradients flow to the prefixes. Linear layers come from ``TorchKernels``.
+Owns nothing but the arithmetic; gradients flow to the prefixes and to nothing else. Linear layers and norms are
+``TorchKernels``'.
 """
 
 from __future__ import annotations
@@ -12,9 +13,28 @@ import torch
 import torch.nn.functional as F
 
 from prefixes.spec import Site
+from server.engine.kernels.base import Activation, Linear
+from server.engine.kernels.torch_reference import TorchKernels
 
 PrefixKV = Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
 """Per site, keys and values ``(layers, prefix_len, kv_heads, head_dim)``."""
+
+
+class DenseKernels(TorchKernels):
+    """``TorchKernels`` whose linear layers keep their weights in ``autocast`` as well, where that is asked for.
+
+    Under ``torch.autocast`` a frozen weight would be cast at every use; cast once, autocast has nothing left to do.
+    """
+
+    name = "dense"
+
+    def __init__(self, autocast: torch.dtype | None = None) -> None:
+        self._autocast = autocast
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
+        if self._autocast is not None:
+            weight, bias = weight.to(self._autocast), None if bias is None else bias.to(self._autocast)
+        return super().linear(weight, bias, activation)
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class DenseAttention:
     """``Attention`` over right-padded batches of ``batch`` sequences, flattened; every sequence has the same prefix.
 
     The decoder's own order is causal and hides the padding behind a row from every real token, so that it needs no
-    mask; an encoder sees all ways, and ``input_lengths (batch,)`` say which of its tokens, and which keys of
+    other mask; an encoder sees all ways, and ``input_lengths (batch,)`` say which of its tokens, and which keys of
     cross-attention, are real. Outputs at padding positions mean nothing.
     """
 
@@ -30,30 +50,39 @@ class DenseAttention:
     prefix: PrefixKV
     input_lengths: torch.Tensor | None = None
     _stored: dict[tuple[Site, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _masks: dict[Site, torch.Tensor] = field(default_factory=dict)
 
     def __call__(
         self, site: Site, layer: int, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
     ) -> torch.Tensor:
         own = (key, value) if key is not None and value is not None else self._stored[site, layer]
         q, k, v = (self._heads_first(x) for x in (query, *own))
-        mask = self._mask(site, q.shape[2], k.shape[2], q.device)
+        if site not in self._masks:
+            self._masks[site] = self._mask(site, q, k)
         if site in self.prefix:
             prefix_k, prefix_v = (x[layer].to(q.dtype).transpose(0, 1) for x in self.prefix[site])  # (heads, P, dim)
             k = torch.cat([prefix_k.expand(self.batch, -1, -1, -1), k], dim=2)
             v = torch.cat([prefix_v.expand(self.batch, -1, -1, -1), v], dim=2)
-            mask = F.pad(mask, (prefix_k.shape[1], 0), value=True)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[site])
         return out.transpose(1, 2).reshape(query.shape)
 
     def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         self._stored[site, layer] = (key, value)
 
-    def _mask(self, site: Site, queries: int, keys: int, device: torch.device) -> torch.Tensor:
-        """Which of a row's own keys its tokens see, ``(queries, keys)`` or ``(batch, 1, 1, keys)``."""
+    def _mask(self, site: Site, query: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """What is added to the scores, the same in every layer: 0 where a token sees a key of prefix or row, else -inf.
+
+        ``(queries, keys)`` for the decoder, ``(batch, 1, 1, keys)`` for an encoder's keys.
+        """
+        queries, keys = query.shape[2], own.shape[2]
         if site == "decoder":
-            return torch.ones(queries, keys, dtype=torch.bool, device=device).tril()
-        assert self.input_lengths is not None, "an encoder's rows have lengths"
-        return (torch.arange(keys, device=device) < self.input_lengths[:, None])[:, None, None]
+            seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+        else:
+            assert self.input_lengths is not None, "an encoder's rows have lengths"
+            seen = (torch.arange(keys, device=query.device) < self.input_lengths[:, None])[:, None, None]
+        if site in self.prefix:
+            seen = F.pad(seen, (self.prefix[site][0].shape[1], 0), value=True)
+        return torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill_(~seen, float("-inf"))
 
     def _heads_first(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(self.batch, -1, *x.shape[1:]).transpose(1, 2)

@@ -11,8 +11,9 @@ from prefixes.backbone import Backbone
 from server.engine.kernels.base import Attention, Kernels
 from server.engine.models.bart import Bart
 from server.engine.models.gpt2 import GPT2
+from server.engine.models.layers import LayerCall, at_once
 
-__all__ = ["Encoder", "Model", "load_model"]
+__all__ = ["Encoder", "LayerCall", "Model", "load_model"]
 
 
 class Encoder(Protocol):
@@ -28,9 +29,11 @@ class Encoder(Protocol):
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``(tokens,)`` ids and positions -> ``(tokens, hidden)``: what unit 0 takes."""
 
-    def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
+    def advance(
+        self, hidden: torch.Tensor, units: range, attention: Attention, *, call: LayerCall = at_once
+    ) -> torch.Tensor:
         """Run ``units`` over whole inputs, flattened; what the next unit takes. Cross-attention's part is stored in
-        ``attention``.
+        ``attention``. ``call`` runs each layer.
         """
 
 
@@ -41,8 +44,20 @@ class Model(Protocol):
     def encoder(self) -> Encoder | None:
         """None where the decoder reads the input itself."""
 
-    def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """``(tokens,)`` ids and positions -> ``(tokens, hidden)``, before the final norm."""
+    def decoder(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: Attention,
+        *,
+        wanted: torch.Tensor | None = None,
+        call: LayerCall = at_once,
+    ) -> torch.Tensor:
+        """``(tokens,)`` ids and positions -> ``(tokens, hidden)``, before the final norm.
+
+        With ``wanted (n,)``, indices of tokens, ``(n, hidden)`` of them alone: behind the last layer's attention the
+        others are not computed. ``call`` runs each layer.
+        """
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``(n, hidden)`` of the tokens that need it -> ``(n, vocab)``: final norm and head."""

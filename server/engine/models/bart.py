@@ -6,6 +6,7 @@ Norms stand behind the residual sums (post-norm). Positions begin at 2 of their 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-from server.engine.models.layers import ACTIVATIONS, bound_norm, fused_linear
+from server.engine.models.layers import ACTIVATIONS, LayerCall, at_once, bound_norm, fused_linear
 
 POSITION_OFFSET = 2
 HALF_LIMIT = torch.finfo(torch.float16).max - 1000
@@ -50,7 +51,8 @@ class _SelfAttention:
 
     def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         qkv = self._qkv(x).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
-        attended = attention(self._site, self._layer, qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        query, key, value = qkv.unbind(1)
+        attended = attention(self._site, self._layer, query, key, value)
         return self._norm(self._project(attended.reshape(x.shape)), x)
 
 
@@ -67,7 +69,8 @@ class _CrossAttention:
 
     def store(self, encoded: torch.Tensor, attention: Attention) -> None:
         kv = self._kv(encoded).view(encoded.shape[0], 2, self._heads, -1)  # (tokens, 2, heads, head_dim)
-        attention.store("cross", self._layer, kv[:, 0], kv[:, 1])
+        key, value = kv.unbind(1)
+        attention.store("cross", self._layer, key, value)
 
     def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         query = self._query(x).view(x.shape[0], self._heads, -1)
@@ -102,16 +105,21 @@ class BartEncoder:
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self._embedding(token_ids, positions)
 
-    def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
+    def advance(
+        self, hidden: torch.Tensor, units: range, attention: Attention, *, call: LayerCall = at_once
+    ) -> torch.Tensor:
         for unit in units:
             if unit < self.layers:
-                attend, feed_forward = self._layers[unit]
-                hidden = feed_forward(attend(hidden, attention))
+                hidden = call(partial(self._layer, unit, attention), hidden)
                 if hidden.dtype == torch.float16:  # as transformers, which does so where something has overflowed
                     hidden = hidden.clamp(-HALF_LIMIT, HALF_LIMIT)
             else:
                 self._cross[unit - self.layers].store(hidden, attention)
         return hidden
+
+    def _layer(self, index: int, attention: Attention, x: torch.Tensor) -> torch.Tensor:
+        attend, feed_forward = self._layers[index]
+        return feed_forward(attend(x, attention))
 
 
 class Bart:
@@ -133,11 +141,24 @@ class Bart:
         bias = backbone.model.final_logits_bias.detach()[0]
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), bias.contiguous() if bias.any() else None)
 
-    def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def decoder(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: Attention,
+        *,
+        wanted: torch.Tensor | None = None,
+        call: LayerCall = at_once,
+    ) -> torch.Tensor:
         x = self._embedding(token_ids, positions)
-        for attend, cross, feed_forward in self._layers:
-            x = feed_forward(cross(attend(x, attention), attention))
-        return x
+        for layer in range(len(self._layers)):
+            x = call(partial(self._layer, layer, attention), x)
+        # An encoder-decoder learns almost every token that its decoder reads: nothing to leave out of the last layer.
+        return x if wanted is None else x[wanted]
+
+    def _layer(self, index: int, attention: Attention, x: torch.Tensor) -> torch.Tensor:
+        attend, cross, feed_forward = self._layers[index]
+        return feed_forward(cross(attend(x, attention), attention))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head(hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-from server.engine.models.layers import ACTIVATIONS, bound_norm
+from server.engine.models.layers import ACTIVATIONS, LayerCall, at_once, bound_norm
 
 
 class _Block:
@@ -30,10 +31,13 @@ class _Block:
         self._up = linear(module.mlp.c_fc, activation)
         self._down = linear(module.mlp.c_proj)
 
-    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, attention: Attention, wanted: torch.Tensor | None = None) -> torch.Tensor:
         qkv = self._qkv(self._attention_norm(x)).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
-        attended = attention("decoder", self._layer, qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        x = x + self._project(attended.reshape(x.shape))
+        query, key, value = qkv.unbind(1)
+        attended = attention("decoder", self._layer, query, key, value).reshape(x.shape)
+        if wanted is not None:
+            x, attended = x[wanted], attended[wanted]
+        x = x + self._project(attended)
         return x + self._down(self._up(self._mlp_norm(x)))
 
 
@@ -53,13 +57,21 @@ class GPT2:
         self._final_norm = bound_norm(kernels, transformer.ln_f)
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
 
-    def decoder(self, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def decoder(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention: Attention,
+        *,
+        wanted: torch.Tensor | None = None,
+        call: LayerCall = at_once,
+    ) -> torch.Tensor:
         x: torch.Tensor = F.embedding(token_ids, self._token_embedding) + F.embedding(
             positions, self._position_embedding
         )
-        for block in self._blocks:
-            x = block(x, attention)
-        return x
+        for block in self._blocks[:-1]:
+            x = call(partial(block, attention=attention), x)
+        return call(partial(self._blocks[-1], attention=attention, wanted=wanted), x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head(self._final_norm(hidden))

@@ -1,8 +1,8 @@
-"""What the families' modules are made of: norms, the names of activations, fused linear layers."""
+"""What the families' modules are made of: norms, activations by name, fused linear layers, how a layer is called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -16,6 +16,15 @@ ACTIVATIONS: Final[dict[str, Activation]] = {
     "relu": "relu",
 }
 """A configuration's name -> the kernels'."""
+
+LayerCall = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor]
+"""Runs a layer over its input and gives its output; the trainer's may keep only the input and run it once more for the
+gradient."""
+
+
+def at_once(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """The usual ``LayerCall``."""
+    return layer(x)
 
 
 def bound_norm(kernels: Kernels, module: Any) -> Norm:

@@ -16,9 +16,10 @@ from starlette.types import Receive, Scope, Send
 HEARTBEAT: Final = b": \n\n"
 
 
-def event(name: str, data: bytes) -> bytes:
-    """One named event; ``data`` is one line."""
-    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+def event(name: str, data: bytes, *, event_id: str | None = None) -> bytes:
+    """One named event; ``data`` and ``event_id`` are one line each."""
+    numbered = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
+    return numbered + b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
 
 
 def data_event(data: bytes) -> bytes:
@@ -76,7 +77,8 @@ class EventStreamResponse(Response):
         """Wait for the client to leave; meanwhile keep the connection from looking dead."""
         while True:
             try:
-                message = await asyncio.wait_for(receive(), self._heartbeat_s)
+                async with asyncio.timeout(self._heartbeat_s):
+                    message = await receive()
             except TimeoutError:
                 await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
                 continue

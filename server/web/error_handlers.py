@@ -16,51 +16,45 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from prefixes.errors import PrefixdError
-from server.errors import InvalidRequest, MethodNotAllowed, NotFound, error_response, internal_error
-from server.middleware import OPENAI_PATHS
-from server.openai_schemas import CompletionRequest
-from server.schemas import BatchRequest, GenerateRequest, Parameters, PromoteRequest, RollbackRequest
-from server.settings_sources import did_you_mean
+from server.web.errors import InvalidRequest, MethodNotAllowed, NotFound, error_response, internal_error
+from server.web.middleware import OPENAI_PATHS
+from server.web.suggest import did_you_mean
 
 MAX_PROBLEMS: Final = 16
+KnownFields = Mapping[str, frozenset[str]]
+"""The names to guess from: by path, by the name of an object within a body, and under "" for every other path."""
+
 _log = logging.getLogger("prefixd.http")
 
-_FIELDS: Final[Mapping[str, frozenset[str]]] = {
-    "parameters": frozenset(Parameters.model_fields),
-    "/generate": frozenset(GenerateRequest.model_fields) | frozenset(Parameters.model_fields),
-    "/generate/batch": frozenset(BatchRequest.model_fields) | frozenset(GenerateRequest.model_fields),
-    "/v1/completions": frozenset(CompletionRequest.model_fields),
-    "/promote": frozenset(PromoteRequest.model_fields) | frozenset(RollbackRequest.model_fields),
-}
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, fields: KnownFields) -> None:
     """Answer every error of ``app`` in our form, or in OpenAI's under ``/v1``."""
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _answer(request, explain(error.errors(), fields, request.url.path))
+
     app.add_exception_handler(PrefixdError, _named)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, _http)
 
 
-def explain(problems: Iterable[Mapping[str, Any]], known: Iterable[str]) -> InvalidRequest:
-    """Pydantic's problems as one error; ``known`` are the names to guess from."""
-    names = set(known)
-    listed = [_problem(problem, names) for problem in list(problems)[:MAX_PROBLEMS]]
+def explain(problems: Iterable[Mapping[str, Any]], fields: KnownFields, path: str) -> InvalidRequest:
+    """Pydantic's problems with a body sent to ``path`` as one error."""
+    listed = [_problem(problem, fields, path) for problem in list(problems)[:MAX_PROBLEMS]]
     field = listed[0]["field"] if listed else ""
     message = "; ".join(": ".join(filter(None, (entry["field"], entry["problem"]))) for entry in listed)
     return InvalidRequest(message, problems=listed, **({"parameter": field} if field else {}))
 
 
-def item_problems(error: Any) -> InvalidRequest:
-    """As ``explain``, for one item of a batch and its ``pydantic.ValidationError``."""
-    return explain(error.errors(include_url=False, include_input=False, include_context=False), _FIELDS["/generate"])
-
-
-def _problem(problem: Mapping[str, Any], names: set[str]) -> dict[str, str]:
+def _problem(problem: Mapping[str, Any], fields: KnownFields, path: str) -> dict[str, str]:
     where = [str(part)[:80] for part in problem["loc"] if part not in ("body", "query", "path")]
     if problem["type"] == "json_invalid":
         return {"field": "", "problem": "body: expected JSON"}
     if problem["type"] == "extra_forbidden":
-        within = _FIELDS["parameters"] if "parameters" in where[:-1] else names
+        nested = next((name for name in where[:-1] if name in fields), path)
+        within = fields.get(nested, fields.get("", frozenset()))
         return {"field": ".".join(where), "problem": f"unknown field{did_you_mean(where[-1], within)}"}
     return {"field": ".".join(where) or "body", "problem": str(problem["msg"])}
 
@@ -68,13 +62,6 @@ def _problem(problem: Mapping[str, Any], names: set[str]) -> dict[str, str]:
 async def _named(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrefixdError)
     return _answer(request, error)
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    path = request.url.path
-    known = _FIELDS.get(path) or _FIELDS["/promote"]
-    return _answer(request, explain(error.errors(), known))
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -39,5 +39,5 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for chatty in ("httpx", "httpcore", "numba", "asyncio", "filelock", "uvicorn", "transformers", "matplotlib"):
+    for chatty in ("httpx", "httpcore", "numba", "asyncio", "filelock", "uvicorn", "transformers", "matplotlib", "saq"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -22,9 +22,12 @@ STATUSES: Final[Mapping[str, int]] = {
     "invalid_parameter": 422,
     "invalid_artifact": 422,
     "input_too_long": 422,
+    "invalid_data": 422,
     "forbidden": 403,
     "not_found": 404,
     "task_not_found": 404,
+    "dataset_not_found": 404,
+    "job_not_found": 404,
     "method_not_allowed": 405,
     "incompatible_prefix": 409,
     "conflict": 409,
@@ -36,11 +39,15 @@ STATUSES: Final[Mapping[str, int]] = {
     "registry_unavailable": 503,
     "shutting_down": 503,
     "not_ready": 503,
+    "datasets_unavailable": 503,
+    "jobs_unavailable": 503,
+    "disk_full": 507,
 }
 """Every code that an answer can carry, and its status."""
 
 RETRY_AFTER_S: Final[Mapping[str, float]] = {
     "queue_full": 1, "registry_unavailable": 1, "shutting_down": 5, "not_ready": 1,
+    "datasets_unavailable": 1, "jobs_unavailable": 1,
 }
 
 

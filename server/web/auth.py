@@ -12,7 +12,7 @@ from enum import StrEnum
 from starlette.requests import HTTPConnection
 
 from prefixes.spec import DEFAULT_TENANT
-from server.errors import Forbidden
+from server.web.errors import Forbidden
 
 
 class Action(StrEnum):
@@ -22,7 +22,8 @@ class Action(StrEnum):
     READ = "read"  # list, inspect, download
     PUBLISH = "publish"
     PROMOTE = "promote"  # and roll back
-    DELETE = "delete"
+    DELETE = "delete"  # and undelete
+    TRAIN = "train"  # datasets and jobs
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Caller:
     """Who asks; ``tenant`` is where names without a tenant belong."""
 
     tenant: str
+
+    @property
+    def actor(self) -> str:
+        """Who asks, for the registry's audit."""
+        return f"tenant:{self.tenant}"
 
 
 def caller_of(connection: HTTPConnection) -> Caller:

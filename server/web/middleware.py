@@ -11,20 +11,22 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefixes.errors import PrefixdError
-from server.errors import BodyTooLarge, error_response, internal_error
-from server.http_metrics import HttpMetrics
-from server.logs import current_request_id
-from server.sse import ClientLeft
+from server.web.errors import BodyTooLarge, error_response, internal_error
+from server.web.http_metrics import HttpMetrics
+from server.web.logs import current_request_id
+from server.web.sse import ClientLeft
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 OPENAI_PATHS: Final = "/v1/"
-UPLOAD_PATH: Final = "/prefixes"
+PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
+"""Asked several times a second by proxies and monitors: counted where they are public, never logged."""
 CLIENT_LEFT: Final = 499
 LINGER_S: Final = 2.0
 """How long a refused body is still read and thrown away, so that its sender gets to see the answer."""
@@ -36,7 +38,7 @@ _log = logging.getLogger("prefixd.http")
 class RequestMiddleware:
     """Gives a request its id (the caller's, if well-formed), counts it, logs it and answers what nobody caught."""
 
-    def __init__(self, app: ASGIApp, *, metrics: HttpMetrics, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: HttpMetrics | None, access_log: bool) -> None:
         self.app = app
         self._metrics = metrics
         self._access_log = access_log
@@ -71,8 +73,9 @@ class RequestMiddleware:
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", None)
-            self._metrics.observe(scope["method"], route, status or CLIENT_LEFT, seconds)
-            if self._access_log:
+            if self._metrics:
+                self._metrics.observe(scope["method"], route, status or CLIENT_LEFT, seconds)
+            if self._access_log and route not in PROBES:
                 facts = {
                     "method": scope["method"], "route": route, "path": scope["path"][:200],
                     "status": status or CLIENT_LEFT, "seconds": round(seconds, 6),
@@ -83,18 +86,18 @@ class RequestMiddleware:
 class BodyLimitMiddleware:
     """Refuses bodies beyond their limit with 413, by Content-Length or while they stream in; keeps nothing of them."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, uploads: Mapping[str, int]) -> None:
+        """``uploads`` are the paths with a limit of their own for what is posted there."""
         self.app = app
         self._max_bytes = max_bytes
-        self._max_upload_bytes = max_upload_bytes
+        self._uploads = dict(uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        upload = scope["method"] == "POST" and scope["path"] == UPLOAD_PATH
-        limit = self._max_upload_bytes if upload else self._max_bytes
+        limit = self._uploads.get(scope["path"], self._max_bytes) if scope["method"] == "POST" else self._max_bytes
         headers = Headers(scope=scope)
         declared = headers.get("content-length")
         if declared is None or "transfer-encoding" in headers:  # the latter wins where both are sent

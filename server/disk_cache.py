@@ -1,0 +1,250 @@
+"""Artifacts on a local disk, so that a restart or a new replica need not fetch them again: a cache, never the truth.
+
+    <folder>/<registry id>/.prefixd-cache                    what marks a folder of ours
+    <folder>/<registry id>/<tenant>/<hex>.safetensors        0600, in folders of 0700
+
+Owns this layout, the bound on its bytes and the order in which files yield: least recently used first, by their times
+of change, over all registries and all processes that share the folder. Knows no format: whoever reads verifies the
+digest, so that a file that a power cut, a neighbour or a bad disk has spoiled is a miss; that is why nothing is synced.
+No method raises for the disk's sake: a full, broken or read-only one costs the cache and no load.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from prefixes.errors import InvalidName
+from prefixes.spec import check_name, check_version
+
+MARKER: Final = ".prefixd-cache"
+TEMPORARY: Final = ".tmp-"
+RESCAN_S: Final = 60.0
+"""How old the view of a folder may be that other processes may write to, before room is made in it."""
+ABANDONED_S: Final = 3600.0
+"""A temporary file this old belongs to nobody any more."""
+
+_REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FILE = re.compile(r"([0-9a-f]{64})\.safetensors")
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_log = logging.getLogger("prefixd.server")
+
+_Key = tuple[str, str, str]  # registry id, tenant, version
+
+
+class DiskCache:
+    """Thread-safe; several processes may share a folder, each then keeps the bound as it last saw the whole."""
+
+    name: Final = "disk"
+
+    def __init__(self, folder: Path, registry_id: str, max_bytes: int) -> None:
+        """Raises InvalidName for an id that is no safe name of a folder."""
+        if not _REGISTRY_ID.fullmatch(registry_id) or ".." in registry_id:
+            raise InvalidName(f"registry id: expected 1 to 64 of A-Z a-z 0-9 . _ -, got {registry_id[:80]!r}")
+        self.folder, self.registry_id, self.limit_bytes = folder.expanduser(), registry_id, max_bytes
+        self.failures = 0  # operations that the disk refused
+        self._sizes: dict[_Key, int] = {}  # least recently used first
+        self._scanned_at: float | None = None
+        self._lock = threading.Lock()
+        self._failing = False
+        with self._lock, self._tolerating("open"):
+            self._scan()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of artifacts in the folder, of all registries."""
+        with self._lock:
+            return sum(self._sizes.values())
+
+    def entries(self) -> list[tuple[str, str, int]]:
+        """(tenant, version, bytes) of this registry's artifacts, the least recently used first."""
+        with self._lock:
+            return [(tenant, version, size) for (owner, tenant, version), size in self._sizes.items()
+                    if owner == self.registry_id]  # fmt: skip
+
+    def holds(self, tenant: str, version: str) -> bool:
+        """Whether there was a file when the folder was last looked at."""
+        with self._lock:
+            return self._key(tenant, version) in self._sizes
+
+    def get(self, tenant: str, version: str) -> bytes | None:
+        """The file's bytes, whatever they are by now; None where there is none, or none that can be read."""
+        key = self._key(tenant, version)
+        data: bytes | None = None
+        with self._tolerating("read"), suppress(FileNotFoundError), self._tenant_folder(key, create=False) as folder:
+            data = _read(folder, _file(version), self.limit_bytes)
+        with self._lock:
+            self._sizes.pop(key, None)
+            if data is not None:
+                self._sizes[key] = len(data)
+        return data
+
+    def put(self, tenant: str, version: str, data: bytes) -> None:
+        """Keep ``data``, if it fits at all; others yield to it."""
+        key = self._key(tenant, version)
+        if len(data) > self.limit_bytes:
+            return
+        with self._tolerating("write"):
+            with self._lock:
+                if self._scanned_at is None or time.monotonic() - self._scanned_at >= RESCAN_S:
+                    self._scan()
+                self._sizes.pop(key, None)
+                self._make_room(len(data))
+                self._sizes[key] = len(data)  # the room is taken; the file itself is written outside the lock
+            try:
+                with self._tenant_folder(key, create=True) as folder:
+                    _write(folder, _file(version), data)
+            except OSError:
+                with self._lock:
+                    self._sizes.pop(key, None)
+                raise
+
+    def drop(self, tenant: str, version: str) -> None:
+        """Remove a file."""
+        key = self._key(tenant, version)
+        with self._tolerating("remove"), self._lock:
+            self._sizes.pop(key, None)
+            self._unlink(key)
+
+    # --- inside ---
+
+    def _key(self, tenant: str, version: str) -> _Key:
+        return (self.registry_id, check_name("tenant", tenant), check_version(version))
+
+    def _make_room(self, size: int) -> None:
+        total = sum(self._sizes.values())
+        for key in list(self._sizes):
+            if total + size <= self.limit_bytes:
+                return
+            self._unlink(key)
+            total -= self._sizes.pop(key)
+
+    def _unlink(self, key: _Key) -> None:
+        with suppress(FileNotFoundError), self._tenant_folder(key, create=False) as folder:
+            os.unlink(_file(key[2]), dir_fd=folder)
+
+    def _scan(self) -> None:
+        """Look at what is there, of all registries; other people's files are neither counted nor touched."""
+        found: list[tuple[int, _Key, int]] = []
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for owner in filter(_REGISTRY_ID.fullmatch, _names(self.folder)):
+            with suppress(OSError):
+                if (self.folder / owner / MARKER).is_file():
+                    for tenant in _names(self.folder / owner):
+                        found += self._scan_tenant(owner, tenant)
+        self._sizes = {key: size for _, key, size in sorted(found)}
+        self._scanned_at = time.monotonic()
+
+    def _scan_tenant(self, owner: str, tenant: str) -> list[tuple[int, _Key, int]]:
+        with suppress(OSError, InvalidName):
+            key = (owner, check_name("tenant", tenant), "")
+            with self._tenant_folder(key, create=False) as folder:
+                return [(at, (owner, tenant, version), size) for at, version, size in _files(folder)]
+        return []
+
+    @contextmanager
+    def _tenant_folder(self, key: _Key, *, create: bool) -> Iterator[int]:
+        """A descriptor of the folder of the key's tenant. No symbolic link below the cache's own folder is followed."""
+        owner, tenant, _ = key
+        if create:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened: list[int] = []
+        try:
+            opened.append(os.open(self.folder, _FOLDER))
+            opened.append(_open_folder(opened[-1], owner, create))
+            if create:
+                with suppress(FileExistsError):
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                    os.close(os.open(MARKER, flags, 0o600, dir_fd=opened[-1]))
+            opened.append(_open_folder(opened[-1], tenant, create))
+            yield opened[-1]
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
+    @contextmanager
+    def _tolerating(self, action: str) -> Iterator[None]:
+        """The disk's errors are counted, and logged when they begin and when they end."""
+        try:
+            yield
+        except OSError as error:
+            self.failures += 1
+            if not self._failing:
+                reason = error.strerror or type(error).__name__
+                _log.warning("the disk cache cannot be used", extra={"facts": {"action": action, "reason": reason}})
+            self._failing = True
+        else:
+            if self._failing and action == "write":
+                self._failing = False
+                _log.info("the disk cache can be used again")
+
+
+def _file(version: str) -> str:
+    return f"{version.removeprefix('sha256:')}.safetensors"
+
+
+def _names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _files(folder: int) -> Iterator[tuple[int, str, int]]:
+    """(time, version, bytes) of a tenant's artifacts; temporary files that nobody finishes are removed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            facts = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(facts.st_mode):
+                continue
+            if match := _FILE.fullmatch(entry.name):
+                yield facts.st_mtime_ns, f"sha256:{match[1]}", facts.st_size
+            elif entry.name.startswith(TEMPORARY) and time.time() - facts.st_mtime > ABANDONED_S:
+                os.unlink(entry.name, dir_fd=folder)
+
+
+def _open_folder(parent: int, name: str, create: bool) -> int:
+    if create:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+    descriptor = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+        try:
+            os.fchmod(descriptor, 0o700)  # somebody else's folder says so here
+        except OSError:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _read(folder: int, name: str, limit: int) -> bytes | None:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place would be waited for
+    descriptor = os.open(name, flags, dir_fd=folder)
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+            return None
+        data = file.read()
+        with suppress(OSError):
+            os.utime(descriptor)  # used just now
+        return data
+
+
+def _write(folder: int, name: str, data: bytes) -> None:
+    temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
+            file.write(data)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise

@@ -1,0 +1,228 @@
+"""Where an artifact's bytes come from: host memory, then the local disk, then the registry.
+
+Owns the order, the bound on host memory, and that one artifact is loaded once however many ask. Knows no format and no
+store: it gets ``fetch``, and the reader's own check of the digest. What is kept is kept by tenant *and* version: a
+digest that one tenant has stored is never another's hit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from prefixes.errors import InvalidArtifact
+
+REGISTRY: Final = "registry"
+
+_T = TypeVar("_T")
+_log = logging.getLogger("prefixd.server")
+
+
+class Cache(Protocol):
+    """A byte-bounded tier in front of the registry; thread-safe, and never the cause of an error."""
+
+    @property
+    def name(self) -> str:
+        """Its label in metrics and logs."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """What ``nbytes`` stays within."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+
+    @property
+    def failures(self) -> int:
+        """Operations that could not be done."""
+
+    def entries(self) -> list[tuple[str, str, int]]:
+        """(tenant, version, bytes), the least recently used first."""
+
+    def holds(self, tenant: str, version: str) -> bool:
+        """Whether it has a copy, of whatever quality."""
+
+    def get(self, tenant: str, version: str) -> bytes | None:
+        """What is kept, unverified; None where nothing is."""
+
+    def put(self, tenant: str, version: str, data: bytes) -> None:
+        """Keep ``data`` if it fits at all; others yield to it."""
+
+    def drop(self, tenant: str, version: str) -> None:
+        """Keep it no longer."""
+
+
+class HostCache:
+    """Artifacts in this process's memory, the least recently used out first."""
+
+    name: Final = "host"
+    failures: Final = 0
+
+    def __init__(self, max_bytes: int) -> None:
+        self.limit_bytes = max_bytes
+        self._data: dict[tuple[str, str], bytes] = {}  # least recently used first
+        self._nbytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """See Cache."""
+        return self._nbytes
+
+    def entries(self) -> list[tuple[str, str, int]]:
+        """See Cache."""
+        with self._lock:
+            return [(tenant, version, len(data)) for (tenant, version), data in self._data.items()]
+
+    def holds(self, tenant: str, version: str) -> bool:
+        """See Cache."""
+        with self._lock:
+            return (tenant, version) in self._data
+
+    def get(self, tenant: str, version: str) -> bytes | None:
+        """See Cache."""
+        with self._lock:
+            data = self._data.pop((tenant, version), None)
+            if data is not None:
+                self._data[tenant, version] = data
+            return data
+
+    def put(self, tenant: str, version: str, data: bytes) -> None:
+        """See Cache."""
+        if len(data) > self.limit_bytes:
+            return
+        with self._lock:
+            self._forget((tenant, version))
+            while self._nbytes + len(data) > self.limit_bytes:
+                self._forget(next(iter(self._data)))
+            self._data[tenant, version] = data
+            self._nbytes += len(data)
+
+    def drop(self, tenant: str, version: str) -> None:
+        """See Cache."""
+        with self._lock:
+            self._forget((tenant, version))
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._nbytes -= len(self._data.pop(key, b""))
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """One tier as it is now."""
+
+    tier: str
+    entries: int
+    nbytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class TiersStats:
+    """All tiers before the registry, and counts since the start.
+
+    ``reads``: loads by the tier that answered them, ``registry`` among them. ``damaged``: copies of a tier that were
+    not what had been published. ``failures``: operations that a tier could not do.
+    """
+
+    tiers: tuple[TierStats, ...]
+    reads: Mapping[str, int]
+    damaged: Mapping[str, int]
+    failures: Mapping[str, int]
+
+
+class PrefixTiers:
+    """Loads artifacts, the nearest tier first. Thread-safe."""
+
+    def __init__(self, fetch: Callable[[str, str], bytes], caches: tuple[Cache, ...]) -> None:
+        """``fetch(tenant, version)`` is the registry's; ``caches`` stand before it, the nearest first."""
+        self._fetch, self._caches = fetch, caches
+        self._flights: dict[tuple[str, str], Future[Any]] = {}
+        self._reads: Counter[str] = Counter(dict.fromkeys((*(cache.name for cache in caches), REGISTRY), 0))
+        self._damaged: Counter[str] = Counter(dict.fromkeys((cache.name for cache in caches), 0))
+        self._lock = threading.Lock()
+
+    def load(self, tenant: str, version: str, read: Callable[[bytes], _T]) -> _T:
+        """``read`` of the artifact's bytes. All who ask for it meanwhile share the one load, its error included.
+
+        ``read`` verifies the digest and raises InvalidArtifact for other bytes: a tier's spoiled copy is thrown away
+        and the next tier is asked. Raises what ``fetch`` raises, and InvalidArtifact for the registry's own copy alone.
+        """
+        key = (tenant, version)
+        with self._lock:
+            flight, first = self._flights.get(key), False
+            if flight is None:
+                flight, first = Future(), True
+                self._flights[key] = flight
+        if not first:
+            shared: _T = flight.result()
+            return shared
+        try:
+            loaded = self._load(tenant, version, read)
+        except BaseException as error:
+            self._land(key)
+            flight.set_exception(error)
+            raise
+        self._land(key)
+        flight.set_result(loaded)
+        return loaded
+
+    def holds(self, tenant: str, version: str) -> bool:
+        """Whether a tier before the registry has a copy."""
+        return any(cache.holds(tenant, version) for cache in self._caches)
+
+    def entries(self) -> dict[str, list[tuple[str, str, int]]]:
+        """(tenant, version, bytes) of what each tier holds."""
+        return {cache.name: cache.entries() for cache in self._caches}
+
+    def stats(self) -> TiersStats:
+        """For metrics."""
+        with self._lock:
+            reads, damaged = dict(self._reads), dict(self._damaged)
+        return TiersStats(
+            tiers=tuple(TierStats(c.name, len(c.entries()), c.nbytes, c.limit_bytes) for c in self._caches),
+            reads=reads,
+            damaged=damaged,
+            failures={cache.name: cache.failures for cache in self._caches},
+        )
+
+    # --- inside ---
+
+    def _load(self, tenant: str, version: str, read: Callable[[bytes], _T]) -> _T:
+        for index, cache in enumerate(self._caches):
+            data = cache.get(tenant, version)
+            if data is None:
+                continue
+            try:
+                loaded = read(data)
+            except InvalidArtifact as error:
+                cache.drop(tenant, version)
+                self._count(self._damaged, cache.name)
+                facts = {"tier": cache.name, "tenant": tenant, "version": version, "reason": error.message}
+                _log.warning("a kept copy of an artifact is damaged and was thrown away", extra={"facts": facts})
+                continue
+            self._answered(tenant, version, data, cache.name, self._caches[:index])
+            return loaded
+        data = self._fetch(tenant, version)
+        loaded = read(data)
+        self._answered(tenant, version, data, REGISTRY, self._caches)
+        return loaded
+
+    def _answered(self, tenant: str, version: str, data: bytes, by: str, nearer: tuple[Cache, ...]) -> None:
+        self._count(self._reads, by)
+        for cache in nearer:
+            cache.put(tenant, version, data)
+
+    def _count(self, counter: Counter[str], name: str) -> None:
+        with self._lock:
+            counter[name] += 1
+
+    def _land(self, key: tuple[str, str]) -> None:
+        with self._lock:
+            del self._flights[key]

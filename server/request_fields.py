@@ -1,0 +1,33 @@
+"""The names that a request to this server may hold, for guesses at misspelt ones."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from server.openai_schemas import CompletionRequest
+from server.schemas import (
+    AuditQuery,
+    BatchRequest,
+    GcRequest,
+    GenerateRequest,
+    Parameters,
+    PromoteRequest,
+    RollbackRequest,
+)
+from server.web.error_handlers import KnownFields, explain
+from server.web.errors import InvalidRequest
+
+FIELDS: Final[KnownFields] = {
+    "parameters": frozenset(Parameters.model_fields),
+    "/generate": frozenset(GenerateRequest.model_fields) | frozenset(Parameters.model_fields),
+    "/generate/batch": frozenset(BatchRequest.model_fields) | frozenset(GenerateRequest.model_fields),
+    "/v1/completions": frozenset(CompletionRequest.model_fields),
+    "/admin/audit": frozenset(AuditQuery.model_fields),
+    "/admin/gc": frozenset(GcRequest.model_fields),
+    "": frozenset(PromoteRequest.model_fields) | frozenset(RollbackRequest.model_fields),
+}
+
+
+def item_problems(error: Any) -> InvalidRequest:
+    """What is wrong with one item of a batch, from its ``pydantic.ValidationError``."""
+    return explain(error.errors(include_url=False, include_input=False, include_context=False), FIELDS, "/generate")

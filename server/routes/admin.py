@@ -1,0 +1,76 @@
+"""The admin port's own routes: metrics, what is in memory, the registry's audit and its clean-up.
+
+Owns answers for those who run the server, of all tenants: the port is the permission, it is never published.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from prefixes.registry.records import audit_to_dict
+from server.runtime import Runtime, runtime_of
+from server.schemas import AuditQuery, GcRequest
+from server.tier_metrics import DEVICE
+from server.web.responses import json_response, metrics_response
+
+router = APIRouter(tags=["admin"])
+
+
+@router.get("/metrics", summary="Prometheus metrics")
+async def metrics(request: Request) -> Response:
+    """In the text format that the Accept header asks for."""
+    return await metrics_response(request, runtime_of(request).metrics)
+
+
+@router.get("/admin/residents", summary="Prefixes at hand, by tier")
+async def residents(request: Request) -> Response:
+    """What the engine holds in blocks, and what is kept in front of the registry."""
+    return json_response(await anyio.to_thread.run_sync(_residents, runtime_of(request)))
+
+
+@router.get("/admin/audit", summary="A tenant's last changes")
+async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
+    """Who changed what, the latest first."""
+    catalog = runtime_of(request).catalog
+    entries = await catalog.call(catalog.registry.audit, query.tenant, limit=query.limit)
+    return json_response({"entries": [audit_to_dict(entry) for entry in entries]})
+
+
+@router.post("/admin/gc", summary="Clean the registry")
+async def gc(request: Request, body: GcRequest) -> Response:
+    """Take what was deleted ``retention_s`` ago, and artifacts that nothing names; with ``dry_run`` only say what."""
+    catalog = runtime_of(request).catalog
+    report = await catalog.call(catalog.registry.gc, retention_s=body.retention_s, dry_run=body.dry_run, actor="admin")
+    return json_response(
+        {
+            "dry_run": body.dry_run,
+            "tasks": list(report.tasks),
+            "artifacts": list(report.artifacts),
+            "freed_bytes": report.freed_bytes,
+        }
+    )
+
+
+def _residents(runtime: Runtime) -> dict[str, Any]:
+    stats, kept = runtime.engine.stats(), runtime.tiers.entries()
+    in_blocks = sorted((key.tenant, key.version) for key in runtime.engine.residents())
+    device = {
+        "tier": DEVICE,
+        "bytes": stats.resident_prefix_bytes,
+        "limit_bytes": stats.resident_prefix_limit_bytes,
+        "prefixes": [{"tenant": tenant, "version": version} for tenant, version in in_blocks],
+    }
+    others = [
+        {
+            "tier": tier.tier,
+            "bytes": tier.nbytes,
+            "limit_bytes": tier.limit_bytes,
+            "prefixes": [{"tenant": t, "version": v, "bytes": size} for t, v, size in kept[tier.tier]],
+        }
+        for tier in runtime.tiers.stats().tiers
+    ]
+    return {"staged_bytes": stats.staged_prefix_bytes, "tiers": [device, *others]}

@@ -1,0 +1,34 @@
+"""Answers: JSON on the wire, compact, UTF-8, no NaN; and metrics as Prometheus asks for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio.to_thread
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+
+_encode: Final[Callable[[Any], str]] = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
+).encode
+
+
+def to_json(body: Any) -> bytes:
+    """Compact UTF-8 JSON."""
+    return _encode(body).encode()
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """``body`` as the answer."""
+    return Response(to_json(body), status_code=status, media_type="application/json")
+
+
+async def metrics_response(request: Request, metrics: CollectorRegistry) -> Response:
+    """``metrics`` in the text format that the Accept header asks for."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    body = await anyio.to_thread.run_sync(encode, metrics)
+    return Response(body, headers={"content-type": content_type})

@@ -30,16 +30,44 @@ def _train() -> typer.Typer:
     return _single("train", trainer.cli.train)
 
 
+def _trainer() -> typer.Typer:
+    import trainer.service.cli
+
+    return _single("trainer", trainer.service.cli.trainer, trainer.service.cli.HELP)
+
+
+def _jobs() -> typer.Typer:
+    import trainer.jobs_cli
+
+    return trainer.jobs_cli.jobs_app
+
+
+def _datasets() -> typer.Typer:
+    import trainer.jobs_cli
+
+    return trainer.jobs_cli.datasets_app
+
+
 def _convert() -> typer.Typer:
     import trainer.cli
 
     return _single("convert", trainer.cli.convert)
 
 
+def _evaluate() -> typer.Typer:
+    import trainer.evaluate_cli
+
+    return _single("evaluate", trainer.evaluate_cli.evaluate)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {
     "serve": ("Serve tasks over HTTP.", _serve),
     "prefixes": ("List, inspect, publish, import, export and move prefixes.", _prefixes),
     "train": ("Train a prefix on a frozen backbone and publish it.", _train),
+    "evaluate": ("Score a prefix on a test set.", _evaluate),
+    "trainer": ("Run training jobs as a service over HTTP.", _trainer),
+    "jobs": ("Submit jobs to a running trainer, watch and manage them.", _jobs),
+    "datasets": ("Upload, list and delete a running trainer's datasets.", _datasets),
     "convert": ("Convert a corpus to the trainer's JSONL.", _convert),
 }
 

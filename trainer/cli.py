@@ -17,7 +17,8 @@ from prefixes.errors import InvalidParameter
 from prefixes.spec import DEFAULT_ALIAS, TaskRef
 from trainer import convert as conversion
 from trainer.config import PRESETS, TrainConfig
-from trainer.options import decoding_parameters, named_errors
+from trainer.initial import Initial, InitialText, InitialVersion
+from trainer.options import decoding_parameters, initial_text, named_errors
 from trainer.publish import Targets
 from trainer.run import RunRequest, run_training
 from trainer.terminal import print_summary, progress_bar
@@ -57,8 +58,27 @@ def train(
     middle: Annotated[int | None, typer.Option(help="Hidden size of the MLP. Default: 512; xsum 800.")] = None,
     frozen_positions: Annotated[int | None, typer.Option(help="direct: leading positions kept as initialised.")] = None,
     init: Annotated[str | None, typer.Option(help='"random", or words to start from: "table-to-text:"')] = None,
+    init_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text to start from: the model's own keys and values over its first tokens, trained directly, the "
+            "first one frozen."
+        ),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="A version to go on from: FILE.safetensors, or a task of --registry or --server."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Parts that a batch is computed in, one after the other: less memory. Default: 1."),
+    ] = None,
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option("--checkpoint-activations", help="Compute layers twice instead of keeping them: less memory."),
+    ] = False,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak rate; falls linearly to 0.")] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up. Default: 0.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay. Default: 0.")] = None,
@@ -81,6 +101,12 @@ def train(
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out lines that pass the window.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the frozen model: float32, bfloat16, float16, float64.")] = "float32",
+    autocast: Annotated[
+        bool | None,
+        typer.Option(
+            "--autocast/--no-autocast", help="Matrix products in bfloat16, the rest in float32. Default: on a GPU."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.", min=0)] = 0,
 ) -> None:
     """Train a prefix on a frozen backbone, and publish it.
@@ -92,6 +118,10 @@ def train(
                     --registry ./registry
       prefixd train --task e2e --data e2e.jsonl --method direct --lr 0.01
                     --init table-to-text: --server http://localhost:8000
+      prefixd train --task e2e --data e2e.jsonl --init-file style.txt
+                    --prefix-length 32 --lr 0.02
+      prefixd train --task e2e --data more.jsonl --init-from e2e@production
+                    --method direct --lr 0.005 --registry ./registry
       prefixd train --task e2e --data e2e.jsonl --resume
       prefixd train --task xsum --data xsum.jsonl --backbone facebook/bart-large
                     --truncate --registry ./registry
@@ -112,28 +142,33 @@ def train(
                 "positions": positions, "method": method, "prefix_length": prefix_length, "middle": middle,
                 "init": init, "epochs": epochs,
                 "frozen_positions": frozen_positions, "batch_size": batch_size, "learning_rate": learning_rate,
+                "accumulate": accumulate, "checkpoint_activations": checkpoint_activations or None,
                 "warmup_steps": warmup_steps, "weight_decay": weight_decay, "reduction": reduction,
                 "validate_every": validate_every, "checkpoint_every": checkpoint_every, "seed": seed,
             }.items()
             if value is not None
         }  # fmt: skip
-        request = RunRequest(
-            data=data,
-            backbone=backbone,
-            template=template,
-            output=output or Path("runs") / ref.name,
-            config=TrainConfig.of(chosen, options),
-            validation=validation,
-            hold_out=hold_out,
-            defaults={**PRESETS[chosen].decoding, **decoding_parameters("--default", default or [])},
-            drop_long=drop_long,
-            truncate=truncate,
-            device=device,
-            dtype=dtype,
-        )
+        config = TrainConfig.of(chosen, options, from_text=init_file is not None)
+        defaults = {**PRESETS[chosen].decoding, **decoding_parameters("--default", default or [])}
         _set_threads(threads)
         console = Console(stderr=True)
         with Targets(registry, server) as targets:
+            request = RunRequest(
+                data=data,
+                backbone=backbone,
+                template=template,
+                output=output or Path("runs") / ref.name,
+                config=config,
+                validation=validation,
+                hold_out=hold_out,
+                defaults=defaults,
+                drop_long=drop_long,
+                truncate=truncate,
+                device=device,
+                dtype=dtype,
+                autocast=autocast,
+                initial=_initial(init_file, init_from, targets),
+            )
             with progress_bar(console) as report:
                 result = run_training(request, resume=resume, report=report)
             print_summary(console, request, result.version, result.record)
@@ -198,6 +233,21 @@ def _preset(preset: str | None, name: str) -> str:
     if chosen not in PRESETS:
         raise InvalidParameter(f"preset: expected one of {', '.join(PRESETS)}, got {chosen!r}", got=chosen)
     return chosen
+
+
+def _initial(text: Path | None, version: str | None, targets: Targets) -> Initial | None:
+    if text is not None and version is not None:
+        raise InvalidParameter("--init-file, --init-from: expected one of the two, got both")
+    if text is not None:
+        return InitialText(initial_text(text))
+    if version is None:
+        return None
+    if not version.endswith(".safetensors"):
+        return InitialVersion.read(targets.fetch(TaskRef.parse(version)))
+    try:
+        return InitialVersion.read(Path(version).read_bytes())
+    except OSError as error:
+        raise InvalidParameter(f"--init-from {version}: expected a file, got {error.strerror}") from error
 
 
 def _set_threads(threads: int) -> None:

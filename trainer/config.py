@@ -34,6 +34,8 @@ class TrainConfig:
     init: str = "random"
     epochs: int = 5
     batch_size: int = 10
+    accumulate: int = 1  # micro-batches that a batch is computed in, one after the other: less memory, the same sum
+    checkpoint_activations: bool = False  # keep each layer's input alone, and compute the layer again for the gradient
     learning_rate: float = 8e-5
     warmup_steps: int = 0
     weight_decay: float = 0.0
@@ -48,13 +50,26 @@ class TrainConfig:
             if site not in SITES:
                 raise InvalidParameter(f"sites: expected some of {', '.join(SITES)}, got {site!r}", got=site)
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))  # one order, no doubles
-        positive = ("prefix_length", "middle", "epochs", "batch_size", "checkpoint_every", "learning_rate")
+        positive = (
+            "prefix_length",
+            "middle",
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "checkpoint_every",
+            "learning_rate",
+        )
         for name in (*positive, "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise InvalidParameter(f"{name}: expected more than 0, got {getattr(self, name)}", parameter=name)
         for name in ("frozen_positions", "warmup_steps", "weight_decay", "validate_every"):
             if not getattr(self, name) >= 0:
                 raise InvalidParameter(f"{name}: expected at least 0, got {getattr(self, name)}", parameter=name)
+        if self.accumulate > self.batch_size:
+            raise InvalidParameter(
+                f"accumulate: expected at most the batch size {self.batch_size}, got {self.accumulate}",
+                parameter="accumulate",
+            )
         if self.method == "mlp" and self.frozen_positions:
             raise InvalidParameter("frozen_positions: expected 0 with the method 'mlp'; only 'direct' can freeze some")
         if self.frozen_positions >= self.prefix_length:
@@ -68,9 +83,18 @@ class TrainConfig:
                 raise InvalidParameter(f"{name}: expected {' or '.join(values)}, got {getattr(self, name)!r}")
 
     @classmethod
-    def of(cls, preset: str, options: Mapping[str, Any]) -> TrainConfig:
-        """The paper's settings under ``preset``, with ``options`` over them."""
-        return cls(**{**PRESETS[preset].options, **options})
+    def of(cls, preset: str, options: Mapping[str, Any], *, from_text: bool = False) -> TrainConfig:
+        """The paper's settings under ``preset``, with ``options`` over them.
+
+        ``from_text``: the prefix starts from the activations of a text; then they are trained directly, the first
+        one frozen, where ``options`` do not say otherwise.
+        """
+        settings = {**PRESETS[preset].options, **options}
+        if from_text:
+            settings.setdefault("method", "direct")
+            if settings["method"] == "direct":
+                settings.setdefault("frozen_positions", 1)
+        return cls(**settings)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; ``TrainConfig(**…)`` takes them back."""

@@ -75,6 +75,7 @@ def convert(conversion: Conversion, source: Path, output: Path) -> Counts:
             raise InvalidParameter(f"sample: expected at most {len(records)} lines, got {conversion.sample}")
         chosen = random.Random(conversion.seed).sample(range(len(records)), conversion.sample)
         records = [records[index] for index in sorted(chosen)]
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, "".join(json.dumps({"input": i, "target": t}, ensure_ascii=False) + "\n" for i, t in records))
     return Counts(len({text for text, _ in records}), len(records))
 

@@ -24,8 +24,8 @@ from prefixes.checkpoint import DEMOS
 from trainer.config import DEMO_TEMPLATE, TrainConfig
 from trainer.convert import Conversion, convert
 from trainer.data import read_dataset
-from trainer.evaluate import decoding, generate, references, score
-from trainer.files import write_bytes, write_text
+from trainer.evaluate import evaluate
+from trainer.files import write_bytes, write_json
 from trainer.run import RunRequest, run_training
 from trainer.terminal import progress_bar
 
@@ -162,16 +162,13 @@ def main(
         artifact = (make(task, corpora, work) / "prefix.safetensors").read_bytes()
         test = work / f"{task.name}-test.jsonl"
         convert(task.test, corpora / task.test_file, test)
-        grouped, prefix = references(read_dataset(test)), read_prefix(artifact)
-        backbone = load_backbone(task.backbone)
-        params, truncate = decoding(backbone, prefix, {})
-        outputs = generate(backbone, prefix, list(grouped), params, truncate=truncate)
-        texts = [made.text for made in outputs]
-        scores = score(task.metric, texts, list(grouped.values()))
-        rows = [json.dumps(row, ensure_ascii=False) for row in zip(grouped, texts, grouped.values(), strict=True)]
-        write_text(work / f"{task.name}-outputs.jsonl", "\n".join(rows) + "\n")
-        write_bytes(output / DEMOS[task.backbone] / "prefixes" / f"{task.name}.safetensors", artifact)
-        typer.echo(json.dumps({"task": task.name, "seed": seed, "inputs": len(grouped), **scores}))
+        made = evaluate(load_backbone(task.backbone), read_prefix(artifact), read_dataset(test), metrics=[task.metric])
+        write_json(work / f"{task.name}-evaluation.json", made.as_dict())
+        folder = output / DEMOS[task.backbone] / "prefixes"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / f"{task.name}.safetensors", artifact)
+        scores = {name: score.value for name, score in made.scores.items()}
+        typer.echo(json.dumps({"task": task.name, "seed": seed, "inputs": made.inputs, **scores}))
 
 
 if __name__ == "__main__":

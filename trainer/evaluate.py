@@ -1,210 +1,189 @@
-"""Scores of a trained prefix on a test file: BLEU, ROUGE, or F1 over ``field : value`` parts, each against several
-references.
+"""An evaluation: a prefix's outputs on a test set, scored against every input's references, with intervals.
 
-    python -m trainer.evaluate runs/e2e/prefix.safetensors e2e-test.jsonl --metric bleu
-
-Owns the scores, ROUGE apart; texts come from the engine that will serve the prefix. This BLEU is sacreBLEU's (13a
-tokens, lower-cased), near to but not the datasets' own scorers.
+Owns what an evaluation says and its JSON; generation is ``generate``'s, the scores are ``scores``'s, the intervals are
+``bootstrap``'s. Knows no registry and no terminal.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Final
+from dataclasses import asdict, dataclass
+from importlib.metadata import version as installed
+from typing import Any, Final
 
-import typer
+from prefixes.artifact import Prefix, version_of
+from prefixes.backbone import Backbone
+from prefixes.errors import InvalidParameter
+from trainer.bootstrap import RESAMPLES, intervals
+from trainer.data import Dataset
+from trainer.generate import KV_CACHE_BYTES, Report, check_scored, decoding, generate
+from trainer.scores.base import Corpus, Score
+from trainer.scores.presets import ScorePreset, metrics_of, preset_of, scores_of
 
-from prefixes.artifact import Prefix, read_prefix, version_of
-from prefixes.backbone import Backbone, load_backbone
-from prefixes.errors import InputTooLong, InvalidParameter
-from prefixes.spec import DEFAULT_TENANT, check_compatible
-from server.engine.config import EngineConfig
-from server.engine.engine import Engine
-from server.engine.kernels.torch_reference import TorchKernels
-from server.engine.types import Failed, Finished, GenerationRequest, Output, PrefixKey, SamplingParams
-from server.parameters import SAMPLING, ParameterLimits, merge_parameters
-from trainer.data import Dataset, read_dataset
-from trainer.files import write_text
-from trainer.options import decoding_parameters, named_errors
-from trainer.rouge import rouge
-
-KV_CACHE_BYTES: Final = 1 << 28
-UNLIMITED: Final = sys.maxsize
-LIMITS: Final = ParameterLimits(128, UNLIMITED, UNLIMITED, UNLIMITED)
-"""A server's default length, and no limit of its own: a score is of the prefix, not of a server's settings."""
-METRICS: Final = ("bleu", "rouge", "fields")
-SCORED: Final = (
-    "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty",
-    "early_stopping", "stop",
-)  # fmt: skip
-"""What ``--parameter`` may say; nothing here samples."""
+SCORERS: Final = ("sacrebleu", "rouge-score")
 
 
-def generate(
-    backbone: Backbone, prefix: Prefix, inputs: Sequence[str], params: SamplingParams, *, truncate: bool = False
-) -> list[Output]:
-    """The best output per input, batched through the serving engine.
+@dataclass(frozen=True)
+class ScoreValue:
+    """A score and its 95 % interval; None where it has none (see ``bootstrap``)."""
 
-    An input past the window raises InputTooLong, or with ``truncate`` loses its end, as in a request. Raises a
-    request's own error.
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ScoredOutput:
+    """What came out of one input.
+
+    ``score`` is the input's own, after ``Evaluation.ranked_by``, higher is better; None where nothing ranks.
+    ``truncated``: the input lost its end to the window. ``finish_reason`` is ``length`` where the output reached its
+    limit.
     """
-    check_compatible(prefix.spec, backbone.spec)
-    return _generate(backbone, prefix, prefix.spec.template, inputs, params, truncate)
+
+    input: str
+    output: str
+    references: tuple[str, ...]
+    score: float | None
+    truncated: bool
+    finish_reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; ``from_dict`` takes them back."""
+        return asdict(self) | {"references": list(self.references)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ScoredOutput:
+        """Raises KeyError or TypeError for what ``as_dict`` did not make."""
+        return cls(**{**document, "references": tuple(document["references"])})
 
 
-def generate_bare(
-    backbone: Backbone, template: str, inputs: Sequence[str], params: SamplingParams, *, truncate: bool = False
-) -> list[Output]:
-    """As ``generate``, without a prefix: what the backbone does by itself, or by words in the template."""
-    return _generate(backbone, None, template, inputs, params, truncate)
+@dataclass(frozen=True)
+class Evaluation:
+    """All of one evaluation. ``scores`` stand in the order asked for; ``seconds`` are of the generation alone."""
+
+    version: str
+    data: str  # the digest of the test set's file
+    preset: str
+    inputs: int
+    references: int
+    decoding: Mapping[str, Any]
+    scores: Mapping[str, ScoreValue]
+    ranked_by: str | None
+    seed: int
+    resamples: int
+    seconds: float
+    output_tokens: int
+    scorers: Mapping[str, str]  # the packages' versions
+    outputs: tuple[ScoredOutput, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; ``from_dict`` takes them back."""
+        return asdict(self) | {"outputs": [row.as_dict() for row in self.outputs]}
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values without inputs and outputs: what may be printed, logged and kept beside the version."""
+        return {key: value for key, value in self.as_dict().items() if key != "outputs"}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
+        """Raises InvalidParameter for what ``as_dict`` did not make."""
+        try:
+            return cls(**{
+                **document,
+                "scores": {name: ScoreValue(**score) for name, score in document["scores"].items()},
+                "outputs": tuple(map(ScoredOutput.from_dict, document["outputs"])),
+            })  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidParameter(f"evaluation: expected its own JSON, got {type(error).__name__}: {error}") from None
+
+    def record(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What goes into the registry beside a version whose record is ``known``: its scores stay, ours are added."""
+        old = known.get("scores")
+        scores = {name: score.value for name, score in self.scores.items()}
+        return {"scores": {**(old if isinstance(old, Mapping) else {}), **scores}, "evaluation": self.summary()}
 
 
-def _generate(
-    backbone: Backbone,
-    prefix: Prefix | None,
-    template: str,
-    inputs: Sequence[str],
-    params: SamplingParams,
-    truncate: bool,
-) -> list[Output]:
-    key, spec = (PrefixKey(DEFAULT_TENANT, version_of(prefix)), prefix.spec) if prefix else (None, None)
+def references(data: Dataset, preset: ScorePreset, limit: int | None = None) -> dict[str, list[str]]:
+    """Input -> its references, in the file's order; only the first ``limit`` inputs.
 
-    def load(_: PrefixKey) -> Prefix:
-        assert prefix is not None, "only rows with a prefix load one"
-        return prefix
-
-    config = EngineConfig(kv_cache_bytes=KV_CACHE_BYTES, max_waiting=max(1, len(inputs)))
-    engine = Engine(backbone, TorchKernels(), config, load)
-    room = backbone.spec.input_room(spec)
-    for index, text in enumerate(inputs):
-        ids = _prompt(backbone, template, text, room, truncate, index)
-        request = GenerationRequest(str(index), DEFAULT_TENANT, ids, params, key, spec)
-        engine.check(request)
-        engine.add(request)
-    outputs: dict[int, Output] = {}
-    while engine.requests:
-        for event in engine.step():
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Finished):
-                outputs[int(event.request_id)] = event.outputs[0]
-    return [outputs[index] for index in range(len(inputs))]
-
-
-def _prompt(backbone: Backbone, template: str, text: str, room: int, truncate: bool, index: int) -> tuple[int, ...]:
-    ids = backbone.prompt_encoder.encode(template, text)
-    kept = backbone.prompt_encoder.cut(template, ids, room) if truncate or len(ids) <= room else None
-    if kept is None:
-        raise InputTooLong(
-            f"input {index + 1}: expected at most {room} tokens, got {len(ids)}"
-            + ("" if truncate else "; --truncate cuts it"),
-            expected=room,
-            got=len(ids),
-        )
-    return tuple(kept)
-
-
-def decoding(backbone: Backbone, prefix: Prefix, given: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
-    """How the server would decode a request of ``given``, and whether it would cut long inputs.
-
-    Where ``given`` says nothing of sampling, it is a request with ``do_sample`` false. Raises InvalidParameter.
+    Inputs that ``preset`` takes for one are the first of them, with the targets of all.
     """
-    request = dict(given) if SAMPLING & given.keys() else {**given, "do_sample": False}
-    return merge_parameters(request, prefix.spec.defaults, backbone.generation_defaults, LIMITS)
-
-
-def references(data: Dataset) -> dict[str, list[str]]:
-    """Input -> all its targets, in the file's order."""
+    first: dict[str, str] = {}
     grouped: dict[str, list[str]] = {}
     for example in data.examples:
-        grouped.setdefault(example.input, []).append(example.target)
-    return grouped
+        text = first.setdefault(preset.meaning(example.input), example.input)
+        grouped.setdefault(text, []).append(example.target)
+    return dict(list(grouped.items())[:limit])
 
 
-def bleu(outputs: Sequence[str], expected: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU, 0 to 100, against any number of references per output."""
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError as error:
-        raise InvalidParameter("metric 'bleu': expected the package sacrebleu, found none (pip install it)") from error
-    most = max(len(texts) for texts in expected)
-    streams: Any = [[texts[i] if i < len(texts) else None for texts in expected] for i in range(most)]
-    return float(BLEU(tokenize="13a", lowercase=True).corpus_score(list(outputs), streams).score)
+def evaluate(
+    backbone: Backbone,
+    prefix: Prefix,
+    data: Dataset,
+    *,
+    preset: str = "plain",
+    metrics: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    truncate: bool = False,
+    limit: int | None = None,
+    seed: int = 1,
+    resamples: int = RESAMPLES,
+    kv_cache_bytes: int = KV_CACHE_BYTES,
+    threads: int | None = None,
+    report: Report = lambda done, total: None,
+) -> Evaluation:
+    """Generate for every input of ``data`` as the server would, without sampling, and score.
 
-
-def field_scores(outputs: Sequence[str], expected: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Micro precision, recall and F1 over exact ``field : value`` parts, and the share of inputs wholly right.
-
-    Of several references the one that agrees best counts.
+    ``metrics`` are the preset's where none are named; ``parameters`` go over the artifact's and the backbone's
+    defaults. ``seed`` is of the intervals' draws. ``report`` may raise, which ends the work. Raises InvalidParameter,
+    ScorerMissing, InputTooLong, IncompatiblePrefix.
     """
-    hits = made = wanted = exact = 0
-    for output, texts in zip(outputs, expected, strict=True):
-        got = _fields(output)
-        best = max((_fields(text) for text in texts), key=lambda fields: 2 * len(got & fields) / len([*got, *fields]))
-        hits, made, wanted, exact = hits + len(got & best), made + len(got), wanted + len(best), exact + (got == best)
-    precision, recall = hits / max(1, made), hits / max(1, wanted)
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, "exact": exact / len(outputs)}
+    chosen, settings = preset_of(preset), dict(parameters or {})
+    names = metrics_of(chosen, metrics)
+    check_scored(settings)
+    params, by_default = decoding(backbone, prefix, settings)
+    cut = truncate or by_default
+    grouped = references(data, chosen, limit)
+    began = time.monotonic()
+    made = generate(
+        backbone, prefix, list(grouped), params,
+        truncate=cut, kv_cache_bytes=kv_cache_bytes, threads=threads, report=report,
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    corpus = Corpus.of([one.output.text for one in made], list(grouped.values()))
+    scores = scores_of(corpus, chosen, names)
+    bounds = intervals(scores, seed=seed, resamples=resamples)
+    ranked_by, ranks = _ranks(scores, len(made))
+    rows = zip(grouped.items(), made, ranks, strict=True)
+    decoded = {name: value for name, value in asdict(params).items() if name not in ("seed", "logprobs")}
+    return Evaluation(
+        version=version_of(prefix),
+        data=data.digest,
+        preset=preset,
+        inputs=len(made),
+        references=sum(map(len, grouped.values())),
+        decoding=decoded | {"stop": list(params.stop), "truncate": cut},
+        scores={score.name: ScoreValue(score.value, *(bounds[score.name] or (None, None))) for score in scores},
+        ranked_by=ranked_by,
+        seed=seed,
+        resamples=resamples,
+        seconds=round(seconds, 3),
+        output_tokens=sum(len(one.output.token_ids) for one in made),
+        scorers={name: installed(name) for name in SCORERS},
+        outputs=tuple(
+            ScoredOutput(text, one.output.text, tuple(expected), rank, one.truncated, str(one.output.finish_reason))
+            for (text, expected), one, rank in rows
+        ),
+    )
 
 
-def _fields(text: str) -> frozenset[str]:
-    return frozenset(part.strip() for part in text.split("|") if part.strip())
-
-
-def score(metric: str, outputs: Sequence[str], expected: Sequence[Sequence[str]]) -> Mapping[str, float]:
-    """``metric`` is one of METRICS."""
-    if metric == "bleu":
-        return {"bleu": bleu(outputs, expected)}
-    if metric == "rouge":
-        return rouge(outputs, expected)
-    if metric == "fields":
-        return field_scores(outputs, expected)
-    raise InvalidParameter(f"metric: expected {' or '.join(METRICS)}, got {metric!r}", got=metric)
-
-
-def main(
-    artifact: Annotated[Path, typer.Argument(help="A prefix artifact.")],
-    data: Annotated[Path, typer.Argument(help="JSONL; lines of the same input are its references.")],
-    backbone: Annotated[str, typer.Option(help="The backbone that the prefix was made for.")] = "demo",
-    metric: Annotated[str, typer.Option(help=f"{', '.join(METRICS)}.")] = "bleu",
-    parameter: Annotated[
-        list[str] | None, typer.Option(help="How to decode, name=value; repeatable. Default: as the server would.")
-    ] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut inputs that pass the window.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Score only the first inputs.", min=1)] = None,
-    report: Annotated[Path | None, typer.Option(help="JSONL of input, output and references to write.")] = None,
-) -> None:
-    """Generate with a prefix through the serving engine, without sampling, and print its score as JSON.
-
-    \b
-    Examples:
-      python -m trainer.evaluate runs/e2e/prefix.safetensors e2e-test.jsonl --metric bleu
-      python -m trainer.evaluate runs/tldr/prefix.safetensors tldr-test.jsonl
-                                 --metric rouge --truncate --parameter num_beams=4
-    """
-    with named_errors():
-        given = decoding_parameters("--parameter", parameter or [])
-        foreign = sorted(given.keys() - set(SCORED))
-        if foreign:
-            raise InvalidParameter(f"--parameter: expected some of {', '.join(SCORED)}, got {foreign[0]}")
-        if metric not in METRICS:
-            raise InvalidParameter(f"metric: expected {' or '.join(METRICS)}, got {metric!r}", got=metric)
-        grouped = dict(list(references(read_dataset(data)).items())[:limit])
-        loaded, prefix = load_backbone(backbone), read_prefix(artifact.read_bytes())
-        params, by_default = decoding(loaded, prefix, given)
-        outputs = generate(loaded, prefix, list(grouped), params, truncate=truncate or by_default)
-        texts = [output.text for output in outputs]
-        if report is not None:
-            rows = zip(grouped.items(), texts, strict=True)
-            lines = [json.dumps({"input": i, "output": o, "references": r}, ensure_ascii=False) for (i, r), o in rows]
-            write_text(report, "\n".join(lines) + "\n")
-        scores = score(metric, texts, list(grouped.values()))
-        beams = params.num_beams
-        typer.echo(json.dumps({"version": version_of(prefix), "inputs": len(texts), "beams": beams, **scores}))
-
-
-if __name__ == "__main__":
-    typer.run(main)
+def _ranks(scores: Sequence[Score], inputs: int) -> tuple[str | None, Sequence[float | None]]:
+    """The name of the first score that each input has for itself, and these, higher is better."""
+    for score in scores:
+        if score.per_input is not None:
+            if score.lower_is_better:
+                return f"-{score.name}", [-value for value in score.per_input]
+            return score.name, score.per_input
+    return None, [None] * inputs

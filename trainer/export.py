@@ -28,11 +28,12 @@ class Provenance:
     validation_examples: int
     steps: int
     best_step: int
+    initial: Mapping[str, Any] | None = None  # the text or version it started from, where there was one
 
 
 def origin_of(config: TrainConfig, provenance: Provenance, backbone: str) -> dict[str, Any]:
     """The artifact's ``origin``: data, method, hyperparameters. A folder's path is private: only its name is kept."""
-    return {
+    made: dict[str, Any] = {
         "trainer": "prefixd",
         "method": f"prefix-tuning/{config.method}",
         "backbone": Path(backbone).name,
@@ -48,6 +49,7 @@ def origin_of(config: TrainConfig, provenance: Provenance, backbone: str) -> dic
         "steps": provenance.steps,
         "best_step": provenance.best_step,
     }
+    return made if provenance.initial is None else made | {"initial": dict(provenance.initial)}
 
 
 def fold(kv: PrefixKV, plan: PrefixSpec, origin: Mapping[str, Any]) -> Prefix:

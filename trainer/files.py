@@ -14,8 +14,10 @@ from typing import Any
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary neighbour of ``path``, flush it to disk, and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Call ``write`` on a temporary neighbour of ``path``, flush it to disk, and move it into place.
+
+    FileNotFoundError where the folder is not there: a run whose folder was taken away must not make it anew.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}")
     temporary = Path(name)
     try:

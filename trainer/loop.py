@@ -6,6 +6,8 @@ randomness comes from the seed, so that a resumed run ends in the same prefix, b
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,13 @@ from prefixes.spec import PrefixSpec
 from server.engine.models import Model
 from trainer.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
 from trainer.config import TrainConfig, linear_schedule
-from trainer.forward import batch_loss, forward_logits, token_loss
+from trainer.errors import TrainingStopped
+from trainer.forward import Compute
+from trainer.initial import Initial
+from trainer.loss import batch_loss, denominator, token_loss
 from trainer.plan import dtype_of
 from trainer.reparam import DirectPrefix, MlpPrefix, PrefixKV
-from trainer.sequences import TokenExample, collate, epoch_batches
+from trainer.sequences import TokenExample, collate, epoch_batches, split_batch
 from trainer.words import word_activations
 
 LOG_EVERY = 10  # steps whose mean loss makes one line of the metrics
@@ -36,7 +41,11 @@ class TrainingDiverged(PrefixdError):
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop tells after each step. ``validation_loss`` is per learnt token, set when it was just measured."""
+    """What the loop tells after each step. ``validation_loss`` is per learnt token, set when it was just measured.
+
+    ``tokens`` went through the model since the run's beginning, kills and resumes included, padding and validation not;
+    ``learnt`` of them are targets' and end tokens.
+    """
 
     step: int
     total: int
@@ -44,6 +53,8 @@ class Progress:
     loss: float
     learning_rate: float
     validation_loss: float | None
+    tokens: int
+    learnt: int
 
 
 @dataclass
@@ -56,6 +67,9 @@ class State:
     best_loss: float | None = None
     best_step: int = 0
     initial_error: float | None = None
+    tokens: int = 0
+    learnt: int = 0
+    seconds: float = 0.0  # of all processes that trained it, up to the last checkpoint
 
 
 def build_prefix(config: TrainConfig, plan: PrefixSpec, hidden: int) -> MlpPrefix | DirectPrefix:
@@ -80,13 +94,18 @@ class Trainer:
         *,
         identity: str,
         checkpoint: Path | None = None,
+        initial: Initial | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         """``plan`` comes from ``plan_prefix``. ``identity`` names backbone and data; a checkpoint with another identity
-        or configuration is refused.
+        or configuration is refused. ``initial`` is what the prefix starts from in place of ``config.init``.
+        ``autocast`` is the dtype of matrix products, see ``Compute``; None is the model's own.
         """
         self.config, self.state, self._plan = config, State(), plan
         self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
-        self._identity, self._checkpoint = identity, checkpoint
+        self._identity, self._checkpoint, self._initial = identity, checkpoint, initial
+        self._compute = Compute(autocast, config.checkpoint_activations)
+        self._should_stop: Callable[[], bool] = lambda: False
         self._device = next(backbone.model.parameters()).device
         self.total = config.epochs * -(-len(train) // config.batch_size)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay its own
@@ -94,57 +113,111 @@ class Trainer:
             self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)
         self.prefix.to(self._device, getattr(torch, dtype_of(backbone)))
         self._optimizer = torch.optim.AdamW(
-            self.prefix.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.prefix.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._best: PrefixKV | None = None
+        self._began = time.monotonic()
 
-    def run(self, report: Callable[[Progress], None] = lambda _: None) -> PrefixKV:
-        """Train, and return the folded prefix that validated best (the last one without validation data)."""
+    def run(
+        self, report: Callable[[Progress], None] = lambda _: None, should_stop: Callable[[], bool] = lambda: False
+    ) -> PrefixKV:
+        """Train, and return the folded prefix that validated best (the last one without validation data).
+
+        ``should_stop`` is asked before every step, of the initialisation and of the validation too; where it says so
+        TrainingStopped is raised, between two training steps behind a checkpoint.
+        """
+        self._should_stop, self._began = should_stop, time.monotonic()
         if self._checkpoint is not None and self._checkpoint.exists():
             self._restore(self._checkpoint)
-        elif self.config.init != "random":
-            words, length = self.config.init, self.config.prefix_length
-            activations = word_activations(self._model, self._backbone, words, length, self._plan.sites)
-            self.state.initial_error = self.prefix.initialise(activations)
+        else:
+            self._initialise()
         per_epoch = self.total // self.config.epochs
         every = self.config.validate_every or per_epoch
         while self.state.step < self.total:
             epoch, index = divmod(self.state.step, per_epoch)
             order = epoch_batches(self._train, self.config.batch_size, self.config.seed, epoch)
             for indices in order[index:]:
+                if self._checkpoint is not None and self.state.step and self._should_stop():
+                    self._save(self._checkpoint)
+                self._ask()
                 loss, rate = self._step([self._train[i] for i in indices])
                 done = self.state.step
                 measured = self._validate() if done % every == 0 or done == self.total else None
                 self._log(epoch, loss, rate, measured)
-                report(Progress(done, self.total, epoch, loss, rate, measured))
+                counts = (self.state.tokens, self.state.learnt)
+                report(Progress(done, self.total, epoch, loss, rate, measured, *counts))
                 if self._checkpoint is not None and (done % self.config.checkpoint_every == 0 or done == self.total):
                     self._save(self._checkpoint)
+        if self._checkpoint is None:
+            self._count_time()
         return self._best if self._best is not None else self._folded()
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.state.seconds, self._began = self.state.seconds + now - self._began, now
+
+    def _ask(self) -> None:
+        if self._should_stop():
+            raise TrainingStopped(f"stopped before step {self.state.step + 1} of {self.total}", step=self.state.step)
+
+    def _initialise(self) -> None:
+        plan, config = self._plan, self.config
+        if self._initial is not None:
+            activations = self._initial.activations(self._model, self._backbone, plan)
+        elif config.init != "random":
+            activations = word_activations(self._model, self._backbone, config.init, config.prefix_length, plan.sites)
+        else:
+            return
+        self.state.initial_error = self.prefix.initialise(activations, self._ask)
 
     def _step(self, examples: Sequence[TokenExample]) -> tuple[float, float]:
         rate = self.config.learning_rate * linear_schedule(self.state.step, self.total, self.config.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        batch = collate(examples, self._backbone.pad_token_id, self._device)
-        logits = forward_logits(self._model, batch, self.prefix(), self._plan)
-        loss = batch_loss(logits, batch, self.config.reduction)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value = self._accumulate_gradients(examples)
         torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.config.gradient_clip)
-        value = loss.item()
-        if not torch.isfinite(loss):
+        if not math.isfinite(value):
             raise TrainingDiverged(
                 f"step {self.state.step}: expected a finite loss, got {value}; try a lower learning rate"
             )
         self._optimizer.step()
         self.state.step += 1
+        self.state.tokens += sum(example.tokens for example in examples)
+        self.state.learnt += sum(example.learnt for example in examples)
         return value, rate
+
+    def _accumulate_gradients(self, examples: Sequence[TokenExample]) -> float:
+        """Loss of a batch; its gradient is left in the parameters.
+
+        The prefix is made once, and its gradient summed over the micro-batches before it goes on into the MLP.
+        """
+        made = self.prefix()
+        leaves = {
+            site: (key.detach().requires_grad_(), value.detach().requires_grad_())
+            for site, (key, value) in made.items()
+        }
+        divisor, losses = denominator(examples, self.config.reduction), []
+        for part in split_batch(examples, self.config.accumulate):
+            batch = collate(part, self._backbone.pad_token_id, self._device)
+            loss = batch_loss(self._model, batch, leaves, self._plan, self._compute) / divisor
+            loss.backward()
+            losses.append(loss.detach())
+        tensors = [tensor for pair in made.values() for tensor in pair]
+        torch.autograd.backward(tensors, [leaf.grad for pair in leaves.values() for leaf in pair])
+        return float(torch.stack(losses).sum())
 
     def _validate(self) -> float | None:
         if not self._validation:
             return None
         folded = self._folded()
-        loss = token_loss(self._model, self._validation, folded, self._plan, self._backbone.pad_token_id)
+        loss = token_loss(
+            self._model, self._validation, folded, self._plan, self._backbone.pad_token_id, self._compute, self._ask
+        )
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"step {self.state.step}: expected a finite validation loss, got {loss}; try a lower learning rate"
+            )
         if self.state.best_loss is None or loss < self.state.best_loss:
             self.state.best_loss, self.state.best_step, self._best = loss, self.state.step, folded
         return loss
@@ -163,6 +236,7 @@ class Trainer:
         return {site: (key.clone(), value.clone()) for site, (key, value) in self.prefix().items()}
 
     def _save(self, path: Path) -> None:
+        self._count_time()
         tensors = {f"prefix.{name}": tensor for name, tensor in self.prefix.state_dict().items()}
         for site, (key, value) in (self._best or {}).items():
             tensors |= {f"best.{site}.key": key, f"best.{site}.value": value}

@@ -1,16 +1,20 @@
-"""What the trainer's command lines share: errors as one line, and decoding parameters as ``name=value``."""
+"""What the trainer's command lines share: errors as a line, ``name=value`` options, texts to start from. Torch-free."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import typer
 
 from prefixes.errors import InvalidParameter, PrefixdError
 from prefixes.parameters import check_decoding_parameters
+
+MAX_TEXT_BYTES: Final = 1 << 20
+"""A prefix takes a window's worth of tokens at most; more than this is not such a text."""
 
 
 @contextmanager
@@ -21,6 +25,19 @@ def named_errors() -> Iterator[None]:
     except PrefixdError as error:
         typer.secho(f"error ({error.code}): {error.message}", fg="red", err=True)
         raise typer.Exit(1) from error
+
+
+def initial_text(path: Path) -> str:
+    """The text in a UTF-8 file that a prefix is to start from. Raises InvalidParameter."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"initial text {path}: expected a UTF-8 file, got {error}") from error
+    if len(content) > MAX_TEXT_BYTES:
+        raise InvalidParameter(f"initial text {path}: expected at most {MAX_TEXT_BYTES} bytes, got more")
+    return text
 
 
 def decoding_parameters(option: str, pairs: Sequence[str]) -> dict[str, Any]:

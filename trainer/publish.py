@@ -1,4 +1,4 @@
-"""Publishing a finished prefix: to a registry or to a running server, through what ``prefixes/`` offers.
+"""Publishing a finished prefix, and fetching one to start from: a registry or a running server, by ``prefixes/``.
 
 Owns the choice between the two; knows neither's protocol.
 """
@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
+from prefixes.actor import local_actor
 from prefixes.client import RemoteRegistry
+from prefixes.errors import InvalidParameter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
@@ -42,8 +44,18 @@ class Targets:
     def __exit__(self, *error: object) -> None:
         self._opened.close()
 
+    def fetch(self, ref: TaskRef) -> bytes:
+        """The artifact that ``ref`` means now, in the first target.
+
+        Raises InvalidParameter without a target, TaskNotFound.
+        """
+        if not self._stores:
+            raise InvalidParameter(f"{ref.task}: expected a registry or a server to fetch it from, got neither")
+        store = self._stores[0]
+        return store.fetch(ref.tenant, store.resolve(ref).version)
+
     def publish(self, ref: TaskRef, artifact: bytes, record: Mapping[str, Any], alias: str | None) -> int:
         """Publish under ``ref``'s tenant and name, moving ``alias`` (None moves none); the number of targets."""
         for store in self._stores:
-            store.publish(ref.tenant, ref.name, artifact, alias=alias, record=record)
+            store.publish(ref.tenant, ref.name, artifact, alias=alias, record=record, actor=local_actor())
         return len(self._stores)

@@ -6,7 +6,7 @@ values ``(layers, prefix_len, kv_heads, head_dim)``, computed once per step what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class DirectPrefix(nn.Module):
         return torch.cat([self.get_buffer(f"{name}_first"), self.trained[name]], dim=1)
 
     @torch.no_grad()
-    def initialise(self, activations: PrefixKV) -> float:
+    def initialise(self, activations: PrefixKV, between: Callable[[], None] = lambda: None) -> float:
         """Start from ``activations``; the mean squared error left is 0."""
         for site, pair in activations.items():
             for part, tensor in zip(("key", "value"), pair, strict=True):
@@ -81,11 +81,15 @@ class MlpPrefix(nn.Module):
             made[site] = (shaped[0], shaped[1])
         return made
 
-    def initialise(self, activations: PrefixKV) -> float:
-        """Regress the MLP onto ``activations``, as the published code does; gives the mean squared error left."""
+    def initialise(self, activations: PrefixKV, between: Callable[[], None] = lambda: None) -> float:
+        """Regress the MLP onto ``activations``, as the published code does; gives the mean squared error left.
+
+        ``between`` is called before each step.
+        """
         optimizer = torch.optim.Adam(self.parameters(), lr=REGRESSION_RATE)
         error = float("inf")
         for _ in range(REGRESSION_STEPS):
+            between()
             made = self.forward()
             pairs = [pair for site in activations for pair in zip(made[site], activations[site], strict=True)]
             loss = sum((functional.mse_loss(got, wanted) for got, wanted in pairs), torch.zeros(()))

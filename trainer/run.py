@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,33 +18,34 @@ import torch
 
 from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.backbone import load_backbone
-from prefixes.errors import BackboneError, InvalidParameter, PrefixdError
+from prefixes.errors import BackboneError, InvalidParameter
 from prefixes.spec import split_template
-from server.engine.kernels.torch_reference import TorchKernels
+from server.engine.kernels.dense import DenseKernels
 from server.engine.models import load_model
 from trainer.checkpoint import CheckpointError
 from trainer.config import TrainConfig
 from trainer.data import Dataset, read_dataset
 from trainer.export import Provenance, fold, origin_of
+from trainer.failures import named_failures
 from trainer.files import write_bytes, write_json, write_text
+from trainer.initial import Initial
 from trainer.loop import Progress, Trainer
 from trainer.plan import plan_prefix
 from trainer.plot import plot_losses
+from trainer.resume import check_folder, check_identity
 from trainer.sequences import tokenize
 
 DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
 PLOT_EVERY_S: Final = 20.0  # drawing takes longer than a step
 
 
-class RunExists(PrefixdError):
-    """The result folder already holds a run."""
-
-    code = "conflict"
-
-
 @dataclass(frozen=True)
 class RunRequest:
-    """Everything that decides the result. ``hold_out`` percent of the inputs validate where no file is given."""
+    """Everything that decides the result. ``hold_out`` percent of the inputs validate where no file is given.
+
+    ``initial`` is what the prefix starts from where that is neither random nor words (``config.init``). ``autocast``:
+    matrix products in bfloat16, the rest in float32; None is yes on a GPU under a float32 model, else no.
+    """
 
     data: Path
     backbone: str
@@ -58,6 +59,8 @@ class RunRequest:
     truncate: bool = False  # cut inputs that are too long
     device: str = "cpu"
     dtype: str = "float32"
+    autocast: bool | None = None
+    initial: Initial | None = None
 
     def __post_init__(self) -> None:
         if self.template is not None:
@@ -69,10 +72,22 @@ class RunRequest:
         except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
             reason = str(error).splitlines()[0][:120]
             raise InvalidParameter(f"device {self.device!r}: expected one that torch has here, got: {reason}") from None
+        default = torch.device(self.device).type == "cuda" and self.dtype == "float32"
+        object.__setattr__(self, "autocast", default if self.autocast is None else self.autocast)
+        if self.autocast and self.dtype != "float32":
+            raise InvalidParameter(f"autocast: expected a float32 model to compute in bfloat16, got {self.dtype}")
+        if self.initial is not None and self.config.init != "random":
+            raise InvalidParameter("init: expected words, or a text or version to start from, got both")
 
     def as_dict(self) -> dict[str, Any]:
-        plain = asdict(self) | {"data": str(self.data), "output": str(self.output)}
-        return plain | {"validation": None if self.validation is None else str(self.validation)}
+        """JSON values; what the prefix starts from is named by its digest."""
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        # A run may be moved; which backbone it is, the fingerprint in its identity says.
+        for place in ("output", "backbone", "device"):
+            del plain[place]
+        paths = {name: None if plain[name] is None else plain[name].name for name in ("data", "validation")}
+        initial = None if self.initial is None else self.initial.as_dict()
+        return plain | paths | {"config": self.config.as_dict(), "defaults": dict(self.defaults), "initial": initial}
 
 
 @dataclass(frozen=True)
@@ -85,16 +100,33 @@ class RunResult:
 
 
 def run_training(
-    request: RunRequest, *, resume: bool = False, report: Callable[[Progress], None] = lambda _: None
+    request: RunRequest,
+    *,
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Run to the end. With ``resume`` go on where a killed run stopped; a finished one is read back.
 
-    Raises RunExists for a folder with a run unless ``resume``, CheckpointError for one of another configuration,
-    backbone or data.
+    Where the folder is not there it is made, once; one that is moved away meanwhile is not made again, the next write
+    fails with FileNotFoundError.
+    ``should_stop`` is asked before every step. Raises RunExists for a folder with a run unless ``resume``,
+    CheckpointError for one of another configuration, backbone or data, TrainingStopped, OutOfMemory, DiskFull; the last
+    checkpoint stays, and ``resume`` goes on from it.
     """
+    micro_batch = -(-request.config.batch_size // request.config.accumulate)
+    advice = f"this run takes {micro_batch} sequences at a time: a larger accumulate, a smaller batch_size or "
+    with named_failures(advice + "checkpoint_activations need less"):
+        return _run(request, resume, report, should_stop)
+
+
+def _run(
+    request: RunRequest, resume: bool, report: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> RunResult:
     folder = request.output
-    _check_folder(request, resume)
-    train_set, validation_set = _datasets(request)
+    check_folder(folder, request.as_dict(), resume)
+    found = folder.is_dir()
+    train_set, validation_set = read_datasets(request)
     backbone = load_backbone(request.backbone, dtype=getattr(torch, request.dtype), device=request.device)
     if not backbone.eos_token_ids:
         raise BackboneError(f"backbone {request.backbone!r}: expected an end-of-text token to learn, got none")
@@ -105,25 +137,32 @@ def run_training(
         "data": train_set.digest,
         "validation": validation_set.digest,
     }
+    if request.initial is not None:
+        request.initial.check(backbone, plan)
+        identity["initial"] = json.dumps(request.initial.as_dict(), sort_keys=True)
     if (folder / "report.json").exists():
-        _check_identity(folder, identity)
+        check_identity(folder, identity)
         return read_result(folder)
     rules = {"drop_long": request.drop_long, "truncate": request.truncate}
     train, validation = (tokenize(backbone, plan, data, **rules) for data in (train_set, validation_set))
+    if not found:
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", request.as_dict())
-    started = time.monotonic()
+    autocast = torch.bfloat16 if request.autocast else None
     trainer = Trainer(
         request.config,
         plan,
         backbone,
-        load_model(backbone, TorchKernels()),
+        load_model(backbone, DenseKernels(autocast)),
         train.examples,
         validation.examples,
         identity=json.dumps(identity),
         checkpoint=folder / "checkpoint.safetensors",
+        initial=request.initial,
+        autocast=autocast,
     )
 
-    drawn = started
+    drawn = time.monotonic()
 
     def watch(progress: Progress) -> None:
         nonlocal drawn
@@ -132,7 +171,7 @@ def run_training(
             drawn = time.monotonic()
         report(progress)
 
-    kv = trainer.run(watch)
+    kv = trainer.run(watch, should_stop)
     _write_metrics(folder, trainer)
     state = trainer.state
     provenance = Provenance(
@@ -143,6 +182,7 @@ def run_training(
         len(validation.examples),
         state.step,
         state.best_step or state.step,
+        None if request.initial is None else request.initial.as_dict(),
     )
     origin = origin_of(request.config, provenance, request.backbone)
     prefix = fold(kv, plan, origin)
@@ -153,7 +193,8 @@ def run_training(
         {
             "version": version_of(prefix),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(state.seconds, 1),
+            "tokens": state.tokens,
             "torch": torch.__version__,
             "device": request.device,
             "identity": identity,
@@ -177,44 +218,11 @@ def read_result(folder: Path) -> RunResult:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: expected a finished run, got {type(error).__name__}: {error}") from error
     read_prefix(artifact, expected_version=version)
-    record = {key: report[key] for key in ("finished_at", "seconds", "torch", "device", "scores")}
+    record = {key: report[key] for key in ("finished_at", "seconds", "tokens", "torch", "device", "scores")}
     return RunResult(artifact, version, record)
 
 
-def _check_folder(request: RunRequest, resume: bool) -> None:
-    """Raise unless the folder is free, or holds this very run and ``resume`` is asked for."""
-    path, wanted = request.output / "config.json", json.loads(json.dumps(request.as_dict()))
-    if not path.exists():
-        return
-    if not resume:
-        raise RunExists(f"{request.output} holds a run already: --resume goes on with it, --output takes another")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: expected JSON, got {error}") from error
-    different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if different:
-        pairs = ", ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in different)
-        raise CheckpointError(f"{request.output}: cannot resume with other options: {pairs}", different=different)
-
-
-def _check_identity(folder: Path, wanted: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless the finished run in ``folder`` was of this backbone, template and data."""
-    path = folder / "report.json"
-    try:
-        found = json.loads(path.read_text())["identity"]
-        different = sorted(name for name in wanted if wanted[name] != found[name])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: expected the identity of backbone and data, got none (a run of an older version, or a damaged "
-            "report): it cannot be told whether it is this run; --output takes another folder"
-        ) from error
-    if different:
-        pairs = ", ".join(f"{name}: expected {found[name]!r}, got {wanted[name]!r}" for name in different)
-        raise CheckpointError(f"{folder}: cannot resume, the finished run was of others; {pairs}", different=different)
-
-
-def _datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
+def read_datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
     """Training and validation data; the validation part is empty only for ``hold_out`` 0.
 
     Raises InvalidParameter where the inputs are so few that one of the parts would be empty.

@@ -10,6 +10,7 @@ included: the server generates it too.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,16 @@ class TokenExample:
         """To sort by, so that like lengths come together."""
         return len(self.input_ids), len(self.ids)
 
+    @property
+    def learnt(self) -> int:
+        """How many of its tokens are learnt."""
+        return len(self.ids) - self.start
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens go through the model: nothing is read behind the last one, which is learnt alone."""
+        return len(self.input_ids) + len(self.ids) - 1
+
 
 @dataclass(frozen=True)
 class Tokenized:
@@ -57,7 +68,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """A right-padded batch. ``predict`` are flat indices into ``ids`` whose next token, ``targets``, is learnt."""
+    """A right-padded batch. ``predict`` are flat indices into ``ids`` whose next token, ``targets``, is learnt.
+
+    ``ids`` are all of a sequence but its last token.
+    """
 
     ids: Tensor  # (sequences, length) int64
     predict: Tensor  # (learnt,) int64, into ids.flatten()
@@ -149,7 +163,7 @@ def epoch_batches(examples: Sequence[TokenExample], size: int, seed: int, epoch:
 
 def collate(examples: Sequence[TokenExample], pad: int, device: torch.device | str = "cpu") -> Batch:
     """Pad on the right; only what stands behind ``start`` is learnt. All examples have inputs, or none has."""
-    ids = _padded([example.ids for example in examples], pad)
+    ids = _padded([example.ids[:-1] for example in examples], pad)
     predict, targets, sequence = [], [], []
     for row, example in enumerate(examples):
         for index in range(example.start, len(example.ids)):
@@ -162,6 +176,14 @@ def collate(examples: Sequence[TokenExample], pad: int, device: torch.device | s
         inputs = Inputs(_padded([example.input_ids for example in examples], pad).to(device), lengths)
     learnt = [torch.tensor(values, device=device) for values in (predict, targets, sequence)]
     return Batch(ids.to(device), learnt[0], learnt[1], learnt[2], inputs)
+
+
+def split_batch(examples: Sequence[TokenExample], parts: int) -> list[Sequence[TokenExample]]:
+    """``parts`` micro-batches, like lengths together, of as equal numbers as there can be; none is empty."""
+    ordered = sorted(examples, key=lambda example: example.size)
+    parts = min(parts, len(ordered))
+    bounds = [len(ordered) * part // parts for part in range(parts + 1)]
+    return [ordered[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:

@@ -1,15 +1,16 @@
-"""Real words to start a prefix from: the frozen model's own keys and values over them, at every site.
+"""Real words or a text to start a prefix from: the frozen model's own keys and values over them, at every site.
 
-The words, repeated or cut to the prefix's length, stand where a text stands: for an encoder between the tokens that the
-backbone puts around every input, for a decoder behind those that begin every output. Only the words' own positions are
-kept. A decoder that has an encoder attends to the encoded words meanwhile; cross-attention's are over the same.
+They stand where a text stands: for an encoder between the tokens that the backbone puts around every input, for a
+decoder behind those that begin every output. Only the words' own positions are kept. A decoder that has an encoder
+attends to the encoded words meanwhile; cross-attention's are over the same. Words are repeated or cut to the prefix's
+length; a text is cut, and must be long enough.
 
 Owns which activations these are; knows no parameterisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,28 +44,54 @@ class _Recording:
         self.inner.store(site, layer, key, value)
 
 
-@torch.no_grad()
 def word_activations(model: Model, backbone: Backbone, words: str, length: int, sites: Collection[Site]) -> PrefixKV:
     """Keys and values ``(layers, length, kv_heads, head_dim)`` over ``words``, at each of ``sites``.
 
     Raises InvalidParameter for words without a token, or a length that the window does not hold beside what stands
     around them.
     """
-    encoder = backbone.prompt_encoder
-    tokens = encoder.encode_text(words)
+    tokens = backbone.prompt_encoder.encode_text(words)
     if not tokens:
         raise InvalidParameter(f"initial words: expected at least one token, got none in {words!r}", got=words)
     repeated = (tokens * -(-length // len(tokens)))[:length]
+    return _activations(model, backbone, repeated, sites)
+
+
+def text_tokens(backbone: Backbone, text: str, length: int) -> Sequence[int]:
+    """The first ``length`` tokens of ``text``. Raises InvalidParameter where it has fewer."""
+    tokens = backbone.prompt_encoder.encode_text(text)
+    if len(tokens) < length:
+        raise InvalidParameter(
+            f"initial text: expected at least the prefix's {length} tokens, got {len(tokens)}; a shorter prefix starts "
+            "from less text",
+            expected=length,
+            got=len(tokens),
+        )
+    return tokens[:length]
+
+
+def text_activations(model: Model, backbone: Backbone, text: str, length: int, sites: Collection[Site]) -> PrefixKV:
+    """Keys and values ``(layers, length, kv_heads, head_dim)`` over the first ``length`` tokens of ``text``.
+
+    Where a decoder counts positions behind its prefix it goes on exactly as if the text stood before the input. Raises
+    InvalidParameter for a text with fewer tokens, or a length that the window does not hold.
+    """
+    return _activations(model, backbone, text_tokens(backbone, text, length), sites)
+
+
+@torch.no_grad()
+def _activations(model: Model, backbone: Backbone, tokens: Sequence[int], sites: Collection[Site]) -> PrefixKV:
+    encoder, length = backbone.prompt_encoder, len(tokens)
     before, after = (encoder.encode_literal(part) for part in split_template(backbone.input_template))
     begin = [*backbone.decoder_prompt, *target_opening(backbone)]
     _check_room(backbone, length, len(before) + len(after), len(begin))
 
     device = next(backbone.model.parameters()).device
-    ids = torch.tensor([[*before, *repeated, *after]], device=device)
+    ids = torch.tensor([[*before, *tokens, *after]], device=device)
     recording = _Recording(DenseAttention(1, {}, torch.tensor([ids.shape[1]], device=device)))
     if backbone.spec.input_site == "encoder":
         run_encoder(model, ids, recording, 0)
-    run_decoder(model, torch.tensor([[*begin, *repeated]], device=device), recording, 0)
+    run_decoder(model, torch.tensor([[*begin, *tokens]], device=device), recording, 0)
     starts: dict[Site, int] = {"decoder": len(begin), "encoder": len(before), "cross": len(before)}
     dtype = getattr(torch, dtype_of(backbone))
     return {site: _stacked(recording.made[site], starts[site], length, dtype) for site in sites}
@@ -80,8 +107,6 @@ def _check_room(backbone: Backbone, length: int, around: int, begin: int) -> Non
         )
 
 
-def _stacked(
-    made: list[tuple[Tensor, Tensor]], start: int, length: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _stacked(made: list[tuple[Tensor, Tensor]], start: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     keys, values = (torch.stack([pair[part] for pair in made]).to(dtype) for part in (0, 1))
     return keys[:, start : start + length], values[:, start : start + length]  # (layers, length, heads, head_dim)

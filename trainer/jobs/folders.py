@@ -1,0 +1,89 @@
+"""The folder in which a delivery of a job works, and the fence around it.
+
+    <root>/tenants/<tenant>/jobs/<job id>/run-<token>/
+
+A worker that takes a job over renames the folder of the delivery before to its own: one step of the file system, after
+which the one before, stopped or slow, finds no folder at the path it writes to. Nothing is written by a relative path.
+Owns these names; knows not what is in a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Final
+
+from prefixes.spec import check_name
+from trainer.jobs.errors import Fenced
+from trainer.jobs.job import Job
+
+_RUN: Final = re.compile(r"run-([1-9][0-9]{0,8})")
+
+
+class JobFolders:
+    """The folders under ``root``, which all workers share."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    def of(self, job: Job) -> Path:
+        """The job's folder; it need not exist."""
+        return self._root / "tenants" / check_name("tenant", job.tenant) / "jobs" / job.id
+
+    def enter(self, job: Job) -> Path:
+        """The folder of the job's present delivery, with all that the one before left in it. Raises Fenced, OSError."""
+        folder = self.of(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = folder / f"run-{job.token}"
+        while True:
+            newest = _newest(folder)
+            if newest > job.token:
+                raise Fenced(job.id, job.token, newest, job.state)
+            if newest == job.token:
+                return mine
+            try:
+                if newest:
+                    (folder / f"run-{newest}").rename(mine)
+                else:
+                    mine.mkdir()
+            except (FileNotFoundError, FileExistsError):
+                continue  # another has just entered: look who
+            _flush(folder)
+
+    def result(self, job: Job) -> Path | None:
+        """The folder with what the last delivery made, or None before there is one."""
+        newest = _newest(self.of(job))
+        return self.of(job) / f"run-{newest}" if newest else None
+
+    def remove_empty(self, job: Job) -> None:
+        """Delete the folder that ``enter`` made, and the job's, if nothing is in them."""
+        with contextlib.suppress(OSError):
+            (self.of(job) / f"run-{job.token}").rmdir()
+            self.of(job).rmdir()
+
+    def remove(self, job: Job) -> None:
+        """Delete everything of the job. A delivery that still runs finds nothing to write to."""
+        folder = self.of(job)
+        gone = folder.with_name(f".deleted-{folder.name}")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _newest(folder: Path) -> int:
+    """The highest token that has a folder; 0 for none."""
+    with contextlib.suppress(FileNotFoundError):
+        matches = (_RUN.fullmatch(entry.name) for entry in os.scandir(folder))
+        return max((int(match[1]) for match in matches if match), default=0)
+    return 0
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,286 @@
+"""A training job: its five states, and every move between them, as pure functions.
+
+    queued     waits for a worker
+    running    a worker has it; the token in the record is that worker's
+    succeeded  trained, and published where that was asked for
+    failed     ended by an error, which the record names
+    cancelled  ended because somebody asked
+
+    queued -> running                    claimed
+    queued -> cancelled                  cancel
+    running -> succeeded, failed         by its worker
+    running -> cancelled                 by its worker, within a training step of the cancel
+    running -> queued                    its worker shut down, or was lost and can be replaced
+    running -> failed, cancelled         its worker was lost once too often, or with a cancel pending
+    failed, cancelled -> queued          retry
+
+A sealed job has its prefix, which perhaps is published already: only who publishes it, once, can tell. From then on a
+cancel is too late, and other workers finish the job if this one is lost.
+
+Owns these rules; knows no store, no queue and no process. The ``token`` is the fence: it goes up with every delivery to
+a worker, and whatever a worker asks for is refused once the record has another one.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, get_args
+
+from trainer.jobs.errors import Fenced, JobConflict
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+STATES: Final[tuple[State, ...]] = get_args(State)
+ENDED: Final = frozenset[State]({"succeeded", "failed", "cancelled"})
+MAX_LOST: Final = 3
+"""Workers that a job may lose before it fails: what kills every worker is the job."""
+MAX_LOST_SEALED: Final = 10
+"""Of a sealed job: patient, but not for ever. A retry finds what was published."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed: a stable code and a message for people."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's record; JSON values alone. Times are UTC, ISO 8601."""
+
+    id: str
+    tenant: str
+    actor: str  # who submitted it
+    spec: Mapping[str, Any]  # what was asked for, see job_spec
+    state: State
+    token: int  # of the delivery that runs, or is to run
+    attempt: int  # 1, and one more with every retry by its owner
+    created_at: str
+    queued_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    worker: str | None = None  # who has it, or had it last
+    lost: int = 0  # workers lost in this attempt
+    cancel_requested: bool = False
+    stage: str | None = None  # while it runs: loading, training, evaluating, publishing
+    progress: Mapping[str, Any] = field(default_factory=dict)  # the last that its worker told
+    failure: Failure | None = None
+    version: str | None = None  # of the finished prefix, from before it is published
+    result: Mapping[str, Any] = field(default_factory=dict)  # once succeeded: task, version, alias, scores
+
+    @property
+    def delivery(self) -> str:
+        """The name of the delivery that the token stands for; no two deliveries share one."""
+        return f"{self.id}.{self.token}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing happens to it any more by itself."""
+        return self.state in ENDED
+
+    @property
+    def to_be_cancelled(self) -> bool:
+        """Whether somebody asked in time."""
+        return self.cancel_requested and self.version is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; ``job_from`` takes them back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job: ``state`` or ``progress``. ``id`` is the store's, growing."""
+
+    name: str
+    data: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a move makes of a job, and what those who watch are told."""
+
+    job: Job
+    events: tuple[Event, ...] = ()
+
+
+def job_from(values: Mapping[str, Any]) -> Job:
+    """What ``as_dict`` gave. A field that this version does not know is dropped."""
+    known = {name: value for name, value in values.items() if name in Job.__dataclass_fields__}
+    failure = known.get("failure")
+    return Job(**{**known, "failure": Failure(**failure) if failure else None})
+
+
+def now() -> str:
+    """The time as records have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_job(tenant: str, actor: str, spec: Mapping[str, Any]) -> Change:
+    """A queued job. Its id grows with time, and cannot be guessed."""
+    made = now()
+    job = Job(
+        id=f"job-{int(time.time() * 1000):012x}-{secrets.token_hex(8)}",
+        tenant=tenant,
+        actor=actor,
+        spec=dict(spec),
+        state="queued",
+        token=1,
+        attempt=1,
+        created_at=made,
+        queued_at=made,
+    )
+    return _told(job)
+
+
+# --- what its owner asks for ---
+
+
+def cancelled(job: Job) -> Change:
+    """A queued job is cancelled, a running one about to be, a sealed one not. JobConflict for one that has ended."""
+    if job.state == "cancelled" or job.cancel_requested:
+        return Change(job)
+    if job.state == "queued" and job.version is None:
+        return _ended(job, "cancelled")
+    if not job.ended:
+        return _told(replace(job, cancel_requested=True))
+    raise JobConflict(f"cancel: expected a queued or running job, got one that {job.state}", state=job.state)
+
+
+def retried(job: Job) -> Change:
+    """Queued again; it goes on from its last checkpoint. JobConflict unless it failed or was cancelled."""
+    if job.state not in ("failed", "cancelled"):
+        raise JobConflict(f"retry: expected a failed or cancelled job, got one that is {job.state}", state=job.state)
+    fresh = replace(
+        job, attempt=job.attempt + 1, lost=0, cancel_requested=False, failure=None, finished_at=None, version=None
+    )
+    return _queued(fresh)
+
+
+def require_deletable(job: Job) -> None:
+    """Raise JobConflict unless ``job`` has ended."""
+    if not job.ended:
+        raise JobConflict(f"delete: expected a job that has ended, got one that is {job.state}", state=job.state)
+
+
+# --- what its worker tells ---
+
+
+def claimed(job: Job, token: int, worker: str) -> Change:
+    """Running, with ``worker``. Fenced for a delivery that is not the newest, or not wanted any more."""
+    if (job.token, job.state, job.worker) == (token, "running", worker):
+        return Change(job)  # asked twice: the first answer was lost
+    if job.token != token or job.state != "queued":
+        raise Fenced(job.id, token, job.token, job.state)
+    return _told(
+        replace(job, state="running", worker=worker, started_at=job.started_at or now(), stage="loading", progress={})
+    )
+
+
+def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) -> Change:
+    """How far it is. Fenced for another's."""
+    require_owner(job, token)
+    changed = replace(job, progress=dict(progress), stage=stage)
+    events = [_state_event(changed)] if stage != job.stage else []
+    if progress != job.progress:
+        events.append(Event("progress", {"stage": stage, **progress}))
+    return Change(changed, tuple(events))
+
+
+def sealed(job: Job, token: int, version: str) -> Change:
+    """Its training has ended in ``version``, which is published next; a job that was to be cancelled is. Fenced."""
+    if job.token == token and job.state == "cancelled":
+        return Change(job)
+    require_owner(job, token)
+    if job.to_be_cancelled:
+        return _ended(job, "cancelled")
+    return _told(replace(job, version=version, stage="publishing"))
+
+
+def succeeded(job: Job, token: int, result: Mapping[str, Any]) -> Change:
+    """Done. Fenced for another's."""
+    if (job.token, job.state) == (token, "succeeded"):
+        return Change(job)
+    require_owner(job, token)
+    return _ended(replace(job, result=dict(result)), "succeeded")
+
+
+def failed(job: Job, token: int, failure: Failure) -> Change:
+    """Ended by ``failure``; one that was to be cancelled is. Fenced for another's."""
+    if job.token == token and job.ended:
+        return Change(job)
+    require_owner(job, token)
+    if job.to_be_cancelled:
+        return _ended(job, "cancelled")
+    return _ended(replace(job, failure=failure), "failed")
+
+
+def stopped(job: Job, token: int) -> Change:
+    """Its training has stopped on a cancel. Fenced for another's."""
+    if job.token == token and job.ended:
+        return Change(job)
+    require_owner(job, token)
+    return _ended(job, "cancelled")
+
+
+def handed_back(job: Job, token: int) -> Change:
+    """Its worker shuts down: another goes on from the last checkpoint. Fenced for another's."""
+    require_owner(job, token)
+    return _ended(job, "cancelled") if job.to_be_cancelled else _queued(job)
+
+
+def require_owner(job: Job, token: int) -> None:
+    """Raise Fenced unless the delivery ``token`` is the one that runs."""
+    if job.token != token or job.state != "running":
+        raise Fenced(job.id, token, job.token, job.state)
+
+
+# --- what those find who look after the others ---
+
+
+def lost(job: Job, token: int) -> Change:
+    """The worker of delivery ``token`` is gone: another takes over, unless that has happened too often. Fenced."""
+    require_owner(job, token)
+    if job.to_be_cancelled:
+        return _ended(job, "cancelled")
+    count = job.lost + 1
+    if count < (MAX_LOST if job.version is None else MAX_LOST_SEALED):
+        return _queued(replace(job, lost=count))
+    step = job.progress.get("step")
+    where = f"the last at step {step}" if step is not None else "the last before its first step"
+    message = f"{count} workers were lost while they ran this job, {where}; the log of the worker's machine may say why"
+    return _ended(replace(job, lost=count, failure=Failure("worker_lost", message)), "failed")
+
+
+# --- inside ---
+
+
+def _queued(job: Job) -> Change:
+    return _told(replace(job, state="queued", token=job.token + 1, queued_at=now(), stage=None))
+
+
+def _ended(job: Job, state: State) -> Change:
+    return _told(replace(job, state=state, finished_at=now(), stage=None))
+
+
+def _told(job: Job) -> Change:
+    return Change(job, (_state_event(job),))
+
+
+def _state_event(job: Job) -> Event:
+    told: dict[str, Any] = {"state": job.state, "attempt": job.attempt}
+    if job.stage is not None:
+        told["stage"] = job.stage
+    if job.state == "running" and job.to_be_cancelled:
+        told["cancel_requested"] = True
+    if job.state == "failed" and job.failure is not None:
+        told["failure"] = asdict(job.failure)
+    if job.state == "succeeded":
+        told["result"] = dict(job.result)
+    return Event("state", told)

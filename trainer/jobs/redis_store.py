@@ -1,0 +1,184 @@
+"""Jobs in Redis, for any number of service processes and workers.
+
+    prefixd-trainer:job:<tenant>:<id>     the record, JSON
+    prefixd-trainer:jobs:<tenant>         sorted set of the tenant's job ids, which sort by time
+    prefixd-trainer:open                  sorted set of <tenant>/<id> of queued and running jobs, by time of queueing
+    prefixd-trainer:events:<id>           stream of events
+    prefixd-trainer:changed               channel: the id of every job that changed
+
+One script makes every change: it compares the record with the one that the change was planned on and writes record,
+indexes and events, or nothing. Owns these keys; knows no rule of a job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Final
+
+from redis.asyncio import Redis
+
+from trainer.jobs.base import MAX_EVENTS, Plan
+from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
+from trainer.jobs.job import Change, Event, Job, job_from, require_deletable
+from trainer.jobs.reaching import reaching
+from trainer.jobs.signals import Signals, Watch
+
+PREFIX: Final = "prefixd-trainer:"
+OPEN: Final = f"{PREFIX}open"
+CHANGED: Final = f"{PREFIX}changed"
+RECONNECT_S: Final = 0.5
+
+# KEYS record, the tenant's jobs, open jobs, events; ARGV expected and new record ("" for none), job id, member of the
+# open jobs, its time ("" for a job that is not open), most events, then name and JSON of each event.
+CHANGE: Final = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then
+  redis.call('DEL', KEYS[1], KEYS[4])
+  redis.call('ZREM', KEYS[2], ARGV[3])
+else
+  redis.call('SET', KEYS[1], ARGV[2])
+  redis.call('ZADD', KEYS[2], 0, ARGV[3])
+end
+if ARGV[5] == '' then redis.call('ZREM', KEYS[3], ARGV[4]) else redis.call('ZADD', KEYS[3], ARGV[5], ARGV[4]) end
+for i = 7, #ARGV, 2 do
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*', 'name', ARGV[i], 'data', ARGV[i + 1])
+end
+redis.call('PUBLISH', 'prefixd-trainer:changed', ARGV[3])
+return 1
+"""
+
+_log = logging.getLogger("prefixd.trainer")
+
+
+class RedisJobStore:
+    """A JobStore over a client that belongs to the same event loop."""
+
+    def __init__(self, client: Redis) -> None:
+        """``close`` closes ``client``."""
+        self._client = client
+        self._script = client.register_script(CHANGE)
+        self._signals = Signals()
+        self._listening = asyncio.create_task(self._listen())
+
+    async def create(self, change: Change) -> Job:
+        """See JobStore."""
+        if not await self._write(None, change) and await self.get(change.job.tenant, change.job.id) != change.job:
+            raise JobStoreUnavailable(f"{change.job.id}: expected a new id, found a job that has it")
+        return change.job  # or its own record: the first answer was lost, and the client asked again
+
+    async def get(self, tenant: str, job_id: str) -> Job:
+        """See JobStore."""
+        job, _ = await self._read(tenant, job_id)
+        return job
+
+    async def change(self, tenant: str, job_id: str, plan: Plan) -> Job:
+        """See JobStore."""
+        while True:
+            before, text = await self._read(tenant, job_id)
+            change = plan(before)
+            if (change.job == before and not change.events) or await self._write(text, change):
+                return change.job
+
+    async def jobs(self, tenant: str, *, limit: int, before: str | None = None) -> list[Job]:
+        """See JobStore."""
+        async with reaching():
+            ids = await self._client.zrevrangebylex(
+                _tenant_key(tenant), f"({before}" if before is not None else "+", "-", start=0, num=limit
+            )
+            return await self._many([_key(tenant, job_id.decode()) for job_id in ids])
+
+    async def open_jobs(self) -> list[Job]:
+        """See JobStore."""
+        async with reaching():
+            members = [member.decode().partition("/") for member in await self._client.zrange(OPEN, 0, -1)]
+            return await self._many([_key(tenant, job_id) for tenant, _, job_id in members])
+
+    async def events(self, tenant: str, job_id: str, after: str | None = None) -> list[Event]:
+        """See JobStore."""
+        await self._read(tenant, job_id)
+        past = f"({after}" if after is not None and re.fullmatch(r"[0-9]{1,16}-[0-9]{1,10}", after) else "-"
+        async with reaching():
+            entries = await self._client.xrange(_events_key(job_id), min=past)
+        return [Event(e[b"name"].decode(), json.loads(e[b"data"]), event_id.decode()) for event_id, e in entries]
+
+    def watch(self, job_id: str) -> AbstractContextManager[Watch]:
+        """See JobStore."""
+        return self._signals.watch(job_id)
+
+    async def delete(self, tenant: str, job_id: str) -> Job:
+        """See JobStore."""
+        while True:
+            job, text = await self._read(tenant, job_id)
+            require_deletable(job)
+            if await self._write(text, Change(job), delete=True):
+                return job
+
+    async def check(self) -> None:
+        """See JobStore."""
+        async with reaching():
+            await self._client.ping()
+
+    async def close(self) -> None:
+        """See JobStore."""
+        self._listening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._listening
+        await self._client.aclose()
+
+    # --- inside ---
+
+    async def _read(self, tenant: str, job_id: str) -> tuple[Job, bytes]:
+        async with reaching():
+            text = await self._client.get(_key(tenant, job_id))
+        if text is None:
+            raise JobNotFound(job_id)
+        return job_from(json.loads(text)), text
+
+    async def _many(self, keys: list[str]) -> list[Job]:
+        texts = await self._client.mget(keys) if keys else []
+        return [job_from(json.loads(text)) for text in texts if text is not None]
+
+    async def _write(self, expected: bytes | None, change: Change, *, delete: bool = False) -> bool:
+        job = change.job
+        queued = "" if job.ended else str(datetime.fromisoformat(job.queued_at).timestamp())
+        told = [part for event in change.events for part in (event.name, json.dumps(event.data))]
+        keys = [_key(job.tenant, job.id), _tenant_key(job.tenant), OPEN, _events_key(job.id)]
+        record = "" if delete else json.dumps(job.as_dict())
+        arguments = [expected or "", record, job.id, f"{job.tenant}/{job.id}", queued, MAX_EVENTS, *told]
+        async with reaching():
+            return bool(await self._script(keys=keys, args=arguments))
+
+    async def _listen(self) -> None:
+        """Pass on what is told on the channel; what was missed while it was away, everybody looks for."""
+        while True:
+            try:
+                async with reaching(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
+                    async with reaching():
+                        await channel.subscribe(CHANGED)
+                    self._signals.send_all()
+                    while True:
+                        async with reaching():
+                            message = await channel.get_message(timeout=RECONNECT_S)
+                        if message is not None:
+                            self._signals.send(message["data"].decode())
+            except JobStoreUnavailable as error:
+                _log.warning("job announcements interrupted", extra={"facts": {"error": error.message}})
+                await asyncio.sleep(RECONNECT_S)
+
+
+def _key(tenant: str, job_id: str) -> str:
+    return f"{PREFIX}job:{tenant}:{job_id}"
+
+
+def _tenant_key(tenant: str) -> str:
+    return f"{PREFIX}jobs:{tenant}"
+
+
+def _events_key(job_id: str) -> str:
+    return f"{PREFIX}events:{job_id}"

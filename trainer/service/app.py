@@ -1,0 +1,58 @@
+"""The trainer's applications: routes, middleware and error handlers around one runtime.
+
+Owns which route is for the public and which for those who run the service; knows no process, socket or signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from fastapi import FastAPI
+
+from server.web.error_handlers import install_error_handlers
+from server.web.http_metrics import HttpMetrics
+from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from server.web.version import package_version
+from trainer.service.routes import datasets, jobs, operations
+from trainer.service.runtime import TrainerRuntime
+from trainer.service.schemas import Evaluation, Hyperparameters, JobBody, JobsQuery
+
+FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    "/jobs": frozenset(JobBody.model_fields) | frozenset(JobsQuery.model_fields),
+    "hyperparameters": frozenset(Hyperparameters.model_fields),
+    "evaluation": frozenset(Evaluation.model_fields),
+}
+
+
+def create_public(runtime: TrainerRuntime) -> FastAPI:
+    """The API."""
+    app = FastAPI(
+        title="prefixd trainer",
+        summary="Upload data, submit a job, watch it, serve the result.",
+        version=package_version(),
+        redirect_slashes=False,
+    )
+    for router in (datasets.router, jobs.router, operations.public, operations.probes):
+        app.include_router(router)
+    _install(app, runtime, HttpMetrics(runtime.metrics))
+    return app
+
+
+def create_admin(runtime: TrainerRuntime) -> FastAPI:
+    """For a port of its own: no route of it, probes apart, is in the public one."""
+    app = FastAPI(title="prefixd trainer admin", version=package_version(), docs_url=None, redoc_url=None)
+    for router in (operations.admin, operations.probes):
+        app.include_router(router)
+    _install(app, runtime, None)  # probes and scrapes are no traffic
+    return app
+
+
+def _install(app: FastAPI, runtime: TrainerRuntime, metrics: HttpMetrics | None) -> None:
+    app.state.runtime = runtime
+    settings = runtime.settings
+    install_error_handlers(app, FIELDS)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=settings.max_body_bytes, uploads={"/datasets": settings.max_dataset_bytes}
+    )
+    app.add_middleware(RequestMiddleware, metrics=metrics, access_log=settings.access_log)  # added last, runs first

@@ -1,0 +1,93 @@
+"""Puts a trainer together: registry, job store, queue, worker.
+
+Owns the choice between Redis and the folder, and what is checked before anything is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+
+import anyio
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics
+
+from prefixes.errors import RegistryUnavailable
+from prefixes.registry import open_to_serve
+from prefixes.registry.redis_url import parse_redis_url
+from server.web.settings_sources import InvalidSettings
+from trainer.datasets import DatasetStore
+from trainer.jobs.base import JobStore, Queue
+from trainer.jobs.disk_store import DiskJobStore
+from trainer.jobs.folders import JobFolders
+from trainer.jobs.local_queue import LocalQueue
+from trainer.jobs.redis_store import RedisJobStore
+from trainer.jobs.saq_queue import PATIENCE, SaqQueue
+from trainer.service.job_service import JobService
+from trainer.service.metrics import JobMetrics, QueueCollector
+from trainer.service.runtime import MAX_UPLOADS_AT_ONCE, TrainerRuntime
+from trainer.service.settings import TrainerSettings
+from trainer.service.worker import Worker
+
+_log = logging.getLogger("prefixd.trainer")
+
+
+@dataclass(frozen=True)
+class AssembledTrainer:
+    """All that one process is made of; it belongs to the event loop that it was assembled on."""
+
+    runtime: TrainerRuntime
+    worker: Worker
+    waiting: QueueCollector
+
+    async def close(self) -> None:
+        """Release connections and locks."""
+        await self.worker.queue.close()
+        await self.worker.store.close()
+        self.worker.registry.close()
+
+
+async def assemble(settings: TrainerSettings) -> AssembledTrainer:
+    """Connect to everything. Raises InvalidSettings, RegistryUnavailable, JobStoreUnavailable."""
+    if settings.redis is None and not settings.api:
+        raise InvalidSettings("api: without --redis one process is the whole service; expected no --no-api")
+    if not (settings.api or settings.workers):
+        raise InvalidSettings("workers: expected at least 1 in a process without the API, got 0")
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
+    try:
+        store, queue = await _jobs(settings, name)
+    except BaseException:
+        registry.close()
+        raise
+    disable_created_metrics()
+    metrics, waiting = CollectorRegistry(), QueueCollector()
+    for collector in (ProcessCollector(registry=None), PlatformCollector(registry=None), waiting):
+        metrics.register(collector)
+    folders = JobFolders(settings.data)
+    service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry)
+    runtime = TrainerRuntime(settings, service, metrics, anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE))
+    worker = Worker(name, settings, store, queue, folders, registry, JobMetrics(metrics))
+    _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})
+    return AssembledTrainer(runtime, worker, waiting)
+
+
+async def _jobs(settings: TrainerSettings, worker: str) -> tuple[JobStore, Queue]:
+    if settings.redis is None:
+        return DiskJobStore(settings.data), LocalQueue()
+    try:
+        target = parse_redis_url(settings.redis)
+    except RegistryUnavailable as error:
+        raise InvalidSettings(f"redis: {error.message}") from None
+    if target.kind == "cluster":
+        raise InvalidSettings("redis: expected one server or Sentinels for the jobs, got a Cluster")
+    store = RedisJobStore(target.connect_asyncio())
+    try:
+        await store.check()
+        client = target.connect_asyncio(patience=PATIENCE)
+        return store, SaqQueue(client, worker, lease_s=settings.lease_s, stop_s=settings.drain_timeout_s)
+    except BaseException:
+        await store.close()
+        raise

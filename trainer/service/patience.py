@@ -1,0 +1,37 @@
+"""Waiting for a registry that is away, while the job is still this worker's and still wanted.
+
+Owns how often it is tried and for how long in all; knows no registry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from prefixes.errors import RegistryUnavailable
+from trainer.jobs.errors import JobStoreUnavailable
+from trainer.jobs.job import Job
+from trainer.jobs.signals import Watch
+from trainer.service.outcome import Cancelled
+
+RETRY_S: Final = 1.0
+
+
+class Patience:
+    """For one job and one step of it; ``limit_s`` counts from here."""
+
+    def __init__(self, limit_s: float, owned: Callable[[], Awaitable[Job]], watch: Watch) -> None:
+        """``owned`` reads the job's record and raises Fenced for one that has become another's."""
+        self._owned, self._watch = owned, watch
+        self._deadline = time.monotonic() + limit_s
+
+    async def wait(self, error: RegistryUnavailable) -> None:
+        """Return when it may be tried again. Raises ``error`` when patience is at its end, Cancelled, Fenced."""
+        if time.monotonic() > self._deadline:
+            raise error
+        with contextlib.suppress(JobStoreUnavailable):
+            if (await self._owned()).to_be_cancelled:
+                raise Cancelled from None
+        await self._watch.wait(RETRY_S)

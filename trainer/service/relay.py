@@ -1,0 +1,57 @@
+"""From what a process tells, many times a second, to what is worth writing down.
+
+Owns the rate and what of several messages stays; knows no process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.jobs.base import JobStore
+from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
+from trainer.jobs.job import Job, progressed
+from trainer.service.metrics import JobMetrics
+
+
+class Relay:
+    """Takes a process's progress as it comes and writes it to the record now and then, the newest always."""
+
+    def __init__(self, job: Job, store: JobStore, metrics: JobMetrics, interval_s: float) -> None:
+        self._job, self._store, self._metrics, self._interval_s = job, store, metrics, interval_s
+        self._stage, self._progress = "loading", dict[str, Any]()
+        self._news = asyncio.Event()
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """A ``stage`` or ``progress`` message."""
+        if message["event"] == "stage":
+            self._stage = str(message["stage"])
+        else:
+            kept = {name: self._progress[name] for name in ("validation_loss",) if name in self._progress}
+            told = {name: value for name, value in message.items() if name != "event" and value is not None}
+            self._progress = kept | told
+            self._metrics.progressed(self._job, self._progress)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write what is new, at most every ``interval_s`` seconds."""
+        while True:
+            await self._news.wait()
+            await self.flush()
+            await asyncio.sleep(self._interval_s)
+
+    async def flush(self) -> None:
+        """Write what is new, if it can be written just now."""
+        if not self._news.is_set():
+            return
+        self._news.clear()
+        job, stage, progress = self._job, self._stage, self._progress
+        with contextlib.suppress(JobNotFound, Fenced):  # the guard finds out about a fence
+            try:
+                await self._store.change(
+                    job.tenant, job.id, lambda found: progressed(found, job.token, progress, stage)
+                )
+            except JobStoreUnavailable:
+                self._news.set()

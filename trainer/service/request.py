@@ -1,0 +1,76 @@
+"""What passes between a worker and the process that trains for it, as files in the job's folder. Torch-free.
+
+Owns these files: ``prepare`` writes what the process needs, which has nothing else; ``finished`` reads what it made.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from prefixes.errors import BackboneError, PrefixdError
+from prefixes.registry.base import Registry
+from prefixes.spec import TaskRef
+from trainer.datasets import DatasetStore
+from trainer.files import write_bytes, write_json
+from trainer.jobs.job import Job
+from trainer.service.settings import TrainerSettings
+
+REQUEST: Final = "request.json"
+START: Final = "start.safetensors"
+ARTIFACT: Final = "prefix.safetensors"
+RECORD: Final = "record.json"
+AS_ASKED: Final = ("config", "template", "hold_out", "defaults", "drop_long", "truncate")
+
+
+class Unfinished(PrefixdError):
+    """The process said that it was done, and what it made is not there."""
+
+    code = "crashed"
+
+
+def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registry) -> None:
+    """Write the run's request and, for a warm start, the version to start from into ``folder``.
+
+    Raises DatasetNotFound for data deleted since, TaskNotFound and RegistryUnavailable for the version, BackboneError
+    where this worker has not the backbone.
+    """
+    spec, store = job.spec, DatasetStore(settings.data)
+    place = settings.backbones.get(spec["backbone"])
+    if place is None:
+        known = ", ".join(settings.backbones)
+        raise BackboneError(f"backbone {spec['backbone']!r}: expected one of the worker's, which has {known}")
+    start = folder / START
+    if spec["start_from"] is not None and not start.exists():
+        ref = TaskRef.parse(spec["start_from"])
+        assert ref.version is not None, "the service has resolved it"
+        write_bytes(start, registry.fetch(ref.tenant, ref.version))
+    validation = spec["validation_dataset"]
+    write_json(
+        folder / REQUEST,
+        {
+            "task": spec["task"],
+            "evaluation": spec["evaluation"],
+            "threads": settings.threads,
+            "start_text": spec.get("start_text"),  # a job of an older trainer has none
+            "run": {
+                "data": str(store.path(job.tenant, spec["dataset"])),
+                "validation": None if validation is None else str(store.path(job.tenant, validation)),
+                "backbone": str(Path(place).absolute()) if Path(place).is_dir() else place,
+                "device": settings.device,
+                "dtype": settings.dtype,
+                **{name: spec[name] for name in AS_ASKED},
+            },
+        },
+    )
+
+
+def finished(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """The artifact, and the record to publish beside it. Raises Unfinished; the registry validates the artifact."""
+    try:
+        artifact = (folder / ARTIFACT).read_bytes()
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text(), parse_constant=lambda _: None)
+    except (OSError, ValueError) as error:
+        raise Unfinished(f"expected a finished job's artifact and record, got {type(error).__name__}") from error
+    return artifact, record

@@ -1,0 +1,115 @@
+"""``/datasets``: what jobs train on, uploaded once, named by its content."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from prefixes.spec import check_name
+from server.web.errors import InvalidRequest
+from server.web.responses import json_response
+from server.web.sse import ClientLeft
+from trainer.datasets import DatasetInfo, DatasetStore, Upload
+from trainer.service.runtime import allowed, runtime_of
+
+CHUNK = 1 << 20
+"""Bytes that are checked and written at once, off the event loop."""
+IDLE_S = 60.0
+"""How long an upload may stand still: it holds one of few places."""
+SLOWEST: Final = 1 << 10
+"""Bytes per second that must come in the long run, for the same reason."""
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+UPLOAD = {
+    "parameters": [{"name": "name", "in": "query", "schema": {"type": "string"}, "description": "Shown in lists."}],
+    "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
+}
+
+
+@router.post("", status_code=201, summary="Upload a dataset", openapi_extra=UPLOAD)
+async def upload(request: Request) -> Response:
+    """JSONL of `{"input", "target"}`, the body as it is. The first bad line ends it: 422 names line and field."""
+    runtime, caller = runtime_of(request), allowed(request)
+    runtime.check_taking_work()
+    kind = request.headers.get("content-type", "").lower()
+    if kind.startswith("multipart/"):
+        raise InvalidRequest("content-type: expected the JSONL as the body (curl --data-binary @FILE), got a form")
+    name = request.query_params.get("name")
+    if name is not None:
+        check_name("dataset", name)
+    async with runtime.uploads:
+        store = runtime.service.datasets
+        info = await _receive(request, store, caller.tenant, runtime.settings.max_dataset_bytes, name)
+    return json_response(_body(info), status=201)
+
+
+@router.get("", summary="List datasets")
+async def datasets(request: Request) -> Response:
+    """The newest first."""
+    store, caller = runtime_of(request).service.datasets, allowed(request)
+    listed = await asyncio.to_thread(store.list, caller.tenant)
+    return json_response({"datasets": [_body(info) for info in listed]})
+
+
+@router.get("/{digest}", summary="What is known of a dataset")
+async def dataset(request: Request, digest: str) -> Response:
+    """404 for none, and for another tenant's."""
+    store, caller = runtime_of(request).service.datasets, allowed(request)
+    return json_response(_body(await asyncio.to_thread(store.info, caller.tenant, _digest(digest))))
+
+
+@router.delete("/{digest}", status_code=204, summary="Delete a dataset")
+async def delete(request: Request, digest: str) -> Response:
+    """409 while a queued or running job needs it."""
+    service, caller = runtime_of(request).service, allowed(request)
+    await service.delete_dataset(caller, _digest(digest))
+    return Response(status_code=204)
+
+
+async def _receive(request: Request, store: DatasetStore, tenant: str, most: int, name: str | None) -> DatasetInfo:
+    with await asyncio.to_thread(store.begin, tenant, max_bytes=most, name=name) as upload:
+        try:
+            await _read(request, upload)
+        except ClientDisconnect:
+            raise ClientLeft from None
+        return await asyncio.to_thread(upload.finish)
+
+
+async def _read(request: Request, upload: Upload) -> None:
+    held, pieces, began, got = bytearray(), request.stream(), time.monotonic(), 0
+    while (piece := await _next(pieces)) is not None:
+        held += piece
+        got += len(piece)
+        if (seconds := time.monotonic() - began) > IDLE_S + got / SLOWEST:
+            raise InvalidRequest(f"body: expected {SLOWEST} bytes a second or more, got {got} in {seconds:.0f} s")
+        if len(held) >= CHUNK:
+            await asyncio.to_thread(upload.write, bytes(held))
+            held.clear()
+    if held:
+        await asyncio.to_thread(upload.write, bytes(held))
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    try:
+        async with asyncio.timeout(IDLE_S):
+            return await anext(pieces, None)
+    except TimeoutError:
+        raise InvalidRequest(f"body: expected more of it within {IDLE_S:.0f} s, got nothing") from None
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise InvalidRequest("dataset: expected sha256: and 64 hexadecimal digits, as the upload was answered with")
+    return text
+
+
+def _body(info: DatasetInfo) -> dict[str, object]:
+    return {"dataset": info.digest, **{name: value for name, value in info.as_dict().items() if name != "digest"}}

@@ -1,0 +1,147 @@
+"""``/jobs``: submit, list, watch, cancel, retry, delete; and a finished job's report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import FileResponse, Response
+
+from server.web.auth import Caller
+from server.web.responses import json_response, to_json
+from server.web.sse import EventStreamResponse, event
+from trainer.jobs.errors import JobConflict, JobNotFound, JobStoreUnavailable
+from trainer.jobs.job import Job
+from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
+from trainer.service.schemas import JobBody, JobsQuery
+
+LOOK_S = 2.0
+"""How often a stream looks for events when nothing wakes it."""
+REPORTS = {"html": ("report.html", "text/html; charset=utf-8"), "json": ("report.json", "application/json")}
+SAFE = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox",
+    "cache-control": "private, no-cache",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+@router.post("", status_code=201, summary="Submit a training job")
+async def submit(body: JobBody, request: Request) -> Response:
+    """Checked as far as can be without training; then it waits for a worker."""
+    runtime, caller = runtime_of(request), allowed(request)
+    runtime.check_taking_work()
+    return json_response(job_body(await runtime.service.submit(caller, body)), status=201)
+
+
+@router.get("", summary="List jobs")
+async def jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
+    """The newest first; `next` is the `before` of the next page."""
+    store, caller = runtime_of(request).service.store, allowed(request)
+    found = await store.jobs(caller.tenant, limit=query.limit + 1, before=query.before)
+    page, more = found[: query.limit], len(found) > query.limit
+    listed = [job_body(job) for job in page if query.state in (None, job.state)]
+    return json_response({"jobs": listed, "next": page[-1].id if more else None})
+
+
+@router.get("/{job_id}", summary="What is known of a job")
+async def job(request: Request, job_id: str) -> Response:
+    """Its state, its progress, and what it was asked to do."""
+    return json_response(job_body(await _job(request, job_id)))
+
+
+@router.get("/{job_id}/events", summary="Watch a job")
+async def events(request: Request, job_id: str) -> Response:
+    """Server-sent events, `state` and `progress`, from the first on or behind `Last-Event-ID`, until the job ends.
+
+    204 where it has ended and nothing is left to tell, so that an EventSource does not come back.
+    """
+    runtime, caller = runtime_of(request), allowed(request)
+    found = await _job(request, job_id)
+    after = request.headers.get("last-event-id")
+    if found.ended and not await runtime.service.store.events(caller.tenant, job_id, after):
+        return Response(status_code=204)
+    left = asyncio.Event()
+    body = _events(runtime, caller, job_id, after, left)
+    return EventStreamResponse(body, abort=left.set, heartbeat_s=runtime.settings.heartbeat_s)
+
+
+@router.get("/{job_id}/report", summary="A finished job's report")
+async def report(request: Request, job_id: str, format: Literal["html", "json"] = "html") -> Response:
+    """409 for a job that has not been trained to its end."""
+    found = await _job(request, job_id)
+    name, kind = REPORTS[format]
+    path = await asyncio.to_thread(_file, runtime_of(request), found, name)
+    if path is None:
+        raise JobConflict(f"report: expected a job that was trained to its end, got one that is {found.state}")
+    return FileResponse(path, media_type=kind, headers=SAFE)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job")
+async def cancel(request: Request, job_id: str) -> Response:
+    """A running one stops before its next training step, and is `cancelled` then. 409 for one that has ended."""
+    caller = allowed(request)
+    return json_response(job_body(await runtime_of(request).service.cancel(caller, job_id)))
+
+
+@router.post("/{job_id}/retry", summary="Run a failed or cancelled job again")
+async def retry(request: Request, job_id: str) -> Response:
+    """From its last checkpoint on. 409 for any other."""
+    runtime, caller = runtime_of(request), allowed(request)
+    runtime.check_taking_work()
+    return json_response(job_body(await runtime.service.retry(caller, job_id)))
+
+
+@router.delete("/{job_id}", status_code=204, summary="Forget a job")
+async def delete(request: Request, job_id: str) -> Response:
+    """Its checkpoint and report go with it; what it published stays. 409 for one that has not ended."""
+    await runtime_of(request).service.delete(allowed(request), job_id)
+    return Response(status_code=204)
+
+
+def job_body(job: Job) -> dict[str, Any]:
+    """A job as the API tells it: nothing of this machine."""
+    told = job.as_dict()
+    for inner in ("token", "worker", "lost", "actor", "tenant"):
+        del told[inner]
+    return told
+
+
+async def _job(request: Request, job_id: str) -> Job:
+    return await runtime_of(request).service.store.get(allowed(request).tenant, job_id)
+
+
+async def _events(
+    runtime: TrainerRuntime, caller: Caller, job_id: str, after: str | None, left: asyncio.Event
+) -> AsyncIterator[bytes]:
+    store = runtime.service.store
+    with store.watch(job_id) as watch:
+        while not (left.is_set() or runtime.draining):
+            try:
+                found = await store.get(caller.tenant, job_id)
+                news = await store.events(caller.tenant, job_id, after)
+            except JobStoreUnavailable:
+                news, ended = [], False
+            except JobNotFound:
+                return  # deleted meanwhile
+            else:
+                ended = found.ended
+            if news:
+                after = news[-1].id
+                yield b"".join(event(item.name, to_json(item.data), event_id=item.id) for item in news)
+            elif ended:
+                return
+            else:
+                await watch.wait(LOOK_S)
+
+
+def _file(runtime: TrainerRuntime, job: Job, name: str) -> Path | None:
+    folder = runtime.service.folders.result(job)
+    path = None if folder is None else folder / name
+    return path if path is not None and job.version is not None and path.is_file() else None

@@ -1,0 +1,41 @@
+"""``/health``, ``/ready`` and ``/backbones`` on the public port; probes and metrics on the admin's."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.web.responses import json_response, metrics_response
+from trainer.service.runtime import allowed, runtime_of
+
+probes = APIRouter(tags=["operations"])
+public = APIRouter(tags=["operations"])
+admin = APIRouter(tags=["admin"])
+
+
+@probes.get("/health", summary="Is the process alive")
+async def health() -> Response:
+    """Always, when it answers."""
+    return json_response({"status": "ok"})
+
+
+@probes.get("/ready", summary="Should traffic come here")
+async def ready(request: Request) -> Response:
+    """503 while draining, and while the place of the jobs does not answer."""
+    runtime = runtime_of(request)
+    runtime.check_taking_work()
+    await runtime.service.store.check()
+    return json_response({"status": "ready"})
+
+
+@public.get("/backbones", summary="What jobs may train for")
+async def backbones(request: Request) -> Response:
+    """The names that the operator listed; the first is the default."""
+    allowed(request)
+    return json_response({"backbones": list(runtime_of(request).settings.backbones)})
+
+
+@admin.get("/metrics", summary="Prometheus metrics")
+async def metrics(request: Request) -> Response:
+    """In the text format that the Accept header asks for."""
+    return await metrics_response(request, runtime_of(request).metrics)

@@ -1,0 +1,200 @@
+"""What a job's process does, step by step: train, score on what was held out, report.
+
+Owns the order, and that a step which a process before has finished is not done again; knows no worker and no registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+
+from prefixes.artifact import read_prefix
+from prefixes.backbone import load_backbone
+from trainer.config import TrainConfig
+from trainer.dataset_lines import InvalidData
+from trainer.errors import TrainingStopped
+from trainer.evaluate import Evaluation, evaluate
+from trainer.failures import named_failures
+from trainer.files import write_json
+from trainer.initial import Initial, InitialText, InitialVersion
+from trainer.loop import Progress
+from trainer.report import report_of, write_reports
+from trainer.resume import begun_with
+from trainer.run import RunRequest, RunResult, read_datasets, run_training
+from trainer.scores.base import ScorerMissing
+from trainer.scores.presets import NEED_JAVA, metrics_of, preset_of
+from trainer.service.request import RECORD, REQUEST, START
+
+EVALUATION: Final = "evaluation.json"
+TELL_S: Final = 0.1
+"""Steps may be quicker than anybody wants to read."""
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What to train, for which task, and how to score it."""
+
+    task: str
+    run: RunRequest
+    evaluation: Mapping[str, Any] | None
+    threads: int | None
+
+
+class Listener(Protocol):
+    """Who started the process."""
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Something happened."""
+
+    def should_stop(self) -> bool:
+        """Whether to end before the next step."""
+
+
+class Pace(Protocol):
+    """Counts to speeds."""
+
+    def at(self, step: int, tokens: int, total: int) -> Mapping[str, float]:
+        """Speeds and the time left."""
+
+
+def run_job(folder: Path, listener: Listener, pace: Pace) -> str:
+    """The finished prefix's version; everything about it lies in ``folder``. Raises PrefixdError."""
+    job = read_request(folder)
+    metrics = None if job.evaluation is None else _metrics(job.evaluation)  # what is missing is missed before hours
+    _check_data(job)
+    listener.tell("stage", stage="training")
+    result = run_training(job.run, resume=True, report=_reporter(listener, pace), should_stop=listener.should_stop)
+    evaluation = None
+    if job.evaluation is not None and metrics is not None:
+        listener.tell("stage", stage="evaluating")
+        with named_failures("a smaller evaluation limit needs less"):
+            evaluation = _evaluated(folder, job, result, metrics, job.evaluation, listener)
+    listener.tell("stage", stage="reporting")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    seconds, tokens = result.record["seconds"], result.record["tokens"]
+    speed = {"tokens_per_second": round(tokens / seconds, 1)} if seconds else {}
+    cost = {"seconds": seconds, "tokens": tokens, **speed, "peak_memory_bytes": peak}
+    write_reports(folder, report_of(folder, evaluation, task=job.task, cost=cost))
+    record = dict(result.record)
+    if evaluation is not None:
+        record = record | evaluation.record(record)
+    write_json(folder / RECORD, record)
+    return result.version
+
+
+def read_request(folder: Path) -> JobRequest:
+    """What the worker wrote."""
+    values = json.loads((folder / REQUEST).read_text())
+    # A run goes on as it began, also on a machine that would have begun it otherwise.
+    run, start = {**values["run"], **begun_with(folder)}, folder / START
+    config, validation = run["config"], run["validation"]
+    return JobRequest(
+        values["task"],
+        RunRequest(
+            **run
+            | {
+                "data": Path(run["data"]),
+                "validation": None if validation is None else Path(validation),
+                "output": folder,
+                "config": TrainConfig(**config | {"sites": tuple(config["sites"])}),
+                "initial": _initial(values["start_text"], start),
+                "device": _device(run["device"]),
+            }
+        ),
+        values["evaluation"],
+        values["threads"],
+    )
+
+
+def _initial(text: str | None, version: Path) -> Initial | None:
+    if text is not None:
+        return InitialText(text)
+    return InitialVersion.read(version.read_bytes()) if version.exists() else None
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _metrics(how: Mapping[str, Any]) -> Sequence[str]:
+    """The metrics that were named, or those of the preset that this machine can compute.
+
+    Raises ScorerMissing for a named one that it cannot.
+    """
+    preset = preset_of(how["preset"])
+    if how["metrics"]:
+        return metrics_of(preset, how["metrics"])
+    try:
+        return metrics_of(preset, ())
+    except ScorerMissing:
+        return [name for name in preset.metrics if name not in NEED_JAVA]
+
+
+def _check_data(job: JobRequest) -> None:
+    """Raise InvalidData for a file that is not the dataset that the job was submitted with."""
+    for path in filter(None, (job.run.data, job.run.validation)):
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != path.stem:
+            raise InvalidData(f"dataset: expected sha256:{path.stem}, found sha256:{found}: the file is damaged")
+
+
+def _reporter(listener: Listener, pace: Pace) -> Any:
+    told = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal told
+        speeds = pace.at(progress.step, progress.tokens, progress.total)
+        measured = progress.validation_loss
+        if measured is None and progress.step < progress.total and time.monotonic() - told < TELL_S:
+            return
+        told = time.monotonic()
+        validation = {} if measured is None else {"validation_loss": measured}
+        listener.tell(
+            "progress",
+            step=progress.step, total=progress.total, epoch=progress.epoch, loss=progress.loss,
+            learning_rate=progress.learning_rate, tokens=progress.tokens, **validation, **speeds,
+        )  # fmt: skip
+
+    return report
+
+
+def _evaluated(
+    folder: Path,
+    job: JobRequest,
+    result: RunResult,
+    metrics: Sequence[str],
+    how: Mapping[str, Any],
+    listener: Listener,
+) -> Evaluation | None:
+    """The scores on what was held out, from the file where they are known; None where nothing was held out."""
+    path, run = folder / EVALUATION, job.run
+    if path.exists():
+        return Evaluation.from_dict(json.loads(path.read_text()))
+    _, data = read_datasets(run)
+    if not data.examples:
+        return None
+    backbone = load_backbone(run.backbone, dtype=getattr(torch, run.dtype), device=run.device)
+
+    def report(done: int, total: int) -> None:
+        if listener.should_stop():
+            raise TrainingStopped("stopped while its outputs were scored")
+        listener.tell("progress", evaluated=done, inputs=total)
+
+    made = evaluate(
+        backbone, read_prefix(result.artifact), data,
+        preset=how["preset"], metrics=metrics, limit=how["limit"], truncate=run.truncate, threads=job.threads,
+        report=report,
+    )  # fmt: skip
+    write_json(path, made.as_dict())
+    return made

@@ -1,0 +1,45 @@
+"""What the trainer's routes work with: one object per process, reached from the request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+from fastapi import Request
+from prometheus_client import CollectorRegistry
+
+from prefixes.errors import ShuttingDown
+from server.web.auth import Action, Caller, authorize, caller_of
+from trainer.service.job_service import JobService
+from trainer.service.settings import TrainerSettings
+
+MAX_UPLOADS_AT_ONCE = 4
+
+
+@dataclass
+class TrainerRuntime:
+    """Everything that lives as long as the process. ``draining`` is set once, when a signal came."""
+
+    settings: TrainerSettings
+    service: JobService
+    metrics: CollectorRegistry
+    uploads: anyio.CapacityLimiter
+    draining: bool = False
+
+    def check_taking_work(self) -> None:
+        """Raise ShuttingDown while the process drains."""
+        if self.draining:
+            raise ShuttingDown("the trainer is shutting down and takes no new work")
+
+
+def runtime_of(request: Request) -> TrainerRuntime:
+    """The runtime of the application that serves ``request``."""
+    runtime: TrainerRuntime = request.app.state.runtime
+    return runtime
+
+
+def allowed(request: Request) -> Caller:
+    """The caller, who may train for the own tenant. Raises Forbidden."""
+    caller = caller_of(request)
+    authorize(caller, Action.TRAIN, caller.tenant)
+    return caller

@@ -1,0 +1,107 @@
+"""Bodies and queries of the trainer's routes: closed sets, unknown fields are errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from prefixes.spec import DEFAULT_ALIAS
+from trainer.jobs.job import State
+
+DIGEST = r"^sha256:[0-9a-f]{64}$"
+Digest = Annotated[str, Field(pattern=DIGEST)]
+MAX_DEFAULTS: Final = 10_000
+"""Characters of the decoding parameters as JSON; a record is read often."""
+MAX_TEXT: Final = 10_000
+"""Characters of a text to start from, for the same reason; a prefix takes its first tokens alone."""
+
+
+def _storable(values: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(values, ensure_ascii=False)
+    if len(text) > MAX_DEFAULTS:
+        raise ValueError(f"expected at most {MAX_DEFAULTS} characters as JSON, got {len(text)}")
+    _encodable(text)
+    return values
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text, got half of a surrogate pair") from None
+    return text
+
+
+class Closed(BaseModel):
+    """Frozen, and without any other field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hyperparameters(Closed):
+    """TrainConfig's options; what is not given is the preset's, the paper's settings for such a task."""
+
+    prefix_length: int | None = Field(None, ge=1, le=4096)
+    sites: tuple[Literal["encoder", "decoder", "cross"], ...] | None = None
+    positions: Literal["shifted", "unshifted"] | None = None
+    method: Literal["mlp", "direct"] | None = None
+    middle: int | None = Field(None, ge=1, le=65536)
+    frozen_positions: int | None = Field(None, ge=0, le=4096)
+    init: str | None = Field(None, min_length=1, max_length=10_000)
+    epochs: int | None = Field(None, ge=1, le=10_000)
+    batch_size: int | None = Field(None, ge=1, le=4096)
+    accumulate: int | None = Field(None, ge=1, le=4096)
+    checkpoint_activations: bool | None = None
+    learning_rate: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
+    warmup_steps: int | None = Field(None, ge=0)
+    weight_decay: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
+    gradient_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    reduction: Literal["sequence", "token"] | None = None
+    validate_every: int | None = Field(None, ge=0)
+    checkpoint_every: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given."""
+        return self.model_dump(exclude_none=True)
+
+
+class Evaluation(Closed):
+    """How the finished prefix is scored on the held-out inputs.
+
+    ``metrics``: the preset's where none are named, but for those that need Java on a machine without it.
+    """
+
+    preset: str = Field("plain", max_length=40)
+    metrics: tuple[str, ...] = Field((), max_length=20)
+    limit: int | None = Field(500, ge=1, le=100_000)
+
+
+class JobBody(Closed):
+    """``POST /jobs``."""
+
+    task: str = Field(max_length=300)
+    dataset: Digest
+    backbone: str | None = Field(None, max_length=64)
+    preset: str | None = Field(None, max_length=40)
+    hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters.model_validate({}))
+    validation_dataset: Digest | None = None
+    hold_out: int = Field(5, ge=0, le=50)
+    template: str | None = Field(None, max_length=100_000)
+    defaults: Annotated[dict[str, Any], AfterValidator(_storable)] = Field(default_factory=dict)
+    truncate: bool = False
+    drop_long: bool = False
+    alias: str | None = Field(DEFAULT_ALIAS, max_length=100)
+    start_from: str | None = Field(None, max_length=300)
+    start_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_encodable)] | None = None
+    evaluation: Evaluation | None = Field(default_factory=lambda: Evaluation.model_validate({}))
+
+
+class JobsQuery(Closed):
+    """``GET /jobs``."""
+
+    state: State | None = None
+    limit: int = Field(100, ge=1, le=1000)
+    before: str | None = Field(None, max_length=64)

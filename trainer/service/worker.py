@@ -1,0 +1,297 @@
+"""A worker: takes deliveries, has a process of its own train each, and publishes what comes of it.
+
+Owns a job's life between claim and end on this machine. Only the worker has the registry; the process that trains gets
+a folder. Everything it writes goes through the fence: the record's token, the folder's name, the publish's key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from prefixes.errors import PrefixdError, RegistryUnavailable
+from prefixes.registry.base import Registry
+from prefixes.spec import TaskRef
+from trainer.errors import NO_ROOM
+from trainer.jobs.base import JobStore, Plan, Queue
+from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
+from trainer.jobs.folders import JobFolders
+from trainer.jobs.job import (
+    Change,
+    Failure,
+    Job,
+    claimed,
+    failed,
+    handed_back,
+    lost,
+    require_owner,
+    sealed,
+    stopped,
+    succeeded,
+)
+from trainer.jobs.lease import Lease
+from trainer.jobs.signals import Watch
+from trainer.service.metrics import JobMetrics
+from trainer.service.outcome import Cancelled, JobFailed, public, version_of
+from trainer.service.patience import RETRY_S, Patience
+from trainer.service.process import ChildProcess, started
+from trainer.service.relay import Relay
+from trainer.service.request import finished, prepare
+from trainer.service.settings import TrainerSettings
+
+LOOK_S: Final = 2.0
+"""How often a worker looks at its job's record when nothing wakes it."""
+STOP_S: Final = 10.0
+"""How long a process whose job was cancelled may go on: loading and scoring ask less often than every step."""
+HAND_BACK_S: Final = 2.0
+"""What of the time to drain is kept for telling the others."""
+
+LOST: Final = "job lost to another worker"
+
+_log = logging.getLogger("prefixd.trainer")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """``handle`` runs one delivery. ``name`` tells this process from every other."""
+
+    name: str
+    settings: TrainerSettings
+    store: JobStore
+    queue: Queue
+    folders: JobFolders
+    registry: Registry
+    metrics: JobMetrics
+
+    async def handle(self, tenant: str, job_id: str, token: int) -> None:
+        """See base.Handler. Cancelled, it hands the job back first."""
+        try:
+            job = await self.store.change(tenant, job_id, lambda job: claimed(job, token, self.name))
+        except (Fenced, JobNotFound):
+            return  # of a delivery that was replaced, or a job that is gone
+        except asyncio.CancelledError:  # perhaps it was claimed all the same
+            await asyncio.shield(self._hand_back(tenant, job_id, token))
+            raise
+        self._tell("job claimed", job)
+        try:
+            await self._run(job)
+        except Fenced:
+            self._tell(LOST, job)
+        except Cancelled:
+            await self._end(job, lambda job: stopped(job, token))
+        except JobFailed as error:
+            await self._end(job, lambda job, failure=error.failure: failed(job, token, failure))  # type: ignore[misc]
+        except PrefixdError as error:
+            failure = Failure(error.code, public(error.message, self.settings))
+            await self._end(job, lambda job: failed(job, token, failure))
+        except OSError as error:
+            _log.exception("job failed", extra={"facts": {"job": job.id}})
+            code = "disk_full" if error.errno in NO_ROOM else "worker_failed"
+            failure = Failure(code, f"the worker cannot use its folder: {error.strerror}")
+            await self._end(job, lambda job: failed(job, token, failure))
+        except asyncio.CancelledError:
+            await asyncio.shield(self._hand_back(tenant, job_id, token))
+            raise
+        except Exception:
+            _log.exception("job failed", extra={"facts": {"job": job.id}})
+            failure = Failure("internal", "unexpected error; the worker's log says more")
+            await self._end(job, lambda job: failed(job, token, failure))
+        finally:
+            self.metrics.forget(job.id)
+
+    async def reconcile(self) -> list[Job]:
+        """Find jobs that nobody has, and have them delivered anew. All open jobs, as they were before."""
+        found = await self.store.open_jobs()
+        for job in await self.queue.dead(found):
+            with contextlib.suppress(Fenced, JobNotFound):  # something happened to it just now
+                if job.state == "running":
+                    job = await self.store.change(job.tenant, job.id, lambda found, t=job.token: lost(found, t))  # type: ignore[misc]
+                    self._tell("worker lost", job)
+                    if job.ended:
+                        self.metrics.ended(job)
+                if job.state == "queued":
+                    await self.queue.put(job)
+        return found
+
+    # --- inside ---
+
+    async def _run(self, job: Job) -> None:
+        token = job.token
+        folder = await asyncio.to_thread(self.folders.enter, job)
+        await self._require_kept(job)
+        with self.store.watch(job.id) as watch:
+            beating = asyncio.create_task(self._beat(job))
+            try:
+                await self._prepare(job, folder, watch)
+                version = await self._train(job, folder, watch)
+                job = await self._write(job, lambda job: sealed(job, token, version))
+                if job.ended:
+                    raise Cancelled
+                result = await self._publish(job, folder, watch)
+                await self._end(job, lambda job: succeeded(job, token, result))
+            finally:
+                beating.cancel()
+
+    async def _prepare(self, job: Job, folder: Path, watch: Watch) -> None:
+        patience = self._patience(job, watch)
+        while True:
+            try:
+                return await asyncio.to_thread(prepare, job, folder, self.settings, self.registry)
+            except RegistryUnavailable as error:
+                await patience.wait(error)
+
+    async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
+        """The version that came of it. Raises Fenced, Cancelled, JobFailed."""
+        async with started(folder, self.settings.threads) as child:
+            relay = Relay(job, self.store, self.metrics, self.settings.progress_s)
+            hearing = asyncio.create_task(self._hear(child, relay))
+            guarding = asyncio.create_task(self._guard(job, child, watch))
+            telling = asyncio.create_task(relay.run())
+            try:
+                await asyncio.wait({hearing, guarding}, return_when=asyncio.FIRST_COMPLETED)
+                if not hearing.done():
+                    await guarding  # raises Fenced, or Cancelled for a process that did not stop
+                last = await hearing
+                code = await child.ended(STOP_S)
+            except asyncio.CancelledError:  # this worker ends: the process gets to write a checkpoint
+                child.stop()
+                await child.ended(max(1.0, self.settings.drain_timeout_s - HAND_BACK_S))
+                raise
+            finally:
+                for task in (hearing, guarding, telling):
+                    task.cancel()
+                await asyncio.gather(hearing, guarding, telling, return_exceptions=True)
+        await relay.flush()
+        return version_of(last, code, self.settings)
+
+    async def _hear(self, child: ChildProcess, relay: Relay) -> Mapping[str, Any]:
+        """Pass on progress until the process ends; its last word."""
+        last: Mapping[str, Any] = {}
+        async for message in child.messages():
+            if message.get("event") in ("done", "failed"):
+                last = message
+            elif message.get("event") in ("stage", "progress"):
+                relay.hear(message)
+        return last
+
+    async def _guard(self, job: Job, child: ChildProcess, watch: Watch) -> None:
+        """Stop the process when its job is to be cancelled; raise Fenced when it has become another's."""
+        asked_at: float | None = None
+        while True:
+            with contextlib.suppress(JobStoreUnavailable):  # it trains on meanwhile
+                found = await self._owned(job)
+                if found.to_be_cancelled and asked_at is None:
+                    child.stop()
+                    asked_at = time.monotonic()
+            if asked_at is not None and time.monotonic() - asked_at > STOP_S:
+                raise Cancelled
+            await watch.wait(LOOK_S)
+
+    async def _owned(self, job: Job) -> Job:
+        """The record, if it is still this delivery's and this worker's. Raises Fenced."""
+        try:
+            found = await self.store.get(job.tenant, job.id)
+        except JobNotFound:
+            raise Fenced(job.id, job.token, 0, "deleted") from None
+        self._require_own(found, job.token)
+        return found
+
+    def _require_own(self, found: Job, token: int) -> None:
+        """Raise Fenced where another has the job, also under the same token: a Redis may forget who was given it."""
+        if found.worker != self.name:
+            raise Fenced(found.id, token, found.token, found.state)
+        require_owner(found, token)
+
+    async def _require_kept(self, job: Job) -> None:
+        """Raise Fenced for a job that was deleted before its folder was entered; it was made for nobody, then."""
+        with contextlib.suppress(JobStoreUnavailable):
+            try:
+                await self.store.get(job.tenant, job.id)
+            except JobNotFound:
+                await asyncio.to_thread(self.folders.remove_empty, job)
+                raise Fenced(job.id, job.token, 0, "deleted") from None
+
+    async def _beat(self, job: Job) -> None:
+        while True:
+            with contextlib.suppress(JobStoreUnavailable):
+                await self.queue.beat(job)
+            await asyncio.sleep(Lease(self.settings.lease_s).beat_s)
+
+    async def _publish(self, job: Job, folder: Path, watch: Watch) -> dict[str, Any]:
+        """Publish once, whoever else tries; a registry that is away is waited for. What the job resulted in."""
+        artifact, record = await asyncio.to_thread(finished, folder)
+        task, alias = TaskRef.parse(job.spec["task"]), job.spec["alias"]
+        patience = self._patience(job, watch)
+        while True:
+            with contextlib.suppress(JobStoreUnavailable):  # sealed is sealed; the key below sees to the rest
+                await self._owned(job)  # it may have slept since, and the job have ended or begun again
+            try:
+                info = await asyncio.to_thread(
+                    self.registry.publish,
+                    task.tenant,
+                    task.name,
+                    artifact,
+                    alias=alias,
+                    record={**record, "job": job.id},
+                    actor=job.actor,
+                    once=job.id,
+                )
+            except RegistryUnavailable as error:
+                await patience.wait(error)
+            else:
+                scores = record.get("scores", {})
+                return {"task": task.task, "version": info.version, "alias": alias, "scores": scores}
+
+    def _patience(self, job: Job, watch: Watch) -> Patience:
+        return Patience(self.settings.publish_patience_s, lambda: self._owned(job), watch)
+
+    async def _write(self, job: Job, plan: Plan) -> Job:
+        """A change that must be made: a store that is away is waited for. Raises Fenced."""
+
+        def own(found: Job) -> Change:
+            if found.worker != self.name:
+                raise Fenced(job.id, job.token, found.token, found.state)
+            return plan(found)
+
+        told = False
+        while True:
+            try:
+                return await self.store.change(job.tenant, job.id, own)
+            except JobNotFound:
+                raise Fenced(job.id, job.token, 0, "deleted") from None
+            except JobStoreUnavailable as error:
+                if not told:
+                    facts = {"job": job.id, "tenant": job.tenant, "reason": error.message}
+                    _log.warning("a job's record cannot be written yet", extra={"facts": facts})
+                told = True
+                await asyncio.sleep(RETRY_S)
+
+    async def _end(self, job: Job, plan: Plan) -> None:
+        try:
+            ended = await self._write(job, plan)
+        except Fenced:
+            self._tell(LOST, job)
+        else:
+            self.metrics.ended(ended)
+            self._tell("job ended", ended, state=ended.state, code=ended.failure.code if ended.failure else None)
+
+    async def _hand_back(self, tenant: str, job_id: str, token: int) -> None:
+        def plan(found: Job) -> Change:
+            self._require_own(found, token)
+            return handed_back(found, token)
+
+        with contextlib.suppress(Fenced, JobNotFound, JobStoreUnavailable):  # else it is found by ``reconcile``
+            back = await self.store.change(tenant, job_id, plan)
+            self._tell("job handed back", back)
+            if back.state == "queued":
+                await self.queue.put(back)
+
+    def _tell(self, message: str, job: Job, **facts: Any) -> None:
+        told = {"job": job.id, "tenant": job.tenant, "token": job.token, "worker": self.name, **facts}
+        _log.info(message, extra={"facts": told})

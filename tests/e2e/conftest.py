@@ -50,4 +50,4 @@ def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with server.client() as client:
         yield client
         for state in ("running", "waiting"):
-            wait_for_metric(client, f"prefixd_num_requests_{state}", 0)
+            wait_for_metric(server, f"prefixd_num_requests_{state}", 0)

@@ -30,11 +30,11 @@ def test_table_to_text_and_summaries_share_steps(server: ServerProcess) -> None:
     with server.client() as client:
         assert {task["task"] for task in client.get("/prefixes").json()["prefixes"]} == {f"default/{t}" for t in tasks}
         alone = {task: ask(client, task, text) for task, text in tasks.items()}
-        before = shared_steps(client)
+        before = shared_steps(server)
         with ThreadPoolExecutor(6) as pool:
             mixed = list(pool.map(lambda item: (item[0], ask(client, *item)), list(tasks.items()) * 3))
         assert all(text == alone[task] for task, text in mixed), "a neighbour of another task changes nothing"
-        assert shared_steps(client) > before, "no step had rows of both tasks"
+        assert shared_steps(server) > before, "no step had rows of both tasks"
         assert all(part in alone["e2e-bart"] for part in ("Blue Spice", "coffee shop", "city centre"))
         assert 0 < len(alone["scitldr"]) < len(ABSTRACT)
 
@@ -64,9 +64,9 @@ def ask(client: httpx.Client, task: str, text: str) -> str:
     return str(answer["outputs"][0]["text"])
 
 
-def shared_steps(client: httpx.Client) -> float:
+def shared_steps(server: ServerProcess) -> float:
     """Steps that had more than one task in them."""
-    lines = client.get("/metrics").text.splitlines()
+    lines = server.metrics().splitlines()
     found = (line.rpartition(" ") for line in lines if line.startswith("prefixd_step_tasks"))
     values = {name: float(value) for name, _, value in found}
     return values["prefixd_step_tasks_count"] - values['prefixd_step_tasks_bucket{le="1.0"}']

@@ -166,15 +166,17 @@ def test_a_batch_of_no_or_too_many_items_is_refused(client: httpx.Client, items:
     assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
 
 
-def test_rows_of_several_tasks_make_one_call_of_the_model_per_step(client: httpx.Client) -> None:
+def test_rows_of_several_tasks_make_one_call_of_the_model_per_step(
+    server: ServerProcess, client: httpx.Client
+) -> None:
     names = ("prefixd_forward_total", "prefixd_step_tasks_sum", "prefixd_step_tasks_count", "prefixd_step_rows_sum")
-    before = [metric(client, name) for name in names]
+    before = [metric(server, name) for name in names]
     tasks = ["e2e", "dart", None] * 2
     items = [
         {"task": task, "input": INPUT, "parameters": {"max_new_tokens": 40, "min_new_tokens": 40}} for task in tasks
     ]
     client.post("/generate/batch", json={"items": items})
-    forwards, tasks_seen, steps, rows = (metric(client, name) - was for name, was in zip(names, before, strict=True))
+    forwards, tasks_seen, steps, rows = (metric(server, name) - was for name, was in zip(names, before, strict=True))
     assert forwards == steps < 80  # one by one they would be 240
     assert tasks_seen / steps > 2
     assert rows / steps > 4
@@ -201,31 +203,31 @@ def test_a_full_queue_is_429_and_those_inside_are_not_disturbed(server: ServerPr
                 await one.__aexit__(None, None, None)
 
     asyncio.run(run())
-    wait_for_metric(client, "prefixd_num_requests_running", 0)
+    wait_for_metric(server, "prefixd_num_requests_running", 0)
     assert ask(client, max_new_tokens=2)["outputs"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_client_that_leaves_ends_its_request(server: ServerProcess, client: httpx.Client, streaming: bool) -> None:
-    aborted = metric_or_zero(client, "abort")
+    aborted = metric_or_zero(server, "abort")
 
     async def run() -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as leaving:
             body = {"task": "e2e", "input": "x", "stream": streaming, "parameters": LONG}
             request = asyncio.create_task(leaving.post("/generate", json=body))
-            while await asyncio.to_thread(metric, client, "prefixd_num_requests_running") < 1:
+            while await asyncio.to_thread(metric, server, "prefixd_num_requests_running") < 1:
                 await asyncio.sleep(0.02)
             request.cancel()
 
     begun = time.monotonic()
     asyncio.run(run())
-    wait_for_metric(client, "prefixd_num_requests_running", 0, timeout_s=5)
-    assert metric_or_zero(client, "abort") == aborted + 1
+    wait_for_metric(server, "prefixd_num_requests_running", 0, timeout_s=5)
+    assert metric_or_zero(server, "abort") == aborted + 1
     assert time.monotonic() - begun < 10
 
 
-def metric_or_zero(client: httpx.Client, reason: str) -> float:
-    lines = client.get("/metrics").text.splitlines()
+def metric_or_zero(server: ServerProcess, reason: str) -> float:
+    lines = server.metrics().splitlines()
     name = f'prefixd_request_success_total{{finished_reason="{reason}"'
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
@@ -251,9 +253,9 @@ def test_the_log_is_json_and_holds_no_prompt(server: ServerProcess, client: http
     assert secret not in server.log.read_text()
 
 
-def test_metrics_have_the_documented_names(client: httpx.Client) -> None:
+def test_metrics_have_the_documented_names(server: ServerProcess, client: httpx.Client) -> None:
     ask(client, max_new_tokens=3)
-    text = client.get("/metrics").text
+    text = server.metrics()
     for name in (
         "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "time_to_first_token_seconds_count",
         "inter_token_latency_seconds_count", "e2e_request_latency_seconds_count", "prompt_tokens_total",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.server import LONG, ServerProcess, TinyWorld, events, make_world, upload
+from tests.support.server import LONG, ServerProcess, TinyWorld, events, make_world, metric, upload
 
 Start = Callable[..., ServerProcess]
 
@@ -57,6 +59,8 @@ def test_sigterm_drains_running_rows_finish_nothing_new_begins_and_the_exit_code
             assert int(answer.headers["retry-after"]) >= 1
         assert upload(other, "late", b"").status_code == 503
         assert other.get("/health").status_code == 200
+        assert httpx.get(f"{server.admin_url}/ready").status_code == 503
+        assert metric(server, "prefixd_num_requests_running") == 1, "the admin port tells of the drain to its end"
         *rest, (name, done) = tokens
     assert name == "done"
     assert (len(done["outputs"][0]["token_ids"]), done["outputs"][0]["finish_reason"]) == (1500, "length")
@@ -95,7 +99,7 @@ def test_a_signal_delivered_twice_at_once_is_one_signal(start: Start) -> None:
 def test_a_registry_that_goes_away_makes_the_server_unready_and_an_idle_server_stops_at_once(
     start: Start, tmp_path: Path
 ) -> None:
-    server = start(env={"PREFIXD_MAX_BATCH_ITEMS": "1"}).wait_ready()
+    server = start("--max-stale-s", "0", env={"PREFIXD_MAX_BATCH_ITEMS": "1"}).wait_ready()
     with server.client() as client:
         (tmp_path / "registry").rename(tmp_path / "gone")
         answer = until(lambda: client.get("/ready"), 503)
@@ -128,6 +132,84 @@ def test_a_port_in_use_is_one_line_and_exit_code_one(start: Start) -> None:
         port = taken.getsockname()[1]
         line = fails(start("--port", str(port)))
     assert line == f"prefixd serve: cannot listen on 127.0.0.1 port {port}: Address already in use"
+
+
+def test_an_admin_port_in_use_is_one_line_that_names_the_option(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = fails(start("--admin-port", str(port)))
+    assert line == f"prefixd serve: cannot listen on 127.0.0.1 port {port} (--admin-port): Address already in use"
+
+
+def test_free_ports_are_picked_on_request_and_the_log_says_both(start: Start) -> None:
+    server = start("--port", "0", "--admin-port", "0")
+    deadline = time.monotonic() + 120
+    while not (lines := [line for line in server.log_lines() if line["message"] == "ready"]):
+        assert time.monotonic() < deadline and server.process.poll() is None, server.log.read_text()
+        time.sleep(0.05)
+    public, admin = lines[0]["url"], lines[0]["admin_url"]
+    assert public != admin
+    assert httpx.get(f"{admin}/ready").status_code == httpx.get(f"{public}/ready").status_code == 200
+    assert "prefixd_num_requests_running" in httpx.get(f"{admin}/metrics").text
+    for path in ("/metrics", "/admin/residents", "/admin/audit", "/admin/gc"):
+        assert httpx.get(f"{public}{path}").status_code == 404
+    assert httpx.post(f"{admin}/generate", json={"input": "x"}).status_code == 404
+
+
+def test_a_stuck_scrape_does_not_hold_up_the_exit(start: Start) -> None:
+    server = start().wait_ready()
+    with socket.create_connection(("127.0.0.1", server.admin_port)) as half_asked, server.admin_client() as kept_alive:
+        half_asked.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert kept_alive.get("/metrics").status_code == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+
+
+def test_a_fetch_that_hangs_holds_up_neither_rows_nor_the_exit(
+    start: Start, world: TinyWorld, tmp_path: Path
+) -> None:
+    """The loader's threads were joined at exit, however long the registry hung."""
+    server = start("--drain-timeout-s", "1", "--host-cache-bytes", "0").wait_ready()
+    with server.client() as client, server.client() as stuck, ThreadPoolExecutor() as pool:
+        for task, seed in (("hung", 0), ("fine", 1)):
+            assert upload(client, task, world.prefix(seed=seed)).status_code == 201
+        version = client.get("/prefixes/hung").json()["versions"][0]["version"].removeprefix("sha256:")
+        blob = tmp_path / "registry" / "tenants" / "default" / "blobs" / f"{version}.safetensors"
+        blob.unlink()
+        os.mkfifo(blob)  # whoever reads it waits for a writer
+        waiting = pool.submit(stuck.post, "/generate", json={"task": "hung", "input": "x"})
+        while metric(server, "prefixd_num_requests_waiting") < 1:
+            time.sleep(0.02)
+        body = {"task": "fine", "input": "x", "parameters": {"max_new_tokens": 20, "min_new_tokens": 20}}
+        assert client.post("/generate", json=body).json()["usage"]["output_tokens"] == 20
+        begun = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert waiting.result().json()["outputs"][0]["finish_reason"] == "abort"
+        assert server.wait(30) == 1
+        assert time.monotonic() - begun < 15
+
+
+def test_what_was_fetched_before_a_restart_is_served_from_the_disk_cache(
+    start: Start, world: TinyWorld, tmp_path: Path
+) -> None:
+    body = {"task": "e2e", "input": "x", "parameters": {"max_new_tokens": 8}}
+    texts: list[str] = []
+    for reads in ({"registry": 1, "disk": 0}, {"registry": 0, "disk": 1}):
+        server = start("--disk-cache", str(tmp_path / "cache")).wait_ready()
+        with server.client() as client, server.admin_client() as admin:
+            if not texts:
+                assert upload(client, "e2e", world.prefix()).status_code == 201
+            texts.append(client.post("/generate", json=body).json()["outputs"][0]["text"])
+            shown = server.metrics()
+            for tier, count in reads.items():
+                assert f'prefixd_prefix_reads_total{{tier="{tier}"}} {float(count)}' in shown
+            tiers = admin.get("/admin/residents").json()["tiers"]
+            assert {tier["tier"]: len(tier["prefixes"]) for tier in tiers} == {"device": 1, "host": 1, "disk": 1}
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert texts[0] == texts[1]
 
 
 def test_a_backbone_that_is_none_is_one_line_and_exit_code_one(start: Start, tmp_path: Path) -> None:

@@ -100,11 +100,11 @@ def test_errors_arrive_as_the_packages_own(api: openai.OpenAI) -> None:
         api.chat.completions.create(model="e2e", messages=[])
 
 
-def test_closing_a_stream_ends_its_request(api: openai.OpenAI, client: httpx.Client) -> None:
+def test_closing_a_stream_ends_its_request(api: openai.OpenAI, server: ServerProcess) -> None:
     stream = api.completions.create(model="e2e", prompt=["x", "y"], max_tokens=8000, temperature=1, stream=True)
     next(iter(stream))
     stream.close()
-    wait_for_metric(client, "prefixd_num_requests_running", 0, timeout_s=5)
+    wait_for_metric(server, "prefixd_num_requests_running", 0, timeout_s=5)
 
 
 def test_a_bad_prompt_among_good_ones_leaves_nothing_running(api: openai.OpenAI) -> None:

@@ -254,7 +254,7 @@ def test_a_damaged_blob_fails_its_own_rows_and_no_others(
     client: httpx.Client, world: TinyWorld, registry: Path, running: Iterator[tuple[str, Any]]
 ) -> None:
     version = upload(client, "damaged", world.prefix(seed=40)).json()["version"]
-    (blob,) = registry.rglob(f"{version.removeprefix('sha256:')}*")
+    (blob,) = registry.rglob(f"{version.removeprefix('sha256:')}.safetensors")
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.chmod(0o600)

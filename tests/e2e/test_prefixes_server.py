@@ -80,6 +80,10 @@ def test_the_client_keeps_the_registrys_promises(world: TinyWorld, remote: Remot
     assert "default/client" in [f"{task.tenant}/{task.name}" for task in remote.tasks("default")]
     remote.check()
     remote.delete("default", "client")
+    assert remote.undelete("default", "client") == local.inspect("default", "client")
+    with pytest.raises(Conflict, match="expected no task of that name"):
+        remote.undelete("default", "client")
+    remote.delete("default", "client")
     for call in (
         lambda: remote.inspect("default", "client"),
         lambda: remote.fetch("default", first.version),
@@ -87,6 +91,19 @@ def test_the_client_keeps_the_registrys_promises(world: TinyWorld, remote: Remot
     ):
         with pytest.raises(TaskNotFound):
             call()
+
+
+def test_a_publish_with_a_key_is_made_once_through_the_server(world: TinyWorld, remote: RemoteRegistry) -> None:
+    data = [world.prefix(seed=seed) for seed in range(2)]
+    remote.publish("default", "once", data[1], record={})
+    first = remote.publish("default", "once", data[0], record={"bleu": 68.2}, once="job-1")
+    task = remote.rollback("default", "once")
+    for again in (data[0], data[1], b"junk"):
+        assert remote.publish("default", "once", again, record={"late": True}, once="job-1") == first
+        assert remote.inspect("default", "once") == task
+    remote.delete("default", "once")
+    with pytest.raises(Conflict, match="expected a publish key that is new"):
+        remote.publish("default", "once", data[0], record={}, once="job-1")
 
 
 def test_refused_uploads_come_back_as_the_errors_that_they_are(world: TinyWorld, remote: RemoteRegistry) -> None:
@@ -133,6 +150,8 @@ def test_every_command_works_on_the_server_as_on_the_registry(
     assert "error: task default/nothing" in run("inspect", "nothing", *there, code=1).stderr
     for task in ("cli", "cli-peft"):
         assert answer("delete", task, "--yes", *there)["deleted"]
+        assert answer("undelete", task, *there)["task"] == f"default/{task}"
+        assert answer("delete", task, "--yes", *here)["deleted"]
 
 
 def test_an_imported_prefix_is_served_at_once(world: TinyWorld, server: ServerProcess, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from prefixes.checkpoint import DEMOS
 from prefixes.spec import check_compatible
 from server.engine.types import FinishReason, Output, SamplingParams
 from trainer.demo import DECODING, demo_tasks
-from trainer.evaluate import decoding, field_scores, generate
+from trainer.generate import decoding, generate
+from trainer.scores.base import Corpus
+from trainer.scores.fields import fields
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "prefixes" / "demo"
@@ -39,13 +41,13 @@ def demo_prefix(name: str, demo: str = "demo") -> Prefix:
 
 
 def answer(backbone: Backbone, name: str, text: str) -> Output:
-    return generate(backbone, demo_prefix(name), [text], SamplingParams(**DECODING))[0]
+    return generate(backbone, demo_prefix(name), [text], SamplingParams(**DECODING))[0].output
 
 
 def answer_bart(bart: Backbone, name: str, text: str) -> Output:
     prefix = demo_prefix(name, "demo-bart")
     params, truncate = decoding(bart, prefix, {})
-    return generate(bart, prefix, [text], params, truncate=truncate)[0]
+    return generate(bart, prefix, [text], params, truncate=truncate)[0].output
 
 
 @pytest.mark.parametrize("demo", NAMES)
@@ -99,7 +101,7 @@ def test_dart_answers_triples_with_a_fitting_sentence(backbone: Backbone) -> Non
 def test_e2e_fields_answers_a_sentence_with_its_fields(backbone: Backbone) -> None:
     output = answer(backbone, "e2e-fields", "Zizzi is a cheap Italian pub near Burger King in the riverside area.")
     wanted = "name : Zizzi | Type : pub | food : Italian | price : cheap | area : riverside | near : Burger King"
-    assert field_scores([output.text], [[wanted]])["f1"] >= 0.8
+    assert fields(Corpus.of([output.text], [[wanted]]))[0].value >= 0.8, "F1"
 
 
 def test_the_prefix_alone_chooses_the_skill(backbone: Backbone) -> None:

@@ -200,12 +200,13 @@ def test_an_abort_in_the_middle_of_encoding_leaves_the_others_as_they_were(
     backbone = make_backbone()
     library = BartLibrary(backbone)
     engine = make_engine(backbone, library, encoder_step_ms=0.001)
+    # Their prefixes are loaded before, so that all are admitted at once: one that came late would find others decoding.
+    run(engine, [library.request(f"before{index}", index + 2, range(5), max_new_tokens=1) for index in range(4)])
     requests = [library.request(f"r{index}", index + 2, range(20 + index), max_new_tokens=6) for index in range(4)]
     for request in requests:
         engine.add(request)
-    while engine._scheduler.waiting:
-        engine.step()  # until all have been admitted: their prefixes are loaded
     engine.step()
+    assert not engine._scheduler.waiting
     assert all(group.encoding for group in engine._scheduler.running), "nobody is through the encoder yet"
     engine.abort("r1")
     ended = run(engine, [])

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from prefixes.backbone import Backbone
 from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan
 from trainer.config import Reduction, TrainConfig
-from trainer.forward import batch_loss, forward_logits
+from trainer.loss import batch_loss, denominator
 from trainer.reparam import DirectPrefix
 from trainer.sequences import Batch, TokenExample, collate
 from trainer.words import word_activations
@@ -55,17 +55,15 @@ def reference_loss(logits: Tensor, examples: list[TokenExample], reduction: Redu
 
 
 def padding(examples: list[TokenExample], length: int) -> Tensor:
-    return torch.tensor([[1] * len(example.ids) + [0] * (length - len(example.ids)) for example in examples])
+    return torch.tensor([[1] * example.tokens + [0] * (length - example.tokens) for example in examples])
 
 
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
-def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(
-    backbone: Backbone, reduction: Reduction
-) -> None:
+def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(backbone: Backbone, reduction: Reduction) -> None:
     examples, batch = make_batch(backbone)
     ours = make_prefix(backbone)
     plan = toy_plan(backbone, TrainConfig(prefix_length=LENGTH))
-    loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), plan), batch, reduction)
+    loss = batch_loss(tiny_model(backbone), batch, ours(), plan) / denominator(examples, reduction)
     loss.backward()
 
     theirs = make_prefix(backbone)
@@ -94,7 +92,7 @@ def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path) -> None:
     examples, batch = make_batch(backbone)
     ours = make_prefix(backbone)
     plan = toy_plan(backbone, TrainConfig(prefix_length=LENGTH))
-    loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), plan), batch, "sequence")
+    loss = batch_loss(tiny_model(backbone), batch, ours(), plan) / denominator(examples, "sequence")
     loss.backward()
 
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, prefix_projection=False)

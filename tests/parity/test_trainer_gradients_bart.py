@@ -18,7 +18,7 @@ from prefixes.spec import SITES, Positions, PrefixSpec, Site
 from tests.support.bart_reference import reference_logits
 from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan, toy_trainer
 from trainer.config import Reduction, TrainConfig
-from trainer.forward import batch_loss, forward_logits
+from trainer.loss import batch_loss, denominator
 from trainer.reparam import MlpPrefix
 from trainer.sequences import Batch, TokenExample, collate
 from trainer.words import word_activations
@@ -78,7 +78,7 @@ def test_loss_and_gradient_equal_the_plain_references(
     reduction: Reduction = "token" if positions == "unshifted" else "sequence"
     examples, batch = make_batch(backbone)
     ours, theirs = (make_prefix(backbone, plan, len(sites)) for _ in range(2))
-    loss = batch_loss(forward_logits(tiny_model(backbone), batch, ours(), plan), batch, reduction)
+    loss = batch_loss(tiny_model(backbone), batch, ours(), plan) / denominator(examples, reduction)
     loss.backward()
     expected = reference_loss(backbone, plan, examples, theirs(), reduction)
     expected.backward()
@@ -93,11 +93,11 @@ def test_loss_and_gradient_equal_the_plain_references(
 def test_without_a_prefix_the_loss_is_transformers_own(backbone: Backbone) -> None:
     """Labels as its BART takes them: everything behind the decoder's start token."""
     examples, batch = make_batch(backbone)
-    loss = batch_loss(forward_logits(tiny_model(backbone), batch, {}, None), batch, "token")
+    loss = batch_loss(tiny_model(backbone), batch, {}, None) / denominator(examples, "token")
     inputs = batch.inputs
     assert inputs is not None
     real = torch.arange(inputs.ids.shape[1]) < inputs.lengths[:, None]
-    labels = torch.full((len(examples), batch.ids.shape[1] - 1), -100)
+    labels = torch.full((len(examples), batch.ids.shape[1]), -100)
     for row, example in enumerate(examples):
         labels[row, : len(example.ids) - 1] = torch.tensor(example.ids[1:])
     expected = backbone.model(input_ids=inputs.ids, attention_mask=real.long(), labels=labels).loss

@@ -6,7 +6,6 @@ import copy
 import functools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,8 +160,7 @@ def run(
             engine.add(request)
         if rng and rng.random() < preempt and engine._scheduler.running:
             engine._scheduler.preempt(rng.choice(engine._scheduler.running))
-        loads = [entry.loading for entry in engine._prefixes._entries.values() if entry.loading]
-        futures.wait(loads, timeout=60)
+        wait_for_loads(engine)
         for event in engine.step():
             if events is not None:
                 events.append(event)
@@ -171,6 +169,13 @@ def run(
                 ended[event.request_id] = event
     engine.check_integrity()
     return ended
+
+
+def wait_for_loads(engine: Engine) -> None:
+    """Return once no load is under way and none may begin."""
+    loader = engine._prefixes._loader
+    with loader._lock:
+        assert loader._lock.wait_for(lambda: not loader._running and not any(loader._startable()), timeout=60)
 
 
 def joined_text(events: Iterable[Event], request_id: str, index: int = 0) -> str:

@@ -46,7 +46,8 @@ class Machine(SilentObserver):
         self.gates: dict[PrefixKey, queue.Queue[None]] = {}
         self.woken: queue.Queue[None] = queue.Queue()
         self.store = PrefixStore(self.ledger, self._load, self._write, bytes_per_block=1, max_bytes=max_prefix_bytes,
-                                 workers=4, observer=self, wake=lambda: self.woken.put(None))
+                                 workers=4, max_staged_bytes=self.config.max_staged_bytes, observer=self,
+                                 wake=lambda: self.woken.put(None))
         self.decoder_prompt = (0,) if units else ()
         self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
                                    self, EncoderPace(2 * units // 3, units, 10**9, self.config))

@@ -26,6 +26,8 @@ from tests.support.bart import random_bart_prefix, save_tiny_bart
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 ROOT = Path(__file__).parents[2]
+PLAIN = False
+"""For ``verify``: there is no TLS here, and httpx would read all certificates for each client, for 40 ms."""
 WINDOW = 8192
 LONG = {"max_new_tokens": 8000, "min_new_tokens": 8000}
 """Parameters of a request that runs for many seconds unless it is aborted."""
@@ -62,14 +64,18 @@ def make_world(folder: Path, family: str = "gpt2") -> TinyWorld:
 class ServerProcess:
     """``prefixd serve`` on a free port, with its log in a file."""
 
+    command = "serve"
+
     def __init__(self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        self.log = folder / "server.log"
-        self.port = free_port()
+        self.log = folder / f"{self.command}.log"
+        self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.admin_url = f"http://127.0.0.1:{self.admin_port}"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFIXD_")}
+        ports = ("--port", str(self.port), "--admin-port", str(self.admin_port))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "prefixd", "serve", "--port", str(self.port), *arguments],
+                [sys.executable, "-m", "prefixd", self.command, *ports, *arguments],
                 cwd=ROOT, stdout=log, stderr=log, env={**environment, "OMP_NUM_THREADS": "1", **(env or {})},
             )
 
@@ -86,7 +92,7 @@ class ServerProcess:
             if self.process.poll() is not None:
                 raise AssertionError(f"exited with {self.process.returncode}: {self.log.read_text()[-4000:]}")
             try:
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/ready", timeout=5, verify=PLAIN).status_code == 200:
                     return self
             except httpx.TransportError:
                 pass
@@ -113,7 +119,15 @@ class ServerProcess:
 
     def client(self) -> httpx.Client:
         """A client for it."""
-        return httpx.Client(base_url=self.url, timeout=60)
+        return httpx.Client(base_url=self.url, timeout=60, verify=PLAIN)
+
+    def admin_client(self) -> httpx.Client:
+        """A client for its admin port."""
+        return httpx.Client(base_url=self.admin_url, timeout=60, verify=PLAIN)
+
+    def metrics(self) -> str:
+        """What Prometheus would get."""
+        return httpx.get(f"{self.admin_url}/metrics", timeout=60, verify=PLAIN).raise_for_status().text
 
 
 def free_port() -> int:
@@ -139,11 +153,11 @@ def events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def metric(client: httpx.Client, name: str) -> float:
+def metric(server: ServerProcess, name: str) -> float:
     """The sum of a metric's samples, over all labels."""
     values = [
         float(line.rpartition(" ")[2])
-        for line in client.get("/metrics").text.splitlines()
+        for line in server.metrics().splitlines()
         if line.split("{")[0].split(" ")[0] == name
     ]
     if not values:
@@ -151,10 +165,10 @@ def metric(client: httpx.Client, name: str) -> float:
     return sum(values)
 
 
-def wait_for_metric(client: httpx.Client, name: str, value: float, timeout_s: float = 20) -> None:
+def wait_for_metric(server: ServerProcess, name: str, value: float, timeout_s: float = 20) -> None:
     """Return once the metric has the value."""
     deadline = time.monotonic() + timeout_s
-    while metric(client, name) != value:
+    while (now := metric(server, name)) != value:
         if time.monotonic() > deadline:
-            raise AssertionError(f"{name} is {metric(client, name)}, expected {value}")
+            raise AssertionError(f"{name} is {now}, expected {value}")
         time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_a_documented_command_has_its_options(page: str, line: str) -> None:
     command: Any = typer.main.get_command(prefixd.app)
-    words = [word.strip("[]") for word in shlex.split(line)[1:]]  # brackets: what may be left out
+    alone = takewhile(lambda word: word not in ("|", ">", "&&"), shlex.split(line)[1:])
+    words = [word.strip("[]") for word in alone]  # brackets: what may be left out
     while words and isinstance(command, TyperGroup):
         assert words[0] in command.commands, f"{page}: no command {words[0]!r} in {line!r}"
         _, command, words = command.resolve_command(typer.Context(command), words)

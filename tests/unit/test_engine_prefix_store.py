@@ -27,7 +27,7 @@ def key(name: str, tenant: str = "default") -> PrefixKey:
 class Shelf(SilentObserver):
     """A store over a real ledger; loads wait at a gate while it is shut, and fail where they are told to."""
 
-    def __init__(self, blocks: int = 10, max_bytes: int | None = None, workers: int = 2) -> None:
+    def __init__(self, blocks: int = 10, max_bytes: int | None = None, workers: int = 2, staged: int = 1 << 30) -> None:
         self.ledger = BlockLedger(blocks + 1, SIZE)
         self.lengths: dict[PrefixKey, int] = {}
         self.failures: dict[PrefixKey, Exception] = {}
@@ -41,7 +41,7 @@ class Shelf(SilentObserver):
         self._woken: queue.Queue[None] = queue.Queue()
         self.store = PrefixStore(
             self.ledger, self._load, self._write, bytes_per_block=BYTES, max_bytes=max_bytes, workers=workers,
-            observer=self, wake=lambda: self._woken.put(None),
+            max_staged_bytes=staged, observer=self, wake=lambda: self._woken.put(None),
         )
 
     def _load(self, wanted: PrefixKey) -> Prefix:

@@ -16,14 +16,14 @@ PACKAGES = ("prefixes", "server", "trainer")
 # What the trainer may use of the server beside its engine: the web helpers, and the one rule for what a version's
 # defaults mean, so that a score is of what will be served.
 SHARED_WITH_TRAINER = (
-    "server.engine", "server.errors", "server.sse", "server.metrics", "server.auth", "server.parameters",
+    "server.engine", "server.web", "server.parameters",
 )  # fmt: skip
 
 # server/engine, lowest first: a module may import from its own line and from lines above it.
 ENGINE_LAYERS = (
     ("types", "config", "observer", "token_rules", "kernels"),
     ("blocks", "noise", "detokenizer", "models", "beams", "processors", "tables"),
-    ("prompt_reuse", "prefix_store", "sequence", "encoding", "sampler"),
+    ("prompt_reuse", "prefix_loader", "prefix_store", "sequence", "encoding", "sampler"),
     ("scheduler", "reporter"),
     ("runner", "admission", "advance"),
     ("engine",),
@@ -39,6 +39,8 @@ TORCH_FREE = (
     "server.engine.encoding",
     "server.engine.scheduler",
     "server.engine.admission",
+    "trainer.jobs.job",
+    "trainer.service.lifecycle",
 )
 
 
@@ -70,6 +72,8 @@ def allowed(module: str, imported: str) -> bool:
         return target == "prefixes"
     if package == "trainer":
         return target in ("prefixes", "trainer") or imported.startswith(SHARED_WITH_TRAINER)
+    if module.startswith("server.web"):
+        return imported == "prefixes.errors" or imported.startswith(("prefixes.spec", "server.web"))
     if module.startswith("server.engine"):
         return target == "prefixes" or imported.startswith("server.engine")
     return target in ("prefixes", "server")

@@ -92,7 +92,25 @@ def test_bad_names_never_become_a_path() -> None:
             call()
 
 
+def test_a_publish_key_goes_with_the_upload_and_none_where_there_is_none() -> None:
+    """A server that knows no keys refuses the field, rather than publishing twice."""
+    sent: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.read())
+        return httpx.Response(422, json={"error": {"code": "invalid_request", "message": "once: unknown field"}})
+
+    for once in ("job-1", None):
+        with pytest.raises(PrefixdError, match="unknown field"):
+            remote(answer).publish("a", "b", b"", record={}, once=once)
+    assert b'name="once"\r\n\r\njob-1\r\n' in sent[0]
+    assert b"once" not in sent[1]
+    with pytest.raises(InvalidName):
+        remote(answer).publish("a", "b", b"", record={}, once="No Key")
+    assert len(sent) == 2
+
+
 def test_the_key_goes_in_the_header_and_nowhere_else() -> None:
     registry = RemoteRegistry("http://x", api_key="k")
-    assert registry._client.headers["authorization"] == "Bearer k"
-    assert "authorization" not in RemoteRegistry("http://x")._client.headers
+    assert registry._server._client.headers["authorization"] == "Bearer k"
+    assert "authorization" not in RemoteRegistry("http://x")._server._client.headers

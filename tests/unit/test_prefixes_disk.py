@@ -1,39 +1,39 @@
-"""The disk registry under failing disks, killed writers, damaged files and hostile folders."""
+"""The disk registry's folder: what it costs to read, what is cached, clean-up, waiting writers, URLs."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
-import signal
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from prefixes.artifact import version_of, write_prefix
-from prefixes.errors import RegistryUnavailable, TaskNotFound
+from prefixes.errors import PrefixdError, RegistryMissing, RegistryUnavailable, TaskNotFound
 from prefixes.registry import default_registry_url, open_registry, registry_path
-from prefixes.registry.base import TaskInfo
 from prefixes.registry.disk import DiskRegistry
 from prefixes.spec import TaskRef
-from tests.support.prefixes import make_prefix
-
-PREFIXES = [make_prefix(seed=seed) for seed in range(3)]
-DATA = [write_prefix(prefix) for prefix in PREFIXES]
-VERSIONS = [version_of(prefix) for prefix in PREFIXES]
-FORK = multiprocessing.get_context("fork")
+from tests.support.disk import (
+    AUDIT,
+    DATA,
+    INDEX,
+    LAST,
+    VERSIONS,
+    blob,
+    bring,
+    digits,
+    elsewhere,
+    prepare,
+    publish,
+    see,
+    watched,
+)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "registry"
-
-
-def publish(registry: DiskRegistry, index: int, name: str = "e2e", tenant: str = "default") -> None:
-    registry.publish(tenant, name, DATA[index], record={})
 
 
 def age(root: Path) -> None:
@@ -42,165 +42,102 @@ def age(root: Path) -> None:
         os.utime(path, (time.time() - 100, time.time() - 100))
 
 
-OPERATIONS: dict[str, Callable[[DiskRegistry], object]] = {
-    "first publish": lambda registry: publish(registry, 2, "new", "fresh"),
-    "publish": lambda registry: publish(registry, 2),
-    "promote": lambda registry: registry.promote("default", "e2e", VERSIONS[0]),
-    "rollback": lambda registry: registry.rollback("default", "e2e"),
-    "delete": lambda registry: registry.delete("default", "e2e"),
-}
-
-
-def state(root: Path) -> list[TaskInfo]:
-    """What a fresh reader sees; every artifact that it lists can be fetched, none that it does not."""
-    registry = DiskRegistry(root, create=False)
-    tasks = registry.tasks()
-    listed = {(task.tenant, info.version) for task in tasks for info in task.versions}
-    for tenant in ("default", "fresh"):
-        for version, data in zip(VERSIONS, DATA, strict=True):
-            if (tenant, version) in listed:
-                assert registry.fetch(tenant, version) == data
-            else:
-                with pytest.raises(TaskNotFound):
-                    registry.fetch(tenant, version)
-    return tasks
-
-
-def shape(tasks: list[TaskInfo]) -> list[object]:
-    """Everything but times."""
-    return [
-        (
-            task.tenant,
-            task.name,
-            task.aliases,
-            {alias: [(entry.version, entry.action) for entry in entries] for alias, entries in task.history.items()},
-            sorted(info.version for info in task.versions),
-        )
-        for task in tasks
-    ]
-
-
-def prepare(root: Path) -> DiskRegistry:
-    registry = DiskRegistry(root)
-    publish(registry, 0)
-    publish(registry, 1)
-    return registry
-
-
-def outcome(root: Path, operation: str) -> list[object]:
-    """What the operation gives when nothing fails."""
+def test_a_killed_publishers_orphan_is_the_clean_ups_to_take_and_no_strangers(root: Path) -> None:
     registry = prepare(root)
-    OPERATIONS[operation](registry)
-    return shape(state(root))
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("call", ["replace", "fsync", "open", "mkdir", "unlink"])
-def test_a_failing_disk_leaves_the_state_before_or_after(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, call: str
-) -> None:
-    after = outcome(tmp_path / "oracle", operation)
-    real = getattr(os, call)
-    for failing in range(100):
-        registry = prepare(tmp_path / str(failing))
-        before = state(registry._files.root)
-        count = 0
-
-        def fail(*args: Any, nth: int = failing, **options: Any) -> Any:
-            nonlocal count
-            if str(args[0]).startswith("/proc") or str(args[0]).endswith(".lock"):
-                return real(*args, **options)
-            count += 1
-            if count == nth + 1:
-                raise OSError(28, "No space left on device")
-            return real(*args, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
-            try:
-                OPERATIONS[operation](registry)
-                failed = False
-            except RegistryUnavailable as error:
-                failed = True
-                assert "No space left" in error.message
-                assert str(tmp_path) not in error.message
-        assert not list(tmp_path.joinpath(str(failing)).rglob(".tmp-*")) or call == "unlink"
-        found = shape(state(registry._files.root))
-        assert found in (shape(before), after)
-        if not failed:
-            assert found == after
-        if count <= failing:
-            return
-        if found != after:  # and once the disk is well again, the same call succeeds
-            OPERATIONS[operation](registry)
-            assert shape(state(registry._files.root)) == after
-    pytest.fail("the operation never got through")
-
-
-def _killed(root: Path, operation: str, nth: int) -> None:
-    """Do the operation and die at its ``nth`` system call that changes the disk."""
-    registry = DiskRegistry(root)
-    count = 0
-
-    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == nth + 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **options)
-
-        return call
-
-    for name in ("replace", "fsync", "mkdir", "unlink"):
-        setattr(os, name, dying(getattr(os, name)))
-    OPERATIONS[operation](registry)
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_writer_killed_at_any_system_call_leaves_the_state_before_or_after(
-    root: Path, tmp_path: Path, operation: str
-) -> None:
-    after = outcome(tmp_path / "oracle", operation)
-    seen = []
-    for nth in range(100):
-        folder = tmp_path / str(nth)
-        before = shape(state(prepare(folder)._files.root))
-        process = FORK.Process(target=_killed, args=(folder, operation, nth))
-        process.start()
-        process.join(30)
-        found = shape(state(folder))
-        assert found in (before, after)
-        seen.append(found)
-        if process.exitcode == 0:
-            assert found == after
-            break
-        assert process.exitcode == -signal.SIGKILL
-        registry = DiskRegistry(folder)
-        if found != after:
-            OPERATIONS[operation](registry)
-            assert shape(state(folder)) == after
-        else:
-            publish(registry, 1, "other")
-        assert not [path for path in folder.rglob(".tmp-*") if path.parent != folder]
-    assert before in seen
-
-
-def test_a_killed_publishers_orphan_is_collected_with_the_next_delete(root: Path) -> None:
-    registry = prepare(root)
-    orphan = root / "tenants/default/blobs" / f"{VERSIONS[2].removeprefix('sha256:')}.safetensors"
-    orphan.write_bytes(DATA[2])
+    (root / blob(2)).rename(root / "saved")
+    registry.gc(retention_s=0)
+    (root / "saved").rename(root / blob(2))
+    (root / "tenants/default/blobs/notes.txt").write_text("mine")
     with pytest.raises(TaskNotFound):
         registry.fetch("default", VERSIONS[2])
-    publish(registry, 0, "other")
+    looked = registry.gc(dry_run=True)
+    assert (root / blob(2)).exists()
+    assert registry.gc() == looked
+    assert (looked.tasks, looked.artifacts, looked.freed_bytes) == ((), (f"default/{VERSIONS[2]}",), len(DATA[2]))
+    assert sorted(path.name for path in (root / "tenants/default/blobs").iterdir()) == sorted(
+        [Path(blob(0)).name, Path(blob(1)).name, "notes.txt"]
+    )
+
+
+def test_the_clean_up_leaves_no_trace_of_what_it_takes_but_in_the_audit(root: Path) -> None:
+    registry = prepare(root)
+    assert (root / "tenants/default/references" / digits(2)).is_dir()
+    assert registry.gc().tasks == ()  # its retention is not over
+    report = registry.gc(retention_s=0, actor="ci")
+    assert (report.tasks, report.artifacts, report.freed_bytes) == (
+        ("default/old",), (f"default/{VERSIONS[2]}",), len(DATA[2]),
+    )  # fmt: skip
+    left = [path for path in root.rglob("*") if digits(2) in path.name or path.name.startswith("old")]
+    assert left == []
+    assert (registry.audit("default")[0].action, registry.audit("default")[0].task) == ("purge", "default/old")
+    assert registry.gc(retention_s=0) == type(report)((), (), 0)
+    publish(registry, 2, "old")
+    assert registry.fetch("default", VERSIONS[2]) == DATA[2]
+
+
+def test_a_registry_from_before_references_and_the_audit_is_read_and_written(root: Path) -> None:
+    registry = prepare(root)
+    registry.gc(retention_s=0)
+    folder = root / "tenants/default"
+    shutil.rmtree(folder / "references")
+    shutil.rmtree(folder / "deleted")
+    (root / AUDIT).unlink()
+    (root / LAST).unlink()
+    assert registry.fetch("default", VERSIONS[0]) == DATA[0]
+    assert registry.audit("default") == []
+    registry.rollback("default", "e2e")
+    registry.adopt(elsewhere("e2e", 2), bring, replace=True)
     registry.delete("default", "e2e")
-    assert [path.name for path in orphan.parent.iterdir()] == [f"{VERSIONS[0].removeprefix('sha256:')}.safetensors"]
+    registry.undelete("default", "e2e")
+    assert [entry.action for entry in registry.audit("default")] == ["undelete", "delete", "copy", "rollback"]
+    assert see(root).audit["default"]
+
+
+def counted(call: Callable[[DiskRegistry], object], registry: DiskRegistry) -> int:
+    """How often the call touches the file system, by whatever function."""
+    touched: list[str] = []
+    with watched(lambda name, path: touched.append(path)):
+        call(registry)
+    return len(touched)
+
+
+def refused(error: type[PrefixdError], call: Callable[[], object]) -> None:
+    with pytest.raises(error):
+        call()
+
+
+def test_no_read_costs_more_with_more_tasks(root: Path) -> None:
+    """Whether an index is cached or not; a digest that the tenant has not got included."""
+    registry = prepare(root)
+    publish(registry, 2, tenant="globex")
+    registry.delete("globex", "e2e")
+    calls: dict[str, Callable[[DiskRegistry], object]] = {
+        "resolve": lambda registry: registry.resolve(TaskRef.parse("e2e")),
+        "fetch": lambda registry: registry.fetch("default", VERSIONS[0]),
+        "fetch of a deleted task": lambda registry: registry.fetch("default", VERSIONS[2]),
+        "no such digest": lambda registry: refused(
+            TaskNotFound, lambda: registry.fetch("default", "sha256:" + "0" * 64)
+        ),
+        "no such task": lambda registry: refused(TaskNotFound, lambda: registry.resolve(TaskRef.parse("nothing"))),
+    }
+    counts = []
+    text = (root / INDEX).read_text()
+    for number in (10, 300):
+        for made in range(number):
+            (root / INDEX).with_name(f"task-{made}.json").write_text(text.replace("/e2e", f"/task-{made}"))
+        age(root)
+        fresh, warm = DiskRegistry(root), DiskRegistry(root)
+        for call in calls.values():
+            call(warm)
+        assert len(warm.tasks("default")) == number + 1  # or this proves nothing; and all are cached now
+        counts.append({name: (counted(call, fresh), counted(call, warm)) for name, call in calls.items()})
+    assert counts[0] == counts[1]
+    assert all(0 < count < 100 for both in counts[0].values() for count in both)
 
 
 def test_publishing_again_mends_a_damaged_artifact(root: Path) -> None:
     registry = prepare(root)
-    blob = root / "tenants/default/blobs" / f"{VERSIONS[0].removeprefix('sha256:')}.safetensors"
-    blob.write_bytes(b"rot")
+    (root / blob(0)).write_bytes(b"rot")
     assert registry.fetch("default", VERSIONS[0]) == b"rot"  # the reader compares the digest, not the store
     publish(registry, 0)
     assert registry.fetch("default", VERSIONS[0]) == DATA[0]
@@ -208,87 +145,53 @@ def test_publishing_again_mends_a_damaged_artifact(root: Path) -> None:
 
 def test_an_indexed_but_missing_artifact_is_the_registrys_fault(root: Path) -> None:
     registry = prepare(root)
-    (root / "tenants/default/blobs" / f"{VERSIONS[0].removeprefix('sha256:')}.safetensors").unlink()
+    (root / blob(0)).unlink()
     with pytest.raises(RegistryUnavailable, match="indexed, but its artifact is missing"):
         registry.fetch("default", VERSIONS[0])
 
 
-INDEX = "tenants/default/tasks/e2e.json"
-
-
-def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    raw = json.loads((root / INDEX).read_text())
-    change(raw)
-    (root / INDEX).write_text(json.dumps(raw))
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda root: (root / INDEX).write_text("{"),
-        lambda root: (root / INDEX).write_text("[]"),
-        lambda root: (root / INDEX).write_text("[" * 100_000),
-        lambda root: (root / INDEX).write_bytes(b"\xff"),
-        lambda root: edit(root, lambda raw: raw.update(format=2)),
-        lambda root: edit(root, lambda raw: raw.update(task="default/other")),
-        lambda root: edit(root, lambda raw: raw.update(task="../../x")),
-        lambda root: edit(root, lambda raw: raw.pop("versions")),
-        lambda root: edit(root, lambda raw: raw.update(versions=[])),
-        lambda root: edit(root, lambda raw: raw["aliases"].update(production=VERSIONS[0])),
-        lambda root: edit(root, lambda raw: raw["history"]["production"].pop()),
-        lambda root: edit(root, lambda raw: raw["history"].update(production=[])),
-        lambda root: edit(root, lambda raw: raw["history"]["production"][0].update(action="rollback")),
-        lambda root: edit(root, lambda raw: raw["versions"][0]["spec"].update(template="x")),
-        lambda root: edit(root, lambda raw: raw["versions"][0].update(size="big")),
-        lambda root: ((root / INDEX).unlink(), (root / INDEX).mkdir()),
-    ],
-)
-def test_a_damaged_index_is_unavailable_for_its_tenant_alone(root: Path, damage: Callable[[Path], object]) -> None:
+def test_the_audit_leaves_out_lines_that_are_none(root: Path) -> None:
     registry = prepare(root)
-    publish(registry, 2, tenant="globex")
-    damage(root)
-    for call in (
-        lambda: registry.resolve(TaskRef.parse("e2e")),
-        lambda: registry.tasks("default"),
-        lambda: registry.fetch("default", VERSIONS[0]),
-        lambda: publish(registry, 1),
-    ):
-        with pytest.raises(RegistryUnavailable, match="tenants/default") as caught:
-            call()
-        assert str(root) not in caught.value.message
-    assert registry.fetch("globex", VERSIONS[2]) == DATA[2]
-    assert len(registry.tasks("globex")) == 1
+    lines = (root / AUDIT).read_bytes().splitlines()
+    junk = [b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"{}", b"7", b""]
+    (root / AUDIT).write_bytes(b"\n".join([*junk, lines[0], *junk, *lines[1:]]) + b"\n")
+    assert [entry.action for entry in registry.audit("default")] == ["delete", "publish", "publish", "publish"]
 
 
-@pytest.mark.parametrize(
-    "link", ["tenants", "tenants/default", "tenants/default/blobs", "tenants/default/tasks", INDEX]
-)
-def test_symbolic_links_are_refused(root: Path, tmp_path: Path, link: str) -> None:
-    registry = prepare(root)
-    (root / link).rename(tmp_path / "elsewhere")
-    (root / link).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RegistryUnavailable, match="symbolic link"):
-        registry.fetch("default", VERSIONS[0])
-    with pytest.raises(RegistryUnavailable, match="symbolic link"):
-        publish(registry, 2)
+@pytest.mark.parametrize("moment", ["_announced", "_lines"])
+def test_the_audit_is_whole_when_writers_go_on_while_it_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Two changes of other tasks, just before or after a reader's look at the last one: no entry twice, and no gap."""
+    reader, writer = prepare(root), DiskRegistry(root)
+    log = reader._log
+    real = getattr(log, moment)
+    looks = 0
 
+    def look(tenant: str) -> object:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            found = real(tenant) if moment == "_announced" else None
+            publish(writer, 0, "other")
+            publish(writer, 1, "third")
+            return found if moment == "_announced" else real(tenant)
+        return real(tenant)
 
-def test_the_root_itself_may_be_a_symbolic_link(root: Path, tmp_path: Path) -> None:
-    root.mkdir()
-    (tmp_path / "link").symlink_to(root)
-    publish(DiskRegistry(tmp_path / "link"), 0)
-    assert DiskRegistry(root, create=False).fetch("default", VERSIONS[0]) == DATA[0]
-
-
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(RegistryUnavailable, match=r"expected an empty folder or a registry, found thesis\.tex"):
-        DiskRegistry(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    monkeypatch.setattr(log, moment, look)
+    assert [(entry.action, entry.task) for entry in reader.audit("default")] == [
+        ("publish", "default/third"),
+        ("publish", "default/other"),
+        ("delete", "default/old"),
+        ("publish", "default/old"),
+        ("publish", "default/e2e"),
+        ("publish", "default/e2e"),
+    ]
+    assert looks > 1
 
 
 def test_without_create_a_missing_registry_is_an_error_and_stays_missing(root: Path) -> None:
-    with pytest.raises(RegistryUnavailable, match=r"expected a registry\.json"):
+    with pytest.raises(RegistryMissing, match=r"expected a registry\.json"):
         open_registry(str(root), create=False)
     assert not root.exists()
 

@@ -11,13 +11,14 @@ from prometheus_client import generate_latest
 
 from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
-from prefixes.errors import BackboneError, PrefixdError
+from prefixes.errors import BackboneError, PrefixdError, RegistryMissing, RegistryUnavailable, WrongRegistry
 from prefixes.registry import open_registry
 from server.assembly import assemble
 from server.engine.types import PrefixKey
 from server.settings import Settings
-from server.settings_sources import load_settings
+from server.web.settings_sources import load_settings
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(backbone: Path, tmp_path: Path, **given: Any) -> Settings:
     base = {"backbone": str(backbone), "registry": str(tmp_path / "registry"), "kernels": "torch", "threads": 1}
-    return load_settings({**base, "kv_cache_bytes": "1MiB", "device": "cpu", "max_rows": 4, **given})
+    return load_settings(Settings, {**base, "kv_cache_bytes": "1MiB", "device": "cpu", "max_rows": 4, **given})
 
 
 def test_an_assembled_server_is_warm_and_counts_from_zero(backbone: Path, tmp_path: Path) -> None:
@@ -81,3 +82,28 @@ def test_a_folder_that_is_no_backbone_is_a_named_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BackboneError, match="empty"):
         assemble(settings(tmp_path / "empty", tmp_path))
+
+
+def test_a_server_that_knows_its_registrys_id_makes_no_new_one(backbone: Path, tmp_path: Path) -> None:
+    """One of the same id in place of an emptied one would turn an outage into the deletion of everything."""
+    registry = open_registry(str(tmp_path / "registry"))
+    assembled = assemble(settings(backbone, tmp_path, registry_id=registry.id))
+    assembled.engine.close()
+    with pytest.raises(WrongRegistry, match=f"expected another, got {registry.id}"):
+        assemble(settings(backbone, tmp_path, registry_id="another"))
+    with RedisServer() as server:
+        with pytest.raises(RegistryMissing):
+            assemble(settings(backbone, tmp_path, registry=server.url, registry_id=registry.id))
+        with server.client() as client:
+            assert client.dbsize() == 0
+
+
+def test_a_redis_that_would_lose_prefixes_is_refused_and_a_doubtful_one_warned_of(
+    backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evicting = {"maxmemory-policy": "allkeys-lru", "maxmemory": "100mb"}
+    with RedisServer(config=evicting) as server, pytest.raises(RegistryUnavailable, match="-policy noeviction"):
+        assemble(settings(backbone, tmp_path, registry=server.url))
+    with RedisServer(append_only=False) as server:
+        assemble(settings(backbone, tmp_path, registry=server.url)).engine.close()
+        assert "set `appendonly yes`" in caplog.text

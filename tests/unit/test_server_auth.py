@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,42 +11,27 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-import server.auth
-from prefixes.artifact import write_prefix
-from server.app import create_app
-from server.assembly import assemble
-from server.errors import Forbidden
-from server.settings_sources import load_settings
-from tests.support.prefixes import make_prefix, save_tiny_gpt2
+import server.web.auth
+from server.web.errors import Forbidden
+from tests.support.apps import Served, with_apps
 
-OPEN = {"/health", "/ready", "/metrics"}
+OPEN = {"/health", "/ready"}
 
 
 def with_app(tmp_path: Path, test: Callable[[FastAPI, httpx.AsyncClient, bytes], Coroutine[Any, Any, None]]) -> None:
-    """Run ``test`` against an application in this process, with a task ``e2e`` in its registry."""
-    save_tiny_gpt2(tmp_path / "backbone")
-    base = {"backbone": str(tmp_path / "backbone"), "registry": str(tmp_path / "registry"), "device": "cpu"}
-    assembled = assemble(load_settings({**base, "kv_cache_bytes": "1MiB", "kernels": "torch", "threads": 1}))
-    data = write_prefix(make_prefix(assembled.backbone.spec))
-    assembled.registry.publish("default", "e2e", data, record={})
-    app = create_app(assembled)
+    """Run ``test`` against the public application, with a task ``e2e`` in its registry."""
 
-    async def run() -> None:
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
-        ):
-            await test(app, client, data)
+    async def run(served: Served) -> None:
+        await test(served.apps.public, served.public, served.data)
 
-    asyncio.run(run())
+    with_apps(tmp_path, run)
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*arguments: object) -> None:
         raise Forbidden("no")
 
-    real = server.auth.authorize
+    real = server.web.auth.authorize
     for module in list(sys.modules.values()):
         if getattr(module, "authorize", None) is real:
             monkeypatch.setattr(module, "authorize", forbidden)
@@ -71,7 +55,7 @@ def test_no_route_acts_without_leave(tmp_path: Path, monkeypatch: pytest.MonkeyP
         routes = [
             (method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods
         ]
-        assert len(routes) >= 20
+        assert len(routes) >= 19
         for method, template in routes:
             path = template.format(tenant="default", name="e2e", version="production", model="e2e")
             arguments = bodies(data).get(template, {}) if method == "POST" else {}

@@ -1,4 +1,4 @@
-"""docs/api.md names everything that there is."""
+"""docs/api.md and docs/operations.md name everything that there is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from prefixes.parameters import DECODING_PARAMETERS
+from prefixes.registry.redis_url import OPTIONS, SCHEMES
 from server.engine.engine import EngineStats
-from server.errors import STATUSES
-from server.http_metrics import HttpMetrics
 from server.metrics import EngineMetrics, EngineStateCollector
-from server.routes import generate, openai, operations, prefixes
+from server.prefix_tiers import PrefixTiers
+from server.registry_link import LinkState
+from server.registry_metrics import LinkCollector, RegistryMetrics
+from server.routes import admin, generate, openai, operations, prefixes
+from server.tier_metrics import TierCollector
+from server.web.errors import STATUSES
+from server.web.http_metrics import HttpMetrics
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
 def test_every_error_code_is_documented_with_its_status() -> None:
@@ -29,7 +35,7 @@ def test_every_parameter_is_documented() -> None:
 
 def test_every_route_is_documented() -> None:
     app = FastAPI()
-    for module in (generate, prefixes, openai, operations):
+    for module in (generate, prefixes, openai, operations, admin):
         app.include_router(module.router)
     for path, methods in app.openapi()["paths"].items():
         documented = path.replace("/prefixes/{name}", "/prefixes/{tenant}/{name}")
@@ -41,7 +47,17 @@ def test_every_metric_is_documented() -> None:
     registry = CollectorRegistry()
     EngineMetrics(max_task_labels=1).begin(registry)
     HttpMetrics(registry)
-    registry.register(EngineStateCollector(lambda: EngineStats(0, 0, 0.0, 0, 0)))
+    stats = EngineStats(0, 0, 0.0, 0, 0, 0, 0)
+    registry.register(EngineStateCollector(lambda: stats))
+    registry.register(TierCollector(PrefixTiers(lambda tenant, version: b"", ()).stats, lambda: stats))
+    RegistryMetrics(registry)
+    registry.register(LinkCollector(lambda: LinkState(True, 0.0, False, True)))
     for metric in registry.collect():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-        assert f"`{name}`" in DOCS, name
+        assert f"`{name}`" in OPERATIONS, name
+
+
+def test_every_form_and_option_of_a_registry_url_is_documented() -> None:
+    for scheme in SCHEMES:
+        assert f"`{scheme.replace('rediss', 'redis')}://" in OPERATIONS, scheme
+    assert [option for option in OPTIONS if f"`{option}`" not in OPERATIONS] == []

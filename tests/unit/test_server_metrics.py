@@ -73,11 +73,12 @@ def test_task_labels_are_bounded_and_the_rest_is_one() -> None:
 
 def test_the_engines_state_is_read_when_asked() -> None:
     registry = CollectorRegistry()
-    registry.register(EngineStateCollector(lambda: EngineStats(1, 2, 0.5, 3, 400)))
+    registry.register(EngineStateCollector(lambda: EngineStats(1, 2, 0.5, 3, 400, 500, 60)))
     assert scrape(registry) == {
         "prefixd_num_requests_running": 1,
         "prefixd_num_requests_waiting": 2,
         "prefixd_kv_cache_usage_perc": 0.5,
         "prefixd_resident_prefixes": 3,
         "prefixd_resident_prefix_bytes": 400,
+        "prefixd_staged_prefix_bytes": 60,
     }

@@ -12,12 +12,14 @@ from prefixes.artifact import write_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.registry import open_registry
-from server.auth import Caller
 from server.catalog import Catalog
 from server.engine.async_engine import AsyncEngine
 from server.engine.types import PrefixKey
 from server.parameters import ParameterLimits
+from server.prefix_tiers import PrefixTiers
+from server.registry_link import RegistryLink
 from server.service import LONG_TEXT, GenerationService, Prepared
+from server.web.auth import Caller
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 WINDOW = 64
@@ -51,7 +53,9 @@ def prepare(
 
     async def run() -> Prepared:
         no_engine = cast(AsyncEngine, None)  # preparing does not ask it
-        service = GenerationService(backbone, Catalog(registry, backbone.spec, alias_ttl_s=0.5), no_engine, limits)
+        link, tiers = RegistryLink(registry), PrefixTiers(registry.fetch, ())
+        catalog = Catalog(link, backbone.spec, tiers, alias_ttl_s=0.5, max_stale_s=300)
+        service = GenerationService(backbone, catalog, no_engine, limits)
         return await service.prepare(Caller("default"), task, text, parameters, "id")
 
     return asyncio.run(run())

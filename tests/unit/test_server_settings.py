@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import prefixd
 from prefixes.registry import default_registry_url
 from server.settings import Settings
-from server.settings_sources import InvalidSettings, load_settings
+from server.web.settings_sources import InvalidSettings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -32,80 +32,93 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_defaults_serve_the_demo_on_the_loopback_from_the_default_registry() -> None:
-    settings = load_settings({})
+    settings = load_settings(Settings, {})
     assert (settings.host, settings.port, settings.backbone) == ("127.0.0.1", 8000, "demo")
     assert settings.registry == default_registry_url()
+
+
+def test_administration_is_on_the_loopback_and_nothing_is_kept_on_disk_unless_told() -> None:
+    settings = load_settings(Settings, {"host": "0.0.0.0", "host_cache_bytes": "0"})
+    assert (settings.admin_host, settings.admin_port) == ("127.0.0.1", 8001)
+    assert (settings.disk_cache, settings.host_cache_bytes, settings.registry_id) == (None, 0, None)
+    assert load_settings(Settings, {"disk_cache": "cache"}).disk_cache == Path("cache")
+
+
+@pytest.mark.parametrize("registry_id", ["", "../other", "a b", "x" * 65])
+def test_an_id_that_no_registry_can_have_is_an_error(registry_id: str) -> None:
+    with pytest.raises(InvalidSettings, match="registry-id"):
+        load_settings(Settings, {"registry_id": registry_id})
 
 
 def test_flags_win_over_environment_over_file_over_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = write(tmp_path, "port = 1\nmax_rows = 2\nmax_waiting = 3\n")
     monkeypatch.setenv("PREFIXD_PORT", "10")
     monkeypatch.setenv("PREFIXD_MAX_ROWS", "20")
-    settings = load_settings({"port": 100}, config=config)
+    settings = load_settings(Settings, {"port": 100}, config=config)
     assert (settings.port, settings.max_rows, settings.max_waiting) == (100, 20, 3)
     assert settings.max_step_tokens == 512
 
 
 def test_the_file_can_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFIXD_CONFIG", str(write(tmp_path, 'pin = ["e2e", "acme/dart"]\n')))
-    assert load_settings({}).pin == ("e2e", "acme/dart")
+    assert load_settings(Settings, {}).pin == ("e2e", "acme/dart")
 
 
 def test_lists_and_sizes_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIXD_PIN", "e2e, dart")
     monkeypatch.setenv("PREFIXD_KV_CACHE_BYTES", "2MiB")
-    settings = load_settings({"max_prefix_bytes": "1kB"})
+    settings = load_settings(Settings, {"max_prefix_bytes": "1kB"})
     assert (settings.pin, settings.kv_cache_bytes, settings.max_prefix_bytes) == (("e2e", "dart"), 2 << 20, 1000)
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIXD_PORT", "")
-    assert load_settings({}).port == 8000
+    assert load_settings(Settings, {}).port == 8000
 
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        load_settings({}).port = 1
+        load_settings(Settings, {}).port = 1
 
 
 def test_an_unknown_variable_is_an_error_with_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFIXD_BACKBON", "gpt2")
     with pytest.raises(InvalidSettings, match="PREFIXD_BACKBON: unknown; did you mean PREFIXD_BACKBONE"):
-        load_settings({})
+        load_settings(Settings, {})
 
 
 def test_an_unknown_key_in_the_file_is_an_error_with_a_guess(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="max_row: unknown; did you mean max_rows"):
-        load_settings({}, config=write(tmp_path, "max_row = 3\n"))
+        load_settings(Settings, {}, config=write(tmp_path, "max_row = 3\n"))
 
 
 @pytest.mark.parametrize(("text", "message"), [("port = ", "expected TOML"), (None, "cannot be read")])
 def test_a_file_that_cannot_be_used_is_an_error(tmp_path: Path, text: str | None, message: str) -> None:
     config = write(tmp_path, text) if text is not None else tmp_path / "none.toml"
     with pytest.raises(InvalidSettings, match=message):
-        load_settings({}, config=config)
+        load_settings(Settings, {}, config=config)
 
 
 def test_a_wrong_value_says_where_it_came_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"option --port: .*65535.*70000"):
-        load_settings({"port": 70000})
+        load_settings(Settings, {"port": 70000})
     with pytest.raises(InvalidSettings, match=r"prefixd.toml: dtype: .*float32.*got 'int8'"):
-        load_settings({}, config=write(tmp_path, 'dtype = "int8"\n'))
+        load_settings(Settings, {}, config=write(tmp_path, 'dtype = "int8"\n'))
     monkeypatch.setenv("PREFIXD_MAX_ROWS", "many")
     with pytest.raises(InvalidSettings, match=r"environment variable PREFIXD_MAX_ROWS: .*integer.*'many'"):
-        load_settings({})
+        load_settings(Settings, {})
 
 
 def test_settings_that_contradict_each_other_are_an_error() -> None:
     with pytest.raises(InvalidSettings, match=r"max_step_tokens: expected at least max_rows \(600\).*512"):
-        load_settings({"max_rows": 600})
+        load_settings(Settings, {"max_rows": 600})
     with pytest.raises(InvalidSettings, match="default_max_new_tokens"):
-        load_settings({"max_new_tokens_limit": 5})
+        load_settings(Settings, {"max_new_tokens_limit": 5})
 
 
 def test_a_malformed_pin_is_an_error() -> None:
     with pytest.raises(InvalidSettings, match="option --pin: tenant name"):
-        load_settings({"pin": ["../../etc"]})
+        load_settings(Settings, {"pin": ["../../etc"]})
 
 
 def test_help_names_every_setting_with_a_sentence() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from server.sse import HEARTBEAT, ClientLeft, EventStreamResponse, event, until_disconnect
+from server.web.sse import HEARTBEAT, ClientLeft, EventStreamResponse, event, until_disconnect
 
 
 class Connection:

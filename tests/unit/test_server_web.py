@@ -13,11 +13,12 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry, generate_latest
 
 from prefixes.errors import PrefixdError, QueueFull, TaskNotFound
-from server.error_handlers import install_error_handlers
-from server.errors import STATUSES, error_body, error_response, openai_error_body
-from server.http_metrics import HttpMetrics
-from server.middleware import BodyLimitMiddleware, RequestMiddleware
+from server.request_fields import FIELDS
 from server.schemas import GenerateRequest
+from server.web.error_handlers import install_error_handlers
+from server.web.errors import STATUSES, error_body, error_response, openai_error_body
+from server.web.http_metrics import HttpMetrics
+from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
 
 JSON = {"content-type": "application/json"}
 
@@ -41,8 +42,8 @@ def make_app(registry: CollectorRegistry | None = None) -> FastAPI:
     async def missing() -> None:
         raise TaskNotFound("no such task", parameter="model")
 
-    install_error_handlers(app)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=100, max_upload_bytes=1000)
+    install_error_handlers(app, FIELDS)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=100, uploads={"/prefixes": 1000})
     app.add_middleware(RequestMiddleware, metrics=HttpMetrics(registry or CollectorRegistry()), access_log=False)
     return app
 

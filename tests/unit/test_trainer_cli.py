@@ -14,7 +14,7 @@ from prefixes.registry import open_registry
 from prefixes.spec import SITES
 from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
-from trainer import cli, evaluate
+from trainer import cli
 
 FAST = ["--epochs", "2", "--batch-size", "6", "--lr", "0.01", "--method", "direct", "--threads", "1"]
 
@@ -38,7 +38,6 @@ def invoke(*arguments: str) -> Result:
     app = typer.Typer()
     app.command()(cli.train)
     app.command()(cli.convert)
-    app.command("evaluate")(evaluate.main)
     return CliRunner().invoke(app, arguments)
 
 
@@ -96,27 +95,6 @@ def test_sites_and_positions_are_the_callers_choice(bart_workplace: Path) -> Non
     assert spec.origin["hyperparameters"]["sites"] == ["encoder", "cross"]
     again = train(bart_workplace, "--resume", "--drop-long", "--sites", "encoder", template=BART_TEMPLATE)
     assert (again.exit_code, "cannot resume with other options: config" in again.output) == (1, True)
-
-
-def test_evaluate_scores_a_trained_prefix_through_the_engine(bart_workplace: Path) -> None:
-    pytest.importorskip("rouge_score")
-    assert train(bart_workplace, "--truncate", "--default", "max_new_tokens=5", template=None).exit_code == 0
-    arguments = [str(bart_workplace / "out" / "prefix.safetensors"), str(bart_workplace / "data.jsonl")]
-    options = ["--backbone", str(bart_workplace / "backbone"), "--metric", "rouge", "--parameter", "num_beams=2"]
-    refused = invoke("evaluate", *arguments, *options)
-    assert (refused.exit_code, "input_too_long" in refused.output) == (1, True)
-    report = bart_workplace / "outputs.jsonl"
-    result = invoke("evaluate", *arguments, *options, "--truncate", "--report", str(report))
-    assert result.exit_code == 0, result.output
-    scores = json.loads(result.stdout)
-    assert (scores["inputs"], scores["beams"]) == (31, 2)
-    assert all(0 <= scores[kind] <= 100 for kind in ("rouge1", "rouge2", "rougeL"))
-    rows = [json.loads(line) for line in report.read_text().splitlines()]
-    assert [row["references"] for row in rows[:2]] == [[pair["target"]] for pair in toy_pairs(30)[:2]]
-    assert invoke("evaluate", *arguments, *options, "--limit", "0").exit_code == 2
-    for wrong in (["--metric", "meteor"], ["--parameter", "temperature=0.5"]):
-        result = invoke("evaluate", *arguments, *options, *wrong)
-        assert (result.exit_code, "invalid_parameter" in result.output) == (1, True)
 
 
 def test_the_same_run_gives_the_same_version(workplace: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,38 +20,28 @@ from tests.support.prefixes import make_prefix
 from tests.support.trainer import FAMILIES, tiny_backbone, tiny_model, toy_pairs, toy_plan, toy_trainer
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Example
-from trainer.evaluate import LIMITS, decoding, field_scores, generate, references, score
+from trainer.evaluate import Evaluation, evaluate, references
 from trainer.export import fold
 from trainer.forward import forward_logits
-from trainer.rouge import rouge
+from trainer.generate import LIMITS, decoding, generate
+from trainer.scores.presets import PRESETS
 from trainer.sequences import TokenExample, collate
 
 
-def test_field_scores_count_exact_parts_against_the_best_reference() -> None:
-    outputs = ["name : A | food : B", "name : C", ""]
-    expected = [["name : A | food : X | area : Y"], ["name : D", "name : C"], ["name : E"]]
-    scores = field_scores(outputs, expected)
-    assert scores["precision"] == pytest.approx(2 / 3)
-    assert scores["recall"] == pytest.approx(2 / 5)
-    assert scores["f1"] == pytest.approx(0.5)
-    assert scores["exact"] == pytest.approx(1 / 3)
-
-
-def test_bleu_takes_the_best_of_several_references_of_unequal_number() -> None:
-    pytest.importorskip("sacrebleu")
-    text = "Blue Spice is a coffee shop in the city centre."
-    assert score("bleu", [text, text], [["No such thing here at all.", text], [text]])["bleu"] == pytest.approx(100.0)
-    assert score("bleu", [text], [["No such thing here at all."]])["bleu"] < 10
-
-
-def test_unknown_metrics_are_refused() -> None:
-    with pytest.raises(InvalidParameter, match="expected bleu or rouge or fields"):
-        score("meteor", ["a"], [["a"]])
+def dataset(*pairs: tuple[str, str]) -> Dataset:
+    return Dataset(tuple(Example(line, *pair) for line, pair in enumerate(pairs, 1)), "sha256:" + "0" * 64)
 
 
 def test_references_are_grouped_by_input_in_order() -> None:
-    data = Dataset((Example(1, "b", "x"), Example(2, "a", "y"), Example(3, "b", "z")), "sha256:0")
-    assert list(references(data).items()) == [("b", ["x", "z"]), ("a", ["y"])]
+    data = dataset(("b", "x"), ("a", "y"), ("b", "z"))
+    assert list(references(data, PRESETS["plain"]).items()) == [("b", ["x", "z"]), ("a", ["y"])]
+    assert list(references(data, PRESETS["plain"], limit=1)) == ["b"]
+
+
+def test_e2es_references_are_grouped_by_meaning_whatever_the_order_of_the_fields() -> None:
+    data = dataset(("name : A | food : B", "x"), ("name : C", "y"), ("food : B | name : A ", "z"))
+    assert references(data, PRESETS["e2e"]) == {"name : A | food : B": ["x", "z"], "name : C": ["y"]}
+    assert len(references(data, PRESETS["plain"])) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,7 +52,7 @@ def test_the_serving_engine_computes_what_the_loop_trained(tmp_path: Path, famil
     kv, plan = toy_trainer(backbone, config).run(), toy_plan(backbone, config)
     prefix = fold(kv, plan, {})
     inputs = [pair["input"] for pair in toy_pairs()[:6]]
-    outputs = generate(backbone, prefix, inputs, SamplingParams(max_new_tokens=12))
+    outputs = [made.output for made in generate(backbone, prefix, inputs, SamplingParams(max_new_tokens=12))]
     batch = collate([following(backbone, plan, *pair) for pair in zip(inputs, outputs, strict=True)], 1)
     logits = forward_logits(tiny_model(backbone), batch, kv, plan)
     assert len(batch.targets) > 20
@@ -86,8 +78,8 @@ def test_a_long_input_is_refused_or_cut(tmp_path: Path, family: str) -> None:
     params, long = SamplingParams(max_new_tokens=1), "\x01" * 100
     with pytest.raises(InputTooLong, match="--truncate cuts it"):
         generate(backbone, prefix, [long], params)
-    cut = generate(backbone, prefix, [long], params, truncate=True)
-    assert len(cut[0].token_ids) == 1
+    cut, whole = generate(backbone, prefix, [long, "short"], params, truncate=True)
+    assert (len(cut.output.token_ids), cut.truncated, whole.truncated) == (1, True, False)
 
 
 def test_scores_decode_as_the_artifact_says_unless_told_otherwise(tmp_path: Path) -> None:
@@ -119,27 +111,76 @@ def test_a_prefix_that_samples_when_served_is_scored_without_unless_asked(tmp_pa
     assert decoding(backbone, prefix, {"do_sample": True})[0].temperature == 0.7
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_evaluation_scores_every_input_against_all_its_references(tmp_path: Path, family: str) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32, family)
+    prefix = make_prefix(backbone.spec, sites=tuple(backbone.spec.sites), template=backbone.input_template)
+    inputs = ["one", "two", "three", "\x01" * 100]
+    made = generate(backbone, prefix, inputs, SamplingParams(max_new_tokens=6, num_beams=2), truncate=True)
+    perfect, first, *others = [one.output.text for one in made]
+    data = dataset(
+        ("one", "no such words"), ("one", perfect), ("two", first), *zip(inputs[2:], others, strict=True)
+    )
+    told: list[tuple[int, int]] = []
+    found = evaluate(
+        backbone, prefix, data, metrics=["chrf", "ter"], parameters={"max_new_tokens": 6, "num_beams": 2},
+        truncate=True, resamples=50, report=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert (found.inputs, found.references, found.data) == (4, 5, data.digest)
+    assert list(found.scores) == ["chrf", "ter"], "in the order asked for"
+    assert found.scores["chrf"].value == pytest.approx(100.0, abs=1e-6)
+    assert found.scores["chrf"].low == found.scores["chrf"].high == pytest.approx(100.0, abs=1e-6)
+    assert (found.scores["ter"].value, found.ranked_by) == (0.0, "chrf")
+    assert [row.output for row in found.outputs] == [one.output.text for one in made]
+    assert [row.truncated for row in found.outputs] == [False, False, False, True]
+    assert found.outputs[0].references == ("no such words", perfect)
+    assert (found.decoding["num_beams"], found.decoding["max_new_tokens"], found.decoding["truncate"]) == (2, 6, True)
+    assert told[-1] == (4, 4)
+
+
+def test_an_evaluation_survives_json_and_its_summary_holds_no_text(tmp_path: Path) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32)
+    data = dataset(("a secret input", "a secret target"), ("b", "c"))
+    made = evaluate(backbone, make_prefix(backbone.spec), data, parameters={"max_new_tokens": 3}, resamples=10)
+    assert Evaluation.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+    assert "secret" not in json.dumps(made.summary())
+    record = made.record({"scores": {"final_loss": 1.5, "bleu": 99.0}, "seconds": 3})
+    assert record["scores"]["final_loss"] == 1.5 and record["scores"]["bleu"] == made.scores["bleu"].value
+    assert record.keys() == {"scores", "evaluation"} and record["evaluation"] == made.summary()
+    with pytest.raises(InvalidParameter, match="expected its own JSON"):
+        Evaluation.from_dict({"scores": {}, "outputs": [{}]})
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_generated(tmp_path: Path) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32)
+    prefix, data = make_prefix(backbone.spec), dataset(("a", "b"))
+
+    def fail(done: int, total: int) -> None:
+        raise AssertionError("generated")
+
+    for wrong, said in (
+        ({"metrics": ["blue"]}, "metric: expected one of bleu, ter"),
+        ({"preset": "e3e"}, "preset: expected one of plain, e2e"),
+        ({"parameters": {"temperature": 0.5}}, "got temperature"),
+    ):
+        with pytest.raises(InvalidParameter, match=said):
+            evaluate(backbone, prefix, data, report=fail, **wrong)
+
+
+def test_whoever_watches_an_evaluation_can_end_it(tmp_path: Path) -> None:
+    backbone = tiny_backbone(tmp_path, torch.float32)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(backbone, make_prefix(backbone.spec), dataset(("a", "b")), report=stop)
+    assert threading.active_count() <= before + 2, "the engine was closed (the kernels' own threads may stay)"
+
+
 def test_the_default_length_of_a_score_is_a_servers() -> None:
     assert LIMITS.default_max_new_tokens == Settings.model_fields["default_max_new_tokens"].default
-
-
-def test_rouge_is_the_packages_f1_with_stemming() -> None:
-    """By hand: `the models learn` against `a model learned fast`: 2 stems of 3 and of 4 in common, no bigram less."""
-    pytest.importorskip("rouge_score")
-    scores = rouge(["the models learn"], [["a model learned fast"]])
-    assert scores["rouge1"] == pytest.approx(100 * 2 * 2 / (3 + 4))
-    assert scores["rouge2"] == pytest.approx(100 * 2 * 1 / (2 + 3))
-    assert scores["rougeL"] == pytest.approx(100 * 2 * 2 / (3 + 4))
-
-
-def test_rouge_takes_all_three_scores_from_the_reference_with_the_best_rouge_1() -> None:
-    pytest.importorskip("rouge_score")
-    one = "alpha beta gamma delta"
-    scattered, ordered = "delta gamma beta alpha", "alpha beta something else"
-    scores = score("rouge", [one], [[ordered, scattered]])
-    assert scores["rouge1"] == pytest.approx(100.0)
-    assert scores["rouge2"] == 0.0 and scores["rougeL"] == pytest.approx(25.0), "not the other reference's better ones"
-    assert score("rouge", [one, ""], [[one], [one]])["rougeL"] == pytest.approx(50.0), "mean over outputs"
 
 
 def test_a_prefix_of_another_backbone_is_refused(tmp_path: Path) -> None:

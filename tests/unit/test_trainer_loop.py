@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.support.trainer import (
 )
 from trainer.checkpoint import CheckpointError, load_state
 from trainer.config import TrainConfig, linear_schedule
+from trainer.errors import TrainingStopped
 from trainer.export import fold, unfold
 from trainer.forward import forward_logits
 from trainer.loop import Progress, TrainingDiverged
@@ -33,6 +35,7 @@ DIRECT = TrainConfig(
     prefix_length=4, method="direct", init="Blue Spice", epochs=6, batch_size=5, learning_rate=0.05, seed=2
 )
 MLP = TrainConfig(prefix_length=3, middle=16, epochs=6, batch_size=5, learning_rate=0.01, validate_every=3)
+PARTS = TrainConfig(**{**MLP.as_dict(), "accumulate": 3, "checkpoint_activations": True})
 
 
 class Killed(Exception):
@@ -62,7 +65,7 @@ def test_training_lowers_the_loss_and_changes_no_tensor_of_the_backbone(
     assert not backbone.model.training
 
 
-@pytest.mark.parametrize("config", [DIRECT, MLP], ids=["direct", "mlp"])
+@pytest.mark.parametrize("config", [DIRECT, MLP, PARTS], ids=["direct", "mlp", "parts"])
 @pytest.mark.parametrize("killed_at", [5, 14])
 def test_a_resumed_run_ends_in_the_same_prefix_bit_for_bit(
     backbone: Backbone, config: TrainConfig, killed_at: int, tmp_path: Path
@@ -78,12 +81,76 @@ def test_a_resumed_run_ends_in_the_same_prefix_bit_for_bit(
     with pytest.raises(Killed):
         toy_trainer(backbone, config, tmp_path / "cut.safetensors").run(kill)
     torch.manual_seed(999)  # a new process starts with other random numbers
+    spent = load_state(tmp_path / "cut.safetensors")[1]["state"]["seconds"]
     resumed = toy_trainer(backbone, config, tmp_path / "cut.safetensors")
     steps: list[int] = []
     got = resumed.run(lambda progress: steps.append(progress.step))
     assert steps[0] == killed_at - killed_at % 2 + (1 if killed_at % 2 else -1), "starts after the last checkpoint"
     assert same(got, expected)
-    assert resumed.state == whole.state
+    assert replace(resumed.state, seconds=0) == replace(whole.state, seconds=0)
+    assert resumed.state.seconds > spent > 0, "what it took before the kill counts"
+
+
+def test_the_same_seed_gives_the_same_prefix_bit_for_bit_and_another_seed_another(backbone: Backbone) -> None:
+    config = TrainConfig(**{**PARTS.as_dict(), "epochs": 1})
+    torch.manual_seed(1)
+    first = toy_trainer(backbone, config).run()
+    torch.manual_seed(2)  # the process's own random numbers do not matter
+    assert same(toy_trainer(backbone, config).run(), first)
+    assert not same(toy_trainer(backbone, TrainConfig(**{**config.as_dict(), "seed": 5})).run(), first)
+
+
+def test_progress_counts_the_tokens_through_the_model_and_those_learnt(backbone: Backbone, tmp_path: Path) -> None:
+    config, path = TrainConfig(**{**MLP.as_dict(), "epochs": 2, "checkpoint_every": 1}), tmp_path / "state.safetensors"
+    examples, seen = toy_examples(backbone)[:18], list[Progress]()
+
+    def kill(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        toy_trainer(backbone, config, path).run(kill)
+    toy_trainer(backbone, config, path).run(seen.append)
+    assert seen[-1].step == seen[-1].total
+    read = sum(len(example.ids) - 1 + len(example.input_ids) for example in examples)
+    learnt = sum(len(example.ids) - example.start for example in examples)
+    assert (seen[-1].tokens, seen[-1].learnt) == (2 * read, 2 * learnt), "a resumed run counts on"
+    counts = [progress.tokens for progress in seen if progress.step != 3]
+    assert counts == sorted(counts) and counts[0] > 0
+
+
+def test_a_stop_takes_effect_before_the_next_step_and_the_run_goes_on_from_its_checkpoint(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    config, path = TrainConfig(**{**DIRECT.as_dict(), "checkpoint_every": 2}), tmp_path / "state.safetensors"
+    expected = toy_trainer(backbone, config).run()
+    steps: list[int] = []
+    with pytest.raises(TrainingStopped, match="before step 6 of") as stopped:
+        toy_trainer(backbone, config, path).run(lambda seen: steps.append(seen.step), lambda: steps[-1:] == [5])
+    assert (stopped.value.code, steps) == ("cancelled", [1, 2, 3, 4, 5])
+    steps.clear()
+    assert same(toy_trainer(backbone, config, path).run(lambda seen: steps.append(seen.step)), expected)
+    assert steps[0] == 6, "goes on behind the stop"
+
+
+def test_a_stop_takes_effect_within_a_validation_and_within_an_initialisation(backbone: Backbone) -> None:
+    asked = 0
+
+    def third() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 3
+
+    words = TrainConfig(**{**MLP.as_dict(), "init": "Blue Spice"})
+    with pytest.raises(TrainingStopped, match="before step 1 of"):
+        toy_trainer(backbone, words).run(should_stop=third)
+    validated: list[float | None] = []
+    every = TrainConfig(**{**MLP.as_dict(), "validate_every": 1, "checkpoint_every": 1})
+    asked = 1  # the next question but one is the first validation's
+    with pytest.raises(TrainingStopped, match="before step 2 of"):
+        toy_trainer(backbone, every).run(lambda seen: validated.append(seen.validation_loss), third)
+    assert (asked, validated) == (3, [])
 
 
 def test_a_checkpoint_of_another_configuration_or_data_is_refused(backbone: Backbone, tmp_path: Path) -> None:
@@ -110,9 +177,7 @@ def test_a_diverging_run_stops_with_a_named_error(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("config", [DIRECT, MLP], ids=["direct", "mlp"])
-def test_the_exported_artifact_reproduces_the_logits_in_memory_exactly(
-    backbone: Backbone, config: TrainConfig
-) -> None:
+def test_the_exported_artifact_reproduces_the_logits_in_memory_exactly(backbone: Backbone, config: TrainConfig) -> None:
     trainer = toy_trainer(backbone, TrainConfig(**{**config.as_dict(), "epochs": 1, "validate_every": 0}))
     trainer.run()
     kv = trainer.prefix()  # the parameters themselves, the MLP not folded
@@ -175,6 +240,8 @@ def test_linear_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
         {"sites": ("decoder", "head")},
         {"positions": "rotated"},
         {"reduction": "mean"},
+        {"accumulate": 0},
+        {"accumulate": 11},
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:

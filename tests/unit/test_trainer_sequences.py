@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from prefixes.backbone import Backbone
 from prefixes.prompt import PromptEncoder
@@ -27,7 +26,7 @@ from tests.support.trainer import (
 from trainer.config import GPT2_TEMPLATE, TrainConfig
 from trainer.data import Dataset, Example, InvalidData
 from trainer.plan import plan_prefix
-from trainer.sequences import TokenExample, collate, epoch_batches, target_opening, tokenize
+from trainer.sequences import TokenExample, collate, epoch_batches, split_batch, target_opening, tokenize
 
 P = 4
 WINDOW = 64
@@ -65,8 +64,10 @@ def letters(count: int) -> str:
 def test_target_and_end_token_are_learnt_and_nothing_else(backbone: Backbone) -> None:
     examples = toy_examples(backbone)[:3]
     batch = collate(examples, pad=backbone.pad_token_id)
-    flat = batch.ids.flatten()
-    assert torch.equal(flat[batch.predict + 1], batch.targets)
+    length = batch.ids.shape[1]
+    following = [examples[at // length].ids[at % length + 1] for at in batch.predict.tolist()]
+    assert batch.targets.tolist() == following, "each is predicted where the token before it stands"
+    assert len(following) == sum(example.learnt for example in examples)
     opening = list(target_opening(backbone))
     for row, pair in enumerate(toy_pairs()[:3]):
         learnt = batch.targets[batch.sequence == row].tolist()
@@ -98,7 +99,16 @@ def test_inputs_are_padded_on_the_right_and_their_lengths_kept() -> None:
     assert batch.inputs is not None
     assert batch.inputs.ids.tolist() == [[0, 5, 6, 2], [0, 2, 1, 1]]
     assert batch.inputs.lengths.tolist() == [4, 2]
-    assert batch.ids.tolist() == [[2, 0, 2, 1], [2, 0, 9, 2]]
+    assert batch.ids.tolist() == [[2, 0, 1], [2, 0, 9]], "nothing is read behind the last token"
+
+
+def test_micro_batches_hold_every_example_once_like_lengths_together() -> None:
+    examples = [TokenExample((0,) * length, 1) for length in (5, 3, 9, 7, 2, 8, 4)]
+    for parts, sizes in ((1, [7]), (2, [3, 4]), (3, [2, 2, 3]), (9, [1] * 7)):
+        made = split_batch(examples, parts)
+        assert [len(part) for part in made] == sizes
+        lengths = [len(example.ids) for part in made for example in part]
+        assert lengths == [2, 3, 4, 5, 7, 8, 9]
 
 
 def test_a_forced_first_token_begins_every_target(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Every store there is, empty, for the tests of what all of them promise. A new one joins by a parameter of ``url``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from prefixes.registry import open_registry
+from prefixes.registry.base import Store
+from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_sentinel import RedisSentinel
+from tests.support.redis_server import SERVERS, RedisServer
+
+
+class Place(Protocol):
+    """A Redis of any kind."""
+
+    @property
+    def url(self) -> str: ...
+
+    def flush(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Callable[[str], Place]]:
+    """One server of a kind for the module, started when it is first asked for; every test finds it empty."""
+    with ExitStack() as stack:
+        places: dict[str, Place] = {}
+
+        def place(kind: str) -> Place:
+            if kind not in places:
+                made: dict[str, Callable[[], AbstractContextManager[Place]]] = {
+                    "cluster": RedisCluster,
+                    "sentinel": RedisSentinel,
+                }
+                places[kind] = stack.enter_context(made.get(kind, lambda: RedisServer(SERVERS[kind]))())
+            return places[kind]
+
+        yield place
+
+
+@pytest.fixture(
+    params=[
+        "disk",
+        *SERVERS,
+        pytest.param("cluster", marks=pytest.mark.slow),
+        pytest.param("sentinel", marks=pytest.mark.slow),
+    ]
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path, shared: Callable[[str], Place]) -> str:
+    if request.param == "disk":
+        return f"disk://{tmp_path}/registry"
+    place = shared(request.param)
+    place.flush()
+    return place.url
+
+
+@pytest.fixture
+def registry(url: str) -> Iterator[Store]:
+    with closing(open_registry(url)) as registry:
+        yield registry

@@ -1,0 +1,228 @@
+"""A job's states: every move that there is, and every one that there is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import pytest
+
+from trainer.jobs.errors import Fenced, JobConflict
+from trainer.jobs.job import (
+    ENDED,
+    MAX_LOST,
+    MAX_LOST_SEALED,
+    STATES,
+    Change,
+    Failure,
+    Job,
+    State,
+    cancelled,
+    claimed,
+    failed,
+    handed_back,
+    job_from,
+    lost,
+    new_job,
+    progressed,
+    require_deletable,
+    retried,
+    sealed,
+    stopped,
+    succeeded,
+)
+
+WORKER: Final = "machine-1"
+FAILURE: Final = Failure("out_of_memory", "expected more, got less")
+
+MOVES: Final[dict[str, Callable[[Job], Change]]] = {
+    "claim": lambda job: claimed(job, job.token, WORKER),
+    "progress": lambda job: progressed(job, job.token, {"step": 3}, "training"),
+    "seal": lambda job: sealed(job, job.token, "sha256:1"),
+    "succeed": lambda job: succeeded(job, job.token, {"version": "sha256:1"}),
+    "fail": lambda job: failed(job, job.token, FAILURE),
+    "stop": lambda job: stopped(job, job.token),
+    "hand back": lambda job: handed_back(job, job.token),
+    "lose": lambda job: lost(job, job.token),
+    "cancel": cancelled,
+    "retry": retried,
+}
+EXPECTED: Final[dict[tuple[State, str], State]] = {
+    ("queued", "claim"): "running",
+    ("queued", "cancel"): "cancelled",
+    ("running", "progress"): "running",
+    ("running", "seal"): "running",
+    ("running", "succeed"): "succeeded",
+    ("running", "fail"): "failed",
+    ("running", "stop"): "cancelled",
+    ("running", "hand back"): "queued",
+    ("running", "lose"): "queued",
+    ("running", "cancel"): "running",
+    ("failed", "retry"): "queued",
+    ("cancelled", "retry"): "queued",
+}
+REPEATED: Final[dict[tuple[State, str], State]] = {
+    ("running", "claim"): "running",
+    ("succeeded", "succeed"): "succeeded",
+    ("failed", "fail"): "failed",
+    ("failed", "stop"): "failed",
+    ("cancelled", "cancel"): "cancelled",
+    ("cancelled", "stop"): "cancelled",
+    ("cancelled", "fail"): "cancelled",
+    ("succeeded", "fail"): "succeeded",
+    ("succeeded", "stop"): "succeeded",
+    ("cancelled", "seal"): "cancelled",
+}
+"""Asked for again by the same worker, or too late: nothing changes, and nobody is told."""
+
+
+def job_in(state: State) -> Job:
+    job = new_job("acme", "tenant:acme", {"task": "acme/e2e"}).job
+    if state == "queued":
+        return job
+    if state == "cancelled":
+        return cancelled(job).job
+    running = claimed(job, 1, WORKER).job
+    ends: dict[State, Callable[[Job], Change]] = {
+        "running": Change,
+        "succeeded": MOVES["succeed"],
+        "failed": MOVES["fail"],
+    }
+    return ends[state](running).job
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("move", MOVES)
+def test_a_job_moves_as_documented_and_in_no_other_way(state: State, move: str) -> None:
+    job = job_in(state)
+    assert job.state == state
+    if (state, move) in EXPECTED:
+        change = MOVES[move](job)
+        assert change.job.state == EXPECTED[state, move]
+        assert change.job != job
+        assert change.events
+    elif (state, move) in REPEATED:
+        assert MOVES[move](job) == Change(job)
+    else:
+        with pytest.raises((Fenced, JobConflict)):
+            MOVES[move](job)
+
+
+@pytest.mark.parametrize("move", [name for name in MOVES if name not in ("cancel", "retry")])
+def test_a_worker_with_an_old_token_moves_nothing(move: str) -> None:
+    running = job_in("running")
+    taken_over = claimed(lost(running, running.token).job, running.token + 1, "machine-2").job
+    stale = replace(taken_over, token=running.token)  # what the old worker believes
+
+    plans = {
+        "claim": lambda job: claimed(job, stale.token, WORKER),
+        "progress": lambda job: progressed(job, stale.token, {"step": 3}, "training"),
+        "seal": lambda job: sealed(job, stale.token, "sha256:1"),
+        "succeed": lambda job: succeeded(job, stale.token, {}),
+        "fail": lambda job: failed(job, stale.token, FAILURE),
+        "stop": lambda job: stopped(job, stale.token),
+        "hand back": lambda job: handed_back(job, stale.token),
+        "lose": lambda job: lost(job, stale.token),
+    }
+    with pytest.raises(Fenced):
+        plans[move](taken_over)
+
+
+def test_every_delivery_has_a_name_of_its_own() -> None:
+    job, seen = new_job("acme", "me", {}).job, set[str]()
+    for number in range(MAX_LOST - 1):
+        seen.add(job.delivery)
+        job = lost(claimed(job, job.token, f"machine-{number}").job, job.token).job
+    seen.add(job.delivery)
+    job = retried(failed(claimed(job, job.token, WORKER).job, job.token, FAILURE).job).job
+    seen.add(job.delivery)
+    job = handed_back(claimed(job, job.token, WORKER).job, job.token).job
+    seen.add(job.delivery)
+    assert len(seen) == MAX_LOST + 2
+    assert job.attempt == 2
+
+
+def test_a_job_that_loses_every_worker_fails_and_says_where() -> None:
+    job = new_job("acme", "me", {}).job
+    for number in range(MAX_LOST):
+        assert job.state == "queued"
+        job = claimed(job, job.token, f"machine-{number}").job
+        job = progressed(job, job.token, {"step": 7}, "training").job
+        job = lost(job, job.token).job
+    assert job.state == "failed"
+    assert job.failure is not None
+    assert job.failure.code == "worker_lost"
+    assert "step 7" in job.failure.message
+    again = retried(job).job
+    assert (again.lost, again.failure, again.attempt) == (0, None, 2)
+
+
+@pytest.mark.parametrize("move", ["stop", "hand back", "lose", "fail", "seal"])
+def test_a_job_that_was_to_be_cancelled_is_whatever_ends_it(move: str) -> None:
+    job = cancelled(job_in("running")).job
+    assert job.cancel_requested
+    assert cancelled(job) == Change(job)
+    assert MOVES[move](job).job.state == "cancelled"
+
+
+def test_a_cancel_that_comes_too_late_does_not_undo_what_was_published() -> None:
+    job = cancelled(sealed(job_in("running"), 1, "sha256:1").job).job
+    assert succeeded(job, 1, {"version": "sha256:1"}).job.state == "succeeded"
+
+
+@pytest.mark.parametrize("move", ["hand back", "lose"])
+def test_a_sealed_job_is_finished_by_another_since_it_may_be_published_already(move: str) -> None:
+    """With a cancel pending it ended as cancelled, and after three lost workers as failed, its version being served."""
+    job = sealed(job_in("running"), 1, "sha256:1").job
+    for _ in range(MAX_LOST + 1):
+        job = MOVES[move](cancelled(job).job).job
+        assert (job.state, job.cancel_requested) == ("queued", True)
+        assert cancelled(job) == Change(job)
+        job = claimed(job, job.token, "machine-2").job
+        job = sealed(job, job.token, "sha256:1").job
+    assert succeeded(job, job.token, {"version": "sha256:1"}).job.state == "succeeded"
+
+
+def test_a_sealed_job_that_costs_every_worker_its_life_fails_in_the_end() -> None:
+    job = sealed(job_in("running"), 1, "sha256:1").job
+    for _ in range(MAX_LOST_SEALED - 1):
+        job = claimed(lost(job, job.token).job, job.token + 1, "machine-2").job
+    assert lost(job, job.token).job.state == "failed"
+
+
+def test_a_retry_may_be_cancelled_again() -> None:
+    job = failed(sealed(job_in("running"), 1, "sha256:1").job, 1, FAILURE).job
+    job = claimed(retried(job).job, 2, WORKER).job
+    assert sealed(cancelled(job).job, 2, "sha256:1").job.state == "cancelled"
+
+
+def test_a_retried_job_forgets_why_it_ended_and_that_it_was_cancelled() -> None:
+    job = retried(stopped(cancelled(job_in("running")).job, 1).job).job
+    assert (job.cancel_requested, job.failure, job.finished_at, job.stage) == (False, None, None, None)
+    assert claimed(job, 2, WORKER).job.state == "running"
+
+
+def test_only_what_has_ended_can_be_deleted() -> None:
+    for state in STATES:
+        if state in ENDED:
+            require_deletable(job_in(state))
+        else:
+            with pytest.raises(JobConflict):
+                require_deletable(job_in(state))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_record_survives_json_and_a_field_of_a_later_release(state: State) -> None:
+    job = job_in(state)
+    assert job_from(job.as_dict() | {"of_a_later_release": 1}) == job
+
+
+def test_those_who_watch_hear_of_the_stage_once_and_of_progress_each_time() -> None:
+    job = job_in("running")
+    first = progressed(job, 1, {"step": 1}, "training")
+    second = progressed(first.job, 1, {"step": 2}, "training")
+    same = progressed(second.job, 1, {"step": 2}, "training")
+    assert [event.name for event in first.events] == ["state", "progress"]
+    assert [event.name for event in second.events] == ["progress"]
+    assert same.events == ()

@@ -1,0 +1,117 @@
+"""The admin port: what is there, what is not, and that neither port has the other's routes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from tests.support.apps import Served, with_apps
+
+BOTH = {"/health", "/ready"}
+
+
+def paths(app: FastAPI) -> set[str]:
+    return set(app.openapi()["paths"])
+
+
+async def generate(served: Served) -> None:
+    body = {"task": "e2e", "input": "x", "parameters": {"max_new_tokens": 2}}
+    assert (await served.public.post("/generate", json=body)).status_code == 200
+
+
+def test_no_route_of_one_port_is_on_the_other_but_the_probes(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        public, admin = paths(served.apps.public), paths(served.apps.admin)
+        assert public & admin == BOTH
+        assert {"/metrics", "/admin/residents", "/admin/audit", "/admin/gc"} <= admin
+        for path in sorted(admin - BOTH):
+            for method in ("GET", "POST"):
+                answer = await served.public.request(method, path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
+        for template in [*sorted(public - BOTH), "/docs", "/redoc"]:
+            path = template.format(tenant="default", name="e2e", version="production", model="e2e")
+            for method in ("GET", "POST"):
+                answer = await served.admin.request(method, path)
+                assert answer.status_code == 404, path
+        for client in (served.public, served.admin):
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            assert (await client.get("/ready")).json()["status"] == "ready"
+            assert (await client.get("/ready")).headers["x-request-id"]
+
+    with_apps(tmp_path, test)
+
+
+def test_metrics_count_the_public_traffic_and_not_the_scrapes(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        await generate(served)
+        for _ in range(2):
+            text = (await served.admin.get("/metrics")).text
+        requests = [line for line in text.splitlines() if line.startswith("prefixd_http_requests_total")]
+        assert requests == ['prefixd_http_requests_total{method="POST",route="/generate",status="200"} 1.0']
+        openmetrics = await served.admin.get("/metrics", headers={"accept": "application/openmetrics-text"})
+        assert openmetrics.text.endswith("# EOF\n")
+
+    with_apps(tmp_path, test)
+
+
+def test_residents_and_metrics_say_what_each_tier_holds(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        version = (await served.public.get("/prefixes/e2e")).json()["versions"][0]["version"]
+        before = (await served.admin.get("/admin/residents")).json()
+        assert [(tier["tier"], tier["prefixes"]) for tier in before["tiers"]] == [
+            ("device", []), ("host", []), ("disk", []),
+        ]  # fmt: skip
+        await generate(served)
+        after = (await served.admin.get("/admin/residents")).json()
+        assert after["staged_bytes"] == 0
+        for tier in after["tiers"]:
+            (prefix,) = tier["prefixes"]
+            assert (prefix["tenant"], prefix["version"]) == ("default", version)
+            assert 0 < tier["bytes"] <= tier["limit_bytes"]
+            if tier["tier"] != "device":
+                assert tier["bytes"] == prefix["bytes"] == len(served.data)
+        lines = (await served.admin.get("/metrics")).text.splitlines()
+        seen = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+        assert {
+            'prefixd_prefix_tier_entries{tier="device"}': 1,
+            'prefixd_prefix_tier_entries{tier="host"}': 1,
+            'prefixd_prefix_tier_bytes{tier="disk"}': len(served.data),
+            'prefixd_prefix_tier_limit_bytes{tier="host"}': 1 << 20,
+            'prefixd_prefix_reads_total{tier="registry"}': 1,
+            'prefixd_prefix_reads_total{tier="host"}': 0,
+        }.items() <= seen.items()
+
+    with_apps(tmp_path, test, disk_cache=str(tmp_path / "cache"), host_cache_bytes="1MiB")
+
+
+def test_the_audit_tells_a_tenants_changes_the_latest_first(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        await served.public.delete("/prefixes/e2e")
+        entries = (await served.admin.get("/admin/audit")).json()["entries"]
+        assert [(entry["action"], entry["task"]) for entry in entries] == [
+            ("delete", "default/e2e"), ("publish", "default/e2e"),
+        ]  # fmt: skip
+        assert len((await served.admin.get("/admin/audit", params={"limit": 1})).json()["entries"]) == 1
+        assert (await served.admin.get("/admin/audit", params={"tenant": "acme"})).json() == {"entries": []}
+        for wrong in ({"limit": 0}, {"tenant": "../etc"}, {"tenent": "acme"}):
+            assert (await served.admin.get("/admin/audit", params=wrong)).status_code == 422, wrong
+
+    with_apps(tmp_path, test)
+
+
+def test_gc_says_what_would_go_and_then_takes_it(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        async def gc(**body: Any) -> Any:
+            return (await served.admin.post("/admin/gc", json=body)).json()
+
+        await served.public.delete("/prefixes/e2e")
+        assert (await gc(dry_run=True))["tasks"] == []  # within its retention
+        would = await gc(retention_s=0, dry_run=True)
+        assert (would["dry_run"], would["tasks"], would["freed_bytes"]) == (True, ["default/e2e"], len(served.data))
+        assert (await gc(retention_s=0))["tasks"] == ["default/e2e"]
+        assert (await gc(retention_s=0))["tasks"] == []
+        assert (await served.admin.post("/admin/gc", json={"retention": 0})).status_code == 422
+
+    with_apps(tmp_path, test)

@@ -1,0 +1,106 @@
+"""``/prefixes``: a deleted task comes back, and the audit tells who asked for every change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefixes.artifact import version_of, write_prefix
+from tests.support.apps import Served, with_apps
+from tests.support.prefixes import make_prefix
+
+
+def test_a_deleted_task_is_brought_back_by_either_path(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        client, body = served.public, {"task": "e2e", "input": "name", "parameters": {"max_new_tokens": 1}}
+        before = (await client.get("/prefixes/e2e")).json()
+        for path in ("/prefixes/e2e/undelete", "/prefixes/default/e2e/undelete"):
+            assert (await client.post("/generate", json=body)).status_code == 200
+            assert (await client.delete("/prefixes/e2e")).status_code == 204
+            assert (await client.post("/generate", json=body)).status_code == 404
+            back = await client.post(path)
+            assert (back.status_code, back.json()) == (200, before)
+            assert (await client.post("/generate", json=body)).json()["version"] == before["aliases"]["production"]
+        again = await client.post("/prefixes/e2e/undelete")
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
+        for path, status, code in (
+            ("/prefixes/nothing/undelete", 404, "task_not_found"),
+            ("/prefixes/acme/e2e/undelete", 404, "task_not_found"),
+            ("/prefixes/Bad%20Name/undelete", 422, "invalid_name"),
+        ):
+            refused = await client.post(path)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+
+    with_apps(tmp_path, test)
+
+
+def test_the_audit_names_the_caller_of_every_change(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        client, registry = served.public, served.assembled.link.registry
+        second = make_prefix(served.assembled.backbone.spec, seed=1)
+        first = (await client.get("/prefixes/e2e")).json()["aliases"]["production"]
+        answers = [
+            await client.post("/prefixes", data={"task": "e2e"}, files={"file": ("x", write_prefix(second))}),
+            await client.post("/prefixes/e2e/promote", json={"version": first}),
+            await client.post("/prefixes/e2e/rollback"),
+            await client.delete("/prefixes/e2e"),
+            await client.post("/prefixes/e2e/undelete"),
+        ]
+        assert [answer.status_code for answer in answers] == [201, 200, 200, 204, 200]
+        entries = registry.audit("default", limit=5)
+        assert [(entry.actor, entry.action) for entry in reversed(entries)] == [
+            ("tenant:default", action) for action in ("publish", "promote", "rollback", "delete", "undelete")
+        ]
+        assert entries[0].new == version_of(second)
+
+    with_apps(tmp_path, test)
+
+
+def test_one_tenants_damaged_index_is_nobody_elses_outage_and_tells_nothing_of_it(tmp_path: Path) -> None:
+    """What was wrong with it was quoted to every caller once, records and all."""
+
+    async def test(served: Served) -> None:
+        served.assembled.link.registry.publish("acme", "secret-plan", served.data, record={"who": "acme"})
+        index = tmp_path / "registry/tenants/acme/tasks/secret-plan.json"
+        index.write_text(index.read_text().replace('"size": ', '"size": -0.5'))
+        for path in ("/prefixes", "/v1/models"):
+            response = await served.public.get(path)
+            assert response.status_code == 200
+            assert "e2e" in response.text
+            assert "acme" not in response.text
+        damaged = await served.public.get("/prefixes/acme/secret-plan")
+        assert damaged.status_code == 503
+        assert "who" not in damaged.text
+        own = tmp_path / "registry/tenants/default/tasks/e2e.json"
+        own.write_text("{}")
+        assert (await served.public.get("/prefixes")).status_code == 503
+
+    with_apps(tmp_path, test)
+
+
+def test_an_upload_that_is_repeated_with_its_key_changes_nothing_and_answers_the_same_version(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        client = served.public
+        first = (await client.get("/prefixes/e2e")).json()["aliases"]["production"]
+        data = write_prefix(make_prefix(served.assembled.backbone.spec, seed=1))
+        form = {"task": "e2e", "once": "job-1"}
+        made = await client.post("/prefixes", data=form, files={"file": ("x", data)})
+        assert (made.status_code, made.json()["aliases"]) == (201, {"production": made.json()["version"]})
+        await client.post("/prefixes/e2e/rollback")
+        task = (await client.get("/prefixes/e2e")).json()
+        assert task["once"] == [{"key": "job-1", "version": made.json()["version"]}]
+        for file in (data, served.data, b"junk"):
+            again = await client.post("/prefixes", data={**form, "record": '{"late": 1}'}, files={"file": ("x", file)})
+            assert (again.status_code, again.json()) == (201, {**made.json(), "aliases": {"production": first}})
+            assert (await client.get("/prefixes/e2e")).json() == task
+        for once in ("", "No Key", "x" * 65):
+            refused = await client.post("/prefixes", data={**form, "once": once}, files={"file": ("x", data)})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_name")
+            assert "publish key" in refused.json()["error"]["message"]
+        refused = await client.post("/prefixes", data={**form, "once": ["a", "b"]}, files={"file": ("x", data)})
+        assert "once: expected once, got 2 times" in refused.json()["error"]["message"]
+        await client.delete("/prefixes/e2e")
+        refused = await client.post("/prefixes", data=form, files={"file": ("x", data)})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+        assert (await client.get("/prefixes/e2e")).status_code == 404
+
+    with_apps(tmp_path, test)

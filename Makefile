@@ -3,18 +3,22 @@ SHELL    := /bin/bash
 PYTHON   ?= python3
 HOST     ?= 127.0.0.1
 PORT     ?= 8000
+ADMIN_PORT ?= 8001
 REGISTRY ?= var/registry
+TRAINER_PORT ?= 8100
+TRAINER_ADMIN_PORT ?= 8101
+TRAINER_DATA ?= var/trainer
 VENV     := .venv
 BIN      := $(VENV)/bin
 # Two workers, one file to a worker: tests of a file share their fixtures (a server process, a backbone).
 PYTEST   ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow lint format bench clean
+.PHONY: help install serve trainer test test-slow lint format bench docker-test clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "; print "usage: make TARGET [PORT=8000]\n"} \
-	  /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Make .venv with the pinned dependencies; the command is .venv/bin/prefixd
 
@@ -25,7 +29,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 serve: install ## Serve the demo on http://HOST:PORT (disk registry in var/, bundled GPT-2, no model hub)
-	$(BIN)/prefixd serve --host $(HOST) --port $(PORT) --backbone demo --registry $(REGISTRY)
+	$(BIN)/prefixd serve --host $(HOST) --port $(PORT) --admin-port $(ADMIN_PORT) --backbone demo --registry $(REGISTRY)
+
+trainer: install ## Take training jobs on http://HOST:8100 (TRAINER_PORT), for the demo's backbones and the same registry
+	$(BIN)/prefixd trainer --host $(HOST) --port $(TRAINER_PORT) --admin-port $(TRAINER_ADMIN_PORT) \
+	  --data $(TRAINER_DATA) --registry $(REGISTRY)
 
 test: lint ## Run linters, types and the test suite
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow"
@@ -42,6 +50,9 @@ format: install ## Sort imports and apply safe fixes
 
 bench: install ## Measure serving speed against transformers and PEFT (10 to 30 minutes on 2 cores; quiet machine)
 	$(BIN)/python -m benchmarks.serve
+
+docker-test: ## Build the images, compose the services, kill servers and trainers at work (Docker, else Podman as root)
+	$(PYTHON) -m tests.docker
 
 clean: ## Remove caches and the environment (var/, your registry, stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -70,7 +70,7 @@ def start_server(folder: Path, registry: Path, threads: int) -> tuple[subprocess
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFIXD_")}
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefixd", "serve", "--port", str(port), *arguments],
+            [sys.executable, "-m", "prefixd", "serve", "--port", str(port), "--admin-port", "0", *arguments],
             stdout=log, stderr=log, env=environment,
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"

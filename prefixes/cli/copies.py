@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import quote
 
 import typer
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from prefixes.registry.base import Store
     from prefixes.registry.transfer import Outcome, Report
     from prefixes.registry.transfer import Progress as Tell
+
+_NAMED: Final = 20  # tenants in a line
 
 app = application("Copy registries, back them up and restore them.")
 
@@ -134,8 +136,9 @@ def restore(
     """Restore a backup into the registry: look first, with --dry-run.
 
     A registry that was emptied, or is new, gets the backup's id, by which running servers know it for their own again
-    and go on without a restart. One that holds another id is refused, unless --into-other. Tasks that are there already
-    stay; those that were deleted since the backup come back. Exits 1 if a task was not restored.
+    and go on without a restart; of a Cluster that lost a node, only what was lost is brought back. One that holds
+    another id is refused, unless --into-other. Tasks that are there already stay; those that were deleted since the
+    backup come back. Exits 1 if a task was not restored.
     """
     from prefixes.registry.transfer import open_target
 
@@ -201,6 +204,7 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
                 "counts": report.counts(),
                 "bad": report.bad,
                 "deleted_left_behind": report.deleted,
+                "forgotten_tenants": list(report.forgotten),
                 "source_id": source.id,
                 "target_id": target.id if target is not None else None,
                 "dry_run": report.dry_run,
@@ -213,6 +217,9 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
         typer.echo("it would be made: there is no registry yet")
     if report.deleted:
         typer.echo(f"{report.deleted} deleted task(s) were left behind: `undelete` them first to take them along")
+    if report.forgotten:
+        names = ", ".join(report.forgotten[:_NAMED]) + (", …" if len(report.forgotten) > _NAMED else "")
+        typer.echo(f"{len(report.forgotten)} lost tenant(s) are not in the backup, and known no more: {names}")
 
 
 @contextmanager

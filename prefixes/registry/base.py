@@ -203,13 +203,22 @@ class Store(Registry, Protocol):
     """
 
     id: str
-    restoring: bool
+
+    @property
+    def restoring(self) -> bool:
+        """Whether this handle is the one that restores it."""
 
     def tenants(self) -> list[str]:
         """All tenants that ever published, sorted."""
 
+    def lost_tenants(self) -> list[str]:
+        """Those whose data is gone although the registry is not, as with one node of a Cluster; sorted."""
+
+    def begin_restoring(self, *, dry_run: bool = False) -> None:
+        """Take what was lost for what is not there yet; others have no registry until the end, unless ``dry_run``."""
+
     def finish_restoring(self) -> None:
-        """Everything is there: from now on it is a registry for everybody."""
+        """Everything is there: from now on it is a registry for everybody. Tenants still lost never were."""
 
     def preflight(self) -> list[str]:
         """What whoever runs the store should set, a line each. RegistryUnavailable for what would lose data."""

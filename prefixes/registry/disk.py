@@ -98,11 +98,14 @@ class DiskRegistry(TaskStore):
         if self._read()[0] != self.id:
             raise WrongRegistry("registry: the folder holds another registry than the one that was opened")
 
+    def lost_tenants(self) -> list[str]:
+        return []  # a folder is lost as a whole
+
+    def begin_restoring(self, *, dry_run: bool = False) -> None:
+        self._restore(True, dry_run)
+
     def finish_restoring(self) -> None:
-        with self._files.lock():
-            self.check()
-            self._files.write(registry_json(self.id, False), "registry.json")
-        self.restoring = False
+        self._restore(False)
 
     def preflight(self) -> list[str]:
         if os.access(self._files.root, os.W_OK | os.X_OK):
@@ -210,6 +213,13 @@ class DiskRegistry(TaskStore):
         with self._files.lock():
             if "registry.json" not in self._files.names():
                 self._files.write(registry_json(registry_id, self.restoring), "registry.json")
+
+    def _restore(self, restoring: bool, dry_run: bool = False) -> None:
+        with self._files.lock():
+            self.check()
+            if not dry_run:
+                self._files.write(registry_json(self.id, restoring), "registry.json")
+        self.restoring = restoring
 
     def _check_empty(self, found: list[str]) -> None:
         """Raise WrongRegistry where a folder without a registry holds something, a registry's remains too."""

@@ -1,27 +1,25 @@
 """RedisRegistry: the registry in Redis, for many replicas: one server, a master that Sentinels name, or a Cluster.
 
 Owns what is read and what a call means to Redis; how a change is made is ``redis_writer``'s, where keys lie
-``redis_keys``'s. A Redis that was emptied, wholly or a node of it, is told from one that holds nothing yet by the
-registry's id, which stands beside every tenant's data: it is an outage then, not a deletion. Answers of callers name
-no hosts.
+``redis_keys``'s. A Redis that was emptied, wholly or a node of it, is told from one that holds nothing yet by
+``redis_identity``: it is an outage then, not a deletion. Answers of callers name no hosts.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from prefixes.errors import RegistryMissing, RegistryUnavailable, TaskNotFound, WrongRegistry
+from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry import redis_scripts as scripts
 from prefixes.registry.base import RETENTION_S, UNKNOWN_ACTOR, AuditEntry, DeletedTask, GcReport, TaskInfo
-from prefixes.registry.identity import check_id, registry_from_json, registry_json
 from prefixes.registry.records import audit_from_dict, deleted_from_dict, task_from_dict
 from prefixes.registry.redis_errors import FAILURES, guarded
 from prefixes.registry.redis_gc import collect
-from prefixes.registry.redis_keys import REGISTRY, TENANTS, TenantKeys
+from prefixes.registry.redis_identity import RedisIdentity
+from prefixes.registry.redis_keys import TenantKeys
 from prefixes.registry.redis_preflight import inspect_servers
 from prefixes.registry.redis_url import RedisTarget, disconnect, disconnect_idle
 from prefixes.registry.redis_watch import RedisSubscription
@@ -43,21 +41,23 @@ class RedisRegistry(TaskStore):
         self, target: RedisTarget, *, create: bool = True, registry_id: str | None = None, restoring: bool = False
     ) -> None:
         """Connect, making a registry in an empty database if ``create``; see ``open_registry`` for the rest."""
-        self.restoring = restoring
         self._target = target
         self.timeout_ms = int(target.timeout_s * 1000)
         with guarded():
             self._client = target.connect()
             self._blobs = target.connect(patience=READ_PATIENCE)
             self._uploads = target.connect(patience=WRITE_PATIENCE)
-            if create:
-                self._client.set(REGISTRY, registry_json(registry_id or uuid.uuid4().hex, restoring), nx=True)
         self._begin, self._commit, self._lease, self._collect = (
             self._client.register_script(text)
             for text in (scripts.BEGIN, scripts.COMMIT, scripts.LEASE, scripts.COLLECT)
         )
-        self.id, self.restoring = self._read()
-        check_id(self.id, registry_id)
+        self.identity = RedisIdentity(self._client, create=create, registry_id=registry_id, restoring=restoring)
+        self.id = self.identity.id
+
+    @property
+    def restoring(self) -> bool:
+        """See ``base.Store``."""
+        return self.identity.restoring
 
     # --- what the Protocol asks ---
 
@@ -86,7 +86,7 @@ class RedisRegistry(TaskStore):
         keys = TenantKeys(check_name("tenant", tenant))
         with guarded():
             entries = self._client.xrevrange(keys.audit, count=limit)
-            self._check_tenant(tenant)
+            self.identity.check_tenant(tenant)
         absent: dict[str, str | None] = {"alias": None, "old": None, "new": None}
         texts = ({key.decode(): value.decode() for key, value in fields.items()} for _, fields in entries)
         try:
@@ -101,13 +101,19 @@ class RedisRegistry(TaskStore):
         return GcReport.of_all([collect(self, tenant, retention_s, dry_run, actor) for tenant in self.tenants()])
 
     def check(self) -> None:
-        self._check_registry()
+        self.identity.check()
+
+    def tenants(self) -> list[str]:
+        return self.identity.tenants()
+
+    def lost_tenants(self) -> list[str]:
+        return self.identity.lost_tenants()
+
+    def begin_restoring(self, *, dry_run: bool = False) -> None:
+        self.identity.begin_restoring(dry_run=dry_run)
 
     def finish_restoring(self) -> None:
-        self._check_registry()
-        with guarded():
-            self._client.set(REGISTRY, registry_json(self.id, False))
-        self.restoring = False
+        self.identity.finish_restoring()
 
     def preflight(self) -> list[str]:
         with guarded():
@@ -123,17 +129,6 @@ class RedisRegistry(TaskStore):
                 disconnect(client)
 
     # --- what the writer asks ---
-
-    def enter(self, tenant: str) -> None:
-        """Make sure that the tenant is known, with the registry's id beside its data. Raises RegistryUnavailable."""
-        keys = TenantKeys(tenant)
-        with guarded():
-            found = self._client.get(keys.id)
-            self._check_found(tenant, found)
-            if found is None:
-                self._client.set(keys.id, self.id, nx=True)
-                self._check_registry()  # data lost just before would have been taken for a tenant that is new
-            self._client.sadd(TENANTS, tenant)
 
     def lease(self, keys: TenantKeys, version: str, publisher: str, seconds: float) -> bool:
         """Keep the clean-up away from an artifact for a while; False where the tenant's data is not this registry's."""
@@ -163,8 +158,8 @@ class RedisRegistry(TaskStore):
         keys = TenantKeys(tenant)
         with guarded():
             clock_ms, found, raw = self._begin(keys=[keys.id, keys.task(name)])
-            self._check_found(tenant, found)
-            self._check_registry()  # while it is being restored nothing is changed, what is back already included
+            self.identity.check_found(tenant, found)
+            self.identity.check()  # while it is being restored nothing is changed, what is back already included
         return int(clock_ms), raw
 
     def commit(
@@ -204,19 +199,15 @@ class RedisRegistry(TaskStore):
             )
         return int(size)
 
-    def lost(self) -> WrongRegistry:
-        """The error for data that was lost, or is another registry's."""
-        return WrongRegistry("registry: Redis has lost its data, or holds another registry; restore it")
-
     # --- reading ---
 
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         keys = TenantKeys(tenant)
         with guarded():
             found, raw = self._client.mget(keys.id, keys.task(name))
-            self._check_found(tenant, found)
+            self.identity.check_found(tenant, found)
             if raw is None:
-                self._check_registry()  # while it is being restored, what is not there is not gone
+                self.identity.check()  # while it is being restored, what is not there is not gone
         return self._task(raw, tenant, name) if raw is not None else None
 
     @contextmanager
@@ -227,12 +218,6 @@ class RedisRegistry(TaskStore):
         finally:
             writer.close()
 
-    def tenants(self) -> list[str]:
-        with guarded():
-            names = self._client.smembers(TENANTS)
-            self._check_registry()
-        return sorted(name.decode() for name in names)
-
     def _tasks_of(self, tenant: str) -> list[TaskInfo]:
         keys = TenantKeys(tenant)
         found: list[TaskInfo] = []
@@ -242,14 +227,14 @@ class RedisRegistry(TaskStore):
                 chunk = names[begin : begin + _CHUNK]
                 texts = zip(chunk, self._client.mget([keys.task(name) for name in chunk]), strict=True)
                 found += [self._task(raw, tenant, name) for name, raw in texts if raw is not None]
-            self._check_tenant(tenant)
+            self.identity.check_tenant(tenant)
         return found
 
     def _deleted_of(self, tenant: str) -> list[DeletedTask]:
         keys = TenantKeys(tenant)
         with guarded():
             texts = self._client.hgetall(keys.deleted)
-            self._check_tenant(tenant)
+            self.identity.check_tenant(tenant)
         return [parsed(raw, deleted_from_dict, f"{tenant}/{key.decode()}") for key, raw in texts.items()]
 
     def _task(self, raw: bytes, tenant: str, name: str) -> TaskInfo:
@@ -262,36 +247,7 @@ class RedisRegistry(TaskStore):
         keys = TenantKeys(tenant)
         with guarded():
             named = bool(self._client.exists(keys.names(version)))
-            self._check_tenant(tenant)
+            self.identity.check_tenant(tenant)
             if not named:
-                self._check_registry()  # as in _find
+                self.identity.check()  # as in _find
         return named
-
-    def _read(self) -> tuple[str, bool]:
-        with guarded():
-            raw = self._client.get(REGISTRY)
-        if raw is None:
-            raise RegistryMissing("registry: expected a registry in Redis, found none: it is empty, or was emptied")
-        return registry_from_json(raw, restoring=self.restoring)
-
-    def _check_registry(self) -> None:
-        if self._read()[0] != self.id:
-            raise self.lost()
-
-    def _check_tenant(self, tenant: str) -> None:
-        """As ``_check_found``. After a read of several steps: before it, data lost in between would go unnoticed."""
-        self._check_found(tenant, self._client.get(TenantKeys(tenant).id))
-
-    def _check_found(self, tenant: str, found: bytes | None) -> None:
-        """Return if the id beside the tenant's data is right, or there is no such tenant."""
-        if found is None:
-            self._check_unknown(tenant)
-        elif found.decode() != self.id:
-            raise self.lost()
-
-    def _check_unknown(self, tenant: str) -> None:
-        self._check_registry()
-        if self._client.sismember(TENANTS, tenant):
-            found = self._client.get(TenantKeys(tenant).id)  # it may have become known since the caller looked
-            if found is None or found.decode() != self.id:
-                raise self.lost()

@@ -29,13 +29,13 @@ def guarded() -> Iterator[None]:
         raise RegistryUnavailable("registry: Redis did not answer in time") from error
     except redis.AuthenticationError as error:
         raise RegistryUnavailable("registry: Redis refused the user or the password") from error
-    except redis.OutOfMemoryError as error:
-        raise RegistryUnavailable("registry: Redis is full; raise its maxmemory, or delete and clean up") from error
     except RedisClusterException as error:
         raise RegistryUnavailable(
             "registry: expected a Redis Cluster that serves every slot (one server is redis://), found none"
         ) from error
     except FAILURES as error:
+        if isinstance(error, redis.OutOfMemoryError) or "OOM command" in str(error):  # of a script, before Redis 7
+            raise RegistryUnavailable("registry: Redis is full; raise its maxmemory, or delete and clean up") from error
         raise RegistryUnavailable(f"registry: Redis cannot be used: {_reason(error)}") from error
 
 

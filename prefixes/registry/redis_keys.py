@@ -23,6 +23,8 @@ from typing import Final
 
 REGISTRY: Final = "{prefixd}:registry"
 TENANTS: Final = "{prefixd}:tenants"
+EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
+"""As a pattern of Redis: no key of another kind ends so."""
 CHANGES: Final = "prefixd:changes"
 """The channel on which every change says ``<tenant>/<name>``."""
 
@@ -35,6 +37,11 @@ class TenantKeys:
         self._base = base
         self.id, self.tasks, self.deleted = f"{base}id", f"{base}tasks", f"{base}deleted"
         self.blobs, self.audit = f"{base}blobs", f"{base}audit"
+
+    @staticmethod
+    def tenant_of(key: str) -> str:
+        """The tenant whose key that is."""
+        return key.partition("{")[2].partition("}")[0]
 
     def task(self, name: str) -> str:
         return f"{self._base}task:{name}"

@@ -1,4 +1,4 @@
-"""The few steps that Redis takes at once, as Lua: begin a change, make it, lease an artifact, clean one away.
+"""The few steps that Redis takes at once, as Lua: list a tenant, begin a change, make it, lease, clean up.
 
 Owns the scripts and what they answer. Scripts, and not MULTI behind WATCH, because they are the same on one server and
 on a Cluster, know the server's clock, and can tell a change that was repeated because its answer was lost. All keys of
@@ -8,6 +8,14 @@ one call lie in one slot.
 from __future__ import annotations
 
 from typing import Final
+
+ENLIST: Final = """
+-- KEYS: the registry, its tenants. ARGV: the registry's id, a tenant. Answers 0 where it is not this registry.
+local found = redis.call('GET', KEYS[1])
+if not found or cjson.decode(found)['id'] ~= ARGV[1] then return 0 end
+redis.call('SADD', KEYS[2], ARGV[2])
+return 1
+"""
 
 BEGIN: Final = """
 -- KEYS: the tenant's id, the task. Answers the server's clock in milliseconds, and both.

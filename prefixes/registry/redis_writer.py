@@ -43,9 +43,9 @@ class RedisWriter:
 
     def put(self, version: str, data: bytes) -> None:
         registry, keys = self._registry, self._keys
-        registry.enter(self._tenant)
+        registry.identity.enter(self._tenant)
         if not registry.lease(keys, version, self._token, LEASE_S):
-            raise registry.lost()
+            raise registry.identity.lost()
         self._leased.append(version)
         registry.write_blob(keys.blob(version), data)
 
@@ -87,7 +87,7 @@ class RedisWriter:
             if outcome == "gone" and change.after == before:  # of a purge; an undelete looks for another
                 raise TaskNotFound(f"{entry.action} of {entry.task}: expected a deleted task, found none")
             if outcome == "foreign":
-                raise self._registry.lost()
+                raise self._registry.identity.lost()
             if outcome == "missing":
                 raise RegistryUnavailable("registry: the artifact is gone: publishing it took longer than its lease")
             if outcome == "late":

@@ -50,11 +50,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """Every task's outcome, and how many deleted ones were left behind."""
+    """Every task's outcome, how many deleted ones were left behind, and lost tenants that the source has not got."""
 
     outcomes: tuple[Outcome, ...]
     deleted: int
     dry_run: bool
+    forgotten: tuple[str, ...] = ()
 
     def counts(self) -> dict[Result, int]:
         """How many tasks there are of each outcome."""
@@ -106,17 +107,21 @@ def transfer(
         outcomes.append(mover.remove(task) if surplus else mover.bring(task))
         if progress is not None:
             progress(outcomes[-1], done, len(due))
-    if target is not None and target.restoring and not dry_run and not mover.broken:
-        target.finish_restoring()
-    return Report(tuple(outcomes), left, dry_run)
+    forgotten: list[str] = []
+    if target is not None and target.restoring and not mover.broken:
+        brought = {task.tenant for task in tasks} if dry_run else set()
+        forgotten = [lost for lost in target.lost_tenants() if lost not in brought]
+        if not dry_run:
+            target.finish_restoring()
+    return Report(tuple(outcomes), left, dry_run, tuple(forgotten))
 
 
 def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run: bool = False) -> Store | None:
     """The registry at ``url`` for what belongs to the one with ``registry_id``: made with that id in an empty place.
 
-    One that is made so counts as being restored until ``transfer`` has brought everything, so that nobody takes what is
-    not there yet for deleted. None where it is to be made, in a dry run. Raises WrongRegistry where there is another
-    one, unless ``into_other``.
+    One that is made so, or has lost tenants, counts as being restored until ``transfer`` has brought everything, so
+    that nobody takes what is not there yet for deleted. None where it is to be made, in a dry run. Raises WrongRegistry
+    where there is another one, unless ``into_other``.
     """
     try:
         found = open_registry(url, create=False)
@@ -124,13 +129,18 @@ def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run
         return None if dry_run else open_registry(url, create=True, registry_id=registry_id, restoring=True)
     except RegistryRestoring:  # one that was cut short
         return open_registry(url, create=False, registry_id=registry_id, restoring=True)
-    if found.id != registry_id and not into_other:
+    try:
+        if found.id != registry_id and not into_other:
+            raise WrongRegistry(
+                f"registry id: expected {registry_id} or an empty place, got {found.id}: another registry",
+                expected=registry_id,
+                got=found.id,
+            )
+        if found.id == registry_id and found.lost_tenants():
+            found.begin_restoring(dry_run=dry_run)
+    except BaseException:
         found.close()
-        raise WrongRegistry(
-            f"registry id: expected {registry_id} or an empty place, got {found.id}: another registry",
-            expected=registry_id,
-            got=found.id,
-        )
+        raise
     return found
 
 

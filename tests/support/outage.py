@@ -136,7 +136,8 @@ class Scene:
             target = open_target(self._patient_url, backup.id)
             assert target is not None
             with closing(target):
-                assert not [outcome for outcome in transfer(backup, target).outcomes if outcome.bad]
+                bad = [outcome for outcome in transfer(backup, target).outcomes if outcome.bad]
+                assert not bad, bad[:3]
 
 
 def _ignore(*_: object) -> None:

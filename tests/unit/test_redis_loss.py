@@ -186,12 +186,17 @@ def test_data_lost_in_the_middle_of_a_write_are_never_written_over(server: Redis
                 except WrongRegistry:
                     assert losing.lost
             if losing.lost:
-                kinds = {key.decode().split(":")[2] for key in client.scan_iter() if not key.startswith(b"{")}
+                assert list(client.scan_iter(match="{prefixd}*")) == []
+                kinds = {key.decode().split(":")[2] for key in client.scan_iter()}
                 assert kinds <= {"id", "blob"}  # what one command stored just behind the loss; no script goes on
                 with pytest.raises(RegistryMissing):
                     registry.check()
                 with pytest.raises(RegistryMissing), opened(server.url, create=False):
                     pass
+                with opened(server.url, registry_id=registry.id, restoring=True) as restored:
+                    restored.adopt(FOREIGN, lambda version: DATA[3])
+                    restored.finish_restoring()
+                assert [task.name for task in registry.tasks()] == ["foreign"]
 
 
 def test_a_clean_up_under_way_takes_nothing_of_a_registry_that_took_the_place(server: RedisServer) -> None:

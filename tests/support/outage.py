@@ -43,6 +43,7 @@ class Scene:
     expected: dict[str | None, tuple[str | None, str]] = field(default_factory=dict)
     row: list[int] = field(default_factory=list)
     mended: str = ""  # the fault before, mended
+    breaking_at: float = 0.0  # time.monotonic() seconds, just before the last fault
     _seeds: int = 0
 
     def publish(self, task: str, length: int = 5) -> None:
@@ -81,6 +82,9 @@ class Scene:
     def broken(self, how: str) -> Iterator[None]:
         """Redis ``slow``, ``stopped``, ``down``, ``flushed`` or ``up`` inside, and well again behind."""
         mend: Callable[[], None]
+        if how == "flushed":
+            self._back_up()
+        self.breaking_at = time.monotonic()
         if how == "slow":
             self.front.delay_s, mend = DELAY_S, lambda: setattr(self.front, "delay_s", 0.0)
         elif how == "stopped":
@@ -91,7 +95,6 @@ class Scene:
             self.redis.kill()
         elif how == "flushed":
             mend = self._restore
-            self._back_up()
             self.redis.flush()
         else:
             mend = _ignore

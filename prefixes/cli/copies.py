@@ -219,7 +219,7 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
         typer.echo(f"{report.deleted} deleted task(s) were left behind: `undelete` them first to take them along")
     if report.forgotten:
         names = ", ".join(report.forgotten[:_NAMED]) + (", …" if len(report.forgotten) > _NAMED else "")
-        typer.echo(f"{len(report.forgotten)} lost tenant(s) are not in the backup, and known no more: {names}")
+        typer.echo(f"{len(report.forgotten)} lost tenant(s) did not come back, and are known no more: {names}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Owns these commands; what they do is the registry's, how it looks is ``show``'s.
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -29,7 +30,7 @@ from prefixes.registry.records import audit_to_dict
 from prefixes.spec import check_name
 
 if TYPE_CHECKING:
-    from prefixes.registry.base import AuditEntry, Store
+    from prefixes.registry.base import AuditEntry, GcReport, Store
 
 app = application("Keep a registry tidy, and see who changed what.")
 
@@ -68,15 +69,21 @@ def gc(
     """Take for good what was deleted long enough ago, and the artifacts that nothing names any more.
 
     Until then `undelete` brings a task back. Artifacts that no task names are left by publishers that were killed; one
-    that a publisher is at work on is never taken. Servers may run meanwhile. Run it daily.
+    that a publisher is at work on is never taken. Servers may run meanwhile. Run it daily. A tenant whose data are
+    damaged is told and the others are cleaned; then it exits 1.
     """
     seconds = _seconds(retention)
     with opened_store(registry, server) as store:
         report = store.gc(retention_s=seconds, dry_run=dry_run, actor=local_actor())
     if as_json:
-        found = {"tasks": report.tasks, "artifacts": report.artifacts, "freed_bytes": report.freed_bytes}
-        show.show_json({**found, "dry_run": dry_run})
-        return
+        show.show_json({**asdict(report), "dry_run": dry_run})
+    else:
+        _show_gc(report, dry_run)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _show_gc(report: GcReport, dry_run: bool) -> None:
     for task in report.tasks:
         typer.echo(f"task      {task}")
     for artifact in report.artifacts:
@@ -84,6 +91,8 @@ def gc(
     verb = "would take" if dry_run else "took"
     what = f"{len(report.tasks)} deleted task(s) and {len(report.artifacts)} artifact(s)"
     typer.echo(f"{verb} {what}, {show.size(report.freed_bytes)}")
+    for failed in report.failed:
+        typer.echo(f"not cleaned: {failed}", err=True)
 
 
 @command(app, "audit")

@@ -98,6 +98,7 @@ class GcReport:
     tasks: tuple[str, ...]  # tenant/name
     artifacts: tuple[str, ...]  # tenant/version
     freed_bytes: int
+    failed: tuple[str, ...] = ()  # "tenant: why" of those that could not be cleaned
 
     @classmethod
     def of_all(cls, reports: Sequence[GcReport]) -> GcReport:
@@ -106,6 +107,7 @@ class GcReport:
             tuple(task for report in reports for task in report.tasks),
             tuple(artifact for report in reports for artifact in report.artifacts),
             sum(report.freed_bytes for report in reports),
+            tuple(failed for report in reports for failed in report.failed),
         )
 
 
@@ -249,4 +251,7 @@ class Store(Registry, Protocol):
     def gc(
         self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
     ) -> GcReport:
-        """Take what was deleted ``retention_s`` ago, and artifacts that no task and no publisher at work names."""
+        """Take what was deleted ``retention_s`` ago, and artifacts that no task and no publisher at work names.
+
+        A tenant whose data are damaged or lost is told in the report; the others are cleaned.
+        """

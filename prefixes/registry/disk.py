@@ -24,14 +24,15 @@ from threading import Lock
 from typing import Final
 
 from prefixes.errors import RegistryMissing, RegistryUnavailable, TaskNotFound, WrongRegistry
-from prefixes.registry.base import RETENTION_S, UNKNOWN_ACTOR, AuditEntry, DeletedTask, GcReport, TaskInfo
+from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, TaskInfo
+from prefixes.registry.deleted import buried_key, is_past, latest_first
 from prefixes.registry.disk_log import ChangeLog
 from prefixes.registry.disk_writer import DiskWriter
 from prefixes.registry.disk_writer import blob_name as _blob
 from prefixes.registry.files import Files
 from prefixes.registry.identity import check_id, registry_from_json, registry_json
 from prefixes.registry.records import deleted_from_dict, task_from_dict
-from prefixes.registry.store import TaskStore, buried_key, is_name, is_past, latest_first, parsed
+from prefixes.registry.store import TaskStore, is_name, parsed
 from prefixes.spec import check_name, check_version
 
 _RACY_S: Final = 2.0  # a file changed this recently may change again within its timestamp's resolution: not cached
@@ -88,11 +89,6 @@ class DiskRegistry(TaskStore):
 
     def audit(self, tenant: str, *, limit: int = 100) -> list[AuditEntry]:
         return self._log.entries(check_name("tenant", tenant), limit)
-
-    def gc(
-        self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
-    ) -> GcReport:
-        return GcReport.of_all([self._gc_of(tenant, retention_s, dry_run, actor) for tenant in self.tenants()])
 
     def check(self) -> None:
         if self._read()[0] != self.id:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from prefixes.registry.base import DeletedTask, TaskInfo
+from prefixes.registry.deleted import buried_key, buried_now
 from prefixes.registry.disk_log import ChangeLog, digest_of
 from prefixes.registry.files import Files
 from prefixes.registry.moves import audited
 from prefixes.registry.records import deleted_to_dict, task_to_dict
-from prefixes.registry.store import Edit, buried_key, buried_now, encoded
+from prefixes.registry.store import Edit, encoded
 
 
 class DiskWriter:

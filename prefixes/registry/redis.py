@@ -14,7 +14,8 @@ from typing import Final
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry import redis_scripts as scripts
-from prefixes.registry.base import RETENTION_S, UNKNOWN_ACTOR, AuditEntry, DeletedTask, GcReport, TaskInfo
+from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, TaskInfo
+from prefixes.registry.deleted import latest_first
 from prefixes.registry.records import audit_from_dict, deleted_from_dict, task_from_dict
 from prefixes.registry.redis_errors import FAILURES, guarded
 from prefixes.registry.redis_gc import collect
@@ -24,7 +25,7 @@ from prefixes.registry.redis_preflight import inspect_servers
 from prefixes.registry.redis_url import RedisTarget, disconnect, disconnect_idle
 from prefixes.registry.redis_watch import RedisSubscription
 from prefixes.registry.redis_writer import RedisWriter
-from prefixes.registry.store import TaskStore, latest_first, parsed
+from prefixes.registry.store import TaskStore, parsed
 from prefixes.spec import check_name, check_version
 
 READ_PATIENCE: Final = 3.0
@@ -93,12 +94,6 @@ class RedisRegistry(TaskStore):
             return [audit_from_dict({**absent, **text}) for text in texts]
         except ValueError as error:
             raise RegistryUnavailable(f"registry: the audit of {tenant}: {str(error)[:200]}") from None
-
-    def gc(
-        self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
-    ) -> GcReport:
-        self.check()
-        return GcReport.of_all([collect(self, tenant, retention_s, dry_run, actor) for tenant in self.tenants()])
 
     def check(self) -> None:
         self.identity.check()
@@ -198,6 +193,9 @@ class RedisRegistry(TaskStore):
                 args=[version, "1" if remove else "0", self.id],
             )
         return int(size)
+
+    def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
+        return collect(self, tenant, retention_s, dry_run, actor)
 
     # --- reading ---
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prefixes.registry.base import DeletedTask, GcReport
+from prefixes.registry.deleted import is_past
 from prefixes.registry.redis_keys import TenantKeys
 from prefixes.registry.redis_writer import RedisWriter
-from prefixes.registry.store import is_past
 
 if TYPE_CHECKING:
     from prefixes.registry.redis import RedisRegistry

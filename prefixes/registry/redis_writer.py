@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
+from prefixes.registry.deleted import buried_key, buried_now
 from prefixes.registry.moves import audited
 from prefixes.registry.records import audit_to_dict, deleted_to_dict, task_from_dict, task_to_dict
 from prefixes.registry.redis_keys import CHANGES, TenantKeys
-from prefixes.registry.store import Change, Edit, buried_key, buried_now, encoded, parsed
+from prefixes.registry.store import Change, Edit, encoded, parsed
 
 if TYPE_CHECKING:
     from prefixes.registry.redis import RedisRegistry

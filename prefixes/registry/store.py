@@ -7,12 +7,10 @@ pure function of the task before, so that a store may ask for it again when anot
 from __future__ import annotations
 
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prefixes.errors import (
@@ -24,8 +22,10 @@ from prefixes.errors import (
     TaskNotFound,
 )
 from prefixes.registry.base import (
+    RETENTION_S,
     UNKNOWN_ACTOR,
     DeletedTask,
+    GcReport,
     Resolved,
     TaskInfo,
     VersionInfo,
@@ -93,6 +93,18 @@ class TaskStore(ABC):
     @abstractmethod
     def _writing(self, tenant: str) -> AbstractContextManager[Writer]:
         """Begin to write."""
+
+    @abstractmethod
+    def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
+        """As ``gc``, of one tenant."""
+
+    @abstractmethod
+    def tenants(self) -> list[str]:
+        """As in the Protocol."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """As in the Protocol."""
 
     @abstractmethod
     def deleted(self, tenant: str | None = None) -> list[DeletedTask]:
@@ -215,6 +227,19 @@ class TaskStore(ABC):
             writer.edit(task.name, Edit("copy", actor, None, plan))
         return True
 
+    def gc(
+        self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
+    ) -> GcReport:
+        """As in the Protocol. A tenant whose data are damaged or lost keeps no other from being cleaned."""
+        reports = []
+        for tenant in self.tenants():
+            try:
+                reports.append(self._gc_of(tenant, retention_s, dry_run, actor))
+            except RegistryUnavailable as error:
+                self.check()  # else nobody's can be read
+                reports.append(GcReport((), (), 0, (f"{tenant}: {error.message}",)))
+        return GcReport.of_all(reports)
+
     def _moved(self, tenant: str, name: str, edit: Edit) -> TaskInfo:
         check_names(tenant, name, edit.alias)
         with self._writing(tenant) as writer:
@@ -265,26 +290,6 @@ def parsed(data: bytes, from_dict: Callable[[Any], _T], where: str) -> _T:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise RegistryUnavailable(f"registry: {where} is no task index: {reason}") from None
     return found
-
-
-def buried_now(task: TaskInfo) -> DeletedTask:
-    """``task`` as it goes among the deleted."""
-    return DeletedTask(datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"), task)
-
-
-def buried_key(item: DeletedTask) -> str:
-    """The name of a deleted task within its tenant: as many as were deleted under one name, each with its time."""
-    return f"{item.task.name}@{re.sub('[^0-9A-Z]', '', item.deleted_at)}"
-
-
-def is_past(item: DeletedTask, retention_s: float) -> bool:
-    """Whether ``item`` was deleted at least ``retention_s`` ago."""
-    return datetime.now(UTC) - datetime.fromisoformat(item.deleted_at) >= timedelta(seconds=retention_s)
-
-
-def latest_first(items: list[DeletedTask]) -> list[DeletedTask]:
-    """As ``Store.deleted`` lists them."""
-    return sorted(items, key=lambda item: item.deleted_at, reverse=True)
 
 
 def _existing(task: TaskInfo | None, tenant: str, name: str) -> TaskInfo:

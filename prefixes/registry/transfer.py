@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from prefixes.errors import (
@@ -88,32 +89,35 @@ def transfer(
 
     A task of that name which is another in ``target`` is a conflict, unless ``replace``; ``mirror`` replaces, and
     removes what ``source`` has not got. What was there can be brought back as a deleted task. A ``dry_run`` reads and
-    checks everything and writes nothing; None for its ``target`` is an empty one. A bad task stops no other; a registry
-    that cannot be reached any more does. Raises RegistryUnavailable or TaskNotFound where nothing can be begun.
+    checks everything and writes nothing; None for its ``target`` is an empty one. A bad task stops no other, nor does a
+    tenant whose index is damaged, told as ``<tenant>/*``; a registry that cannot be reached any more does. Raises
+    RegistryUnavailable or TaskNotFound where nothing can be begun.
     """
     if name is not None and tenant is None:
         raise ValueError("expected a tenant with the task's name")
     if target is None and not dry_run:
         raise ValueError("expected a target, or a dry run")
-    tasks = [source.inspect(tenant, name)] if tenant and name else source.tasks(tenant)
-    left = sum(name in (None, item.task.name) for item in source.deleted(tenant))
-    due: list[tuple[TaskInfo, bool]] = [(task, False) for task in tasks]
+    mover, listing = _Mover(source, target, replace or mirror, dry_run, actor), _listed(source, tenant, name)
+    due: list[Callable[[], Outcome]] = [
+        partial(Outcome, f"{name}/*", "failed", 0, 0, why) for name, why in listing.damaged.items()
+    ]
+    due += [partial(mover.bring, task) for task in listing.tasks]
     if mirror and target is not None and name is None:
-        kept = {(task.tenant, task.name) for task in tasks}
-        due += [(task, True) for task in target.tasks(tenant) if (task.tenant, task.name) not in kept]
-    mover = _Mover(source, target, replace or mirror, dry_run, actor)
+        kept = {(task.tenant, task.name) for task in listing.tasks}
+        theirs = [task for task in target.tasks(tenant) if task.tenant not in listing.damaged]
+        due += [partial(mover.remove, task) for task in theirs if (task.tenant, task.name) not in kept]
     outcomes = []
-    for done, (task, surplus) in enumerate(due, 1):
-        outcomes.append(mover.remove(task) if surplus else mover.bring(task))
+    for done, act in enumerate(due, 1):
+        outcomes.append(act())
         if progress is not None:
             progress(outcomes[-1], done, len(due))
     forgotten: list[str] = []
     if target is not None and target.restoring and not mover.broken:
-        brought = {task.tenant for task in tasks} if dry_run else set()
+        brought = {task.tenant for task in listing.tasks} if dry_run else set()
         forgotten = [lost for lost in target.lost_tenants() if lost not in brought]
         if not dry_run:
             target.finish_restoring()
-    return Report(tuple(outcomes), left, dry_run, tuple(forgotten))
+    return Report(tuple(outcomes), listing.deleted, dry_run, tuple(forgotten))
 
 
 def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run: bool = False) -> Store | None:
@@ -142,6 +146,29 @@ def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run
         found.close()
         raise
     return found
+
+
+@dataclass
+class _Listing:
+    tasks: list[TaskInfo]
+    deleted: int
+    damaged: dict[str, str]  # tenants that cannot be listed whole, and why
+
+
+def _listed(source: Store, tenant: str | None, name: str | None) -> _Listing:
+    """What there is to be brought. Raises TaskNotFound, RegistryUnavailable."""
+    if tenant is not None and name is not None:
+        deleted = sum(item.task.name == name for item in source.deleted(tenant))
+        return _Listing([source.inspect(tenant, name)], deleted, {})
+    listing = _Listing([], 0, {})
+    for each in [tenant] if tenant is not None else source.tenants():
+        try:
+            listing.tasks += source.tasks(each)
+            listing.deleted += len(source.deleted(each))
+        except RegistryUnavailable as error:
+            source.check()  # else nobody's can be read
+            listing.damaged[each] = error.message
+    return listing
 
 
 class _Mover:

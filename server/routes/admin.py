@@ -51,6 +51,7 @@ async def gc(request: Request, body: GcRequest) -> Response:
             "tasks": list(report.tasks),
             "artifacts": list(report.artifacts),
             "freed_bytes": report.freed_bytes,
+            "failed": list(report.failed),
         }
     )
 

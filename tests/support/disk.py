@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from prefixes.artifact import version_of, write_prefix
-from prefixes.errors import TaskNotFound
+from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import HistoryEntry, TaskInfo, VersionInfo
 from prefixes.registry.disk import DiskRegistry
 from tests.support.prefixes import make_prefix
@@ -50,6 +50,12 @@ def prepare(root: Path) -> DiskRegistry:
     publish(registry, 2, "old")
     registry.delete("default", "old", actor="ci")
     return registry
+
+
+def clean(registry: DiskRegistry, actor: str = "ci") -> None:
+    """A clean-up of everything deleted; of a tenant that cannot be cleaned the error."""
+    for failed in registry.gc(retention_s=0, actor=actor).failed:
+        raise RegistryUnavailable(failed)
 
 
 def elsewhere(name: str, *indices: int, tenant: str = "default") -> TaskInfo:

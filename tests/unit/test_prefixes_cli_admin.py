@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from prefixes.artifact import version_of, write_prefix
 from prefixes.cli import app, copies
 from prefixes.cli.show import size
-from prefixes.registry import open_registry, shown_url
+from prefixes.registry import open_registry, registry_path, shown_url
 from tests.support.places import Folder, Place, Places, redis_server
 from tests.support.prefixes import make_prefix
 from tests.support.redis_server import RedisServer
@@ -113,6 +113,7 @@ def test_gc_takes_what_is_past_and_says_so(shell: Shell) -> None:
         "tasks": ["default/other"],
         "artifacts": [f"default/{VERSIONS[1]}"],
         "freed_bytes": len(write_prefix(PREFIXES[1])),
+        "failed": [],
     }
     assert shell.json("gc", "--retention", "0", "--dry-run") == {**due, "dry_run": True}
     looked = shell.run("gc", "--retention", "0s", "--dry-run").stdout
@@ -122,6 +123,19 @@ def test_gc_takes_what_is_past_and_says_so(shell: Shell) -> None:
     assert shell.json("list", "--deleted")["deleted"] == []
     assert "expected a deleted task" in shell.error("undelete", "other")
     assert shell.json("verify")["bad"] == 0
+
+
+def test_gc_tells_a_damaged_tenant_and_cleans_the_others(disk: Shell) -> None:
+    for tenant in ("acme", "default"):
+        disk.publish(1, task=f"{tenant}/other")
+        disk.run("delete", f"{tenant}/other", "--yes")
+    root = registry_path(disk.place.url)
+    next((root / "tenants" / "acme" / "deleted").iterdir()).write_text("{")
+    result = disk.run("gc", "--retention", "0", code=1)
+    assert "task      default/other" in result.stdout and "took 1 deleted task(s)" in result.stdout
+    assert "not cleaned: acme: registry: " in result.stderr
+    report = disk.json("gc", code=1)
+    assert (report["tasks"], [text.partition(":")[0] for text in report["failed"]]) == ([], ["acme"])
 
 
 @pytest.mark.parametrize(

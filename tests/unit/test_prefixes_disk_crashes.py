@@ -22,7 +22,7 @@ import pytest
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry.disk import DiskRegistry
-from tests.support.disk import AUDIT, DATA, INDEX, LAST, VERSIONS, Seen, bring, elsewhere, prepare, publish, see
+from tests.support.disk import AUDIT, DATA, INDEX, LAST, VERSIONS, Seen, bring, clean, elsewhere, prepare, publish, see
 
 FORK = multiprocessing.get_context("fork")
 
@@ -36,7 +36,7 @@ OPERATIONS: dict[str, Callable[[DiskRegistry], object]] = {
     "undelete": lambda registry: registry.undelete("default", "old", actor="ci"),
     "adopt": lambda registry: registry.adopt(elsewhere("taken", 0, 2), bring, actor="ci"),
     "adopt with replace": lambda registry: registry.adopt(elsewhere("e2e", 2, 0), bring, replace=True, actor="ci"),
-    "gc": lambda registry: registry.gc(retention_s=0, actor="ci"),
+    "gc": clean,
 }
 ENTRIES = {operation: "fresh" if operation == "first publish" else "default" for operation in OPERATIONS}
 REACHABLE = {"gc": {VERSIONS[2]}}

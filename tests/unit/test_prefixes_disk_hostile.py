@@ -20,6 +20,7 @@ from tests.support.disk import (
     VERSIONS,
     blob,
     bring,
+    clean,
     digits,
     elsewhere,
     prepare,
@@ -93,7 +94,7 @@ WRITES: dict[str, Callable[[DiskRegistry], object]] = {
     "delete": lambda registry: registry.delete("default", "e2e"),
     "undelete": lambda registry: registry.undelete("default", "old"),
     "adopt": lambda registry: registry.adopt(elsewhere("e2e", 2), bring, replace=True),
-    "gc": lambda registry: registry.gc(retention_s=0),
+    "gc": clean,
 }
 READS: dict[str, Callable[[DiskRegistry], object]] = {
     "resolve": lambda registry: registry.resolve(TaskRef.parse("e2e")),
@@ -220,8 +221,7 @@ def test_the_time_of_a_deleted_task_has_a_zone(root: Path) -> None:
     path = root / deleted_file(root)
     raw = json.loads(path.read_text())
     path.write_text(json.dumps({**raw, "deleted_at": raw["deleted_at"].removesuffix("Z")}))
-    with pytest.raises(RegistryUnavailable, match="expected a time with its zone"):
-        registry.gc()
+    assert "expected a time with its zone" in registry.gc().failed[0]
 
 
 def test_the_root_itself_may_be_a_symbolic_link(root: Path, tmp_path: Path) -> None:

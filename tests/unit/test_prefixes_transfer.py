@@ -182,6 +182,30 @@ def test_a_bad_artifact_keeps_its_task_back_and_no_other(
     assert target.audit("default") == []
 
 
+@pytest.mark.parametrize("damaged", ["a task", "a deleted one"])
+def test_a_damaged_index_keeps_its_tenant_back_and_no_other(
+    places: Places, opened: Callable[..., Store], tmp_path: Path, damaged: str
+) -> None:
+    """What an older backup has of the tenant stays there."""
+    from_disk = Folder(tmp_path / "source")
+    source, backup = fill(opened(from_disk)), opened(places.new("b"))
+    run(source, backup, mirror=True)
+    before = backup.tasks("default")
+    publish(source, 2, tenant="acme")
+    publish(source, 1, name="new")
+    tenant = from_disk.path / "tenants" / "default"
+    path = tenant / "tasks" / "other.json" if damaged == "a task" else next((tenant / "deleted").iterdir())
+    path.write_text("{")
+    report = run(source, backup, mirror=True)
+    failed = next(outcome for outcome in report.outcomes if outcome.task == "default/*")
+    assert (failed.result, report.bad) == ("failed", 1) and path.name in str(failed.error)
+    assert backup.tasks("acme") == source.tasks("acme")
+    if damaged == "a task":
+        assert backup.tasks("default") == before
+    else:
+        assert backup.tasks("default") == source.tasks("default")
+
+
 def test_metadata_that_is_not_the_artifacts_is_refused(places: Places, opened: Callable[..., Store]) -> None:
     source, target = fill(opened(places.new("a"))), opened(places.new("b"))
     task = source.inspect("default", "other")

@@ -33,6 +33,7 @@ from server.catalog import Catalog
 from server.disk_cache import DiskCache
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.heap import trim_heap
 from server.engine.kernels import select_kernels
 from server.engine.kernels.threads import configure_threads
 from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
@@ -109,6 +110,7 @@ def assemble(settings: Settings) -> Assembled:
         kernels.warm_up()
     warm_up(engine)
     metrics.begin(metrics_registry)
+    trim_heap()  # of what loading and compiling took
     _log.info("engine warm", extra={"facts": {"kernels": kernels.name, "seconds": round(time.monotonic() - began, 3)}})
     return Assembled(
         settings=settings,

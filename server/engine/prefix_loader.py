@@ -20,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from prefixes.errors import EngineFailure, PrefixdError
+from server.engine.heap import trim_heap
 from server.engine.observer import EngineObserver
 from server.engine.types import PrefixKey
 
@@ -137,6 +138,7 @@ class PrefixLoader:
                 self._begin_what_may()
             self._wake()
             del outcome  # it is the store's now: an idle thread must not keep it
+        trim_heap()
 
     def _take(self) -> PrefixKey | None:
         """The next key to load; None when this thread is to end."""

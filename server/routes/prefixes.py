@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -15,6 +16,7 @@ from prefixes.registry.base import Registry, TaskInfo
 from prefixes.registry.moves import published_once
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
+from server.engine.heap import trim_heap
 from server.engine.types import PrefixKey
 from server.listing import visible_tasks
 from server.parameters import merge_parameters
@@ -60,18 +62,20 @@ async def upload(request: Request) -> Response:
             data = await form.file.read()
             try:
                 published = await runtime.catalog.call(_publish, runtime, form, data, caller.actor)
+                runtime.catalog.forget(form.tenant, form.name)
             except BaseException:
                 runtime.catalog.changed(form.tenant, form.name)  # perhaps: its answer may have been lost
                 raise
-        runtime.catalog.forget(form.tenant, form.name)
+            finally:
+                del data
+                await anyio.to_thread.run_sync(trim_heap)
     return json_response(published, status=201)
 
 
 def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[str, Any]:
     registry = runtime.catalog.registry
     if not _was_published(registry, form):
-        prefix = validate_upload(data, runtime.backbone.spec)
-        _check_defaults(runtime, prefix.spec)
+        _check_defaults(runtime, validate_upload(data, runtime.backbone.spec).spec)
     info = registry.publish(
         form.tenant, form.name, data, alias=form.alias, record=form.record, actor=actor, once=form.once
     )

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 POOL = 768 * MIB
-BESIDE = 1536 * MIB
+BESIDE = 1280 * MIB
 """What a server may take beside weights and pool: Python, torch, transformers, the compiled kernels, activations, the
 checkpoint's file while it loads, artifacts in host memory, prefixes on their way into the pool (three at once here).
 docs/architecture.md states this bound."""

@@ -21,7 +21,7 @@ SHARED_WITH_TRAINER = (
 
 # server/engine, lowest first: a module may import from its own line and from lines above it.
 ENGINE_LAYERS = (
-    ("types", "config", "observer", "token_rules", "kernels"),
+    ("types", "config", "observer", "token_rules", "heap", "kernels"),
     ("blocks", "noise", "detokenizer", "models", "beams", "processors", "tables"),
     ("prompt_reuse", "prefix_loader", "prefix_store", "sequence", "encoding", "sampler"),
     ("scheduler", "reporter"),

@@ -26,6 +26,7 @@ from server.runtime import MAX_UPLOADS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
 from server.tier_metrics import TierCollector
+from server.trimming import TrimSoon
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
 from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
@@ -113,6 +114,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         service=GenerationService(assembled.backbone, catalog, engine, _limits(settings)),
         metrics=assembled.metrics_registry,
         uploads=anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE),
+        trim_soon=TrimSoon(),
     )
 
 

@@ -18,6 +18,7 @@ from server.engine.async_engine import AsyncEngine
 from server.prefix_tiers import PrefixTiers
 from server.service import GenerationService
 from server.settings import Settings
+from server.trimming import TrimSoon
 from server.web.errors import NotReady
 
 MAX_UPLOADS_AT_ONCE = 2
@@ -35,6 +36,7 @@ class Runtime:
     service: GenerationService
     metrics: CollectorRegistry
     uploads: anyio.CapacityLimiter
+    trim_soon: TrimSoon
 
     @property
     def backbone_name(self) -> str:

@@ -205,6 +205,8 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
                 "bad": report.bad,
                 "deleted_left_behind": report.deleted,
                 "forgotten_tenants": list(report.forgotten),
+                "kept_tenants": report.kept,
+                "unfinished": report.unfinished,
                 "source_id": source.id,
                 "target_id": target.id if target is not None else None,
                 "dry_run": report.dry_run,
@@ -217,9 +219,13 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
         typer.echo("it would be made: there is no registry yet")
     if report.deleted:
         typer.echo(f"{report.deleted} deleted task(s) were left behind: `undelete` them first to take them along")
+    if report.kept:
+        typer.echo(f"{report.kept} tenant(s) had lost nothing and were left alone")
     if report.forgotten:
         names = ", ".join(report.forgotten[:_NAMED]) + (", …" if len(report.forgotten) > _NAMED else "")
         typer.echo(f"{len(report.forgotten)} lost tenant(s) did not come back, and are known no more: {names}")
+    if report.unfinished:
+        typer.echo("it still counts as being restored: mend what failed, and run this again", err=True)
 
 
 @contextmanager

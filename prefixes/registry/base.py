@@ -98,7 +98,7 @@ class GcReport:
     tasks: tuple[str, ...]  # tenant/name
     artifacts: tuple[str, ...]  # tenant/version
     freed_bytes: int
-    failed: tuple[str, ...] = ()  # "tenant: why" of those that could not be cleaned
+    failed: tuple[str, ...] = ()  # "tenant: why" of those that could not be cleaned, or in part: their audit tells
 
     @classmethod
     def of_all(cls, reports: Sequence[GcReport]) -> GcReport:
@@ -208,7 +208,7 @@ class Store(Registry, Protocol):
 
     @property
     def restoring(self) -> bool:
-        """Whether this handle is the one that restores it."""
+        """Whether this handle is one that restores it: what was lost is not there yet, for it."""
 
     def tenants(self) -> list[str]:
         """All tenants that ever published, sorted."""
@@ -216,11 +216,14 @@ class Store(Registry, Protocol):
     def lost_tenants(self) -> list[str]:
         """Those whose data is gone although the registry is not, as with one node of a Cluster; sorted."""
 
-    def begin_restoring(self, *, dry_run: bool = False) -> None:
-        """Take what was lost for what is not there yet; others have no registry until the end, unless ``dry_run``."""
+    def kept_tenants(self) -> frozenset[str]:
+        """While it is being restored, or is about to be: those that had lost nothing."""
 
-    def finish_restoring(self) -> None:
-        """Everything is there: from now on it is a registry for everybody. Tenants still lost never were."""
+    def begin_restoring(self) -> None:
+        """From now on it is no registry for others."""
+
+    def finish_restoring(self, forget: Sequence[str] = ()) -> None:
+        """Everything is there: from now on it is a registry for everybody. Tenants to ``forget`` are lost no more."""
 
     def preflight(self) -> list[str]:
         """What whoever runs the store should set, a line each. RegistryUnavailable for what would lose data."""

@@ -17,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -64,7 +64,7 @@ class DiskRegistry(TaskStore):
         self._cache_lock = Lock()
         if create:
             self._create(registry_id or uuid.uuid4().hex)
-        self.id, self.restoring = self._read()
+        self.id, _ = self._read()
         check_id(self.id, registry_id)
 
     def fetch(self, tenant: str, version: str) -> bytes:
@@ -97,11 +97,15 @@ class DiskRegistry(TaskStore):
     def lost_tenants(self) -> list[str]:
         return []  # a folder is lost as a whole
 
-    def begin_restoring(self, *, dry_run: bool = False) -> None:
-        self._restore(True, dry_run)
+    def kept_tenants(self) -> frozenset[str]:
+        return frozenset()
 
-    def finish_restoring(self) -> None:
-        self._restore(False)
+    def begin_restoring(self) -> None:
+        self._become(restoring=True)
+
+    def finish_restoring(self, forget: Sequence[str] = ()) -> None:
+        self._become(restoring=False)
+        self.restoring = False
 
     def preflight(self) -> list[str]:
         if os.access(self._files.root, os.W_OK | os.X_OK):
@@ -210,12 +214,10 @@ class DiskRegistry(TaskStore):
             if "registry.json" not in self._files.names():
                 self._files.write(registry_json(registry_id, self.restoring), "registry.json")
 
-    def _restore(self, restoring: bool, dry_run: bool = False) -> None:
+    def _become(self, *, restoring: bool) -> None:
         with self._files.lock():
             self.check()
-            if not dry_run:
-                self._files.write(registry_json(self.id, restoring), "registry.json")
-        self.restoring = restoring
+            self._files.write(registry_json(self.id, restoring), "registry.json")
 
     def _check_empty(self, found: list[str]) -> None:
         """Raise WrongRegistry where a folder without a registry holds something, a registry's remains too."""

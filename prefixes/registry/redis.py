@@ -87,7 +87,7 @@ class RedisRegistry(TaskStore):
         keys = TenantKeys(check_name("tenant", tenant))
         with guarded():
             entries = self._client.xrevrange(keys.audit, count=limit)
-            self.identity.check_tenant(tenant)
+            self.identity.check_list(tenant)
         absent: dict[str, str | None] = {"alias": None, "old": None, "new": None}
         texts = ({key.decode(): value.decode() for key, value in fields.items()} for _, fields in entries)
         try:
@@ -104,11 +104,14 @@ class RedisRegistry(TaskStore):
     def lost_tenants(self) -> list[str]:
         return self.identity.lost_tenants()
 
-    def begin_restoring(self, *, dry_run: bool = False) -> None:
-        self.identity.begin_restoring(dry_run=dry_run)
+    def kept_tenants(self) -> frozenset[str]:
+        return self.identity.kept_tenants()
 
-    def finish_restoring(self) -> None:
-        self.identity.finish_restoring()
+    def begin_restoring(self) -> None:
+        self.identity.begin_restoring()
+
+    def finish_restoring(self, forget: Sequence[str] = ()) -> None:
+        self.identity.finish_restoring(forget)
 
     def preflight(self) -> list[str]:
         with guarded():
@@ -225,14 +228,14 @@ class RedisRegistry(TaskStore):
                 chunk = names[begin : begin + _CHUNK]
                 texts = zip(chunk, self._client.mget([keys.task(name) for name in chunk]), strict=True)
                 found += [self._task(raw, tenant, name) for name, raw in texts if raw is not None]
-            self.identity.check_tenant(tenant)
+            self.identity.check_list(tenant)
         return found
 
     def _deleted_of(self, tenant: str) -> list[DeletedTask]:
         keys = TenantKeys(tenant)
         with guarded():
             texts = self._client.hgetall(keys.deleted)
-            self.identity.check_tenant(tenant)
+            self.identity.check_list(tenant)
         return [parsed(raw, deleted_from_dict, f"{tenant}/{key.decode()}") for key, raw in texts.items()]
 
     def _task(self, raw: bytes, tenant: str, name: str) -> TaskInfo:

@@ -7,14 +7,16 @@ lost once the registry is back: a tenant is listed in one step with the look at 
 
 from __future__ import annotations
 
+import json
 import uuid
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from prefixes.errors import RegistryMissing, WrongRegistry
 from prefixes.registry.identity import check_id, registry_from_json, registry_json
 from prefixes.registry.redis_errors import guarded
-from prefixes.registry.redis_keys import EVERY_TENANTS_ID, REGISTRY, TENANTS, TenantKeys
-from prefixes.registry.redis_scripts import ENLIST
+from prefixes.registry.redis_keys import EVERY_TENANTS_ID, KEPT, REGISTRY, TENANTS, TenantKeys
+from prefixes.registry.redis_scripts import ENLIST, RESTORE
 
 if TYPE_CHECKING:
     import redis
@@ -31,15 +33,15 @@ class RedisIdentity:
     ) -> None:
         """See ``open_registry``."""
         self._client = client
-        self._enlist = client.register_script(ENLIST)
+        self._enlist, self._restore = client.register_script(ENLIST), client.register_script(RESTORE)
         self.restoring = restoring
+        self._is_new = False
         if create:
             with guarded():
-                client.set(REGISTRY, registry_json(registry_id or uuid.uuid4().hex, restoring), nx=True)
-        self.id, self.restoring = self._read()
+                made = client.set(REGISTRY, registry_json(registry_id or uuid.uuid4().hex, restoring), nx=True)
+            self._is_new = bool(made)
+        self.id, _ = self._read()
         check_id(self.id, registry_id)
-        if self.restoring:
-            self._find_tenants()
 
     def check(self) -> None:
         """Raise RegistryUnavailable unless the registry is there, and still the one that was opened."""
@@ -49,6 +51,11 @@ class RedisIdentity:
     def check_tenant(self, tenant: str) -> None:
         """As ``check_found``. After a read of several steps: before it, data lost in between would go unnoticed."""
         self.check_found(tenant, self._client.get(TenantKeys(tenant).id))
+
+    def check_list(self, tenant: str) -> None:
+        """As ``check_tenant``, of what must be whole: while it is being restored there may be more to come."""
+        self.check_tenant(tenant)
+        self.check()
 
     def check_found(self, tenant: str, found: bytes | None) -> None:
         """Return if the id beside the tenant's data is right, or there is no such tenant."""
@@ -85,40 +92,66 @@ class RedisIdentity:
     def lost_tenants(self) -> list[str]:
         """Those that are listed and have no id, sorted."""
         names = self.tenants()
-        lost: list[str] = []
+        found = self._ask(names, lambda batch, keys: batch.get(keys.id))
+        return [name for name, (registry_id,) in zip(names, found, strict=True) if registry_id is None]
+
+    def kept_tenants(self) -> frozenset[str]:
+        """See ``base.Store``."""
+        if self._read()[1]:
+            with guarded():
+                return frozenset(name.decode() for name in self._client.smembers(KEPT))
+        return frozenset(self.tenants()).difference(self.lost_tenants())
+
+    def begin_restoring(self) -> None:
+        """See ``base.Store``. Tenants whose list was lost, on another node than they, are found and listed again."""
+        whole = self._whole_tenants()
+        begun = self._read()[1] and not self._is_new  # by a restore that was cut short: some are whole only since then
+        self._become(restoring=True, kept=[] if begun else whole, forget=[])
+        self._is_new = False
+        with guarded():
+            if not all(self._list(tenant) for tenant in whole):
+                raise self.lost()
+
+    def finish_restoring(self, forget: Sequence[str]) -> None:
+        """See ``base.Store``."""
+        self._become(restoring=False, kept=None, forget=forget)
+        self.restoring = False
+
+    def _become(self, *, restoring: bool, kept: Sequence[str] | None, forget: Sequence[str]) -> None:
+        texts = [json.dumps(list(kept)) if kept is not None else "", json.dumps(list(forget))]
+        with guarded():
+            made = self._restore(
+                keys=[REGISTRY, TENANTS, KEPT], args=[self.id, registry_json(self.id, restoring), *texts]
+            )
+        if not made:
+            self.check()
+            raise self.lost()
+
+    def _whole_tenants(self) -> list[str]:
+        """Those with data of this registry: its id alone may have been written behind a loss."""
+        with guarded():
+            keys = list(self._client.scan_iter(match=EVERY_TENANTS_ID, count=1000))
+        names = sorted(TenantKeys.tenant_of(key.decode()) for key in keys)
+        found = self._ask(names, lambda batch, keys: batch.get(keys.id).exists(keys.audit))
+        return [
+            name
+            for name, (registry_id, changed) in zip(names, found, strict=True)
+            if changed and registry_id is not None and registry_id.decode() == self.id
+        ]
+
+    def _ask(self, names: Sequence[str], ask: Callable[[Any, TenantKeys], object]) -> list[list[Any]]:
+        """What is answered of each tenant; on a Cluster they are in many slots."""
+        answers: list[list[Any]] = []
         with guarded():
             for begin in range(0, len(names), _CHUNK):
                 chunk = names[begin : begin + _CHUNK]
-                with self._client.pipeline(transaction=False) as batch:  # on a Cluster they are in many slots
+                with self._client.pipeline(transaction=False) as batch:
                     for name in chunk:
-                        batch.get(TenantKeys(name).id)
-                    lost += [name for name, found in zip(chunk, batch.execute(), strict=True) if found is None]
-        return lost
-
-    def begin_restoring(self, *, dry_run: bool) -> None:
-        """See ``base.Store``."""
-        self.check()
-        self.restoring = True
-        if not dry_run:
-            with guarded():
-                self._client.set(REGISTRY, registry_json(self.id, True))
-
-    def finish_restoring(self) -> None:
-        """See ``base.Store``."""
-        lost = self.lost_tenants()
-        with guarded():
-            if lost:
-                self._client.srem(TENANTS, *lost)
-            self._client.set(REGISTRY, registry_json(self.id, False))
-        self.restoring = False
-
-    def _find_tenants(self) -> None:
-        """List those whose data outlived their list, which was on another node."""
-        with guarded():
-            for key in self._client.scan_iter(match=EVERY_TENANTS_ID, count=1000):
-                found = self._client.get(key)
-                if found is not None and found.decode() == self.id:
-                    self._list(TenantKeys.tenant_of(key.decode()))
+                        ask(batch, TenantKeys(name))
+                    found = batch.execute()
+                each = len(found) // len(chunk)
+                answers += [found[at : at + each] for at in range(0, len(found), each)]
+        return answers
 
     # --- looking ---
 

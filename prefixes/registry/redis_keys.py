@@ -2,6 +2,7 @@
 
     {prefixd}:registry              JSON: format, and the registry's own random id
     {prefixd}:tenants               set of tenants that ever published
+    {prefixd}:kept                  while a part of the registry is being restored: set of tenants that had lost nothing
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's part of the data was lost
     prefixd:{<tenant>}:tasks        set of the tenant's task names
     prefixd:{<tenant>}:task:<name>  JSON: aliases, history, versions with spec and record
@@ -23,6 +24,7 @@ from typing import Final
 
 REGISTRY: Final = "{prefixd}:registry"
 TENANTS: Final = "{prefixd}:tenants"
+KEPT: Final = "{prefixd}:kept"
 EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
 """As a pattern of Redis: no key of another kind ends so."""
 CHANGES: Final = "prefixd:changes"

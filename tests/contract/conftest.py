@@ -56,7 +56,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, shared: Callable[[str], 
         return f"disk://{tmp_path}/registry"
     place = shared(request.param)
     place.flush()
-    return place.url
+    return f"{place.url}?timeout_s=20"  # that a busy machine is slow is not what is tested
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def take():
     taken = [bytearray(b"x" * MIB) for _ in range(40)]
     kept.append(taken[-1])  # at the end of what the thread has, so that its arena cannot shrink by itself
 
-bytearray(32 * MIB)  # freed, it makes glibc keep pieces of up to that size
+bytearray(31 * MIB)  # freed, it makes glibc keep pieces of up to that size
 kept = []
 threads = [threading.Thread(target=take) for _ in range(4)]
 for thread in threads:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefixes.errors import InvalidArtifact, RegistryRestoring, RegistryUnavailable, TaskNotFound, WrongRegistry
-from prefixes.registry import open_registry, transfer
+from prefixes.registry import endurance, open_registry, transfer
 from prefixes.registry.base import Store
 from prefixes.registry.disk import DiskRegistry
 from prefixes.registry.transfer import Outcome, Report, open_target
@@ -204,6 +204,54 @@ def test_a_damaged_index_keeps_its_tenant_back_and_no_other(
         assert backup.tasks("default") == before
     else:
         assert backup.tasks("default") == source.tasks("default")
+
+
+def test_a_damaged_index_in_an_older_backup_keeps_no_other_task_from_it(
+    places: Places, opened: Callable[..., Store], tmp_path: Path
+) -> None:
+    source, folder = fill(opened(places.new("a"))), Folder(tmp_path / "backup")
+    backup = opened(folder)
+    run(source, backup, mirror=True)
+    publish(source, 2, tenant="acme")
+    publish(source, 1, name="new")
+    (folder.path / "tenants" / "default" / "tasks" / "other.json").write_text("{")
+    report = run(source, backup, mirror=True)
+    told = results(report)
+    assert (told["acme/e2e"], told["default/new"], told["default/other"]) == ("replaced", "copied", "failed")
+    assert told["default/*"] == "failed"
+    assert backup.tasks("acme") == source.tasks("acme")
+    assert backup.inspect("default", "new") == source.inspect("default", "new")
+
+
+def test_one_task_is_copied_beside_a_deleted_one_that_is_damaged(
+    places: Places, opened: Callable[..., Store], tmp_path: Path
+) -> None:
+    from_disk = Folder(tmp_path / "source")
+    source, target = fill(opened(from_disk)), opened(places.new("b"))
+    next((from_disk.path / "tenants" / "default" / "deleted").iterdir()).write_text("{")
+    assert results(run(source, target, tenant="default", name="e2e")) == {"default/e2e": "copied"}
+
+
+@pytest.mark.parametrize(("slow", "failed"), [(False, 20), (True, endurance.SLOW_ONES)])
+def test_tenants_that_are_waited_for_in_vain_are_endured_a_few_times(
+    monkeypatch: pytest.MonkeyPatch, slow: bool, failed: int
+) -> None:
+    monkeypatch.setattr(endurance, "SLOW_S", 0.0 if slow else 3600.0)
+    checks: list[None] = []
+
+    class Sound:
+        def check(self) -> None:
+            checks.append(None)
+
+    enduring = endurance.Endurance(Sound())
+    try:
+        for number in range(20):
+            with enduring.past(f"tenant{number}"):
+                raise RegistryUnavailable("registry: away")
+        assert not slow
+    except RegistryUnavailable:
+        assert slow
+    assert len(enduring.failed) == len(checks) == failed
 
 
 def test_metadata_that_is_not_the_artifacts_is_refused(places: Places, opened: Callable[..., Store]) -> None:

@@ -12,10 +12,11 @@ from prefixes.errors import RegistryMissing, RegistryRestoring, TaskNotFound, Wr
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store, TaskInfo
 from prefixes.registry.redis import RedisRegistry
+from prefixes.registry.redis_keys import KEPT
 from prefixes.registry.transfer import Outcome, Report, open_target, transfer
 from prefixes.spec import TaskRef
 from tests.support.redis_cluster import RedisCluster
-from tests.support.redis_registry import DATA, VERSIONS, assert_in_step, opened, publish
+from tests.support.redis_registry import DATA, VERSIONS, assert_in_step, opened, publish, watched
 from tests.support.redis_server import RedisServer
 
 
@@ -77,48 +78,67 @@ def results(report: Report) -> dict[str, str]:
 def test_a_tenant_whose_data_was_lost_comes_back_and_the_others_stay_as_they_are(
     server: RedisServer, registry: RedisRegistry, backup: Store
 ) -> None:
-    tasks = registry.tasks()
-    publish(registry, 3)  # since the backup
+    """What they published, promoted or deleted since the backup included."""
+    tasks = registry.tasks("acme")
+    publish(registry, 3)
+    publish(registry, 3, name="bad", tenant="other")
+    assert transfer(registry, backup, mirror=True).bad == 0
+    registry.delete("other", "bad")
+    registry.rollback("default", "e2e")
+    others = [registry.tasks(tenant) for tenant in ("default", "other")]
     lose(server, "acme")
     before = snapshot(server)
     assert registry.lost_tenants() == ["acme"]
-    expected = {"acme/e2e": "copied", "default/e2e": "conflict"}
     looked = restore(server.url, backup, dry_run=True)
-    assert (results(looked), looked.forgotten) == (expected, ())
+    assert (results(looked), looked.kept, looked.forgotten) == ({"acme/e2e": "copied"}, 2, ())
+    opened_only = open_target(server.url, backup.id)
+    assert opened_only is not None
+    opened_only.close()  # refused by its preflight, for example
     assert snapshot(server) == before
     report = restore(server.url, backup)
-    assert (results(report), report.forgotten) == (expected, ())
+    assert (results(report), report.kept, report.forgotten, report.unfinished) == (
+        {"acme/e2e": "copied"}, 2, (), False,
+    )  # fmt: skip
     assert registry.lost_tenants() == []
-    assert registry.tasks("acme") == [task for task in tasks if task.tenant == "acme"]
-    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[3]
+    assert registry.tasks("acme") == tasks
+    assert [registry.tasks(tenant) for tenant in ("default", "other")] == others
     publish(registry, 3, tenant="acme")
     with server.client() as client:
         assert_in_step(client, registry, "default")
+        assert not client.exists(KEPT)
 
 
-def test_until_it_is_back_a_lost_tenant_is_away_and_never_not_found(
+def test_until_all_is_back_what_was_lost_is_away_and_never_not_found(
     server: RedisServer, registry: RedisRegistry, backup: Store
 ) -> None:
+    publish(registry, 1, tenant="acme", name="summary")
+    assert transfer(registry, backup, mirror=True).bad == 0
     lose(server, "acme")
-    target = open_target(server.url, registry.id)
-    assert target is not None
 
     def cut_short(outcome: Outcome, done: int, due: int) -> None:
-        assert outcome.task == "acme/e2e"
+        assert (outcome.task, done, due) == ("acme/e2e", 1, 2)
         raise KeyboardInterrupt
 
-    for ref in ("acme/e2e", "acme/other"):
-        with pytest.raises(RegistryRestoring):
-            registry.resolve(TaskRef.parse(ref))
-    with closing(target), pytest.raises(KeyboardInterrupt):
+    with closing(open_target(server.url, registry.id) or registry) as target, pytest.raises(KeyboardInterrupt):
         transfer(backup, target, progress=cut_short)
-    assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]
-    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[2]
-    with pytest.raises(RegistryRestoring):
-        registry.resolve(TaskRef.parse("acme/other"))
-    with pytest.raises(RegistryRestoring):
-        publish(registry, 3)
-    assert results(restore(server.url, backup)) == {"acme/e2e": "unchanged", "default/e2e": "unchanged"}
+    assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]  # what is back
+    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[2]  # and what was never away
+    for call in (
+        lambda: registry.resolve(TaskRef.parse("acme/summary")),
+        lambda: registry.tasks("acme"),  # a list that lacks some would be believed, by a backup for example
+        lambda: registry.deleted("acme"),
+        lambda: registry.audit("acme"),
+        lambda: publish(registry, 3),
+        lambda: registry.check(),
+    ):
+        with pytest.raises(RegistryRestoring):
+            call()
+    before = snapshot(server)
+    expected = {"acme/e2e": "unchanged", "acme/summary": "copied"}
+    assert results(restore(server.url, backup, dry_run=True)) == expected
+    assert snapshot(server) == before
+    report = restore(server.url, backup)
+    assert (results(report), report.kept) == (expected, 1)  # default's own changes are safe from the second try, too
     with pytest.raises(TaskNotFound):
         registry.resolve(TaskRef.parse("acme/other"))
     publish(registry, 3)
@@ -139,21 +159,97 @@ def test_a_lost_tenant_that_the_backup_has_not_got_is_told_and_may_begin_anew(
     assert registry.tenants() == ["acme", "default", "newcomer"]
 
 
+def test_a_lost_tenant_that_could_not_be_brought_is_not_forgotten(
+    server: RedisServer, registry: RedisRegistry, backup: Store, tmp_path: Path
+) -> None:
+    artifacts = list((tmp_path / "backup" / "tenants" / "acme" / "blobs").iterdir())
+    for path in artifacts:
+        path.write_bytes(b"rot")
+    lose(server, "acme")
+    report = restore(server.url, backup)
+    assert (results(report), report.forgotten) == ({"acme/e2e": "failed"}, ())
+    with pytest.raises(WrongRegistry):
+        registry.resolve(TaskRef.parse("acme/e2e"))
+    publish(registry, 3)  # the others go on
+    for path in artifacts:
+        path.write_bytes(DATA[VERSIONS.index(f"sha256:{path.stem}")])
+    assert results(restore(server.url, backup)) == {"acme/e2e": "copied"}
+    assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]
+
+
+@pytest.mark.parametrize("lost", ["acme", "everything"])
+def test_a_restore_does_not_end_before_all_of_the_backup_can_be_read(
+    server: RedisServer, registry: RedisRegistry, backup: Store, tmp_path: Path, lost: str
+) -> None:
+    """Else running servers would take what it could not read for deleted."""
+    index = tmp_path / "backup" / "tenants" / "acme" / "tasks" / "e2e.json"
+    text = index.read_text()
+    index.write_text("{")
+    if lost == "acme":
+        lose(server, lost)
+    else:
+        server.flush()
+    report = restore(server.url, backup)
+    assert (report.bad, report.forgotten, report.unfinished) == (1, (), True)
+    with pytest.raises(RegistryRestoring):
+        registry.resolve(TaskRef.parse("acme/e2e"))
+    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[2]
+    index.write_text(text)
+    assert not restore(server.url, backup).unfinished
+    assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]
+
+
 def test_tenants_whose_list_was_lost_are_found_again(
     server: RedisServer, registry: RedisRegistry, backup: Store
 ) -> None:
-    """Also those the backup does not know; and not those of another registry that lie about."""
+    """Also those the backup does not know; and not those of another registry, nor an id without data."""
     publish(registry, 3, tenant="newcomer")
+    publish(registry, 3)
     tasks = registry.tasks()
     lose(server, "prefixd")
+    lose(server, "acme")
     with server.client() as client:
         client.set("prefixd:{stranger}:id", "another")
+        client.set("prefixd:{acme}:id", registry.id)
     with pytest.raises(RegistryMissing):
         registry.tasks()
     report = restore(server.url, backup)
-    assert (results(report), report.forgotten) == ({"acme/e2e": "unchanged", "default/e2e": "unchanged"}, ())
+    assert (results(report), report.kept, report.forgotten) == ({"acme/e2e": "copied"}, 2, ())
     assert registry.tasks() == tasks
-    assert registry.tenants() == ["acme", "default", "newcomer"]
+
+
+@pytest.mark.parametrize("call", ["begin_restoring", "finish_restoring"])
+def test_data_lost_in_the_middle_of_a_restore_is_never_taken_for_whole(server: RedisServer, call: str) -> None:
+    with opened(server.url) as registry, server.client() as client:
+        publish(registry, 0, tenant="acme")
+        kept = snapshot(server)
+        for number in range(1, 20):
+            server.flush()
+            for key, value in kept.items():
+                client.restore(key, 0, value)
+            count = 0
+
+            def lose_all(nth: int, command: object, number: int = number) -> None:
+                nonlocal count
+                count = nth
+                if nth == number:
+                    server.flush()
+
+            with opened(server.url, create=False, restoring=True) as restoring:
+                if call == "finish_restoring":
+                    restoring.begin_restoring()
+                with watched(restoring, lose_all):
+                    try:
+                        getattr(restoring, call)()
+                        lost = False
+                    except WrongRegistry:
+                        lost = True
+            if count < number:
+                break
+            assert lost
+            with pytest.raises(RegistryMissing):
+                registry.check()
+        assert count < number
 
 
 @pytest.mark.slow
@@ -172,8 +268,8 @@ def test_a_cluster_with_one_node_emptied_is_restored_without_a_restart(node: int
             lost = {name for name in names if cluster.node_of(f"{{{name}}}") is cluster.nodes[node]}
             assert lost
             report = restore(cluster.url, backup)
-        expected = {f"{name}/e2e": "copied" if name in lost else "unchanged" for name in names[:9]}
-        assert results(report) == expected
+        assert results(report) == {f"{name}/e2e": "copied" for name in names[:9] if name in lost}
+        assert report.kept == len(names) - len(lost)
         gone = lost - set(names[:9])
         assert set(report.forgotten) <= gone  # none where the list of tenants was lost with them
         kept: list[TaskInfo] = [tasks[name] for name in sorted(set(names) - gone)]

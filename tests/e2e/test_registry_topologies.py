@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from prefixes.registry import open_registry
 from prefixes.registry.redis_keys import REGISTRY, TenantKeys
+from prefixes.registry.transfer import open_target, transfer
 from tests.support.outage import LATE_S, arguments
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_sentinel import RedisSentinel
@@ -194,6 +196,40 @@ def test_a_cluster_that_lost_the_registrys_id_is_an_outage_of_all(parts: Parts, 
             refused(publish(server, f"{tenant}/new", world.prefix()))
         assert metric(server, "prefixd_registry_up") == 0
         assert ask(server, "GET", "/ready").status == 200
+
+
+@pytest.mark.parametrize("node", ["home", "other"])
+def test_a_restore_of_what_a_cluster_lost_needs_no_restart(
+    parts: Parts, world: TinyWorld, node: str, tmp_path: Path
+) -> None:
+    """With the ``home`` node the registry's id was lost, with the ``other`` one a tenant."""
+    server, near, far = parts.servers[0], parts.near, parts.far
+    lost, kept = (near, far) if node == "home" else (far, near)
+    with closing(open_registry(parts.cluster.url)) as source:
+        backup = open_registry(f"disk://{tmp_path / 'backup'}", registry_id=source.id)
+        assert transfer(source, backup, mirror=True).bad == 0
+    with closing(backup), load(server, world, f"{kept}/resident"):
+        assert publish(server, f"{kept}/since", world.prefix(seed=31)).status == 201
+        said = generate(server, f"{lost}/known").said
+        getattr(parts, node).flush()
+        time.sleep(1.5)
+        refused(generate(server, f"{lost}/unknown"))
+        target = open_target(parts.cluster.url, backup.id)
+        assert target is not None
+        with closing(target):
+            report = transfer(backup, target)
+        assert (report.counts()["copied"], report.bad, report.kept) == (2, 0, 1)
+        for other in parts.servers:
+            wait_for_metric(other, "prefixd_registry_up", 1)
+            wait_until(
+                lambda: generate(other, f"{lost}/unknown").status == 200, lambda: "not served again", LATE_S  # noqa: B023
+            )
+            assert generate(other, f"{lost}/known").said == said
+            assert generate(other, f"{kept}/since").status == 200
+            assert publish(other, f"{lost}/new", world.prefix()).status == 201
+            assert metric(other, "prefixd_registry_wrong_id") == 0
+        listed = ask(server, "GET", "/prefixes").body["prefixes"]
+        assert {task["task"].partition("/")[0] for task in listed} == {near, far}
 
 
 @pytest.mark.parametrize("node", ["home", "other"])

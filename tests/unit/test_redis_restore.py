@@ -7,7 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from prefixes.cli import app
 from prefixes.errors import RegistryMissing, RegistryRestoring, TaskNotFound, WrongRegistry
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store, TaskInfo
@@ -250,6 +252,32 @@ def test_data_lost_in_the_middle_of_a_restore_is_never_taken_for_whole(server: R
             with pytest.raises(RegistryMissing):
                 registry.check()
         assert count < number
+
+
+def test_the_command_tells_what_was_left_alone_what_is_known_no_more_and_that_it_has_not_ended(
+    server: RedisServer, registry: RedisRegistry, backup: Store, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(
+            app, ["restore", str(tmp_path / "backup"), *arguments], env={"PREFIXD_REGISTRY": server.url}
+        )
+        return result.exit_code, result.output
+
+    publish(registry, 3, tenant="newcomer")
+    for tenant in ("acme", "newcomer"):
+        lose(server, tenant)
+    index = tmp_path / "backup" / "tenants" / "acme" / "tasks" / "e2e.json"
+    text = index.read_text()
+    index.write_text("{")
+    code, told = run()
+    assert code == 1 and "failed     acme/*: registry: " in told
+    assert "it still counts as being restored: mend what failed, and run this again" in told
+    index.write_text(text)
+    code, told = run()
+    assert code == 0 and "copied     acme/e2e" in told
+    assert "1 tenant(s) had lost nothing and were left alone" in told
+    assert "1 lost tenant(s) did not come back, and are known no more: newcomer" in told
+    assert "still counts" not in told
 
 
 @pytest.mark.slow

@@ -99,8 +99,10 @@ class RedisIdentity:
         """See ``base.Store``."""
         if self._read()[1]:
             with guarded():
-                return frozenset(name.decode() for name in self._client.smembers(KEPT))
-        return frozenset(self.tenants()).difference(self.lost_tenants())
+                kept = frozenset(name.decode() for name in self._client.smembers(KEPT))
+        else:
+            kept = frozenset(self.tenants())
+        return kept.difference(self.lost_tenants())  # one may have been lost since a restore that was cut short
 
     def begin_restoring(self) -> None:
         """See ``base.Store``. Tenants whose list was lost, on another node than they, are found and listed again."""

@@ -146,6 +146,22 @@ def test_until_all_is_back_what_was_lost_is_away_and_never_not_found(
     publish(registry, 3)
 
 
+def test_what_is_lost_while_a_restore_has_not_ended_is_brought_back_too(
+    server: RedisServer, registry: RedisRegistry, backup: Store
+) -> None:
+    lose(server, "acme")
+
+    def cut_short(outcome: Outcome, done: int, due: int) -> None:
+        raise KeyboardInterrupt
+
+    with closing(open_target(server.url, registry.id) or registry) as target, pytest.raises(KeyboardInterrupt):
+        transfer(backup, target, progress=cut_short)
+    lose(server, "default")
+    report = restore(server.url, backup)
+    assert (results(report), report.forgotten) == ({"acme/e2e": "unchanged", "default/e2e": "copied"}, ())
+    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[2]
+
+
 def test_a_lost_tenant_that_the_backup_has_not_got_is_told_and_may_begin_anew(
     server: RedisServer, registry: RedisRegistry, backup: Store
 ) -> None:

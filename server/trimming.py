@@ -7,6 +7,7 @@ Called from the event loop alone.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -30,4 +31,4 @@ class TrimSoon:
 
     def _begin(self) -> None:
         self._is_due = False
-        asyncio.get_running_loop().run_in_executor(None, self._trim)
+        threading.Thread(target=self._trim, name="trim-heap", daemon=True).start()

@@ -88,7 +88,9 @@ class DiskRegistry(TaskStore):
         return latest_first([item for name in tenants for item in self._deleted_seen(name)])
 
     def audit(self, tenant: str, *, limit: int = 100) -> list[AuditEntry]:
-        return self._log.entries(check_name("tenant", tenant), limit)
+        entries = self._log.entries(check_name("tenant", tenant), limit)
+        self.check()
+        return entries
 
     def check(self) -> None:
         if self._read()[0] != self.id:
@@ -122,12 +124,14 @@ class DiskRegistry(TaskStore):
     # Below: reading
 
     def tenants(self) -> list[str]:
-        self.check()
-        return [name for name in self._files.names("tenants") if is_name(name)]
+        found = [name for name in self._files.names("tenants") if is_name(name)]
+        self.check()  # behind the look, here and below: a folder that went away is no empty one
+        return found
 
     def _tasks_of(self, tenant: str) -> list[TaskInfo]:
         names = [file.removesuffix(".json") for file in self._files.names("tenants", tenant, "tasks")]
         found = [self._find(tenant, name) for name in sorted(names) if is_name(name)]
+        self.check()
         return [task for task in found if task is not None]
 
     def _deleted_of(self, tenant: str) -> list[DeletedTask]:
@@ -139,6 +143,7 @@ class DiskRegistry(TaskStore):
         """Without what a killed writer left behind. Listed first, so that a change made meanwhile hides nothing."""
         found = self._deleted_of(tenant)
         leftovers = self._log.leftovers(tenant) if found else frozenset()
+        self.check()
         return [item for item in found if ("tenants", tenant, "deleted", f"{buried_key(item)}.json") not in leftovers]
 
     def _is_indexed(self, tenant: str, version: str) -> bool:

@@ -6,15 +6,14 @@ Owns when to give up: where the registry itself is away, and where waiting for t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
 from prefixes.errors import RegistryUnavailable
 
-SLOW_S: Final = 0.5
-SLOW_ONES: Final = 3
-"""As many errors that came after a wait are endured; each further tenant of a dead node would cost another time-out."""
+PATIENCE_S: Final = 30.0
+"""As long is lost on such tenants in all: each tenant of a dead node costs another time-out."""
 
 
 class Checked(Protocol):
@@ -27,19 +26,19 @@ class Checked(Protocol):
 class Endurance:
     """``failed`` are the tenants that could not be read, and why."""
 
-    def __init__(self, store: Checked) -> None:
+    def __init__(self, store: Checked, clock: Callable[[], float] = time.monotonic) -> None:
         self.failed: dict[str, str] = {}
-        self._store, self._slow = store, 0
+        self._store, self._clock, self._lost_s = store, clock, 0.0
 
     @contextmanager
     def past(self, tenant: str) -> Iterator[None]:
         """Note RegistryUnavailable and go on, unless it is time to give up."""
-        began = time.monotonic()
+        began = self._clock()
         try:
             yield
         except RegistryUnavailable as error:
-            self._slow += time.monotonic() - began >= SLOW_S
-            if self._slow > SLOW_ONES:
+            self._lost_s += self._clock() - began
+            if self._lost_s > PATIENCE_S:
                 raise
             self._store.check()
             self.failed[tenant] = error.message

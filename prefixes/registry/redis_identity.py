@@ -2,7 +2,8 @@
 
 Owns the keys that say so and every look at them. A tenant that is listed and has no id has lost its data, with a node
 of a Cluster for example; one that is not listed is new. So nothing may be listed behind a loss, where it would pass for
-lost once the registry is back: a tenant is listed in one step with the look at the registry's id.
+lost once the registry is back: a tenant is listed in one step with the look at the registry's id. While it is being
+restored a mark stands beside a tenant's id, which half a tenant has as well as a whole one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prefixes.errors import RegistryMissing, WrongRegistry
 from prefixes.registry.identity import check_id, registry_from_json, registry_json
 from prefixes.registry.redis_errors import guarded
-from prefixes.registry.redis_keys import EVERY_TENANTS_ID, KEPT, REGISTRY, TENANTS, TenantKeys
+from prefixes.registry.redis_keys import EVERY_TENANTS_ID, REGISTRY, TENANTS, TenantKeys
 from prefixes.registry.redis_scripts import ENLIST, RESTORE
 
 if TYPE_CHECKING:
@@ -35,11 +36,9 @@ class RedisIdentity:
         self._client = client
         self._enlist, self._restore = client.register_script(ENLIST), client.register_script(RESTORE)
         self.restoring = restoring
-        self._is_new = False
         if create:
             with guarded():
-                made = client.set(REGISTRY, registry_json(registry_id or uuid.uuid4().hex, restoring), nx=True)
-            self._is_new = bool(made)
+                client.set(REGISTRY, registry_json(registry_id or uuid.uuid4().hex, restoring), nx=True)
         self.id, _ = self._read()
         check_id(self.id, registry_id)
 
@@ -70,6 +69,8 @@ class RedisIdentity:
         with guarded():
             found = self._client.get(key)
             self.check_found(tenant, found)
+            if self.restoring:  # before its id, by which it would pass for whole
+                self._client.set(TenantKeys(tenant).unfinished, 1)
             if found is None:
                 self._client.set(key, self.id, nx=True)
             if not self._list(tenant):  # data lost just before would have been taken for a tenant that is new
@@ -96,50 +97,47 @@ class RedisIdentity:
         return [name for name, (registry_id,) in zip(names, found, strict=True) if registry_id is None]
 
     def kept_tenants(self) -> frozenset[str]:
-        """See ``base.Store``."""
-        if self._read()[1]:
-            with guarded():
-                kept = frozenset(name.decode() for name in self._client.smembers(KEPT))
-        else:
-            kept = frozenset(self.tenants())
-        return kept.difference(self.lost_tenants())  # one may have been lost since a restore that was cut short
+        """See ``base.Store``. Beside the mark there may be more of a tenant to come."""
+        return frozenset(name for name, unfinished in self._present().items() if not unfinished)
 
     def begin_restoring(self) -> None:
-        """See ``base.Store``. Tenants whose list was lost, on another node than they, are found and listed again."""
-        whole = self._whole_tenants()
-        begun = self._read()[1] and not self._is_new  # by a restore that was cut short: some are whole only since then
-        self._become(restoring=True, kept=[] if begun else whole, forget=[])
-        self._is_new = False
+        """See ``base.Store``. Tenants whose list was lost, on another node than they, are listed again."""
+        self._become(restoring=True)
         with guarded():
-            if not all(self._list(tenant) for tenant in whole):
-                raise self.lost()
+            for tenant in self._present():
+                self._list(tenant)
+        self.check()
 
     def finish_restoring(self, forget: Sequence[str]) -> None:
         """See ``base.Store``."""
-        self._become(restoring=False, kept=None, forget=forget)
+        self._ask(self.tenants(), lambda batch, keys: batch.delete(keys.unfinished))
+        self._become(restoring=False, forget=forget)
         self.restoring = False
 
-    def _become(self, *, restoring: bool, kept: Sequence[str] | None, forget: Sequence[str]) -> None:
-        texts = [json.dumps(list(kept)) if kept is not None else "", json.dumps(list(forget))]
+    def _become(self, *, restoring: bool, forget: Sequence[str] = ()) -> None:
         with guarded():
             made = self._restore(
-                keys=[REGISTRY, TENANTS, KEPT], args=[self.id, registry_json(self.id, restoring), *texts]
+                keys=[REGISTRY, TENANTS],
+                args=[self.id, registry_json(self.id, restoring), json.dumps(list(forget))],
             )
         if not made:
             self.check()
             raise self.lost()
 
-    def _whole_tenants(self) -> list[str]:
-        """Those with data of this registry: its id alone may have been written behind a loss."""
+    def _present(self) -> dict[str, bool]:
+        """Tenants that have data of this registry, and whether they bear the mark.
+
+        Found by their ids; an id alone may have been written behind a loss.
+        """
         with guarded():
-            keys = list(self._client.scan_iter(match=EVERY_TENANTS_ID, count=1000))
-        names = sorted(TenantKeys.tenant_of(key.decode()) for key in keys)
-        found = self._ask(names, lambda batch, keys: batch.get(keys.id).exists(keys.audit))
-        return [
-            name
-            for name, (registry_id, changed) in zip(names, found, strict=True)
-            if changed and registry_id is not None and registry_id.decode() == self.id
-        ]
+            found = list(self._client.scan_iter(match=EVERY_TENANTS_ID, count=1000))
+        names = sorted({TenantKeys.tenant_of(key.decode()) for key in found})
+        answers = self._ask(names, lambda batch, keys: batch.get(keys.id).exists(keys.audit).exists(keys.unfinished))
+        return {
+            name: bool(unfinished)
+            for name, (registry_id, changed, unfinished) in zip(names, answers, strict=True)
+            if registry_id is not None and registry_id.decode() == self.id and changed
+        }
 
     def _ask(self, names: Sequence[str], ask: Callable[[Any, TenantKeys], object]) -> list[list[Any]]:
         """What is answered of each tenant; on a Cluster they are in many slots."""

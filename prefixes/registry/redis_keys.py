@@ -2,8 +2,8 @@
 
     {prefixd}:registry              JSON: format, and the registry's own random id
     {prefixd}:tenants               set of tenants that ever published
-    {prefixd}:kept                  while a part of the registry is being restored: set of tenants that had lost nothing
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's part of the data was lost
+    prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: there may be more to come
     prefixd:{<tenant>}:tasks        set of the tenant's task names
     prefixd:{<tenant>}:task:<name>  JSON: aliases, history, versions with spec and record
     prefixd:{<tenant>}:deleted      hash: <name>@<time> -> the same, once deleted, until it is cleaned away
@@ -24,7 +24,6 @@ from typing import Final
 
 REGISTRY: Final = "{prefixd}:registry"
 TENANTS: Final = "{prefixd}:tenants"
-KEPT: Final = "{prefixd}:kept"
 EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
 """As a pattern of Redis: no key of another kind ends so."""
 CHANGES: Final = "prefixd:changes"
@@ -39,6 +38,7 @@ class TenantKeys:
         self._base = base
         self.id, self.tasks, self.deleted = f"{base}id", f"{base}tasks", f"{base}deleted"
         self.blobs, self.audit = f"{base}blobs", f"{base}audit"
+        self.unfinished = f"{base}unfinished"
 
     @staticmethod
     def tenant_of(key: str) -> str:

@@ -18,16 +18,12 @@ return 1
 """
 
 RESTORE: Final = """
--- KEYS: the registry, its tenants, those kept. ARGV: the registry's id, the JSON that takes its place; then, as JSON,
---       tenants that are kept ('' at the end of a restore), and tenants to be forgotten. Answers 0 as above.
+-- KEYS: the registry, its tenants. ARGV: the registry's id, the JSON that takes its place, tenants to be forgotten,
+--       as JSON too. Answers 0 as above.
 local found = redis.call('GET', KEYS[1])
 if not found or cjson.decode(found)['id'] ~= ARGV[1] then return 0 end
-if ARGV[3] == '' then
-  redis.call('DEL', KEYS[3])
-else
-  for _, tenant in ipairs(cjson.decode(ARGV[3])) do redis.call('SADD', KEYS[3], tenant) end
-end
-for _, tenant in ipairs(cjson.decode(ARGV[4])) do redis.call('SREM', KEYS[2], tenant) end
+redis.call('SREM', KEYS[2], '')  -- a full Redis lets a script go on whose first write needs no memory
+for _, tenant in ipairs(cjson.decode(ARGV[3])) do redis.call('SREM', KEYS[2], tenant) end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """

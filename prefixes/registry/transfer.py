@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
@@ -111,11 +110,11 @@ def transfer(
         if not dry_run:
             target.begin_restoring()
         kept = target.kept_tenants()
-    due: list[Callable[[], Outcome]] = [_failure(name, why) for name, why in listing.damaged.items()]
+    due: list[Callable[[], Outcome]] = [_failure(name, why) for name, why in listing.failures]
     due += [partial(mover.bring, task) for task in listing.tasks if task.tenant not in kept]
     if mirror and target is not None and name is None:
         there, wanted = _listed(target, tenant, None), {(task.tenant, task.name) for task in listing.tasks}
-        due += [_failure(name, why) for name, why in there.damaged.items() if name not in listing.damaged]
+        due += [_failure(name, f"in the target: {why}") for name, why in there.failures]
         surplus = [task for task in there.tasks if (task.tenant, task.name) not in wanted]
         due += [partial(mover.remove, task) for task in surplus if task.tenant not in listing.damaged]
     outcomes = []
@@ -125,11 +124,15 @@ def transfer(
             progress(outcomes[-1], done, len(due))
     forgotten: list[str] = []
     if target is not None and target.restoring and not mover.broken:
-        not_yet = {outcome.task.partition("/")[0] for outcome in outcomes if dry_run or outcome.result == "failed"}
-        forgotten = [lost for lost in target.lost_tenants() if lost not in not_yet]
-        # A restore ends when the backup can be read: what cannot is not gone. A backup is of what there is.
-        if not dry_run and (mirror or not listing.damaged):
+        lost = target.lost_tenants()
+        forgotten = [name for name in lost if name not in listing.tenants]
+        # A restore ends when nothing is left that another try might bring: else servers would take it for deleted. A
+        # backup is of what there is.
+        if not dry_run and (mirror or not (mover.unavailable or listing.damaged.keys() - kept)):
             target.finish_restoring(forgotten)
+            told = {outcome.task.partition("/")[0] for outcome in outcomes if outcome.result == "failed"}
+            again = [name for name in lost if name in listing.tenants and name not in told]
+            outcomes += [_failure(name, "registry: its data was lost meanwhile; restore it again")() for name in again]
     return Report(
         tuple(outcomes),
         listing.deleted,
@@ -177,21 +180,33 @@ def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run
 class _Listing:
     tasks: list[TaskInfo]
     deleted: int
-    damaged: dict[str, str]  # tenants that cannot be listed whole, and why
+    damaged: dict[str, str]  # tenants whose tasks cannot be listed, and why
+    uncounted: dict[str, str]  # and those whose deleted ones cannot
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Tenants, and what is wrong with them."""
+        return [*self.damaged.items(), *(item for item in self.uncounted.items() if item[0] not in self.damaged)]
+
+    @property
+    def tenants(self) -> set[str]:
+        """Those that there are."""
+        return {task.tenant for task in self.tasks} | self.damaged.keys()
 
 
 def _listed(source: Store, tenant: str | None, name: str | None) -> _Listing:
     """What there is to be brought. Raises TaskNotFound, RegistryUnavailable."""
     if tenant is not None and name is not None:
-        found = source.inspect(tenant, name)
-        with suppress(RegistryUnavailable):  # of those that were deleted, one may be damaged
-            return _Listing([found], sum(item.task.name == name for item in source.deleted(tenant)), {})
-        return _Listing([found], 0, {})
-    endurance = Endurance(source)
-    listing = _Listing([], 0, endurance.failed)
+        deleted = 0
+        with Endurance(source).past(tenant):  # another that was deleted may be damaged
+            deleted = sum(item.task.name == name for item in source.deleted(tenant))
+        return _Listing([source.inspect(tenant, name)], deleted, {}, {})
+    tasks, counting = Endurance(source), Endurance(source)
+    listing = _Listing([], 0, tasks.failed, counting.failed)
     for each in [tenant] if tenant is not None else source.tenants():
-        with endurance.past(each):
+        with tasks.past(each):
             listing.tasks += source.tasks(each)
+        with counting.past(each):
             listing.deleted += len(source.deleted(each))
     return listing
 
@@ -203,6 +218,7 @@ class _Mover:
         self._source, self._target = source, target
         self._replace, self._dry_run, self._actor = replace, dry_run, actor
         self.broken: str | None = None
+        self.unavailable = False  # was one of both for a task: another try may bring it
 
     def bring(self, task: TaskInfo) -> Outcome:
         """Copy ``task`` if the target has not got it."""
@@ -220,7 +236,8 @@ class _Mover:
                 result = act()
             except PrefixdError as failure:
                 result, error = "conflict" if isinstance(failure, Conflict) else "failed", failure.message
-                self.broken = self._why_broken() if isinstance(failure, RegistryUnavailable) else None
+                if isinstance(failure, RegistryUnavailable):
+                    self.unavailable, self.broken = True, self._why_broken()
         size = sum(info.size for info in task.versions)
         return Outcome(f"{task.tenant}/{task.name}", result, len(task.versions), size, error)
 

@@ -14,7 +14,7 @@ from prefixes.errors import RegistryMissing, RegistryRestoring, TaskNotFound, Wr
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store, TaskInfo
 from prefixes.registry.redis import RedisRegistry
-from prefixes.registry.redis_keys import KEPT
+from prefixes.registry.redis_keys import TenantKeys
 from prefixes.registry.transfer import Outcome, Report, open_target, transfer
 from prefixes.spec import TaskRef
 from tests.support.redis_cluster import RedisCluster
@@ -62,6 +62,19 @@ def restore(url: str, backup: Store, *, dry_run: bool = False) -> Report:
         return transfer(backup, target, dry_run=dry_run)
 
 
+def cut_short(url: str, backup: Store, after: int = 1) -> None:
+    """A restore that ends with its process, ``after`` so many tasks."""
+
+    def cut(outcome: Outcome, done: int, due: int) -> None:
+        if done == after:
+            raise KeyboardInterrupt
+
+    target = open_target(url, backup.id)
+    assert target is not None
+    with closing(target), pytest.raises(KeyboardInterrupt):
+        transfer(backup, target, progress=cut)
+
+
 def lose(server: RedisServer, tag: str) -> None:
     """Everything under a hash tag is gone, as with the node that had it."""
     with server.client() as client:
@@ -107,7 +120,7 @@ def test_a_tenant_whose_data_was_lost_comes_back_and_the_others_stay_as_they_are
     publish(registry, 3, tenant="acme")
     with server.client() as client:
         assert_in_step(client, registry, "default")
-        assert not client.exists(KEPT)
+        assert not client.exists(TenantKeys("acme").unfinished)
 
 
 def test_until_all_is_back_what_was_lost_is_away_and_never_not_found(
@@ -116,13 +129,7 @@ def test_until_all_is_back_what_was_lost_is_away_and_never_not_found(
     publish(registry, 1, tenant="acme", name="summary")
     assert transfer(registry, backup, mirror=True).bad == 0
     lose(server, "acme")
-
-    def cut_short(outcome: Outcome, done: int, due: int) -> None:
-        assert (outcome.task, done, due) == ("acme/e2e", 1, 2)
-        raise KeyboardInterrupt
-
-    with closing(open_target(server.url, registry.id) or registry) as target, pytest.raises(KeyboardInterrupt):
-        transfer(backup, target, progress=cut_short)
+    cut_short(server.url, backup)
     assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]  # what is back
     assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[2]  # and what was never away
     for call in (
@@ -146,20 +153,91 @@ def test_until_all_is_back_what_was_lost_is_away_and_never_not_found(
     publish(registry, 3)
 
 
-def test_what_is_lost_while_a_restore_has_not_ended_is_brought_back_too(
+@pytest.mark.parametrize("again", ["default", "acme", "prefixd"])
+def test_what_is_lost_between_two_tries_is_brought_back_whole(
+    server: RedisServer, registry: RedisRegistry, backup: Store, again: str
+) -> None:
+    """The second of three is cut short, too: no half tenant passes for one that had lost nothing."""
+    for tenant in ("acme", "default"):
+        publish(registry, 1, tenant=tenant, name="summary")
+    assert transfer(registry, backup, mirror=True).bad == 0
+    tasks = registry.tasks()
+    lose(server, "acme")
+    cut_short(server.url, backup)
+    lose(server, again)
+    cut_short(server.url, backup)
+    report = restore(server.url, backup)
+    assert (report.bad, report.forgotten, report.unfinished) == (0, (), False)
+    assert registry.tasks() == tasks
+
+
+def test_what_is_lost_during_a_restore_is_told_and_stays_away_until_the_next(
     server: RedisServer, registry: RedisRegistry, backup: Store
 ) -> None:
     lose(server, "acme")
 
-    def cut_short(outcome: Outcome, done: int, due: int) -> None:
-        raise KeyboardInterrupt
+    def lose_another(outcome: Outcome, done: int, due: int) -> None:
+        lose(server, "default")
 
-    with closing(open_target(server.url, registry.id) or registry) as target, pytest.raises(KeyboardInterrupt):
-        transfer(backup, target, progress=cut_short)
-    lose(server, "default")
-    report = restore(server.url, backup)
-    assert (results(report), report.forgotten) == ({"acme/e2e": "unchanged", "default/e2e": "copied"}, ())
+    with closing(open_target(server.url, registry.id) or registry) as target:
+        report = transfer(backup, target, progress=lose_another)
+    assert results(report) == {"acme/e2e": "copied", "default/*": "failed"}
+    assert (report.forgotten, report.unfinished) == ((), False)
+    with pytest.raises(WrongRegistry):
+        registry.resolve(TaskRef.parse("default/e2e"))
+    assert results(restore(server.url, backup)) == {"default/e2e": "copied"}
     assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[2]
+
+
+def test_a_restore_does_not_end_while_another_try_may_bring_more(
+    server: RedisServer, registry: RedisRegistry, backup: Store, tmp_path: Path
+) -> None:
+    """Running servers would take what is missing for deleted, and the next backup would delete it as well."""
+    server.flush()
+    with server.client() as client, closing(open_target(server.url, registry.id) or registry) as target:
+        client.config_set("maxmemory", client.info("memory")["used_memory"])
+        try:
+            report = transfer(backup, target)
+        finally:
+            client.config_set("maxmemory", 0)
+    assert (report.bad, report.unfinished) == (2, True)
+    with pytest.raises(RegistryRestoring):
+        registry.resolve(TaskRef.parse("acme/e2e"))
+    assert not restore(server.url, backup).unfinished
+    assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]
+
+
+def test_damage_in_the_backup_that_the_restore_does_not_need_is_told_and_holds_nothing_up(
+    server: RedisServer, registry: RedisRegistry, tmp_path: Path
+) -> None:
+    publish(registry, 3, name="gone", tenant="acme")
+    with closing(back_up(registry, tmp_path)) as backup:
+        registry.delete("acme", "gone")
+        assert transfer(registry, backup, mirror=True).bad == 0
+        next((tmp_path / "backup" / "tenants" / "acme" / "deleted").iterdir()).write_text("{")
+        (tmp_path / "backup" / "tenants" / "default" / "tasks" / "e2e.json").write_text("{")
+        lose(server, "acme")
+        report = restore(server.url, backup)
+        assert results(report) == {"acme/e2e": "copied", "acme/*": "failed", "default/*": "failed"}
+        assert (report.kept, report.forgotten, report.unfinished) == (1, (), False)
+    assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]
+    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[2]
+
+
+def test_a_first_try_that_did_not_begin_costs_the_others_nothing(
+    server: RedisServer, registry: RedisRegistry, backup: Store
+) -> None:
+    """The registry's own node was lost, and the preflight refused the new one, for example."""
+    publish(registry, 3)
+    lose(server, "prefixd")
+    lose(server, "acme")
+    for _ in range(2):
+        with closing(open_target(server.url, registry.id) or registry):
+            pass
+    with closing(open_target(server.url, registry.id) or registry) as target:
+        report = transfer(backup, target, replace=True)
+    assert (results(report), report.kept) == ({"acme/e2e": "copied"}, 1)
+    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[3]
 
 
 def test_a_lost_tenant_that_the_backup_has_not_got_is_told_and_may_begin_anew(

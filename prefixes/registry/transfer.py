@@ -125,10 +125,11 @@ def transfer(
     forgotten: list[str] = []
     if target is not None and target.restoring and not mover.broken:
         lost = target.lost_tenants()
-        forgotten = [name for name in lost if name not in listing.tenants]
         # A restore ends when nothing is left that another try might bring: else servers would take it for deleted. A
         # backup is of what there is.
-        if not dry_run and (mirror or not (mover.unavailable or listing.damaged.keys() - kept)):
+        ends = mirror or not (mover.unavailable or listing.damaged.keys() - kept)
+        forgotten = [name for name in lost if ends and name not in listing.tenants]
+        if ends and not dry_run:
             target.finish_restoring(forgotten)
             told = {outcome.task.partition("/")[0] for outcome in outcomes if outcome.result == "failed"}
             again = [name for name in lost if name in listing.tenants and name not in told]

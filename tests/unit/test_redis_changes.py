@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,30 +21,6 @@ from tests.support.redis_registry import DATA, VERSIONS, actions, assert_in_step
 from tests.support.redis_server import SERVERS, RedisServer, wait_until
 
 KEYS = TenantKeys("default")
-
-
-@pytest.fixture(params=SERVERS, scope="module")
-def running(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(SERVERS[request.param]) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: RedisServer) -> RedisServer:
-    running.flush()
-    return running
-
-
-@pytest.fixture
-def registry(server: RedisServer) -> Iterator[RedisRegistry]:
-    with opened(server.url) as registry:
-        yield registry
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[Any]:
-    with server.client() as client:
-        yield client
 
 
 @pytest.mark.parametrize("action", ["rollback", "publish", "delete", "undelete"])

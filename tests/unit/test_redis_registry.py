@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,35 +20,11 @@ from prefixes.registry.redis import RedisRegistry
 from prefixes.registry.redis_keys import TenantKeys
 from prefixes.spec import TaskRef
 from tests.support.redis_registry import DATA, VERSIONS, actions, assert_in_step, opened, publish
-from tests.support.redis_server import SERVERS, RedisServer, wait_until
+from tests.support.redis_server import RedisServer, wait_until
 
 FORK = multiprocessing.get_context("fork")  # the children need no fresh import of torch
 
 KEYS = TenantKeys("default")
-
-
-@pytest.fixture(params=SERVERS, scope="module")
-def running(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(SERVERS[request.param]) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: RedisServer) -> RedisServer:
-    running.flush()
-    return running
-
-
-@pytest.fixture
-def registry(server: RedisServer) -> Iterator[RedisRegistry]:
-    with opened(server.url) as registry:
-        yield registry
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[Any]:
-    with server.client() as client:
-        yield client
 
 
 # --- killed ---

@@ -314,6 +314,25 @@ def test_tenants_whose_list_was_lost_are_found_again(
     assert registry.tasks() == tasks
 
 
+def test_a_registry_made_where_only_the_list_was_lost_is_cleared_away_by_hand(
+    server: RedisServer, registry: RedisRegistry, backup: Store
+) -> None:
+    """As docs/operations.md says: the registry's own keys, and the tenants of the new id; the others outlive it."""
+    publish(registry, 3)  # since the backup
+    lose(server, "prefixd")
+    lose(server, "acme")
+    with opened(server.url) as other:
+        publish(other, 3, tenant="acme")
+        with pytest.raises(WrongRegistry):
+            open_target(server.url, registry.id)
+    for tag in ("prefixd", "acme"):
+        lose(server, tag)
+    report = restore(server.url, backup)
+    assert (results(report), report.kept) == ({"acme/e2e": "copied"}, 1)
+    assert registry.resolve(TaskRef.parse("acme/e2e")).version == VERSIONS[1]
+    assert registry.resolve(TaskRef.parse("default/e2e")).version == VERSIONS[3]
+
+
 @pytest.mark.parametrize("call", ["begin_restoring", "finish_restoring"])
 def test_data_lost_in_the_middle_of_a_restore_is_never_taken_for_whole(server: RedisServer, call: str) -> None:
     with opened(server.url) as registry, server.client() as client:

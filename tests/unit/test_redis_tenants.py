@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,32 +12,8 @@ from prefixes.registry.redis import RedisRegistry
 from prefixes.registry.redis_writer import RedisWriter
 from prefixes.registry.store import Change, Edit
 from prefixes.spec import TaskRef
-from tests.support.redis_registry import DATA, VERSIONS, assert_in_step, opened, publish, watched
-from tests.support.redis_server import SERVERS, RedisServer
-
-
-@pytest.fixture(params=SERVERS, scope="module")
-def running(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(SERVERS[request.param]) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: RedisServer) -> RedisServer:
-    running.flush()
-    return running
-
-
-@pytest.fixture
-def registry(server: RedisServer) -> Iterator[RedisRegistry]:
-    with opened(server.url) as registry:
-        yield registry
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[Any]:
-    with server.client() as client:
-        yield client
+from tests.support.redis_registry import DATA, VERSIONS, assert_in_step, publish, watched
+from tests.support.redis_server import RedisServer
 
 
 def test_whether_another_tenant_has_a_digest_shows_in_no_answer_and_no_command(

@@ -25,9 +25,9 @@ def _prefixes() -> typer.Typer:
 
 
 def _train() -> typer.Typer:
-    import trainer.cli
+    import trainer.cli.train
 
-    return _single("train", trainer.cli.train)
+    return _single("train", trainer.cli.train.train)
 
 
 def _trainer() -> typer.Typer:
@@ -37,27 +37,27 @@ def _trainer() -> typer.Typer:
 
 
 def _jobs() -> typer.Typer:
-    import trainer.jobs_cli
+    import trainer.cli.jobs
 
-    return trainer.jobs_cli.jobs_app
+    return trainer.cli.jobs.jobs_app
 
 
 def _datasets() -> typer.Typer:
-    import trainer.jobs_cli
+    import trainer.cli.jobs
 
-    return trainer.jobs_cli.datasets_app
+    return trainer.cli.jobs.datasets_app
 
 
 def _convert() -> typer.Typer:
-    import trainer.cli
+    import trainer.cli.train
 
-    return _single("convert", trainer.cli.convert)
+    return _single("convert", trainer.cli.train.convert)
 
 
 def _evaluate() -> typer.Typer:
-    import trainer.evaluate_cli
+    import trainer.cli.evaluate
 
-    return _single("evaluate", trainer.evaluate_cli.evaluate)
+    return _single("evaluate", trainer.cli.evaluate.evaluate)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {

@@ -61,7 +61,7 @@ def prepare(folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    from trainer.corpora import read_e2e
+    from trainer.data.corpora import read_e2e
 
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)

@@ -51,11 +51,11 @@ def train_prefixd(folder: str, pairs: list[tuple[list[int], int]], options: argp
     from prefixes.backbone import load_backbone
     from server.engine.kernels.dense import DenseKernels
     from server.engine.models import load_model
-    from trainer.config import TrainConfig
-    from trainer.errors import TrainingStopped
-    from trainer.loop import Progress, Trainer
-    from trainer.plan import plan_prefix
-    from trainer.sequences import TokenExample
+    from trainer.data.errors import TrainingStopped
+    from trainer.data.sequences import TokenExample
+    from trainer.training.config import TrainConfig
+    from trainer.training.loop import Progress, Trainer
+    from trainer.training.plan import plan_prefix
 
     torch.set_num_threads(options.threads)
     config = TrainConfig(

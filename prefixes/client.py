@@ -13,8 +13,8 @@ import httpx
 
 from prefixes.errors import PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import UNKNOWN_ACTOR, Resolved, TaskInfo, VersionInfo
-from prefixes.registry.moves import resolved, version_of_task
 from prefixes.registry.records import task_from_dict
+from prefixes.registry.transitions import resolved, version_of_task
 from prefixes.remote import Remote, RemoteError
 from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
 

@@ -19,14 +19,14 @@ from server.assembly import Assembled
 from server.engine.async_engine import AsyncEngine
 from server.metrics import EngineStateCollector
 from server.parameters import ParameterLimits
-from server.registry_metrics import LinkCollector
+from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
 from server.routes import admin, generate, openai, operations, prefixes
 from server.runtime import MAX_UPLOADS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
-from server.tier_metrics import TierCollector
-from server.trimming import TrimSoon
+from server.tiers.metrics import TierCollector
+from server.tiers.trimming import TrimSoon
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
 from server.web.middleware import BodyLimitMiddleware, RequestMiddleware

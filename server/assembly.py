@@ -29,19 +29,19 @@ from prefixes.errors import BackboneError, PrefixdError, RegistryUnavailable
 from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
-from server.catalog import Catalog
-from server.disk_cache import DiskCache
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.heap import trim_heap
 from server.engine.kernels import select_kernels
 from server.engine.kernels.threads import configure_threads
+from server.engine.memory.heap import trim_heap
 from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
 from server.metrics import EngineMetrics
-from server.prefix_tiers import Cache, HostCache, PrefixTiers
-from server.registry_link import RegistryLink
-from server.registry_metrics import RegistryMetrics
+from server.registry.catalog import Catalog
+from server.registry.link import RegistryLink
+from server.registry.metrics import RegistryMetrics
 from server.settings import Settings
+from server.tiers.disk_cache import DiskCache
+from server.tiers.tiers import Cache, HostCache, PrefixTiers
 from server.web.settings_sources import InvalidSettings
 
 DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}

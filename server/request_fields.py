@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from server.openai_schemas import CompletionRequest
+from server.openai.schemas import CompletionRequest
 from server.schemas import (
     AuditQuery,
     BatchRequest,

@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from prefixes.backbone import Backbone
 from prefixes.errors import ShuttingDown
-from server.catalog import Catalog
 from server.engine.async_engine import AsyncEngine
-from server.prefix_tiers import PrefixTiers
+from server.registry.catalog import Catalog
 from server.service import GenerationService
 from server.settings import Settings
-from server.trimming import TrimSoon
+from server.tiers.tiers import PrefixTiers
+from server.tiers.trimming import TrimSoon
 from server.web.errors import NotReady
 
 MAX_UPLOADS_AT_ONCE = 2

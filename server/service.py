@@ -18,10 +18,10 @@ from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.registry.base import Resolved
 from prefixes.spec import PrefixSpec, TaskRef
 from server.answers import Identity
-from server.catalog import Catalog
 from server.engine.async_engine import AsyncEngine, EventStream
 from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
 from server.parameters import ParameterLimits, merge_parameters
+from server.registry.catalog import Catalog
 from server.web.auth import Action, Caller, authorize
 
 LONG_TEXT: Final = 4096

@@ -34,11 +34,11 @@ def open_registry(
     cannot be reached or holds something else, or where there is none.
     """
     if is_redis(url):
-        from prefixes.registry.redis import RedisRegistry
-        from prefixes.registry.redis_url import parse_redis_url
+        from prefixes.registry.redis.registry import RedisRegistry
+        from prefixes.registry.redis.url import parse_redis_url
 
         return RedisRegistry(parse_redis_url(url), create=create, registry_id=registry_id, restoring=restoring)
-    from prefixes.registry.disk import DiskRegistry  # imports torch, which reading a URL does not need
+    from prefixes.registry.disk.registry import DiskRegistry  # imports torch, which reading a URL does not need
 
     return DiskRegistry(registry_path(url), create=create, registry_id=registry_id, restoring=restoring)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from prefixes.registry.base import AuditEntry, DeletedTask, HistoryEntry, PublishKey, TaskInfo, VersionInfo
-from prefixes.registry.moves import ACTIONS, effective_versions
+from prefixes.registry.transitions import ACTIONS, effective_versions
 from prefixes.spec import DEFAULT_ALIAS, check_name, check_version
 from prefixes.spec_json import spec_from_dict, spec_to_dict
 

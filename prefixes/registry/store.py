@@ -32,7 +32,7 @@ from prefixes.registry.base import (
 )
 from prefixes.registry.endurance import Endurance
 from prefixes.registry.identity import FORMAT
-from prefixes.registry.moves import (
+from prefixes.registry.transitions import (
     check_not_buried,
     no_task,
     now,

@@ -21,22 +21,22 @@ import torch
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter, PrefixdError
-from server.engine.admission import Admission, room_for_output
-from server.engine.advance import Advance, unexpected
-from server.engine.beams import BeamSearch
-from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
-from server.engine.detokenizer import Detokenizer
-from server.engine.encoding import EncoderPace, EncoderWork
+from server.engine.decoding.beams import BeamSearch
+from server.engine.decoding.detokenizer import Detokenizer
+from server.engine.decoding.token_rules import TokenRules
 from server.engine.kernels.base import Kernels
+from server.engine.memory.blocks import BlockLedger
+from server.engine.memory.prompt_reuse import PromptReuse, chain_root
 from server.engine.observer import EngineObserver, SilentObserver
-from server.engine.prefix_store import PrefixStore
-from server.engine.prompt_reuse import PromptReuse, chain_root
+from server.engine.postprocess import Advance, unexpected
+from server.engine.prefixes.store import PrefixStore
 from server.engine.reporter import Reporter
+from server.engine.row import Group, Prompt, Sequence
 from server.engine.runner import Runner
-from server.engine.scheduler import Scheduler, StepPlan
-from server.engine.sequence import Group, Prompt, Sequence
-from server.engine.token_rules import TokenRules
+from server.engine.scheduling.admission import Admission, room_for_output
+from server.engine.scheduling.encoding import EncoderPace, EncoderWork
+from server.engine.scheduling.scheduler import Scheduler, StepPlan
 from server.engine.types import Event, Failed, Finished, FinishReason, GenerationRequest, PrefixKey, TokenEvent
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefixes.errors import PrefixdError
 from server.engine.observer import EngineObserver
-from server.engine.sequence import Group, Sequence
+from server.engine.row import Group, Sequence
 from server.engine.types import Failed, Finished, FinishReason, Output, Timing, Usage
 
 

@@ -17,14 +17,14 @@ import torch
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
 from prefixes.spec import Site
+from server.engine.batch import RowContext, Tables
 from server.engine.config import EngineConfig
-from server.engine.encoding import EncoderWork
 from server.engine.kernels.base import Kernels, KVCache, PagedAttention, PagedBatch
 from server.engine.models import load_model
-from server.engine.prefix_store import SiteBlocks
-from server.engine.scheduler import ScheduledRow
-from server.engine.sequence import EncodedInput
-from server.engine.tables import RowContext, Tables
+from server.engine.prefixes.store import SiteBlocks
+from server.engine.row import EncodedInput
+from server.engine.scheduling.encoding import EncoderWork
+from server.engine.scheduling.scheduler import ScheduledRow
 
 
 class Runner:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from prefixes.registry.records import audit_to_dict
 from server.runtime import Runtime, runtime_of
 from server.schemas import AuditQuery, GcRequest
-from server.tier_metrics import DEVICE
+from server.tiers.metrics import DEVICE
 from server.web.responses import json_response, metrics_response
 
 _log = logging.getLogger("prefixd.registry")

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from prefixes.errors import InvalidParameter, PrefixdError
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, TaskRef
 from server.engine.types import Event, Failed, Finished, TokenEvent
-from server.listing import visible_tasks
-from server.openai_answers import ChunkWriter, chunk, completion, model_body, usage_body
-from server.openai_schemas import CompletionRequest
+from server.openai.answers import ChunkWriter, chunk, completion, model_body, usage_body
+from server.openai.schemas import CompletionRequest
+from server.registry.listing import visible_tasks
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.service import Running
 from server.web.auth import Action, authorize, caller_of

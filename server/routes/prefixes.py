@@ -12,12 +12,12 @@ from starlette.responses import Response
 
 from prefixes.errors import InvalidArtifact, InvalidParameter, TaskNotFound
 from prefixes.registry.base import Registry, TaskInfo
-from prefixes.registry.moves import published_once
 from prefixes.registry.records import task_summary, task_to_dict
+from prefixes.registry.transitions import published_once
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
 from server.engine.types import PrefixKey
-from server.listing import visible_tasks
 from server.parameters import merge_parameters
+from server.registry.listing import visible_tasks
 from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
 from server.uploads import Upload, read_upload, validate_upload

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prefixes.registry.redis_url import parse_redis_url
+from prefixes.registry.redis.url import parse_redis_url
 from tests.support.redis_server import RedisServer
 from trainer.jobs.base import Queue
 from trainer.jobs.job import Job, new_job

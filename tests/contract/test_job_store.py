@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from prefixes.registry.redis_url import parse_redis_url
+from prefixes.registry.redis.url import parse_redis_url
 from tests.support.redis_server import RedisServer
 from trainer.jobs import disk_store
 from trainer.jobs.base import JobStore

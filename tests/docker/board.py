@@ -12,10 +12,10 @@ import urllib.error
 import urllib.request
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 FILES: Final = {
     "/": (ROOT / "docker/test/board.html", "text/html; charset=utf-8"),
     "/board.json": (ROOT / "docker/grafana/dashboards/prefixd.json", "application/json"),

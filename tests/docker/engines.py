@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 PROJECT: Final = "prefixd-test"
 DEBIAN: Final = "bookworm"
 BASE: Final = f"localhost/{PROJECT}-base:{DEBIAN}"

@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import prefixd
-from tests.support.server import ROOT, TinyWorld, free_port, make_world
+from tests.support.paths import ROOT
+from tests.support.server import TinyWorld, free_port, make_world
 from tests.support.trainer_process import PATIENCE_S, SMALL, TrainerProcess, restaurants, wait_for
 
 OPTIONS = ((f"--{name.replace('_', '-')}", str(value)) for name, value in SMALL.items())

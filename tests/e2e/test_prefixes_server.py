@@ -18,8 +18,9 @@ from prefixes.errors import Conflict, IncompatiblePrefix, InvalidArtifact, TaskN
 from prefixes.formats.peft_export import export_peft
 from prefixes.registry import open_registry
 from prefixes.spec import TaskRef
+from tests.support.paths import ROOT
 from tests.support.prefixes import make_prefix
-from tests.support.server import ROOT, ServerProcess, TinyWorld, make_world
+from tests.support.server import ServerProcess, TinyWorld, make_world
 
 
 @pytest.fixture(scope="module")

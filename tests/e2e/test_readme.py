@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 README = (ROOT / "README.md").read_text()
 ADDRESS = "localhost:8000"
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from server.catalog import WAIT_S
-from server.registry_link import SILENT_S
+from server.registry.catalog import WAIT_S
+from server.registry.link import SILENT_S
 from tests.support.outage import BIG, LATE_S, Scene, scene
 from tests.support.server import ServerProcess, make_world, metric, wait_for_metric
 from tests.support.traffic import Answer, Requests, Stream, ask, generate, publish

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefixes.registry import open_registry
-from prefixes.registry.redis_keys import REGISTRY, TenantKeys
+from prefixes.registry.redis.keys import REGISTRY, TenantKeys
 from prefixes.registry.transfer import open_target, transfer
 from tests.support.outage import LATE_S, arguments
 from tests.support.redis_cluster import RedisCluster

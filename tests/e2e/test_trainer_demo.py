@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from prefixes.artifact import Prefix, read_prefix
@@ -11,12 +9,12 @@ from prefixes.backbone import Backbone, load_backbone
 from prefixes.checkpoint import DEMOS
 from prefixes.spec import check_compatible
 from server.engine.types import FinishReason, Output, SamplingParams
-from trainer.demo import DECODING, demo_tasks
-from trainer.generate import decoding, generate
-from trainer.scores.base import Corpus
-from trainer.scores.fields import fields
+from tests.support.paths import ROOT
+from trainer.demos.demo import DECODING, demo_tasks
+from trainer.evaluation.generate import decoding, generate
+from trainer.evaluation.scores.base import Corpus
+from trainer.evaluation.scores.fields import fields
 
-ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "prefixes" / "demo"
 NAMES = {"demo": ("dart", "e2e", "e2e-fields"), "demo-bart": ("e2e-bart", "scitldr")}
 ABSTRACT = (

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import ROOT, make_world
+from tests.support.paths import ROOT
+from tests.support.server import make_world
 from tests.support.trainer_process import TrainerProcess, restaurants
 
 

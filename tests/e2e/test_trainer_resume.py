@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
 
-RUN = "import typer; from trainer.cli import train; typer.run(train)"
-ROOT = Path(__file__).resolve().parents[2]
+RUN = "import typer; from trainer.cli.train import train; typer.run(train)"
 
 
 def command(folder: Path, family: str, output: str, *more: str) -> list[str]:

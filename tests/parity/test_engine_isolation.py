@@ -13,7 +13,7 @@ from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import InputTooLong, InvalidArtifact, InvalidParameter
 from server.engine.engine import Engine
-from server.engine.sequence import GroupState
+from server.engine.row import GroupState
 from server.engine.types import (
     Event,
     Failed,

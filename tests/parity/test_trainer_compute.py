@@ -24,13 +24,13 @@ from tests.support.trainer import (
     toy_trainer,
     write_jsonl,
 )
-from trainer import loss as losses
-from trainer.config import TrainConfig
-from trainer.forward import Compute, forward_hidden, forward_logits
-from trainer.loop import Trainer
-from trainer.loss import batch_loss, learnt_loss, token_loss
-from trainer.run import RunRequest, run_training
-from trainer.sequences import collate
+from trainer.data.sequences import collate
+from trainer.training import loss as losses
+from trainer.training.config import TrainConfig
+from trainer.training.forward import Compute, forward_hidden, forward_logits
+from trainer.training.loop import Trainer
+from trainer.training.loss import batch_loss, learnt_loss, token_loss
+from trainer.training.run import RunRequest, run_training
 
 CONFIG = TrainConfig(prefix_length=4, middle=16, batch_size=7, epochs=1, seed=3)
 

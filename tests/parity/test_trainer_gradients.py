@@ -13,11 +13,11 @@ from transformers import DynamicCache
 
 from prefixes.backbone import Backbone
 from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan
-from trainer.config import Reduction, TrainConfig
-from trainer.loss import batch_loss, denominator
-from trainer.reparam import DirectPrefix
-from trainer.sequences import Batch, TokenExample, collate
-from trainer.words import word_activations
+from trainer.data.sequences import Batch, TokenExample, collate
+from trainer.training.config import Reduction, TrainConfig
+from trainer.training.loss import batch_loss, denominator
+from trainer.training.reparam import DirectPrefix
+from trainer.training.words import word_activations
 
 LENGTH = 5
 

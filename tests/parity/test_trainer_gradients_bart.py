@@ -17,11 +17,11 @@ from prefixes.errors import InvalidParameter
 from prefixes.spec import SITES, Positions, PrefixSpec, Site
 from tests.support.bart_reference import reference_logits
 from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan, toy_trainer
-from trainer.config import Reduction, TrainConfig
-from trainer.loss import batch_loss, denominator
-from trainer.reparam import MlpPrefix
-from trainer.sequences import Batch, TokenExample, collate
-from trainer.words import word_activations
+from trainer.data.sequences import Batch, TokenExample, collate
+from trainer.training.config import Reduction, TrainConfig
+from trainer.training.loss import batch_loss, denominator
+from trainer.training.reparam import MlpPrefix
+from trainer.training.words import word_activations
 
 LENGTH = 5
 SUBSETS = [subset for count in (1, 2, 3) for subset in itertools.combinations(SITES, count)]

@@ -18,10 +18,10 @@ from transformers import DataCollatorForSeq2Seq, GPT2LMHeadModel, PreTrainedToke
 from prefixes.backbone import Backbone
 from prefixes.formats.peft_export import export_peft
 from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan, toy_trainer
-from trainer.config import TrainConfig
-from trainer.export import fold
-from trainer.loss import batch_loss, denominator
-from trainer.sequences import TokenExample, collate, epoch_batches
+from trainer.data.sequences import TokenExample, collate, epoch_batches
+from trainer.training.config import TrainConfig
+from trainer.training.export import fold
+from trainer.training.loss import batch_loss, denominator
 
 CONFIG = TrainConfig(prefix_length=5, method="direct", init="Blue Spice", batch_size=6, reduction="token", epochs=1)
 

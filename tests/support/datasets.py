@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trainer.dataset_files import DatasetInfo
-from trainer.datasets import DatasetStore
+from trainer.data.files import DatasetInfo
+from trainer.data.store import DatasetStore
 
 LIMIT = 1 << 30
 

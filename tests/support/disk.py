@@ -17,7 +17,7 @@ import pytest
 from prefixes.artifact import version_of, write_prefix
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import HistoryEntry, TaskInfo, VersionInfo
-from prefixes.registry.disk import DiskRegistry
+from prefixes.registry.disk.registry import DiskRegistry
 from tests.support.prefixes import make_prefix
 
 PREFIXES = [make_prefix(seed=seed) for seed in range(3)]

@@ -22,7 +22,7 @@ from server.engine.kernels import select_kernels
 from server.engine.kernels.base import Kernels
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.observer import SilentObserver
-from server.engine.scheduler import ScheduledRow
+from server.engine.scheduling.scheduler import ScheduledRow
 from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey, SamplingParams, TokenEvent
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 

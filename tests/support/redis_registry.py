@@ -15,8 +15,8 @@ from unittest import mock
 from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.registry import open_registry
 from prefixes.registry.base import AuditEntry, Registry
-from prefixes.registry.redis import RedisRegistry
-from prefixes.registry.redis_keys import TenantKeys
+from prefixes.registry.redis.keys import TenantKeys
+from prefixes.registry.redis.registry import RedisRegistry
 from tests.support.prefixes import make_prefix
 
 PREFIXES = [make_prefix(seed=seed) for seed in range(4)]

@@ -14,16 +14,16 @@ from typing import Any
 from prefixes.artifact import Prefix
 from prefixes.errors import PrefixdError
 from prefixes.spec import Site
-from server.engine.beams import BeamSearch
-from server.engine.blocks import BlockLedger
 from server.engine.config import EngineConfig
-from server.engine.encoding import EncoderPace, EncoderWork
+from server.engine.decoding.beams import BeamSearch
+from server.engine.decoding.token_rules import TokenRules
+from server.engine.memory.blocks import BlockLedger
+from server.engine.memory.prompt_reuse import PromptReuse, chain_root
 from server.engine.observer import SilentObserver
-from server.engine.prefix_store import LoadStatus, PrefixStore
-from server.engine.prompt_reuse import PromptReuse, chain_root
-from server.engine.scheduler import Scheduler, StepPlan
-from server.engine.sequence import Group, Prompt, Sequence
-from server.engine.token_rules import TokenRules
+from server.engine.prefixes.store import LoadStatus, PrefixStore
+from server.engine.row import Group, Prompt, Sequence
+from server.engine.scheduling.encoding import EncoderPace, EncoderWork
+from server.engine.scheduling.scheduler import Scheduler, StepPlan
 from server.engine.types import FinishReason, GenerationRequest, PrefixKey, SamplingParams
 from tests.support.prefixes import make_prefix
 

@@ -23,9 +23,9 @@ from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.spec import BackboneSpec
 from tests.support.bart import random_bart_prefix, save_tiny_bart
+from tests.support.paths import ROOT
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
-ROOT = Path(__file__).parents[2]
 PLAIN = False
 """For ``verify``: there is no TLS here, and httpx would read all certificates for each client, for 40 ms."""
 WINDOW = 8192

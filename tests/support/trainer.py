@@ -17,13 +17,12 @@ from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.models import Model, load_model
 from tests.support.bart import save_tiny_bart
 from tests.support.prefixes import save_tiny_gpt2
-from trainer.config import TrainConfig
-from trainer.data import Dataset, Example
-from trainer.loop import Trainer
-from trainer.plan import plan_prefix
-from trainer.sequences import TokenExample, tokenize
+from trainer.data.dataset import Dataset, Example
+from trainer.data.sequences import TokenExample, tokenize
+from trainer.training.config import TrainConfig
+from trainer.training.loop import Trainer
+from trainer.training.plan import plan_prefix
 
-CORPORA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 TEMPLATE = "{input}<|endoftext|>"
 BART_TEMPLATE = "<s>{input}</s>"
 FAMILIES: dict[str, Callable[[Path], Any]] = {"gpt2": save_tiny_gpt2, "bart": save_tiny_bart}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefixes.registry.redis import RedisRegistry
+from prefixes.registry.redis.registry import RedisRegistry
 from tests.support.redis_registry import opened
 from tests.support.redis_server import SERVERS, RedisServer
 

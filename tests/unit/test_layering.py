@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 PACKAGES = ("prefixes", "server", "trainer")
 
 # What the trainer may use of the server beside its engine: the web helpers, and the one rule for what a version's
@@ -35,10 +36,10 @@ TORCH_FREE = (
     "prefixes.errors",
     "prefixes.registry.base",
     "server.engine.types",
-    "server.engine.blocks",
-    "server.engine.encoding",
-    "server.engine.scheduler",
-    "server.engine.admission",
+    "server.engine.memory.blocks",
+    "server.engine.scheduling.encoding",
+    "server.engine.scheduling.scheduler",
+    "server.engine.scheduling.admission",
     "trainer.jobs.job",
     "trainer.service.lifecycle",
 )

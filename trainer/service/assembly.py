@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_to_serve
-from prefixes.registry.redis_url import parse_redis_url
+from prefixes.registry.redis.url import parse_redis_url
 from server.web.settings_sources import InvalidSettings
-from trainer.datasets import DatasetStore
+from trainer.data.store import DatasetStore
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.folders import JobFolders

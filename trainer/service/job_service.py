@@ -17,15 +17,15 @@ from prefixes.parameters import check_decoding_parameters
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef, check_name, split_template
 from server.web.auth import Action, Caller, authorize
-from trainer.config import PRESETS, TrainConfig
-from trainer.datasets import DatasetStore
+from trainer.data.store import DatasetStore
+from trainer.evaluation.scores.presets import check_metrics
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
 from trainer.jobs.job import Job, cancelled, new_job, retried
-from trainer.scores.presets import check_metrics
 from trainer.service.schemas import JobBody
 from trainer.service.settings import TrainerSettings
+from trainer.training.config import PRESETS, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from prefixes.errors import BackboneError, PrefixdError
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
-from trainer.datasets import DatasetStore
+from trainer.data.store import DatasetStore
 from trainer.files import write_bytes, write_json
 from trainer.jobs.job import Job
 from trainer.service.settings import TrainerSettings

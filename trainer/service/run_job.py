@@ -18,20 +18,20 @@ import torch
 
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
-from trainer.config import TrainConfig
-from trainer.dataset_lines import InvalidData
-from trainer.errors import TrainingStopped
-from trainer.evaluate import Evaluation, evaluate
-from trainer.failures import named_failures
+from trainer.data.errors import TrainingStopped
+from trainer.data.lines import InvalidData
+from trainer.evaluation.evaluate import Evaluation, evaluate
+from trainer.evaluation.scores.base import ScorerMissing
+from trainer.evaluation.scores.presets import NEED_JAVA, metrics_of, preset_of
 from trainer.files import write_json
-from trainer.initial import Initial, InitialText, InitialVersion
-from trainer.loop import Progress
-from trainer.report import report_of, write_reports
-from trainer.resume import begun_with
-from trainer.run import RunRequest, RunResult, read_datasets, run_training
-from trainer.scores.base import ScorerMissing
-from trainer.scores.presets import NEED_JAVA, metrics_of, preset_of
+from trainer.reports.report import report_of, write_reports
 from trainer.service.request import RECORD, REQUEST, START
+from trainer.training.config import TrainConfig
+from trainer.training.failures import named_failures
+from trainer.training.initial import Initial, InitialText, InitialVersion
+from trainer.training.loop import Progress
+from trainer.training.resume import begun_with
+from trainer.training.run import RunRequest, RunResult, read_datasets, run_training
 
 EVALUATION: Final = "evaluation.json"
 TELL_S: Final = 0.1

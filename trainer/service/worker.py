@@ -18,7 +18,7 @@ from typing import Any, Final
 from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
-from trainer.errors import NO_ROOM
+from trainer.data.errors import NO_ROOM
 from trainer.jobs.base import JobStore, Plan, Queue
 from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
 from trainer.jobs.folders import JobFolders

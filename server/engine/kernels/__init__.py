@@ -33,6 +33,6 @@ def select_kernels(
         raise ValueError(f"kernels: numba expects float32 or float64 on cpu, got {dtype} on {device}")
     if name == "torch" or not suits:
         return TorchKernels()
-    from server.engine.kernels.numba_cpu import NumbaKernels  # compiles: seconds, unless cached
+    from server.engine.kernels.numba.kernels import NumbaKernels  # compiles: seconds, unless cached
 
     return NumbaKernels(dtype, threads)

@@ -16,7 +16,7 @@ from prefixes.spec import check_name
 from server.web.errors import InvalidRequest
 from server.web.responses import json_response
 from server.web.sse import ClientLeft
-from trainer.datasets import DatasetInfo, DatasetStore, Upload
+from trainer.data.store import DatasetInfo, DatasetStore, Upload
 from trainer.service.runtime import allowed, runtime_of
 
 CHUNK = 1 << 20

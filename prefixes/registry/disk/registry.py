@@ -1,0 +1,262 @@
+"""DiskRegistry: the registry in a folder, for one machine or a shared file system with working locks.
+
+    registry.json                               format and the registry's own random id
+    tenants/<tenant>/blobs/<hex>.safetensors    artifacts, immutable, each tenant's own
+    tenants/<tenant>/tasks/<name>.json          a task: aliases, history, versions with spec and record
+    tenants/<tenant>/deleted/<name>@<time>.json  the same, once deleted, until it is cleaned away
+    tenants/<tenant>/references/<hex>/<either>  hints which of them name an artifact; the task's file decides
+    tenants/<tenant>/audit.jsonl                every change, see ``disk_log``
+
+Owns this layout and the order of writes: the blob first, the task's file last, both atomic, under the tenant's lock.
+Readers take no lock and see a task before a change or after it. Knows no server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+from prefixes.errors import RegistryMissing, RegistryUnavailable, TaskNotFound, WrongRegistry
+from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, TaskInfo
+from prefixes.registry.deleted import buried_key, is_past, latest_first
+from prefixes.registry.disk.files import Files
+from prefixes.registry.disk.log import ChangeLog
+from prefixes.registry.disk.writer import DiskWriter
+from prefixes.registry.disk.writer import blob_name as _blob
+from prefixes.registry.identity import check_id, registry_from_json, registry_json
+from prefixes.registry.records import deleted_from_dict, task_from_dict
+from prefixes.registry.store import TaskStore, is_name, parsed
+from prefixes.spec import check_name, check_version
+
+_RACY_S: Final = 2.0  # a file changed this recently may change again within its timestamp's resolution: not cached
+_BLOB: Final = re.compile(r"[0-9a-f]{64}\.safetensors")  # what else lies there is a stranger's, and stays
+
+_Signature = tuple[int, int, int]
+
+
+class DiskRegistry(TaskStore):
+    """See ``base.Store``. Safe for threads and processes; holds no lock and no open file between calls."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        create: bool = True,
+        registry_id: str | None = None,
+        restoring: bool = False,
+        lock_timeout_s: float = 30.0,
+    ) -> None:
+        """Open the registry in ``root``, making one in a missing or empty folder if ``create``.
+
+        See ``open_registry`` for the rest. Raises RegistryUnavailable where the folder holds something else, too.
+        """
+        self.restoring = restoring
+        self._files = Files(Path(root), lock_timeout_s)
+        self._log = ChangeLog(self._files)
+        self._cache: dict[Path, tuple[_Signature, TaskInfo]] = {}
+        self._cache_lock = Lock()
+        if create:
+            self._create(registry_id or uuid.uuid4().hex)
+        self.id, _ = self._read()
+        check_id(self.id, registry_id)
+
+    def fetch(self, tenant: str, version: str) -> bytes:
+        check_name("tenant", tenant)
+        check_version(version)
+        if self._is_indexed(tenant, version):
+            try:
+                return self._files.read("tenants", tenant, "blobs", _blob(version))
+            except FileNotFoundError:
+                if self._is_indexed(tenant, version):  # else it was cleaned away between the two looks
+                    raise RegistryUnavailable(f"registry: {version} is indexed, but its artifact is missing") from None
+        self.check()
+        raise TaskNotFound(f"version {version}: expected one of tenant {tenant!r}, found none", version=version)
+
+    def tasks(self, tenant: str | None = None) -> list[TaskInfo]:
+        tenants = self.tenants() if tenant is None else [check_name("tenant", tenant)]
+        return [task for name in tenants for task in self._tasks_of(name)]
+
+    def deleted(self, tenant: str | None = None) -> list[DeletedTask]:
+        tenants = self.tenants() if tenant is None else [check_name("tenant", tenant)]
+        return latest_first([item for name in tenants for item in self._deleted_seen(name)])
+
+    def audit(self, tenant: str, *, limit: int = 100) -> list[AuditEntry]:
+        entries = self._log.entries(check_name("tenant", tenant), limit)
+        self.check()
+        return entries
+
+    def check(self) -> None:
+        if self._read()[0] != self.id:
+            raise WrongRegistry("registry: the folder holds another registry than the one that was opened")
+
+    def lost_tenants(self) -> list[str]:
+        return []  # a folder is lost as a whole
+
+    def kept_tenants(self) -> frozenset[str]:
+        return frozenset()
+
+    def begin_restoring(self) -> None:
+        self._become(restoring=True)
+
+    def finish_restoring(self, forget: Sequence[str] = ()) -> None:
+        self._become(restoring=False)
+        self.restoring = False
+
+    def preflight(self) -> list[str]:
+        if os.access(self._files.root, os.W_OK | os.X_OK):
+            return []
+        return ["the registry's folder cannot be written to: tasks are served, but none can be published or changed"]
+
+    def subscribe(self, on_change: Callable[[str, str], None]) -> None:
+        """A folder is polled: it may be shared between machines, whose systems tell each other nothing."""
+
+    def close(self) -> None:
+        with self._cache_lock:
+            self._cache.clear()
+
+    # Below: reading
+
+    def tenants(self) -> list[str]:
+        found = [name for name in self._files.names("tenants") if is_name(name)]
+        self.check()  # behind the look, here and below: a folder that went away is no empty one
+        return found
+
+    def _tasks_of(self, tenant: str) -> list[TaskInfo]:
+        names = [file.removesuffix(".json") for file in self._files.names("tenants", tenant, "tasks")]
+        found = [self._find(tenant, name) for name in sorted(names) if is_name(name)]
+        self.check()
+        return [task for task in found if task is not None]
+
+    def _deleted_of(self, tenant: str) -> list[DeletedTask]:
+        keys = [file.removesuffix(".json") for file in self._files.names("tenants", tenant, "deleted")]
+        found = [self._find_deleted(tenant, key) for key in keys if is_name(key.partition("@")[0])]
+        return [item for item in found if item is not None]
+
+    def _deleted_seen(self, tenant: str) -> list[DeletedTask]:
+        """Without what a killed writer left behind. Listed first, so that a change made meanwhile hides nothing."""
+        found = self._deleted_of(tenant)
+        leftovers = self._log.leftovers(tenant) if found else frozenset()
+        self.check()
+        return [item for item in found if ("tenants", tenant, "deleted", f"{buried_key(item)}.json") not in leftovers]
+
+    def _is_indexed(self, tenant: str, version: str) -> bool:
+        """Whether a task names ``version``, deleted ones included: by its references, or by them all.
+
+        All are looked at only for an artifact that is here: from before there were references, named by a task that is
+        being moved just now (hence the live ones twice), or by none. A digest from elsewhere costs next to nothing.
+        """
+        named = self._files.names("tenants", tenant, "references", version.removeprefix("sha256:"))
+        if any(_names(self._named(tenant, key), version) for key in named if is_name(key.partition("@")[0])):
+            return True
+        if not self._files.size("tenants", tenant, "blobs", _blob(version)):
+            return False
+        looks = (self._tasks_of, lambda tenant: [item.task for item in self._deleted_of(tenant)], self._tasks_of)
+        return any(_names(task, version) for look in looks for task in look(tenant))
+
+    def _named(self, tenant: str, key: str) -> TaskInfo | None:
+        """The task that a reference names, or the deleted one."""
+        if "@" not in key:
+            return self._find(tenant, key)
+        item = self._find_deleted(tenant, key)
+        return item.task if item else None
+
+    def _find(self, tenant: str, name: str) -> TaskInfo | None:
+        parts = ("tenants", tenant, "tasks", f"{name}.json")
+        try:
+            with self._files.guarded("read", *parts) as path, path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                signature = (status.st_ino, status.st_mtime_ns, status.st_size)
+                with self._cache_lock:
+                    cached = self._cache.get(path)
+                if cached and cached[0] == signature:
+                    return cached[1]
+                data = file.read()
+        except FileNotFoundError:
+            with self._cache_lock:
+                self._cache.pop(self._files.root.joinpath(*parts), None)
+            self.check()  # a folder that was emptied, or is no longer mounted, has not deleted its tasks
+            return None
+        task = parsed(data, task_from_dict, "/".join(parts))
+        if (task.tenant, task.name) != (tenant, name):
+            raise RegistryUnavailable(f"registry: {'/'.join(parts)}: expected the task {tenant}/{name}")
+        if time.time() - status.st_mtime > _RACY_S:
+            with self._cache_lock:
+                self._cache[path] = (signature, task)
+        return task
+
+    def _find_deleted(self, tenant: str, key: str) -> DeletedTask | None:
+        parts = ("tenants", tenant, "deleted", f"{key}.json")
+        try:
+            item = parsed(self._files.read(*parts), deleted_from_dict, "/".join(parts))
+        except FileNotFoundError:
+            return None
+        if item.task.tenant != tenant or buried_key(item) != key:
+            raise RegistryUnavailable(f"registry: {'/'.join(parts)}: expected a task of {tenant} that was deleted then")
+        return item
+
+    def _read(self) -> tuple[str, bool]:
+        try:
+            return registry_from_json(self._files.read("registry.json"), restoring=self.restoring)
+        except FileNotFoundError:
+            self._check_empty(self._files.names())
+            raise RegistryMissing("registry: expected a registry.json in the folder, found none") from None
+
+    # Below: writing
+
+    def _create(self, registry_id: str) -> None:
+        found = self._files.names()
+        if "registry.json" in found:
+            return
+        self._check_empty(found)
+        with self._files.lock():
+            if "registry.json" not in self._files.names():
+                self._files.write(registry_json(registry_id, self.restoring), "registry.json")
+
+    def _become(self, *, restoring: bool) -> None:
+        with self._files.lock():
+            self.check()
+            self._files.write(registry_json(self.id, restoring), "registry.json")
+
+    def _check_empty(self, found: list[str]) -> None:
+        """Raise WrongRegistry where a folder without a registry holds something, a registry's remains too."""
+        if found:
+            raise WrongRegistry(f"registry: expected an empty folder or a registry, found {', '.join(found[:4])}")
+
+    @contextmanager
+    def _writing(self, tenant: str) -> Iterator[DiskWriter]:
+        """The tenant's only writer, with what killed writers left half-done out of the way."""
+        check_name("tenant", tenant)
+        self.check()
+        with self._files.lock("tenants", tenant):
+            for folder in ("blobs", "tasks", "deleted", ""):
+                self._files.sweep("tenants", tenant, *([folder] if folder else []))
+            self._log.settle(tenant)
+            yield DiskWriter(self._files, self._log, tenant, self._find)
+
+    def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
+        with self._writing(tenant) as writer:
+            past = [item for item in self._deleted_of(tenant) if is_past(item, retention_s)]
+            kept = [*self._tasks_of(tenant), *(item.task for item in self._deleted_of(tenant) if item not in past)]
+            named = {_blob(info.version) for task in kept for info in task.versions}
+            stored = [name for name in self._files.names("tenants", tenant, "blobs") if _BLOB.fullmatch(name)]
+            taken = [name for name in stored if name not in named]
+            freed = sum(self._files.size("tenants", tenant, "blobs", name) for name in taken)
+            if not dry_run:
+                for item in past:
+                    writer.purge(item, actor)
+                for name in taken:
+                    self._files.remove("tenants", tenant, "blobs", name)
+                    self._files.remove_folder("tenants", tenant, "references", name.removesuffix(".safetensors"))
+        artifacts = tuple(f"{tenant}/sha256:{name.removesuffix('.safetensors')}" for name in taken)
+        return GcReport(tuple(f"{tenant}/{item.task.name}" for item in past), artifacts, freed)
+
+
+def _names(task: TaskInfo | None, version: str) -> bool:
+    return task is not None and any(info.version == version for info in task.versions)

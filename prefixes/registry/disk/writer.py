@@ -1,0 +1,89 @@
+"""DiskWriter: one writer at work on a tenant's folder, under its lock.
+
+Owns the order in which the files of a change are written, so that a writer killed at any moment leaves the tasks and
+the audit in step: hints and buried tasks before the task's own file, removals after it. Layout: see ``disk``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from prefixes.registry.base import DeletedTask, TaskInfo
+from prefixes.registry.deleted import buried_key, buried_now
+from prefixes.registry.disk.files import Files
+from prefixes.registry.disk.log import ChangeLog, digest_of
+from prefixes.registry.records import deleted_to_dict, task_to_dict
+from prefixes.registry.store import Edit, encoded
+from prefixes.registry.transitions import audited
+
+
+class DiskWriter:
+    """See ``store.Writer``."""
+
+    def __init__(
+        self, files: Files, log: ChangeLog, tenant: str, find: Callable[[str, str], TaskInfo | None]
+    ) -> None:
+        self._files, self._log, self._tenant, self._find = files, log, tenant, find
+
+    def put(self, version: str, data: bytes) -> None:
+        parts = ("tenants", self._tenant, "blobs", blob_name(version))
+        with suppress(FileNotFoundError):
+            if self._files.read(*parts) == data:
+                return
+        self._files.write(data, *parts)  # a damaged one is mended by publishing its content again
+
+    def edit(self, name: str, edit: Edit) -> TaskInfo | None:
+        before = self._find(self._tenant, name)
+        change = edit.plan(before)
+        after = change.after
+        if after == before:
+            return after
+        buried = buried_now(before) if before and change.buries else None
+        entry = audited(
+            edit.action, edit.actor, self._tenant, name, edit.alias, before, after, published=edit.published
+        )
+        added = self._references(name, after)
+        removed = [parts for parts in self._references(name, before) if parts not in added]
+        data = encoded(task_to_dict(after)) if after else None
+        unearthed = self._of_deleted(change.unearths) if change.unearths else []
+        due = self._of_deleted(buried) if buried else []
+        for parts in [*added, *due[1:]]:
+            self._files.touch(*parts)
+        self._log.announce(
+            self._tenant, entry, name, digest_of(data) if data is not None else None,
+            remove_if_made=[*removed, *unearthed], remove_if_not=due,
+        )  # fmt: skip
+        if buried:
+            self._files.write(encoded(deleted_to_dict(buried)), *due[0])
+        if data is not None:
+            self._files.write(data, *self._path("tasks", f"{name}.json"))
+        else:
+            self._files.remove(*self._path("tasks", f"{name}.json"))
+        self._log.settle(self._tenant)
+        return after
+
+    def purge(self, item: DeletedTask, actor: str) -> None:
+        """Forget a deleted task for good; its artifacts are the clean-up's to take."""
+        name = item.task.name
+        entry = audited("purge", actor, self._tenant, name, None, item.task, None)
+        unchanged = self._log.digest(self._tenant, name)  # so the change counts as made, from its announcement on
+        self._log.announce(self._tenant, entry, name, unchanged, remove_if_made=self._of_deleted(item))
+        self._log.settle(self._tenant)
+
+    def _of_deleted(self, item: DeletedTask) -> list[tuple[str, ...]]:
+        """The files of a deleted task: its own, then its references."""
+        key = buried_key(item)
+        return [self._path("deleted", f"{key}.json"), *self._references(key, item.task)]
+
+    def _references(self, key: str, task: TaskInfo | None) -> list[tuple[str, ...]]:
+        versions = task.versions if task else ()
+        return [self._path("references", info.version.removeprefix("sha256:"), key) for info in versions]
+
+    def _path(self, *parts: str) -> tuple[str, ...]:
+        return ("tenants", self._tenant, *parts)
+
+
+def blob_name(version: str) -> str:
+    """The file name of an artifact."""
+    return f"{version.removeprefix('sha256:')}.safetensors"

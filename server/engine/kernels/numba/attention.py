@@ -1,0 +1,164 @@
+"""Attention over block tables, one (query tile, head) at a time, and the writing of keys and values into blocks.
+
+Owns the walk over a row's two segments and the softmax between two passes; knows neither threads nor tensors. Blocks
+are read where they lie: nothing is gathered, nothing padded. A token's result does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from server.engine.kernels.numba.jit import jit
+from server.engine.kernels.numba.linear import dots
+from server.engine.kernels.numba.math import exponentials, scaled_maximum, total
+from server.engine.kernels.numba.tiles import VECTOR_BYTES, itemsize, mix_tile, pointer
+
+# Fields of a job, by position; strides in bytes. TILES: (row, token, token within its row, tokens) each, int32.
+(
+    KIND, QUERY, QUERY_TOKEN, QUERY_HEAD, KEYS, VALUES, OUT, HEADS, KV_HEADS, BLOCK_SIZE, HEAD_DIM, TILES, TILE_COUNT,
+    COUNTS, TABLES, MAX_BLOCKS, LENGTHS, CAUSAL, SCRATCH, SCRATCH_ROW,
+) = range(20)  # fmt: skip
+
+QUERY_TILE = 4
+_INT32, _INT64 = np.int32(0), np.int64(0)
+_mix_1x8, _mix_1x1, _mix_1 = mix_tile(1, 8), mix_tile(1, 1), mix_tile(1, 0)
+_mix_4x2, _mix_4x1, _mix_4 = mix_tile(4, 2), mix_tile(4, 1), mix_tile(4, 0)
+
+
+@jit()
+def _mix(zero: Any, p: int, ps: int, rows: int, v: int, vs: int, count: int, width: int, out: int, os: int) -> None:
+    """``out[r, :width] += p[r, :count] v[:count, :width]`` for 1 to 4 rows."""
+    size = itemsize(zero)
+    lanes = VECTOR_BYTES // size
+    d = 0
+    if rows == 4:
+        while d + 2 * lanes <= width:
+            _mix_4x2(zero, p, ps, v + d * size, vs, count, out + d * size, os, 1)
+            d += 2 * lanes
+        while d + lanes <= width:
+            _mix_4x1(zero, p, ps, v + d * size, vs, count, out + d * size, os, 1)
+            d += lanes
+        while d < width:
+            _mix_4(zero, p, ps, v + d * size, vs, count, out + d * size, os, 1)
+            d += 1
+        return
+    for r in range(rows):
+        d = 0
+        while d + 8 * lanes <= width:
+            _mix_1x8(zero, p + r * ps, ps, v + d * size, vs, count, out + r * os + d * size, os, 1)
+            d += 8 * lanes
+        while d + lanes <= width:
+            _mix_1x1(zero, p + r * ps, ps, v + d * size, vs, count, out + r * os + d * size, os, 1)
+            d += lanes
+        while d < width:
+            _mix_1(zero, p + r * ps, ps, v + d * size, vs, count, out + r * os + d * size, os, 1)
+            d += 1
+
+
+@jit()
+def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
+    """Attend the tokens of one tile, one head: ``tiles * heads`` chunks in all.
+
+    ``thread`` chooses the scratch memory for scores.
+    """
+    size, real = itemsize(zero), type(zero)
+    heads, width, block_size, max_blocks = job[HEADS], job[HEAD_DIM], job[BLOCK_SIZE], job[MAX_BLOCKS]
+    head = index % heads
+    tile = carray(pointer(_INT32, job[TILES] + index // heads * 16), (4,))
+    row, tokens = tile[0], tile[3]
+    lengths = carray(pointer(_INT32, job[LENGTHS] + row * 8), (2,))
+    prefix, own = np.int64(lengths[0]), np.int64(lengths[1])
+    first, step = own, 0  # keys of segment 1 that the tile's first token sees, and how many more each next one
+    if job[CAUSAL]:
+        first, step = own - carray(pointer(_INT32, job[COUNTS] + row * 4), (1,))[0] + tile[2] + 1, 1
+    visible = (prefix, first + step * (tokens - 1))
+
+    query = job[QUERY] + tile[1] * job[QUERY_TOKEN] + head * job[QUERY_HEAD]
+    line = job[SCRATCH_ROW]
+    scores = job[SCRATCH] + thread * QUERY_TILE * line
+    block_bytes = job[KV_HEADS] * block_size * width * size
+    head_offset = head * job[KV_HEADS] // heads * block_size * width * size
+    out, out_stride = job[OUT] + (tile[1] * heads + head) * width * size, heads * width * size
+
+    for segment in range(2):
+        blocks = carray(pointer(_INT32, job[TABLES] + (row * 2 + segment) * max_blocks * 4), (max_blocks,))
+        place = scores + segment * prefix * size
+        for start in range(0, visible[segment], block_size):
+            keys = job[KEYS] + blocks[start // block_size] * block_bytes + head_offset
+            count = min(block_size, visible[segment] - start)
+            dots(
+                zero, query, job[QUERY_TOKEN], tokens, keys, width * size, count, width,
+                place + start * size, line, 0,
+            )  # fmt: skip
+
+    scale = real(1 / math.sqrt(width))
+    longest = prefix + visible[1]
+    for r in range(tokens):
+        count, address = prefix + first + step * r, scores + r * line
+        result = carray(pointer(zero, out + r * out_stride), (width,))
+        for d in range(width):
+            result[d] = zero
+        if count == 0:
+            continue
+        exponentials(zero, address, count, scaled_maximum(zero, address, count, scale))
+        weights = carray(pointer(zero, address), (longest,))
+        share = real(1) / total(zero, address, count)
+        for i in range(count):
+            weights[i] *= share
+        for i in range(count, longest):
+            weights[i] = zero
+
+    for segment in range(2):
+        blocks = carray(pointer(_INT32, job[TABLES] + (row * 2 + segment) * max_blocks * 4), (max_blocks,))
+        place = scores + segment * prefix * size
+        for start in range(0, visible[segment], block_size):
+            values = job[VALUES] + blocks[start // block_size] * block_bytes + head_offset
+            count = min(block_size, visible[segment] - start)
+            _mix(zero, place + start * size, line, tokens, values, width * size, count, width, out, out_stride)
+
+
+@jit()
+def write_blocks(
+    zero: Any, keys: int, values: int, slots: int, tokens: int, key: int, value: int, key_token: int, key_head: int,
+    value_token: int, value_head: int, blocks: int, kv_heads: int, block_size: int, width: int
+) -> Any:  # fmt: skip
+    """Copy each token's key and value, ``(tokens, kv_heads, width)`` with strides in bytes, to its slot.
+
+    Writes nothing and returns False if a slot is outside of the pool.
+    """
+    size = itemsize(zero)
+    places = carray(pointer(_INT64, slots), (tokens,))
+    for t in range(tokens):
+        if not 0 <= places[t] < blocks * block_size:
+            return False
+    for t in range(tokens):
+        block, offset = places[t] // block_size, places[t] % block_size
+        for h in range(kv_heads):
+            to = (((block * kv_heads) + h) * block_size + offset) * width * size
+            to_key = carray(pointer(zero, keys + to), (width,))
+            to_value = carray(pointer(zero, values + to), (width,))
+            from_key = carray(pointer(zero, key + t * key_token + h * key_head), (width,))
+            from_value = carray(pointer(zero, value + t * value_token + h * value_head), (width,))
+            for d in range(width):
+                to_key[d] = from_key[d]
+                to_value[d] = from_value[d]
+    return True
+
+
+@jit()
+def fill_tiles(counts: Any, tiles: Any) -> int:
+    """Write (row, token, token within its row, tokens) for every tile of rows with ``counts`` tokens; how many."""
+    filled, start = 0, 0
+    for row in range(counts.size):
+        for first in range(0, counts[row], QUERY_TILE):
+            tiles[filled, 0] = row
+            tiles[filled, 1] = start + first
+            tiles[filled, 2] = first
+            tiles[filled, 3] = min(QUERY_TILE, counts[row] - first)
+            filled += 1
+        start += counts[row]
+    return filled

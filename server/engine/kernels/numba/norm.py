@@ -1,0 +1,59 @@
+"""Layer norm of rows, with the residual sum before it: one pass to add, one to measure, one to write.
+
+Owns the loop over a chunk of rows; knows neither threads nor tensors. It stands here because torch shares out even 8
+rows to its own threads, and its parallel region ends when the last of them has had a core.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from server.engine.kernels.numba.jit import jit
+from server.engine.kernels.numba.math import total
+from server.engine.kernels.numba.tiles import itemsize, pointer
+
+# Fields of a job, by position; all rows contiguous. RESIDUAL 0 is none; EPS is the address of a float64.
+KIND, X, RESIDUAL, WEIGHT, BIAS, OUT, ROWS, WIDTH, CHUNK_ROWS, EPS = range(10)
+_FLOAT64 = np.float64(0)
+
+
+@jit(fastmath={"contract", "reassoc", "nsz"})
+def _squares(zero: Any, address: int, count: int, mean: Any) -> Any:
+    """Sum of ``(x - mean) ** 2``."""
+    x = carray(pointer(zero, address), (count,))
+    result = zero
+    for i in range(count):
+        d = x[i] - mean
+        result += d * d
+    return result
+
+
+@jit(fastmath={"contract"})
+def norm_chunk(zero: Any, job: Any, index: int) -> None:
+    """``out = (s - mean) / sqrt(var + eps) * weight + bias`` of ``s = x (+ residual)``, for ``chunk rows`` of them."""
+    size, real, width = itemsize(zero), type(zero), job[WIDTH]
+    weight, bias = carray(pointer(zero, job[WEIGHT]), (width,)), carray(pointer(zero, job[BIAS]), (width,))
+    eps = real(carray(pointer(_FLOAT64, job[EPS]), (1,))[0])
+    first = index * job[CHUNK_ROWS]
+    for row in range(first, min(first + job[CHUNK_ROWS], job[ROWS])):
+        offset = row * width * size
+        x = carray(pointer(zero, job[X] + offset), (width,))
+        out = carray(pointer(zero, job[OUT] + offset), (width,))
+        if job[RESIDUAL]:
+            residual = carray(pointer(zero, job[RESIDUAL] + offset), (width,))
+            for i in range(width):
+                out[i] = x[i] + residual[i]
+        else:
+            for i in range(width):
+                out[i] = x[i]
+        mean = total(zero, job[OUT] + offset, width) / real(width)
+        variance = _squares(zero, job[OUT] + offset, width, mean) / real(width)
+        scale = real(1) / math.sqrt(variance + eps)
+        if math.isinf(variance):  # the row has overflowed: a scale of 0 would make plain numbers of it
+            scale = real(math.nan)
+        for i in range(width):
+            out[i] = (out[i] - mean) * scale * weight[i] + bias[i]

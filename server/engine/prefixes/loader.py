@@ -1,0 +1,169 @@
+"""Loading prefixes off the engine's thread: a queue, a few threads at a time, and a bound on what lies between.
+
+Owns which loads are queued, under way and done, in the order of asking. A prefix that is loaded and not yet in blocks
+is *staged*: it takes host memory that no ledger counts, so that no further load begins while staged prefixes hold
+``max_staged_bytes`` or more. Knows neither blocks nor rows; the store tells it what is still wanted.
+
+There is no deadlock in the bound: whoever staged prefixes are for is admitted, fails or gives up as the rows before it
+end, and each of these drops its prefix here. Pins that nobody waits for might never find room: they have a bound of
+their own, so that they cannot keep rows from loading.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from prefixes.errors import EngineFailure, PrefixdError
+from server.engine.memory.heap import trim_heap
+from server.engine.observer import EngineObserver
+from server.engine.types import PrefixKey
+
+if TYPE_CHECKING:
+    from prefixes.artifact import Prefix
+
+log = logging.getLogger(__name__)
+
+LINGER_S: Final = 5.0
+"""How long a thread without work stays: starting one holds the engine's thread up, an idle one holds the engine."""
+
+
+@dataclass
+class _Load:
+    urgent: bool  # rows wait for it; else it is a pin's
+    outcome: Prefix | PrefixdError | None = None
+    nbytes: int = 0  # staged
+
+
+class PrefixLoader:
+    """Called from the engine's thread alone, but for ``staged_bytes``; ``load`` and ``wake`` run in threads of its own.
+
+    These are daemons: nothing waits for a hung load, neither ``close`` nor the process's exit.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[PrefixKey], Prefix],
+        *,
+        workers: int,
+        max_staged_bytes: int,
+        observer: EngineObserver,
+        wake: Callable[[], None],
+    ) -> None:
+        self._load, self._workers, self._max_staged_bytes = load, workers, max_staged_bytes
+        self._observer, self._wake = observer, wake
+        self._asked: dict[PrefixKey, _Load] = {}  # in the order of asking
+        self._queued: dict[PrefixKey, _Load] = {}  # those of them that have not begun
+        self._running: set[PrefixKey] = set()  # also those that nobody asks for any more
+        self._threads = 0
+        self._closed = False
+        self._lock = threading.Condition()
+
+    def ask(self, key: PrefixKey, *, urgent: bool) -> None:
+        """Load ``key`` in its turn; asked for already, only ``urgent`` changes.
+
+        One that is still under way from an earlier asking is taken over, not begun a second time.
+        """
+        with self._lock:
+            known = self._asked.get(key)
+            if known is not None:
+                known.urgent = urgent
+            else:
+                self._asked[key] = asked = _Load(urgent)
+                if key not in self._running:
+                    self._queued[key] = asked
+            self._begin_what_may()
+
+    def outcome(self, key: PrefixKey) -> Prefix | PrefixdError | None:
+        """What loading an asked key brought; None while it is queued or under way."""
+        with self._lock:
+            return self._asked[key].outcome
+
+    def drop(self, key: PrefixKey) -> None:
+        """``key`` is no longer asked for: it is in blocks, has failed, or nobody wants it. Room for others."""
+        with self._lock:
+            self._asked.pop(key, None)
+            self._queued.pop(key, None)
+            self._begin_what_may()
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of prefixes that are loaded and not in blocks."""
+        with self._lock:
+            return sum(load.nbytes for load in self._asked.values())
+
+    def close(self) -> None:
+        """Begin no more loads; those under way are abandoned."""
+        with self._lock:
+            self._closed = True
+            self._queued.clear()
+            self._lock.notify_all()
+
+    # --- inside, under the lock ---
+
+    def _startable(self) -> Iterator[PrefixKey]:
+        room = {urgent: self._staged(urgent) < self._max_staged_bytes for urgent in (True, False)}
+        return (key for key, load in self._queued.items() if room[load.urgent])
+
+    def _staged(self, urgent: bool) -> int:
+        return sum(load.nbytes for load in self._asked.values() if load.urgent is urgent)
+
+    def _begin_what_may(self) -> None:
+        keys = list(islice(self._startable(), self._workers))
+        self._lock.notify_all()
+        while self._threads < self._workers and self._threads - len(self._running) < len(keys):
+            try:
+                threading.Thread(target=self._work, name="prefix-load", daemon=True).start()
+            except RuntimeError as error:  # there is none to be had
+                if self._threads == 0:
+                    for key in keys:
+                        self._queued.pop(key).outcome = EngineFailure(f"prefix: loading failed: {error}")
+                return
+            self._threads += 1
+
+    # --- in threads of its own ---
+
+    def _work(self) -> None:
+        while (key := self._take()) is not None:
+            outcome, nbytes = self._timed(key)
+            with self._lock:
+                self._running.discard(key)
+                if load := self._asked.get(key):
+                    load.outcome, load.nbytes = outcome, nbytes
+                self._begin_what_may()
+            self._wake()
+            del outcome  # it is the store's now: an idle thread must not keep it
+        trim_heap()
+
+    def _take(self) -> PrefixKey | None:
+        """The next key to load; None when this thread is to end."""
+        with self._lock:
+            while not self._closed:
+                if key := next(self._startable(), None):
+                    del self._queued[key]
+                    self._running.add(key)
+                    return key
+                if not self._lock.wait(LINGER_S) and next(self._startable(), None) is None:
+                    break
+            self._threads -= 1
+            return None
+
+    def _timed(self, key: PrefixKey) -> tuple[Prefix | PrefixdError, int]:
+        began, nbytes = time.monotonic(), 0
+        outcome: Prefix | PrefixdError
+        try:
+            outcome = self._load(key)
+            nbytes = sum(tensor.nbytes for tensor in outcome.tensors.values())
+        except PrefixdError as error:
+            outcome = error
+        except BaseException as error:
+            facts = {"tenant": key.tenant, "version": key.version}
+            log.exception("a prefix could not be loaded", extra={"facts": facts})  # its rows hear only of its kind
+            outcome = EngineFailure(f"prefix: loading failed with {type(error).__name__}")
+        self._observer.on_prefix_load(time.monotonic() - began, nbytes, not isinstance(outcome, PrefixdError))
+        return outcome, nbytes

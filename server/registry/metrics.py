@@ -1,0 +1,62 @@
+"""The registry's part in the metrics: whether it is there, and how long its calls take.
+
+Owns names and labels; knows neither the registry nor HTTP. Operations are the registry's methods: a closed set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.registry.link import LinkState
+
+_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class RegistryMetrics:
+    """Implements ``LinkObserver``. Thread-safe."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "prefixd_registry_operation_seconds", "Calls of the registry, by operation, those that failed among them.",
+            ("operation",), buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._errors = Counter(
+            "prefixd_registry_errors_total", "Calls that the registry could not do; its noes are none.",
+            ("operation",), registry=registry,
+        )  # fmt: skip
+        for operation in ("publish", "promote", "rollback", "delete", "undelete", "gc"):
+            self._errors.labels(operation)  # an increase shows from a 0 on, and an alert counts these one by one
+
+    def on_registry_call(self, operation: str, seconds: float, failed: bool) -> None:
+        """See LinkObserver."""
+        self._seconds.labels(operation).observe(seconds)
+        errors = self._errors.labels(operation)  # shows as 0 before the first one
+        if failed:
+            errors.inc()
+
+
+class LinkCollector(Collector):
+    """Gauges of the link's state, read when Prometheus asks."""
+
+    def __init__(self, state: Callable[[], LinkState]) -> None:
+        self._state = state
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing in advance."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """One gauge per fact."""
+        state = self._state()
+        for name, text, value in (
+            ("up", "1 while the registry answers as itself.", state.up),
+            ("age_seconds", "Since it last did; known tasks are served up to max_stale_s.", state.age_s),
+            ("wrong_id", "1 while what answers is another registry, or an emptied one.", state.wrong),
+            ("subscribed", "1 while it announces its changes; else they are polled.", state.subscribed),
+        ):
+            yield GaugeMetricFamily(f"prefixd_registry_{name}", text, value=value)

@@ -1,0 +1,133 @@
+"""The deployment's files against the code: paths, limits, times and variables that stand in both are the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any, Final
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from fastapi import FastAPI
+
+from server.routes import generate, openai, prefixes
+from server.settings import Settings
+from tests.support.paths import ROOT
+from trainer.service.routes import datasets, jobs
+from trainer.service.routes import operations as trainer_operations
+from trainer.service.settings import TrainerSettings
+
+PROXY: Final = (ROOT / "docker/proxy/haproxy.cfg").read_text()
+DOCKERFILE: Final = (ROOT / "docker/Dockerfile").read_text()
+SERVICES: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+ALSO: Final = {"PREFIXD_REGISTRY"}
+"""What commands in the trainer's image read besides its settings."""
+
+
+def paths(*routers: Any) -> list[str]:
+    """Of the routes, a parameter as some name."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    for router in routers:
+        app.include_router(router)
+    return [re.sub(r"\{[^}]*\}", "some-name", path) for path in app.openapi()["paths"]]
+
+
+def is_led_to_the_trainers(path: str) -> bool:
+    """What the proxy does with it, by its own rules."""
+    rules = dict(re.findall(r"^    acl training (path|path_beg) (.+)$", PROXY, re.M))
+    return path in rules["path"].split() or path.startswith(tuple(rules["path_beg"].split()))
+
+
+def test_the_proxy_leads_every_path_to_the_service_that_has_it() -> None:
+    trainers = paths(datasets.router, jobs.router, trainer_operations.public)
+    servers = paths(generate.router, openai.router, prefixes.router)
+    assert len(trainers) > 8 and len(servers) > 8
+    assert [path for path in trainers if not is_led_to_the_trainers(path)] == []
+    assert [path for path in servers if is_led_to_the_trainers(path)] == []
+    assert "use_backend trainers if training" in PROXY and "default_backend replicas" in PROXY
+
+
+def test_the_proxys_limits_of_uploads_are_the_services_own() -> None:
+    limits = dict(re.findall(r"deny_status 413 if ([a-z !]+) \{ req.hdr_val\(content-length\) gt (\d+) \}", PROXY))
+    servers, trainers = Settings.model_fields, TrainerSettings.model_fields
+    assert limits == {
+        "upload": str(int(servers["max_upload_bytes"].default)),
+        "dataset": str(int(trainers["max_dataset_bytes"].default)),
+        "!upload !dataset": str(int(servers["max_body_bytes"].default)),
+    }
+
+
+def test_streams_carry_a_heartbeat_before_the_proxy_gives_them_up() -> None:
+    minutes = {int(found) for found in re.findall(r"^    timeout (?:client|server) (\d+)m$", PROXY, re.M)}
+    assert min(minutes) * 60 > 2 * max(kind.model_fields["heartbeat_s"].default for kind in (Settings, TrainerSettings))
+
+
+@pytest.mark.parametrize(("service", "settings"), [("server", Settings), ("trainer", TrainerSettings)])
+def test_a_container_may_stop_for_as_long_as_its_process_drains(service: str, settings: Any) -> None:
+    grace_s = int(SERVICES[service]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > settings.model_fields["drain_timeout_s"].default + 10
+
+
+@pytest.mark.parametrize(("service", "settings"), [("server", Settings), ("trainer", TrainerSettings)])
+def test_every_variable_that_a_container_gets_is_a_setting(service: str, settings: Any) -> None:
+    stage = re.search(rf"^FROM runtime AS {service}$(.*?)(?=^# ---|\Z)", DOCKERFILE, re.M | re.S)
+    assert stage is not None
+    in_image = dict(re.findall(r"(PREFIXD_\w+)=(\S+)", stage[1]))
+    given = set(in_image) | {name for name in SERVICES[service]["environment"] if name.startswith("PREFIXD_")}
+    known = {settings.variable(name) for name in settings.model_fields}
+    assert given - known - (ALSO if service == "trainer" else set()) == set()
+    ports = {in_image[settings.variable("port")], in_image[settings.variable("admin_port")]}
+    exposed = re.search(r"^EXPOSE (.+)$", stage[1], re.M)
+    assert exposed is not None and set(exposed[1].split()) == ports
+    check = re.search(r'healthcheck.py", "(\w+)"', stage[1])
+    assert check is not None and check[1] in in_image
+
+
+def test_servers_and_trainers_have_one_registry_and_the_jobs_a_database_of_their_own() -> None:
+    environment = SERVICES["trainer"]["environment"]
+    registry = SERVICES["server"]["environment"]["PREFIXD_REGISTRY"]
+    assert environment["PREFIXD_TRAINER_REGISTRY"] == environment["PREFIXD_REGISTRY"] == registry
+    assert environment["PREFIXD_TRAINER_REDIS"] == registry.replace(":6379/0?", ":6379/1?") != registry
+
+
+def test_only_the_proxy_and_grafana_publish_ports_and_every_service_is_hardened() -> None:
+    assert {name for name, service in SERVICES.items() if service.get("ports")} == {"proxy", "grafana"}
+    for name, service in SERVICES.items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert "profiles" not in service, name
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Of something that is well at ``/health`` alone."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_the_health_check_asks_the_port_that_the_variable_names(port: int) -> None:
+    def exit_code(value: int) -> int:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "docker/healthcheck.py"), "PREFIXD_TRAINER_ADMIN_PORT"],
+            env={**os.environ, "PREFIXD_TRAINER_ADMIN_PORT": str(value)}, capture_output=True, check=False,
+        ).returncode  # fmt: skip
+
+    assert exit_code(port) == 0
+    assert exit_code(9) == 1  # the discard port: nobody is there

@@ -1,0 +1,76 @@
+"""The user of Redis that docs/operations.md names for the trainer can do all that jobs need, and nothing elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+import redis
+
+from prefixes.registry.redis.url import parse_redis_url
+from tests.support.paths import ROOT
+from tests.support.redis_server import SERVERS, RedisServer
+from trainer.jobs.job import Job, claimed, new_job, progressed, stopped
+from trainer.jobs.redis_store import RedisJobStore
+from trainer.jobs.saq_queue import PATIENCE, SaqQueue
+
+PASSWORD: Final = "of-the-trainer"
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    found = re.search(r"^(~prefixd-trainer:.*)$", (ROOT / "docs/operations.md").read_text(), re.M)
+    assert found is not None
+    with RedisServer(SERVERS[request.param]) as server:
+        with server.client() as client:
+            rules = ("on", f">{PASSWORD}", "resetchannels", *found[1].split())
+            client.execute_command("ACL", "SETUSER", "trainer", *rules)
+        yield server
+
+
+def test_the_documented_user_takes_a_job_from_its_queue_to_its_end(server: RedisServer) -> None:
+    async def work() -> Job:
+        target = parse_redis_url(f"redis://trainer:{PASSWORD}@{server.address}/1")
+        store = RedisJobStore(target.connect_asyncio())
+        queue = SaqQueue(target.connect_asyncio(patience=PATIENCE), "worker", lease_s=2)
+        ended = asyncio.Event()
+        try:
+            await store.check()
+            job = await store.create(new_job("default", "somebody", {"task": "default/a"}))
+            await queue.put(job)
+            assert await queue.dead([job]) == []
+
+            async def handle(tenant: str, job_id: str, token: int) -> None:
+                await store.change(tenant, job_id, lambda job: claimed(job, token, "worker"))
+                await queue.beat(job)
+                await store.change(tenant, job_id, lambda job: progressed(job, token, {"step": 1}, "training"))
+                await store.change(tenant, job_id, lambda job: stopped(job, token))
+                ended.set()
+
+            working = asyncio.create_task(queue.work(handle, 1))
+            with store.watch(job.id):
+                await asyncio.wait_for(ended.wait(), 30)
+            await asyncio.sleep(2.5)  # a round of what looks after lost deliveries
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            assert [event.name for event in await store.events("default", job.id)].count("progress") == 1
+            assert [found.id for found in await store.jobs("default", limit=9)] == [job.id]
+            return await store.delete("default", job.id)
+        finally:
+            await queue.close()
+            await store.close()
+
+    assert asyncio.run(work()).state == "cancelled"
+
+
+def test_the_documented_user_reads_and_flushes_nothing_else(server: RedisServer) -> None:
+    host, port = server.address.split(":")
+    with server.client() as client:
+        client.set("prefixd:registry", "x")
+    with redis.Redis(host, int(port), username="trainer", password=PASSWORD) as client:
+        for command in (("GET", "prefixd:registry"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*")):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command)

@@ -1,0 +1,114 @@
+"""What a job's process makes of its folder, when another process has begun the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prefixes.errors import PrefixdError
+from tests.support.prefixes import save_tiny_gpt2
+from tests.support.trainer import TEMPLATE, toy_pairs, write_jsonl
+from trainer.data.errors import TrainingStopped
+from trainer.files import write_json
+from trainer.service.child import Pace
+from trainer.service.request import REQUEST
+from trainer.service.run_job import read_request, run_job
+from trainer.training.checkpoint import CheckpointError
+from trainer.training.config import TrainConfig
+
+
+@dataclass
+class Listening:
+    """A listener that says stop after so many steps."""
+
+    stop_after: int = 10_000
+    steps: list[int] = field(default_factory=list)
+
+    def tell(self, event: str, **facts: Any) -> None:
+        if "step" in facts:
+            self.steps.append(facts["step"])
+
+    def should_stop(self) -> bool:
+        return bool(self.steps) and self.steps[-1] >= self.stop_after
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_tiny_gpt2(tmp_path / "backbone")
+    data = write_jsonl(tmp_path / "data.jsonl", toy_pairs(20))
+    named = data.rename(tmp_path / f"{digest(data)}.jsonl")
+    config = TrainConfig(prefix_length=3, method="direct", epochs=4, batch_size=4, validate_every=1)
+    run = {
+        "data": str(named), "validation": None, "backbone": str(tmp_path / "backbone"), "device": "cpu",
+        "dtype": "float32", "config": config.as_dict(), "template": TEMPLATE, "hold_out": 20, "defaults": {},
+        "drop_long": False, "truncate": False,
+    }  # fmt: skip
+    made = tmp_path / "run-1"
+    made.mkdir()
+    write_json(
+        made / REQUEST,
+        {"task": "default/toy", "evaluation": {"preset": "plain", "metrics": (), "limit": 2}, "threads": 1,
+         "start_text": None, "run": run},
+    )  # fmt: skip
+    return made
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_run_goes_on_as_it_began_on_a_machine_that_would_begin_it_otherwise(folder: Path) -> None:
+    """A job that a machine with a GPU had begun failed on every other: autocast was True and is False."""
+    first = Listening(stop_after=5)
+    request = json.loads((folder / REQUEST).read_text())
+    request["run"]["autocast"] = True  # as a GPU chooses it
+    write_json(folder / REQUEST, request)
+    with pytest.raises(TrainingStopped):
+        run_job(folder, first, Pace())
+    del request["run"]["autocast"]
+    write_json(folder / REQUEST, request)
+    assert read_request(folder).run.autocast
+    second = Listening()
+    run_job(folder, second, Pace())
+    assert second.steps[0] > 5
+    report = json.loads((folder / "report.json").read_text())
+    assert report["cost"]["tokens"] == report["tokens"] > 0
+    assert {"seconds", "tokens_per_second", "peak_memory_bytes"} <= report["cost"].keys()
+
+
+def test_options_that_cannot_be_read_are_a_named_error(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="run's options"):
+        read_request(folder)
+
+
+def test_scoring_takes_no_more_threads_than_its_job_may(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    from server.engine import kernels
+    from trainer.evaluation import generate
+
+    chosen = kernels.select_kernels
+
+    def select(device: torch.device, dtype: torch.dtype, *, threads: int | None = None) -> Any:
+        asked.append(threads)
+        return chosen(device, dtype, threads=threads)
+
+    monkeypatch.setattr(generate, "select_kernels", select)
+    run_job(folder, Listening(), Pace())
+    assert asked == [1]
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It made a report that was no JSON."""
+    from trainer.training import loop
+
+    monkeypatch.setattr(loop, "token_loss", lambda *_: float("nan"))
+    with pytest.raises(PrefixdError, match="finite validation loss") as caught:
+        run_job(folder, Listening(), Pace())
+    assert caught.value.code == "training_diverged"

@@ -1,0 +1,63 @@
+"""What ``prefixd jobs`` and ``prefixd datasets`` share: which trainer, how a command fails.
+
+Owns the common options and the exit codes: 0; 1 for an error told in one line on stderr, and for a job that failed; 2
+for wrong usage; 3 for a job that was cancelled; 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Annotated, Final, ParamSpec
+
+import typer
+
+from prefixes.cli.target import JsonOption
+from trainer.cli.options import named_errors
+from trainer.client.client import TrainerClient
+
+__all__ = ["JsonOption"]
+
+P = ParamSpec("P")
+
+DEFAULT_URL: Final = "http://127.0.0.1:8100"
+CANCELLED: Final = 3
+INTERRUPTED: Final = 130
+
+TrainerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trainer",
+        metavar="URL",
+        help=f"The running trainer. [env: PREFIXD_TRAINER; PREFIXD_API_KEY for its key] [default: {DEFAULT_URL}]",
+        show_default=False,
+    ),
+]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id, job-…", show_default=False)]
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a command whose errors are one line on stderr and exit code 1, never a traceback."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            with named_errors():
+                function(*args, **kwargs)
+
+        app.command(name)(guarded)
+        return guarded
+
+    return register
+
+
+def opened(trainer: str | None) -> TrainerClient:
+    """A client of the trainer that the option or the environment names, else of this machine's."""
+    url = trainer or os.environ.get("PREFIXD_TRAINER") or DEFAULT_URL
+    return TrainerClient(url, api_key=os.environ.get("PREFIXD_API_KEY") or None)
+
+
+def note(text: str) -> None:
+    """Something for people, on stderr; stdout is for what a script wants."""
+    typer.echo(text, err=True)

@@ -1,0 +1,47 @@
+"""What a training run shows on a terminal: a progress bar and a closing table. Knows nothing of how it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from trainer.training.loop import Progress as Step
+from trainer.training.run import RunRequest
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
+    """A bar on ``console``; what it yields is told every step."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[rate]}"), console=console) as progress:
+        bar, smooth = progress.add_task("loading", total=None, rate=""), [0.0]
+
+        def report(step: Step) -> None:
+            smooth[0] = 0.95 * smooth[0] + 0.05 * step.loss if smooth[0] else step.loss
+            speed = progress.tasks[0].speed
+            progress.update(
+                bar,
+                total=step.total,
+                completed=step.step,
+                description=f"epoch {step.epoch + 1} loss {smooth[0]:.3f}",
+                rate=f"{speed:.1f} steps/s" if speed else "",
+            )
+            if step.validation_loss is not None:
+                progress.console.print(f"step {step.step}: validation loss per token {step.validation_loss:.4f}")
+
+        yield report
+
+
+def print_summary(console: Console, request: RunRequest, version: str, record: Mapping[str, Any]) -> None:
+    """A finished run's table."""
+    table = Table(show_header=False)
+    table.add_row("version", version)
+    table.add_row("validation loss per token", str(record["scores"]["validation_loss_per_token"]))
+    table.add_row("seconds", str(record["seconds"]))
+    table.add_row("results", str(request.output))
+    console.print(table)

@@ -1,0 +1,221 @@
+"""TrainerClient: a running trainer service over HTTP.
+
+Owns the contract of its routes from the caller's side: paths, bodies, the upload's bytes, the events of a job. Errors
+are the service's own, by their codes. Waits for nothing and tries nothing again, see ``client_watch``. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+import trainer.data.errors
+import trainer.jobs.errors  # noqa: F401  # what the service's codes mean here
+from prefixes.errors import InvalidName, PrefixdError
+from prefixes.remote import Remote
+from trainer.data.files import DatasetNotFound, check_digest
+from trainer.data.lines import InvalidData
+
+CHUNK: Final = 1 << 20
+"""Bytes of a dataset in memory at once."""
+_JOB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
+
+
+class TrainerUnavailable(PrefixdError):
+    """The trainer cannot be reached, or what answers is none."""
+
+    code = "trainer_unavailable"
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job: ``state`` or ``progress``. ``id`` is what to go on behind."""
+
+    id: str
+    name: str
+    data: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As one JSON object: ``id``, ``event``, ``data``."""
+        return {"id": self.id, "event": self.name, "data": dict(self.data)}
+
+
+class TrainerClient:
+    """Every method raises TrainerUnavailable, and the errors that the service names. A context manager."""
+
+    def __init__(self, url: str, *, api_key: str | None = None, client: httpx.Client | None = None) -> None:
+        """``url`` is the service's, such as ``http://localhost:8100``."""
+        self._trainer = Remote("trainer", TrainerUnavailable, url, api_key=api_key, client=client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._trainer.close()
+
+    # --- datasets ---
+
+    def dataset(self, digest: str) -> dict[str, Any] | None:
+        """What is known of a dataset, None for one that is unknown."""
+        try:
+            return self._object(self._trainer.json("GET", f"/datasets/{check_digest(digest)}"), "dataset", str)
+        except DatasetNotFound:
+            return None
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """What is known of every dataset, the newest first."""
+        return self._listed(self._trainer.json("GET", "/datasets"), "datasets", "dataset")
+
+    def upload(
+        self, path: Path, size: int, *, name: str | None = None, sent: Callable[[int], object] = lambda count: None
+    ) -> dict[str, Any]:
+        """What is known of the dataset that the first ``size`` bytes of a file have become.
+
+        ``sent`` is told how many bytes each part had. Raises InvalidData where the file cannot be read, or is shorter.
+        """
+        answer = self._trainer.json(
+            "POST",
+            "/datasets",
+            params={} if name is None else {"name": name},
+            headers={"content-type": "application/x-ndjson", "content-length": str(size)},
+            content=_parts(path, size, sent),
+        )
+        return self._object(answer, "dataset", str)
+
+    def delete_dataset(self, digest: str) -> None:
+        """Remove a dataset. Raises DatasetNotFound, Conflict for one that a job needs."""
+        self._trainer.send("DELETE", f"/datasets/{check_digest(digest)}")
+
+    # --- jobs ---
+
+    def submit(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The queued job that ``body``, a JobBody of the service's, asks for."""
+        return self._job(self._trainer.json("POST", "/jobs", json=dict(body)))
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """What is known of a job. Raises JobNotFound."""
+        return self._job(self._trainer.json("GET", _path(job_id)))
+
+    def jobs(self, *, state: str | None = None, limit: int) -> list[dict[str, Any]]:
+        """The newest ``limit`` jobs, or the newest that are in ``state``; page after page, as far as that takes."""
+        found: list[dict[str, Any]] = []
+        before = None
+        while len(found) < limit:
+            wanted = {"state": state, "limit": min(1000, limit if state is None else 1000), "before": before}
+            page = self._trainer.json(
+                "GET", "/jobs", params={name: value for name, value in wanted.items() if value is not None}
+            )
+            found += map(self._job, self._listed(page, "jobs", "id"))
+            before = page.get("next")
+            if before is None:
+                break
+        return found[:limit]
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """The job, cancelled or about to be. Raises JobNotFound, Conflict."""
+        return self._job(self._trainer.json("POST", f"{_path(job_id)}/cancel"))
+
+    def retry(self, job_id: str) -> dict[str, Any]:
+        """The job, queued again. Raises JobNotFound, Conflict."""
+        return self._job(self._trainer.json("POST", f"{_path(job_id)}/retry"))
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job that has ended. Raises JobNotFound, Conflict."""
+        self._trainer.send("DELETE", _path(job_id))
+
+    def report(self, job_id: str, form: str) -> bytes:
+        """A finished job's report, ``form`` being html or json. Raises JobNotFound, Conflict."""
+        return self._trainer.send("GET", f"{_path(job_id)}/report", params={"format": form}).content
+
+    @contextmanager
+    def events(self, job_id: str, after: str | None = None) -> Iterator[Iterator[JobEvent | None]]:
+        """The job's events as they come, from the first on or behind the one with the id ``after``; None is a sign of
+        life.
+
+        They end with the job, or when the service does; none where the job has ended and all have been told. Within
+        the block the service has answered; the iterator raises as every method does.
+        """
+        headers = {"accept": "text/event-stream"} | ({} if after is None else {"last-event-id": after})
+        with self._trainer.stream("GET", f"{_path(job_id)}/events", headers=headers) as response:
+            yield self._events(_lines(response.iter_bytes()))
+
+    # --- inside ---
+
+    def _events(self, lines: Iterable[str]) -> Iterator[JobEvent | None]:
+        fields: dict[str, str] = {}
+        for line in lines:
+            if line.startswith(":"):
+                yield None
+                continue
+            if line:
+                field, _, value = line.partition(":")
+                fields[field] = value.removeprefix(" ")
+                continue
+            if "data" in fields:
+                try:
+                    data = json.loads(fields["data"])
+                except ValueError:
+                    data = None
+                if not isinstance(data, dict) or not {"id", "event"} <= set(fields):
+                    raise self._trainer.foreign("an event of a job")
+                yield JobEvent(fields["id"], fields["event"], data)
+            fields.clear()
+
+    def _job(self, answer: Any) -> dict[str, Any]:
+        job = self._object(answer, "id", str)
+        self._object(job, "state", str)
+        return job
+
+    def _object(self, answer: Any, field: str, kind: type) -> dict[str, Any]:
+        if not isinstance(answer, dict) or not isinstance(answer.get(field), kind):
+            raise self._trainer.foreign(f"an object with {field!r}")
+        return answer
+
+    def _listed(self, answer: Any, field: str, within: str) -> list[dict[str, Any]]:
+        items: list[Any] = self._object(answer, field, list)[field]
+        return [self._object(item, within, str) for item in items]
+
+
+def _path(job_id: str) -> str:
+    """Nothing that is typed becomes another route."""
+    if not _JOB.fullmatch(job_id):
+        raise InvalidName(f"job: expected an id, job-…, got {job_id[:80]!r}", got=job_id[:80])
+    return f"/jobs/{job_id}"
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Lines that end with a line feed; others that Unicode knows, as httpx splits at, are text."""
+    begun = b""
+    for piece in pieces:
+        *lines, begun = (begun + piece).split(b"\n")
+        yield from (line.removesuffix(b"\r").decode(errors="replace") for line in lines)
+
+
+def _parts(path: Path, size: int, sent: Callable[[int], object]) -> Iterator[bytes]:
+    left = size
+    try:
+        with path.open("rb", buffering=0) as file:
+            while left:
+                part = file.read(min(CHUNK, left))
+                if not part:
+                    found = size - left
+                    raise InvalidData(f"{path}: expected {size} bytes, found {found}: it changed while it was sent")
+                left -= len(part)
+                yield part
+                sent(len(part))
+    except OSError as error:
+        raise InvalidData(f"{path}: expected a file, got {error.strerror or error}") from error

@@ -1,0 +1,54 @@
+"""Training data: a JSONL file of ``{"input", "target"}`` lines.
+
+Owns what is read from a file and the split by input; what a line looks like is ``dataset_lines``'. Knows no tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from trainer.data.corpora import held_out
+from trainer.data.lines import Example, InvalidData, LineReader
+
+__all__ = ["Dataset", "Example", "InvalidData", "read_dataset"]
+
+HOLD_OUT_SALT: Final = "validation:"
+"""Another split than ``prefixd convert --split``: by the same hash, nothing of its training side would be held out."""
+_CHUNK: Final = 1 << 20  # bytes read at once
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The examples of a file, the sha256 of its bytes, and what errors call it."""
+
+    examples: tuple[Example, ...]
+    digest: str
+    name: str = "data"
+
+    def split(self, percent: int) -> tuple[Dataset, Dataset]:
+        """Training and validation part; ``percent`` of the inputs, by their hash, are held out with all their lines."""
+        sides: dict[bool, list[Example]] = {False: [], True: []}
+        for example in self.examples:
+            sides[held_out(example.input, percent, salt=HOLD_OUT_SALT)].append(example)
+        return replace(self, examples=tuple(sides[False])), replace(self, examples=tuple(sides[True]))
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read a JSONL file. InvalidData names the line, the field, what was expected and what was there.
+
+    Besides the examples, a chunk of the file is in memory, never the whole.
+    """
+    reader, digest = LineReader(path.name), hashlib.sha256()
+    examples: list[Example] = []
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                examples.extend(reader.feed(chunk))
+    except OSError as error:
+        raise InvalidData(f"{path}: expected a UTF-8 JSONL file, got {error}", path=str(path)) from error
+    examples.extend(reader.finish())
+    return Dataset(tuple(examples), f"sha256:{digest.hexdigest()}", path.name)

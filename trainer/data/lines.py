@@ -1,0 +1,130 @@
+"""The lines of a training file, as its bytes arrive: JSONL of ``{"input", "target"}``.
+
+Owns the format of a line and every message about a bad one, the same for a file that is read and for an upload that
+still comes in; holds one line at a time. Knows neither files nor sockets, and quotes no text in a message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prefixes.errors import PrefixdError
+from trainer.data.corpora import encodable
+
+MAX_LINE: Final = 1 << 20
+"""Bytes of a line at most: many times what the window of a model here can hold."""
+FIELDS: Final = ("input", "target")
+_SHOWN: Final = 8  # names of other fields that a message shows, and
+_CUT: Final = 40  # so many characters of each
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class InvalidData(PrefixdError):
+    """A training file is missing, or one of its lines is not what the format asks for."""
+
+    code = "invalid_data"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line: the input as the server will get it, and the output to learn."""
+
+    line: int
+    input: str
+    target: str
+
+
+class LineReader:
+    """Cuts bytes into lines and reads them. Lines end with a line feed, before which a carriage return is no text.
+
+    Blank lines are skipped, and counted like any other. The last line needs no end.
+    """
+
+    def __init__(self, name: str) -> None:
+        """``name`` is what messages call the file."""
+        self.examples = 0
+        self._name = name
+        self._number = 0  # of lines that have ended
+        self._begun = bytearray()  # of the line that has not
+
+    def feed(self, chunk: bytes) -> Iterator[Example]:
+        """The examples of the lines that end within ``chunk``; read it to its end before the next call.
+
+        Raises InvalidData, which names the line, the field, what was expected and what was there.
+        """
+        begin = 0
+        while (end := chunk.find(b"\n", begin)) >= 0:
+            self._check_length(len(self._begun) + end - begin)
+            line = bytes(self._begun) + chunk[begin:end]
+            self._begun.clear()
+            yield from self._read(line)
+            begin = end + 1
+        self._check_length(len(self._begun) + len(chunk) - begin)
+        self._begun += chunk[begin:]
+
+    def finish(self) -> Iterator[Example]:
+        """The example of a last line without an end. Raises InvalidData, also where there was no line at all."""
+        line = bytes(self._begun)
+        self._begun.clear()
+        yield from self._read(line)
+        if not self.examples:
+            raise InvalidData(f"{self._name}: expected at least one line, got none")
+
+    def _read(self, line: bytes) -> Iterator[Example]:
+        self._number += 1
+        text = self._text(line)
+        if text.strip():
+            example = self._example(text)
+            self.examples += 1
+            yield example
+
+    def _text(self, line: bytes) -> str:
+        if self._number == 1 and line.startswith(_BOM):
+            raise self._bad("expected UTF-8 without a byte order mark, got one")
+        if b"\0" in line:
+            raise self._bad("expected UTF-8 text, got a NUL byte (UTF-16 has them)")
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            got = f"the byte 0x{line[error.start]:02x} at {error.start + 1}"
+            raise self._bad(f"expected UTF-8, got {got} ({error.reason})") from None
+
+    def _example(self, text: str) -> Example:
+        try:
+            record: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise self._bad(f"expected JSON, got {error.msg} at character {error.pos + 1}") from None
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets within brackets
+            raise self._bad(f"expected JSON, got {error}") from None
+        if not isinstance(record, dict) or set(record) != set(FIELDS):
+            got = _names(record) if isinstance(record, dict) else type(record).__name__
+            raise self._bad(f"expected an object with 'input' and 'target', got {got}")
+        for field in FIELDS:
+            value = record[field]
+            if not isinstance(value, str) or not value.strip():
+                raise self._bad_field(field, "an empty one" if isinstance(value, str) else type(value).__name__)
+            try:
+                encodable(value)
+            except ValueError as error:
+                raise self._bad_field(field, str(error)) from None
+        return Example(self._number, record["input"], record["target"])
+
+    def _check_length(self, length: int) -> None:
+        if length > MAX_LINE:
+            self._number += 1
+            raise self._bad(f"expected at most {MAX_LINE} bytes, got more")
+
+    def _bad(self, what: str) -> InvalidData:
+        return InvalidData(f"{self._name} line {self._number}: {what}", line=self._number)
+
+    def _bad_field(self, field: str, got: str) -> InvalidData:
+        message = f"{self._name} line {self._number}, field {field!r}: expected a text, got {got}"
+        return InvalidData(message, line=self._number, field=field)
+
+
+def _names(record: dict[str, Any]) -> list[str]:
+    """The fields that are there, cut so that no line's text fills a message."""
+    return [name[:_CUT] for name in sorted(record)[:_SHOWN]]

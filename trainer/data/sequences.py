@@ -1,0 +1,193 @@
+"""From texts to token sequences to padded batches, for a decoder alone and for an encoder-decoder alike.
+
+Owns where input and target go, what is learnt, and the order of batches, which is a pure function of seed and epoch, so
+that a resumed run continues exactly. Knows no model.
+
+Without an encoder a sequence is ``input target end``; with one the encoder reads the input, and the decoder
+``start begin target end``, BART's ``</s><s>…</s>``. Learnt is everything from the target's first token on, ``begin``
+included: the server generates it too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prefixes.backbone import Backbone
+from prefixes.spec import PrefixSpec, split_template
+from trainer.data.dataset import Dataset, Example, InvalidData
+
+BUCKET_BATCHES = 50  # so many batches' worth of shuffled examples are sorted by length together
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """What the decoder reads, the index ``start`` of its first token to learn, and what the encoder reads, if any."""
+
+    ids: tuple[int, ...]
+    start: int
+    input_ids: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """To sort by, so that like lengths come together."""
+        return len(self.input_ids), len(self.ids)
+
+    @property
+    def learnt(self) -> int:
+        """How many of its tokens are learnt."""
+        return len(self.ids) - self.start
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens go through the model: nothing is read behind the last one, which is learnt alone."""
+        return len(self.input_ids) + len(self.ids) - 1
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The examples that fit; how many were left out, and how many inputs were cut."""
+
+    examples: Sequence[TokenExample] = ()
+    dropped: int = 0
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The encoder's part of a batch, right-padded."""
+
+    ids: Tensor  # (sequences, input length) int64
+    lengths: Tensor  # (sequences,) int64: how many of them are real
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A right-padded batch. ``predict`` are flat indices into ``ids`` whose next token, ``targets``, is learnt.
+
+    ``ids`` are all of a sequence but its last token.
+    """
+
+    ids: Tensor  # (sequences, length) int64
+    predict: Tensor  # (learnt,) int64, into ids.flatten()
+    targets: Tensor  # (learnt,) int64
+    sequence: Tensor  # (learnt,) int64: which sequence each learnt token belongs to
+    inputs: Inputs | None  # None where the decoder reads the input itself
+
+
+def target_opening(backbone: Backbone) -> tuple[int, ...]:
+    """What every output begins with: the forced first token, else what the backbone's inputs begin with.
+
+    BART's ``<s>``; nothing for a decoder alone, whose outputs go on where the input ends.
+    """
+    if backbone.forced_first is not None:
+        return (backbone.forced_first,)
+    return tuple(backbone.prompt_encoder.encode_literal(split_template(backbone.input_template)[0]))
+
+
+def tokenize(
+    backbone: Backbone, plan: PrefixSpec, dataset: Dataset, *, drop_long: bool = False, truncate: bool = False
+) -> Tokenized:
+    """Tokenise every example as the server does its prompts, and put its target where the server generates.
+
+    What passes the window raises InvalidData with file and line. With ``truncate`` an input loses its end instead, with
+    ``drop_long`` the line is left out; a target is never cut.
+    """
+    opening = target_opening(backbone)
+    made: list[TokenExample] = []
+    cut = 0
+    for example in dataset.examples:
+        try:
+            fitted, was_cut = _fit(backbone, plan, opening, example, truncate)
+        except InvalidData as error:
+            if not drop_long:
+                raise InvalidData(f"{dataset.name} {error.message}", **error.detail) from None
+        else:
+            made.append(fitted)
+            cut += was_cut
+    if dataset.examples and not made:
+        raise InvalidData(f"{dataset.name}: no example fits the window of {backbone.spec.max_positions} positions")
+    return Tokenized(made, len(dataset.examples) - len(made), cut)
+
+
+def _fit(
+    backbone: Backbone, plan: PrefixSpec, opening: tuple[int, ...], example: Example, truncate: bool
+) -> tuple[TokenExample, bool]:
+    """One example's sequences, and whether its input was cut.
+
+    Raises InvalidData, the file not yet named, where they pass the window.
+    """
+    encoder, spec, start = backbone.prompt_encoder, backbone.spec, backbone.decoder_prompt
+    prompt = encoder.encode(plan.template, example.input)
+    target = (*opening, *encoder.encode_text(example.target), backbone.eos_token_ids[0])
+    most = spec.max_positions - plan.position_offset("decoder") - len(start)
+    if len(target) > most:
+        raise _too_long(example, "target", most, len(target), "--drop-long leaves such lines out")
+    encoded = spec.input_site == "encoder"
+    room = spec.input_room(plan) if encoded else most - len(target)
+    fitting = encoder.cut(plan.template, prompt, room) if truncate or len(prompt) <= room else None
+    if fitting is None:
+        beside = "" if encoded else f" beside a target of {len(target)}"
+        remedy = "--truncate cuts inputs, --drop-long leaves such lines out"
+        raise _too_long(example, f"input and template{beside}", room, len(prompt), remedy)
+    read, before = (tuple(fitting), start) if encoded else ((), (*start, *fitting))
+    return TokenExample((*before, *target), len(before), read), len(fitting) < len(prompt)
+
+
+def _too_long(example: Example, what: str, expected: int, got: int, remedy: str) -> InvalidData:
+    return InvalidData(
+        f"line {example.line}: expected at most {expected} tokens of {what}, got {got} ({remedy})",
+        line=example.line,
+        expected=expected,
+        got=got,
+    )
+
+
+def epoch_batches(examples: Sequence[TokenExample], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of an epoch, as indices: shuffled, like lengths together within a window, shuffled again."""
+    rng = random.Random(f"{seed}/{epoch}")
+    order = list(range(len(examples)))
+    rng.shuffle(order)
+    made: list[list[int]] = []
+    for begin in range(0, len(order), BUCKET_BATCHES * size):
+        bucket = sorted(order[begin : begin + BUCKET_BATCHES * size], key=lambda index: examples[index].size)
+        made += [bucket[index : index + size] for index in range(0, len(bucket), size)]
+    rng.shuffle(made)
+    return made
+
+
+def collate(examples: Sequence[TokenExample], pad: int, device: torch.device | str = "cpu") -> Batch:
+    """Pad on the right; only what stands behind ``start`` is learnt. All examples have inputs, or none has."""
+    ids = _padded([example.ids[:-1] for example in examples], pad)
+    predict, targets, sequence = [], [], []
+    for row, example in enumerate(examples):
+        for index in range(example.start, len(example.ids)):
+            predict.append(row * ids.shape[1] + index - 1)
+            targets.append(example.ids[index])
+            sequence.append(row)
+    inputs = None
+    if any(example.input_ids for example in examples):
+        lengths = torch.tensor([len(example.input_ids) for example in examples], device=device)
+        inputs = Inputs(_padded([example.input_ids for example in examples], pad).to(device), lengths)
+    learnt = [torch.tensor(values, device=device) for values in (predict, targets, sequence)]
+    return Batch(ids.to(device), learnt[0], learnt[1], learnt[2], inputs)
+
+
+def split_batch(examples: Sequence[TokenExample], parts: int) -> list[Sequence[TokenExample]]:
+    """``parts`` micro-batches, like lengths together, of as equal numbers as there can be; none is empty."""
+    ordered = sorted(examples, key=lambda example: example.size)
+    parts = min(parts, len(ordered))
+    bounds = [len(ordered) * part // parts for part in range(parts + 1)]
+    return [ordered[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    ids = torch.full((len(rows), max(len(row) for row in rows)), pad, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+    return ids

@@ -1,0 +1,103 @@
+"""DatasetStore: the datasets that tenants uploaded to the trainer, each named by the digest of its content.
+
+Owns what a dataset is and when it is there: its bytes come first, what is known of it last, both whole, under the
+tenant's lock. Knows no HTTP and no job; calls are synchronous and safe for threads, processes and machines that share
+the folder.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from prefixes.errors import PrefixdError
+from prefixes.registry.transitions import now
+from prefixes.spec import check_name
+from trainer.data.files import (
+    UPLOAD,
+    UPLOAD_S,
+    DatasetFiles,
+    DatasetInfo,
+    DatasetNotFound,
+    data_parts,
+    folder,
+    info_parts,
+)
+from trainer.data.upload import Upload
+
+__all__ = ["DatasetInfo", "DatasetNotFound", "DatasetStore", "Upload"]
+
+
+class DatasetStore:
+    """See the module. Every method raises DatasetsUnavailable where the disk fails, InvalidName for a bad name."""
+
+    def __init__(self, root: Path, *, lock_timeout_s: float = 30.0) -> None:
+        """The store in ``root``, which is made when the first upload comes."""
+        self._files = DatasetFiles(root, lock_timeout_s)
+
+    def begin(self, tenant: str, *, max_bytes: int, name: str | None = None) -> Upload:
+        """Begin an upload of at most ``max_bytes``; ``name``, of the form of a task's, is what lists show.
+
+        Raises DiskFull.
+        """
+        if name is not None:
+            check_name("dataset", name)
+        self._files.sweep(*folder(tenant), prefix=UPLOAD, older_s=UPLOAD_S)
+
+        def keep(source: tuple[str, ...], digest: str, lines: int, size: int) -> DatasetInfo:
+            return self._keep(source, DatasetInfo(tenant, digest, lines, size, now(), name))
+
+        return Upload(self._files, tenant, max_bytes=max_bytes, keep=keep)
+
+    def info(self, tenant: str, digest: str) -> DatasetInfo:
+        """What is known of a dataset. DatasetNotFound for none, or another tenant's."""
+        return self._files.info(tenant, digest)
+
+    def list(self, tenant: str) -> list[DatasetInfo]:
+        """Every dataset of the tenant, the newest first."""
+        return sorted(self._files.known(tenant), key=lambda info: (info.created_at, info.digest), reverse=True)
+
+    def path(self, tenant: str, digest: str) -> Path:
+        """The file with a dataset's bytes, for this machine alone. DatasetNotFound as in ``info``.
+
+        Its size is compared; who reads it all compares the digest (``read_dataset`` tells it).
+        """
+        info = self.info(tenant, digest)
+        parts = data_parts(tenant, digest)
+        size = self._files.size(*parts)
+        if size != info.bytes:
+            self.info(tenant, digest)  # or it was deleted between the two looks
+            raise self._damaged(parts, f"expected {info.bytes} bytes, found {size}")
+        return self._files.path(*parts)
+
+    def delete(self, tenant: str, digest: str) -> None:
+        """Remove a dataset; who has it open reads on. DatasetNotFound as in ``info``."""
+        parts = info_parts(tenant, digest)
+        self.info(tenant, digest)  # a tenant that is unknown gets no folder
+        with self._files.lock(*folder(tenant)):
+            self.info(tenant, digest)
+            self._files.remove(*parts)
+            self._files.tidy(tenant)
+
+    def _keep(self, source: tuple[str, ...], info: DatasetInfo) -> DatasetInfo:
+        """Make the synced file ``source`` a dataset, or leave the same one alone that is there."""
+        with self._files.lock(*folder(info.tenant)):
+            self._files.tidy(info.tenant)
+            parts = data_parts(info.tenant, info.digest)
+            try:
+                known = self._files.info(info.tenant, info.digest)
+                if self._files.size(*parts) == info.bytes == known.bytes:
+                    return known
+            except PrefixdError:
+                pass  # there is none, or it is damaged: its content mends it
+            try:
+                self._files.place(source, *parts)
+                self._files.write_info(info)
+            except BaseException:
+                with suppress(PrefixdError):
+                    self._files.tidy(info.tenant)  # bytes that nothing tells of
+                raise
+            return info
+
+    def _damaged(self, parts: tuple[str, ...], what: str) -> PrefixdError:
+        return self._files.failed(f"{'/'.join(parts)}: {what}")

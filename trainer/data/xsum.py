@@ -1,0 +1,73 @@
+"""Reader of XSum in the two forms it is passed around in: JSONL as dataset hubs give it, and line-aligned files.
+
+Owns these formats; knows no tokenizer and no training. XSum itself is not distributed with this project.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.data.corpora import CorpusError, Pair, encodable, read_lines
+
+FIELDS = ("document", "summary", "id")
+
+
+def read_xsum(path: Path) -> Iterator[Pair]:
+    """Articles and summaries, their line breaks as spaces.
+
+    ``path`` is a JSONL of ``{"document", "summary", "id"}`` lines, or, without an ending, the common beginning of
+    ``path.source`` and ``path.target``, of which line belongs to line (``xsum/train``, as the paper's code reads it).
+    CorpusError names file, line and field.
+    """
+    aligned = [path.with_name(f"{path.name}.{side}") for side in ("source", "target")]
+    if path.is_file():
+        return _read_jsonl(path)
+    if any(side.exists() for side in aligned):
+        return _read_aligned(aligned[0], aligned[1])
+    raise CorpusError(
+        f"cannot read {path}: expected a JSONL file, or {aligned[0].name} and {aligned[1].name} beside each other",
+        path=str(path),
+    )
+
+
+def _read_jsonl(path: Path) -> Iterator[Pair]:
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise CorpusError(f"{where}: expected JSON, got {error}", line=number) from error
+        if not isinstance(record, dict):
+            raise CorpusError(f"{where}: expected an object, got {type(record).__name__}", line=number)
+        document, summary, origin = (_field(where, number, record, name) for name in FIELDS)
+        yield Pair(document, summary, origin)
+
+
+def _field(where: str, number: int, record: dict[str, object], name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        got = "an empty one" if isinstance(value, str) else "none" if name not in record else type(value).__name__
+        raise CorpusError(f"{where}, field {name!r}: expected a text, got {got}", line=number, field=name)
+    try:
+        return " ".join(encodable(value).split())
+    except ValueError as error:
+        raise CorpusError(f"{where}, field {name!r}: expected a text, got {error}", line=number, field=name) from None
+
+
+def _read_aligned(source: Path, target: Path) -> Iterator[Pair]:
+    documents, summaries = read_lines(source), read_lines(target)
+    if len(documents) != len(summaries):
+        raise CorpusError(
+            f"{source.name} and {target.name}: expected as many lines in both, got {len(documents)} and "
+            f"{len(summaries)}"
+        )
+    for number, texts in enumerate(zip(documents, summaries, strict=True), 1):
+        document, summary = (" ".join(text.split()) for text in texts)
+        for path, text in ((source, document), (target, summary)):
+            if not text:
+                raise CorpusError(f"{path.name} line {number}: expected a text, got an empty line", line=number)
+        yield Pair(document, summary, f"{source.stem}/{number}")

@@ -1,0 +1,175 @@
+"""Make the demo prefixes that ship with the demo backbones: convert, train, score, and put the artifacts in place.
+
+    python -m trainer.demos.demo --corpora ../shared/data
+
+Owns the demo's settings, the same as ``docs/demo.md`` gives as ``prefixd`` commands; the backbones themselves come from
+``trainer.demos.pretrain``. WebNLG, and DART's part of it, never go in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+import typer
+from rich.console import Console
+
+from prefixes.artifact import read_prefix
+from prefixes.backbone import load_backbone
+from prefixes.checkpoint import DEMOS
+from trainer.cli.terminal import progress_bar
+from trainer.data.convert import Conversion, convert
+from trainer.data.dataset import read_dataset
+from trainer.evaluation.evaluate import evaluate
+from trainer.files import write_bytes, write_json
+from trainer.training.config import DEMO_TEMPLATE, TrainConfig
+from trainer.training.run import RunRequest, run_training
+
+DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
+SUMMARY_DECODING: Final[Mapping[str, Any]] = {
+    "num_beams": 4, "max_new_tokens": 60, "length_penalty": 0.8, "no_repeat_ngram_size": 3, "truncate": True,
+}  # fmt: skip
+BART_TEMPLATE: Final = "<s><mask> ||{input}</s>"  # a hidden text before what it belongs to, as in the pretraining
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """One prefix: what it is trained, validated and tested on, and how."""
+
+    name: str
+    train: Conversion
+    train_file: str
+    test: Conversion
+    test_file: str
+    metric: str
+    validation_sample: int | None  # lines of the held-out side; None is all
+    config: TrainConfig
+    backbone: str = "demo"
+    template: str = DEMO_TEMPLATE
+    decoding: Mapping[str, Any] = field(default_factory=lambda: DECODING)
+
+
+def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
+    """GPT-2's three tasks (E2E, DART, and E2E reversed) and BART's two (E2E, SciTLDR)."""
+    return (*_gpt2_tasks(seed), *_bart_tasks(seed))
+
+
+def _bart_tasks(seed: int) -> tuple[DemoTask, ...]:
+    shared: dict[str, Any] = {"learning_rate": 1e-3, "seed": seed, "validate_every": 100, "reduction": "token"}
+    bart: dict[str, Any] = {"backbone": "demo-bart", "template": BART_TEMPLATE}
+    return (
+        DemoTask(
+            "e2e-bart",
+            Conversion("e2e", "train", clean=True, sample=12000),
+            "e2e/src1_train.txt",
+            Conversion("e2e", clean=True),
+            "e2e/src1_test.txt",
+            "bleu",
+            400,
+            TrainConfig(prefix_length=10, init="The restaurant serves food.", epochs=1, batch_size=24, **shared),
+            **bart,
+        ),
+        DemoTask(
+            "scitldr",
+            Conversion("scitldr", "train"),
+            "scitldr/train.jsonl",
+            Conversion("scitldr"),
+            "scitldr/test.jsonl",
+            "rouge",
+            None,
+            TrainConfig(prefix_length=20, init="We summarize the paper.", epochs=2, batch_size=8, **shared),
+            decoding=SUMMARY_DECODING,
+            **bart,
+        ),
+    )
+
+
+def _gpt2_tasks(seed: int) -> tuple[DemoTask, ...]:
+    shared: dict[str, Any] = {"batch_size": 24, "learning_rate": 1e-3, "seed": seed, "validate_every": 100}
+    train, test = "e2e/src1_train.txt", "e2e/src1_test.txt"
+    dart = ("webnlg",)
+    return (
+        DemoTask(
+            "e2e",
+            Conversion("e2e", "train", clean=True, sample=12000),
+            train,
+            Conversion("e2e", clean=True),
+            test,
+            "bleu",
+            400,
+            TrainConfig(prefix_length=6, init="table-to-text:", epochs=1, **shared),
+        ),
+        DemoTask(
+            "dart",
+            Conversion("dart", "train", without=dart),
+            "dart/dev.json",
+            Conversion("dart", without=dart),
+            "dart/test.json",
+            "bleu",
+            None,
+            TrainConfig(prefix_length=12, init="triples-to-text:", epochs=3, **shared),
+        ),
+        DemoTask(
+            "e2e-fields",
+            Conversion("e2e", "train", clean=True, reverse=True, sample=6000),
+            train,
+            Conversion("e2e", clean=True, reverse=True, sample=1000),
+            test,
+            "fields",
+            400,
+            TrainConfig(prefix_length=6, init="text-to-table:", epochs=1, **shared),
+        ),
+    )
+
+
+def make(task: DemoTask, corpora: Path, work: Path) -> Path:
+    """Train ``task``; the result folder. A folder that holds a killed run of it is gone on with."""
+    data, validation = work / f"{task.name}.jsonl", work / f"{task.name}-validation.jsonl"
+    convert(task.train, corpora / task.train_file, data)
+    convert(replace(task.train, split="held-out", sample=task.validation_sample), corpora / task.train_file, validation)
+    request = RunRequest(
+        data=data,
+        backbone=task.backbone,
+        template=task.template,
+        output=work / task.name,
+        config=task.config,
+        validation=validation,
+        defaults=task.decoding,
+        truncate=bool(task.decoding.get("truncate")),
+    )
+    with progress_bar(Console(stderr=True)) as report:
+        run_training(request, resume=True, report=report)
+    return request.output
+
+
+def main(
+    corpora: Annotated[Path, typer.Option(help="Folder with e2e/, dart/ and scitldr/.")] = Path("../shared/data"),
+    work: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Folder of the demos' folders.")] = Path("prefixes/demo"),
+    only: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the training.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Train the demo prefixes, put them in place, and print their test scores as JSON lines."""
+    torch.set_num_threads(threads)
+    for task in demo_tasks(seed):
+        if only not in (None, task.name):
+            continue
+        artifact = (make(task, corpora, work) / "prefix.safetensors").read_bytes()
+        test = work / f"{task.name}-test.jsonl"
+        convert(task.test, corpora / task.test_file, test)
+        made = evaluate(load_backbone(task.backbone), read_prefix(artifact), read_dataset(test), metrics=[task.metric])
+        write_json(work / f"{task.name}-evaluation.json", made.as_dict())
+        folder = output / DEMOS[task.backbone] / "prefixes"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / f"{task.name}.safetensors", artifact)
+        scores = {name: score.value for name, score in made.scores.items()}
+        typer.echo(json.dumps({"task": task.name, "seed": seed, "inputs": made.inputs, **scores}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,44 @@
+"""Bootstrap intervals of scores: inputs drawn anew, with replacement, the same draws for every score.
+
+Owns the draws. Two versions scored on the same inputs with the same seed are drawn alike too, so that the difference of
+their scores can be judged pair by pair (Koehn 2004).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from trainer.evaluation.scores.base import Floats, Score
+
+RESAMPLES: Final = 1000
+CONFIDENCE: Final = 0.95
+_AT_ONCE: Final = 1 << 22  # counts held at a time
+
+
+def intervals(
+    scores: Sequence[Score], *, seed: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> dict[str, tuple[float, float] | None]:
+    """The percentile interval of each score by name; None where it is no sum over inputs, or of a single input."""
+    summed = {score.name: score for score in scores if score.statistics is not None and score.of_sums is not None}
+    inputs = {len(score.statistics) for score in summed.values() if score.statistics is not None}
+    assert len(inputs) <= 1, "the scores are of one corpus"
+    found: dict[str, tuple[float, float] | None] = {score.name: None for score in scores}
+    count = inputs.pop() if inputs else 0
+    if count < 2 or resamples < 1:
+        return found
+    random = np.random.default_rng(seed)
+    parts: dict[str, list[Floats]] = {name: [] for name in summed}
+    share, step = np.full(count, 1 / count), max(1, _AT_ONCE // count)
+    for start in range(0, resamples, step):
+        counts = random.multinomial(count, share, size=min(step, resamples - start)).astype(np.float64)
+        for name, score in summed.items():
+            assert score.statistics is not None and score.of_sums is not None
+            parts[name].append(score.of_sums(counts @ score.statistics))
+    tail = 50 * (1 - confidence)
+    for name, values in parts.items():
+        low, high = np.percentile(np.concatenate(values), [tail, 100 - tail])
+        found[name] = (float(low), float(high))
+    return found

@@ -1,0 +1,189 @@
+"""An evaluation: a prefix's outputs on a test set, scored against every input's references, with intervals.
+
+Owns what an evaluation says and its JSON; generation is ``generate``'s, the scores are ``scores``'s, the intervals are
+``bootstrap``'s. Knows no registry and no terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version as installed
+from typing import Any, Final
+
+from prefixes.artifact import Prefix, version_of
+from prefixes.backbone import Backbone
+from prefixes.errors import InvalidParameter
+from trainer.data.dataset import Dataset
+from trainer.evaluation.bootstrap import RESAMPLES, intervals
+from trainer.evaluation.generate import KV_CACHE_BYTES, Report, check_scored, decoding, generate
+from trainer.evaluation.scores.base import Corpus, Score
+from trainer.evaluation.scores.presets import ScorePreset, metrics_of, preset_of, scores_of
+
+SCORERS: Final = ("sacrebleu", "rouge-score")
+
+
+@dataclass(frozen=True)
+class ScoreValue:
+    """A score and its 95 % interval; None where it has none (see ``bootstrap``)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ScoredOutput:
+    """What came out of one input.
+
+    ``score`` is the input's own, after ``Evaluation.ranked_by``, higher is better; None where nothing ranks.
+    ``truncated``: the input lost its end to the window. ``finish_reason`` is ``length`` where the output reached its
+    limit.
+    """
+
+    input: str
+    output: str
+    references: tuple[str, ...]
+    score: float | None
+    truncated: bool
+    finish_reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; ``from_dict`` takes them back."""
+        return asdict(self) | {"references": list(self.references)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ScoredOutput:
+        """Raises KeyError or TypeError for what ``as_dict`` did not make."""
+        return cls(**{**document, "references": tuple(document["references"])})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All of one evaluation. ``scores`` stand in the order asked for; ``seconds`` are of the generation alone."""
+
+    version: str
+    data: str  # the digest of the test set's file
+    preset: str
+    inputs: int
+    references: int
+    decoding: Mapping[str, Any]
+    scores: Mapping[str, ScoreValue]
+    ranked_by: str | None
+    seed: int
+    resamples: int
+    seconds: float
+    output_tokens: int
+    scorers: Mapping[str, str]  # the packages' versions
+    outputs: tuple[ScoredOutput, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; ``from_dict`` takes them back."""
+        return asdict(self) | {"outputs": [row.as_dict() for row in self.outputs]}
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values without inputs and outputs: what may be printed, logged and kept beside the version."""
+        return {key: value for key, value in self.as_dict().items() if key != "outputs"}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
+        """Raises InvalidParameter for what ``as_dict`` did not make."""
+        try:
+            return cls(**{
+                **document,
+                "scores": {name: ScoreValue(**score) for name, score in document["scores"].items()},
+                "outputs": tuple(map(ScoredOutput.from_dict, document["outputs"])),
+            })  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidParameter(f"evaluation: expected its own JSON, got {type(error).__name__}: {error}") from None
+
+    def record(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What goes into the registry beside a version whose record is ``known``: its scores stay, ours are added."""
+        old = known.get("scores")
+        scores = {name: score.value for name, score in self.scores.items()}
+        return {"scores": {**(old if isinstance(old, Mapping) else {}), **scores}, "evaluation": self.summary()}
+
+
+def references(data: Dataset, preset: ScorePreset, limit: int | None = None) -> dict[str, list[str]]:
+    """Input -> its references, in the file's order; only the first ``limit`` inputs.
+
+    Inputs that ``preset`` takes for one are the first of them, with the targets of all.
+    """
+    first: dict[str, str] = {}
+    grouped: dict[str, list[str]] = {}
+    for example in data.examples:
+        text = first.setdefault(preset.meaning(example.input), example.input)
+        grouped.setdefault(text, []).append(example.target)
+    return dict(list(grouped.items())[:limit])
+
+
+def evaluate(
+    backbone: Backbone,
+    prefix: Prefix,
+    data: Dataset,
+    *,
+    preset: str = "plain",
+    metrics: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    truncate: bool = False,
+    limit: int | None = None,
+    seed: int = 1,
+    resamples: int = RESAMPLES,
+    kv_cache_bytes: int = KV_CACHE_BYTES,
+    threads: int | None = None,
+    report: Report = lambda done, total: None,
+) -> Evaluation:
+    """Generate for every input of ``data`` as the server would, without sampling, and score.
+
+    ``metrics`` are the preset's where none are named; ``parameters`` go over the artifact's and the backbone's
+    defaults. ``seed`` is of the intervals' draws. ``report`` may raise, which ends the work. Raises InvalidParameter,
+    ScorerMissing, InputTooLong, IncompatiblePrefix.
+    """
+    chosen, settings = preset_of(preset), dict(parameters or {})
+    names = metrics_of(chosen, metrics)
+    check_scored(settings)
+    params, by_default = decoding(backbone, prefix, settings)
+    cut = truncate or by_default
+    grouped = references(data, chosen, limit)
+    began = time.monotonic()
+    made = generate(
+        backbone, prefix, list(grouped), params,
+        truncate=cut, kv_cache_bytes=kv_cache_bytes, threads=threads, report=report,
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    corpus = Corpus.of([one.output.text for one in made], list(grouped.values()))
+    scores = scores_of(corpus, chosen, names)
+    bounds = intervals(scores, seed=seed, resamples=resamples)
+    ranked_by, ranks = _ranks(scores, len(made))
+    rows = zip(grouped.items(), made, ranks, strict=True)
+    decoded = {name: value for name, value in asdict(params).items() if name not in ("seed", "logprobs")}
+    return Evaluation(
+        version=version_of(prefix),
+        data=data.digest,
+        preset=preset,
+        inputs=len(made),
+        references=sum(map(len, grouped.values())),
+        decoding=decoded | {"stop": list(params.stop), "truncate": cut},
+        scores={score.name: ScoreValue(score.value, *(bounds[score.name] or (None, None))) for score in scores},
+        ranked_by=ranked_by,
+        seed=seed,
+        resamples=resamples,
+        seconds=round(seconds, 3),
+        output_tokens=sum(len(one.output.token_ids) for one in made),
+        scorers={name: installed(name) for name in SCORERS},
+        outputs=tuple(
+            ScoredOutput(text, one.output.text, tuple(expected), rank, one.truncated, str(one.output.finish_reason))
+            for (text, expected), one, rank in rows
+        ),
+    )
+
+
+def _ranks(scores: Sequence[Score], inputs: int) -> tuple[str | None, Sequence[float | None]]:
+    """The name of the first score that each input has for itself, and these, higher is better."""
+    for score in scores:
+        if score.per_input is not None:
+            if score.lower_is_better:
+                return f"-{score.name}", [-value for value in score.per_input]
+            return score.name, score.per_input
+    return None, [None] * inputs

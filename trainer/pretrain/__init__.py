@@ -1,1 +1,0 @@
-"""Pretraining of the demo backbones: ``python -m trainer.pretrain gpt2|bart``."""

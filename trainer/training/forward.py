@@ -1,0 +1,101 @@
+"""A training batch through the frozen model: the encoder where there is one, then the decoder, behind a prefix.
+
+Owns the forward pass and how much of it is computed and kept; knows no parameterisation and no optimiser. Gradients
+flow to the prefix. ``loss.py`` goes on from the hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from prefixes.spec import PrefixSpec
+from server.engine.kernels.base import Attention
+from server.engine.kernels.dense import DenseAttention, PrefixKV
+from server.engine.models import LayerCall, Model
+from server.engine.models.layers import at_once
+from trainer.data.sequences import Batch
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a batch is computed; the result is the same up to rounding.
+
+    ``autocast``: matrix products in this dtype, norms, sums and the loss in float32 (the model's linear layers come
+    from ``DenseKernels`` of the same). ``recompute``: keep each layer's input alone, and run the layer once more for
+    the gradient.
+    """
+
+    autocast: torch.dtype | None = None
+    recompute: bool = False
+
+    def context(self, device: torch.device) -> AbstractContextManager[object]:
+        """To run a forward pass in, the loss included."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, self.autocast)
+
+    @property
+    def call(self) -> LayerCall:
+        return _recomputed if self.recompute else at_once
+
+
+PLAIN: Final = Compute()
+
+
+def forward_hidden(
+    model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None, compute: Compute = PLAIN
+) -> Tensor:
+    """``(learnt, hidden)`` states where the batch learns, every sequence behind ``prefix``.
+
+    ``plan`` says how positions count behind it; None where there is no prefix.
+    """
+    lengths = batch.inputs.lengths if batch.inputs is not None else None
+    attention = DenseAttention(batch.ids.shape[0], prefix, lengths)
+    if batch.inputs is not None:
+        offset = plan.position_offset("encoder") if plan else 0
+        run_encoder(model, batch.inputs.ids, attention, offset, call=compute.call)
+    offset = plan.position_offset("decoder") if plan else 0
+    return run_decoder(model, batch.ids, attention, offset, wanted=batch.predict, call=compute.call)
+
+
+def forward_logits(model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None) -> Tensor:
+    """``(learnt, vocab)`` logits where the batch learns, all at once: for comparisons, training needs none of them."""
+    return model.logits(forward_hidden(model, batch, prefix, plan))
+
+
+def run_encoder(model: Model, ids: Tensor, attention: Attention, offset: int, *, call: LayerCall = at_once) -> None:
+    """Encode ``ids (sequences, length)``; cross-attention's keys and values are stored in ``attention``."""
+    assert model.encoder is not None, "only examples for an encoder have inputs apart"
+    hidden = model.encoder.embed(ids.flatten(), _positions(ids, offset))
+    model.encoder.advance(hidden, range(model.encoder.units), attention, call=call)
+
+
+def run_decoder(
+    model: Model,
+    ids: Tensor,
+    attention: Attention,
+    offset: int,
+    *,
+    wanted: Tensor | None = None,
+    call: LayerCall = at_once,
+) -> Tensor:
+    """Hidden states ``(sequences * length, hidden)`` of ``ids (sequences, length)``, or of ``wanted`` flat indices."""
+    return model.decoder(ids.flatten(), _positions(ids, offset), attention, wanted=wanted, call=call)
+
+
+def _positions(ids: Tensor, offset: int) -> Tensor:
+    rows, length = ids.shape
+    return torch.arange(offset, offset + length, device=ids.device).repeat(rows)
+
+
+def _recomputed(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    # The frozen model has no dropout: there is no random state to bring back.
+    made: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+    return made

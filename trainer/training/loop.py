@@ -1,0 +1,259 @@
+"""The training loop: a frozen backbone, a prefix that learns, a run that survives a kill.
+
+Owns optimisation, validation, the best prefix and the checkpoint; knows neither the command line nor the registry. All
+randomness comes from the seed, so that a resumed run ends in the same prefix, bit for bit, as one never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefixes.backbone import Backbone
+from prefixes.errors import PrefixdError
+from prefixes.spec import PrefixSpec
+from server.engine.models import Model
+from trainer.data.errors import TrainingStopped
+from trainer.data.sequences import TokenExample, collate, epoch_batches, split_batch
+from trainer.training.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
+from trainer.training.config import TrainConfig, linear_schedule
+from trainer.training.forward import Compute
+from trainer.training.initial import Initial
+from trainer.training.loss import batch_loss, denominator, token_loss
+from trainer.training.plan import dtype_of
+from trainer.training.reparam import DirectPrefix, MlpPrefix, PrefixKV
+from trainer.training.words import word_activations
+
+LOG_EVERY = 10  # steps whose mean loss makes one line of the metrics
+
+
+class TrainingDiverged(PrefixdError):
+    """The loss is no longer finite."""
+
+    code = "training_diverged"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells after each step. ``validation_loss`` is per learnt token, set when it was just measured.
+
+    ``tokens`` went through the model since the run's beginning, kills and resumes included, padding and validation not;
+    ``learnt`` of them are targets' and end tokens.
+    """
+
+    step: int
+    total: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    validation_loss: float | None
+    tokens: int
+    learnt: int
+
+
+@dataclass
+class State:
+    """Where a run stands, apart from parameters and optimizer. Everything in it is JSON."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last line of the metrics
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best_loss: float | None = None
+    best_step: int = 0
+    initial_error: float | None = None
+    tokens: int = 0
+    learnt: int = 0
+    seconds: float = 0.0  # of all processes that trained it, up to the last checkpoint
+
+
+def build_prefix(config: TrainConfig, plan: PrefixSpec, hidden: int) -> MlpPrefix | DirectPrefix:
+    """The parameters that ``config`` asks for, at every site of ``plan``, each on its own, randomly initialised."""
+    sites = {site: planned.geometry for site, planned in plan.sites.items()}
+    if config.method == "mlp":
+        return MlpPrefix(sites, config.prefix_length, hidden=hidden, middle=config.middle)
+    return DirectPrefix(sites, config.prefix_length, frozen=config.frozen_positions)
+
+
+class Trainer:
+    """One run. ``run`` trains to the end, or goes on from ``checkpoint`` when that file exists."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        plan: PrefixSpec,
+        backbone: Backbone,
+        model: Model,
+        train: Sequence[TokenExample],
+        validation: Sequence[TokenExample],
+        *,
+        identity: str,
+        checkpoint: Path | None = None,
+        initial: Initial | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """``plan`` comes from ``plan_prefix``. ``identity`` names backbone and data; a checkpoint with another identity
+        or configuration is refused. ``initial`` is what the prefix starts from in place of ``config.init``.
+        ``autocast`` is the dtype of matrix products, see ``Compute``; None is the model's own.
+        """
+        self.config, self.state, self._plan = config, State(), plan
+        self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
+        self._identity, self._checkpoint, self._initial = identity, checkpoint, initial
+        self._compute = Compute(autocast, config.checkpoint_activations)
+        self._should_stop: Callable[[], bool] = lambda: False
+        self._device = next(backbone.model.parameters()).device
+        self.total = config.epochs * -(-len(train) // config.batch_size)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay its own
+            torch.manual_seed(config.seed)
+            self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)
+        self.prefix.to(self._device, getattr(torch, dtype_of(backbone)))
+        self._optimizer = torch.optim.AdamW(
+            self.prefix.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._best: PrefixKV | None = None
+        self._began = time.monotonic()
+
+    def run(
+        self, report: Callable[[Progress], None] = lambda _: None, should_stop: Callable[[], bool] = lambda: False
+    ) -> PrefixKV:
+        """Train, and return the folded prefix that validated best (the last one without validation data).
+
+        ``should_stop`` is asked before every step, of the initialisation and of the validation too; where it says so
+        TrainingStopped is raised, between two training steps behind a checkpoint.
+        """
+        self._should_stop, self._began = should_stop, time.monotonic()
+        if self._checkpoint is not None and self._checkpoint.exists():
+            self._restore(self._checkpoint)
+        else:
+            self._initialise()
+        per_epoch = self.total // self.config.epochs
+        every = self.config.validate_every or per_epoch
+        while self.state.step < self.total:
+            epoch, index = divmod(self.state.step, per_epoch)
+            order = epoch_batches(self._train, self.config.batch_size, self.config.seed, epoch)
+            for indices in order[index:]:
+                if self._checkpoint is not None and self.state.step and self._should_stop():
+                    self._save(self._checkpoint)
+                self._ask()
+                loss, rate = self._step([self._train[i] for i in indices])
+                done = self.state.step
+                measured = self._validate() if done % every == 0 or done == self.total else None
+                self._log(epoch, loss, rate, measured)
+                counts = (self.state.tokens, self.state.learnt)
+                report(Progress(done, self.total, epoch, loss, rate, measured, *counts))
+                if self._checkpoint is not None and (done % self.config.checkpoint_every == 0 or done == self.total):
+                    self._save(self._checkpoint)
+        if self._checkpoint is None:
+            self._count_time()
+        return self._best if self._best is not None else self._folded()
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.state.seconds, self._began = self.state.seconds + now - self._began, now
+
+    def _ask(self) -> None:
+        if self._should_stop():
+            raise TrainingStopped(f"stopped before step {self.state.step + 1} of {self.total}", step=self.state.step)
+
+    def _initialise(self) -> None:
+        plan, config = self._plan, self.config
+        if self._initial is not None:
+            activations = self._initial.activations(self._model, self._backbone, plan)
+        elif config.init != "random":
+            activations = word_activations(self._model, self._backbone, config.init, config.prefix_length, plan.sites)
+        else:
+            return
+        self.state.initial_error = self.prefix.initialise(activations, self._ask)
+
+    def _step(self, examples: Sequence[TokenExample]) -> tuple[float, float]:
+        rate = self.config.learning_rate * linear_schedule(self.state.step, self.total, self.config.warmup_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        value = self._accumulate_gradients(examples)
+        torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.config.gradient_clip)
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"step {self.state.step}: expected a finite loss, got {value}; try a lower learning rate"
+            )
+        self._optimizer.step()
+        self.state.step += 1
+        self.state.tokens += sum(example.tokens for example in examples)
+        self.state.learnt += sum(example.learnt for example in examples)
+        return value, rate
+
+    def _accumulate_gradients(self, examples: Sequence[TokenExample]) -> float:
+        """Loss of a batch; its gradient is left in the parameters.
+
+        The prefix is made once, and its gradient summed over the micro-batches before it goes on into the MLP.
+        """
+        made = self.prefix()
+        leaves = {
+            site: (key.detach().requires_grad_(), value.detach().requires_grad_())
+            for site, (key, value) in made.items()
+        }
+        divisor, losses = denominator(examples, self.config.reduction), []
+        for part in split_batch(examples, self.config.accumulate):
+            batch = collate(part, self._backbone.pad_token_id, self._device)
+            loss = batch_loss(self._model, batch, leaves, self._plan, self._compute) / divisor
+            loss.backward()
+            losses.append(loss.detach())
+        tensors = [tensor for pair in made.values() for tensor in pair]
+        torch.autograd.backward(tensors, [leaf.grad for pair in leaves.values() for leaf in pair])
+        return float(torch.stack(losses).sum())
+
+    def _validate(self) -> float | None:
+        if not self._validation:
+            return None
+        folded = self._folded()
+        loss = token_loss(
+            self._model, self._validation, folded, self._plan, self._backbone.pad_token_id, self._compute, self._ask
+        )
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"step {self.state.step}: expected a finite validation loss, got {loss}; try a lower learning rate"
+            )
+        if self.state.best_loss is None or loss < self.state.best_loss:
+            self.state.best_loss, self.state.best_step, self._best = loss, self.state.step, folded
+        return loss
+
+    def _log(self, epoch: int, loss: float, rate: float, measured: float | None) -> None:
+        self.state.losses.append(loss)
+        if self.state.step % LOG_EVERY and self.state.step != self.total and measured is None:
+            return
+        mean = sum(self.state.losses) / len(self.state.losses)
+        line: dict[str, Any] = {"step": self.state.step, "epoch": epoch, "loss": mean, "learning_rate": rate}
+        self.state.metrics.append(line if measured is None else line | {"validation_loss": measured})
+        self.state.losses.clear()
+
+    @torch.no_grad()
+    def _folded(self) -> PrefixKV:
+        return {site: (key.clone(), value.clone()) for site, (key, value) in self.prefix().items()}
+
+    def _save(self, path: Path) -> None:
+        self._count_time()
+        tensors = {f"prefix.{name}": tensor for name, tensor in self.prefix.state_dict().items()}
+        for site, (key, value) in (self._best or {}).items():
+            tensors |= {f"best.{site}.key": key, f"best.{site}.value": value}
+        packed, optimizer = pack_optimizer(self._optimizer)
+        meta = {"identity": self._identity, "config": self.config.as_dict(), "optimizer": optimizer}
+        save_state(path, tensors | packed, meta | {"state": vars(self.state)})
+
+    def _restore(self, path: Path) -> None:
+        tensors, meta = load_state(path)
+        for name, expected in (("identity", self._identity), ("config", self.config.as_dict())):
+            if meta.get(name) != expected:
+                raise CheckpointError(f"{path}: cannot resume: expected {name} {expected}, got {meta.get(name)}")
+        self.state = State(**meta["state"])
+        moved = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        self.prefix.load_state_dict(
+            {name.removeprefix("prefix."): tensor for name, tensor in moved.items() if name.startswith("prefix.")}
+        )
+        unpack_optimizer(self._optimizer, moved, meta["optimizer"])
+        if any(name.startswith("best.") for name in moved):
+            self._best = {site: (moved[f"best.{site}.key"], moved[f"best.{site}.value"]) for site in self._plan.sites}

@@ -1,0 +1,112 @@
+"""Real words or a text to start a prefix from: the frozen model's own keys and values over them, at every site.
+
+They stand where a text stands: for an encoder between the tokens that the backbone puts around every input, for a
+decoder behind those that begin every output. Only the words' own positions are kept. A decoder that has an encoder
+attends to the encoded words meanwhile; cross-attention's are over the same. Words are repeated or cut to the prefix's
+length; a text is cut, and must be long enough.
+
+Owns which activations these are; knows no parameterisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prefixes.backbone import Backbone
+from prefixes.errors import InvalidParameter
+from prefixes.spec import Site, split_template
+from server.engine.kernels.dense import DenseAttention
+from server.engine.models import Model
+from trainer.data.sequences import target_opening
+from trainer.training.forward import run_decoder, run_encoder
+from trainer.training.plan import dtype_of
+from trainer.training.reparam import PrefixKV
+
+
+@dataclass
+class _Recording:
+    """An ``Attention`` that keeps the keys and values it is given, per site in the order of layers."""
+
+    inner: DenseAttention
+    made: dict[Site, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def __call__(self, site: Site, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
+        if key is not None and value is not None:
+            self.made.setdefault(site, []).append((key, value))
+        return self.inner(site, layer, query, key, value)
+
+    def store(self, site: Site, layer: int, key: Tensor, value: Tensor) -> None:
+        self.made.setdefault(site, []).append((key, value))
+        self.inner.store(site, layer, key, value)
+
+
+def word_activations(model: Model, backbone: Backbone, words: str, length: int, sites: Collection[Site]) -> PrefixKV:
+    """Keys and values ``(layers, length, kv_heads, head_dim)`` over ``words``, at each of ``sites``.
+
+    Raises InvalidParameter for words without a token, or a length that the window does not hold beside what stands
+    around them.
+    """
+    tokens = backbone.prompt_encoder.encode_text(words)
+    if not tokens:
+        raise InvalidParameter(f"initial words: expected at least one token, got none in {words!r}", got=words)
+    repeated = (tokens * -(-length // len(tokens)))[:length]
+    return _activations(model, backbone, repeated, sites)
+
+
+def text_tokens(backbone: Backbone, text: str, length: int) -> Sequence[int]:
+    """The first ``length`` tokens of ``text``. Raises InvalidParameter where it has fewer."""
+    tokens = backbone.prompt_encoder.encode_text(text)
+    if len(tokens) < length:
+        raise InvalidParameter(
+            f"initial text: expected at least the prefix's {length} tokens, got {len(tokens)}; a shorter prefix starts "
+            "from less text",
+            expected=length,
+            got=len(tokens),
+        )
+    return tokens[:length]
+
+
+def text_activations(model: Model, backbone: Backbone, text: str, length: int, sites: Collection[Site]) -> PrefixKV:
+    """Keys and values ``(layers, length, kv_heads, head_dim)`` over the first ``length`` tokens of ``text``.
+
+    Where a decoder counts positions behind its prefix it goes on exactly as if the text stood before the input. Raises
+    InvalidParameter for a text with fewer tokens, or a length that the window does not hold.
+    """
+    return _activations(model, backbone, text_tokens(backbone, text, length), sites)
+
+
+@torch.no_grad()
+def _activations(model: Model, backbone: Backbone, tokens: Sequence[int], sites: Collection[Site]) -> PrefixKV:
+    encoder, length = backbone.prompt_encoder, len(tokens)
+    before, after = (encoder.encode_literal(part) for part in split_template(backbone.input_template))
+    begin = [*backbone.decoder_prompt, *target_opening(backbone)]
+    _check_room(backbone, length, len(before) + len(after), len(begin))
+
+    device = next(backbone.model.parameters()).device
+    ids = torch.tensor([[*before, *tokens, *after]], device=device)
+    recording = _Recording(DenseAttention(1, {}, torch.tensor([ids.shape[1]], device=device)))
+    if backbone.spec.input_site == "encoder":
+        run_encoder(model, ids, recording, 0)
+    run_decoder(model, torch.tensor([[*begin, *tokens]], device=device), recording, 0)
+    starts: dict[Site, int] = {"decoder": len(begin), "encoder": len(before), "cross": len(before)}
+    dtype = getattr(torch, dtype_of(backbone))
+    return {site: _stacked(recording.made[site], starts[site], length, dtype) for site in sites}
+
+
+def _check_room(backbone: Backbone, length: int, around: int, begin: int) -> None:
+    most = backbone.spec.max_positions - max(around, begin)
+    if length > most:
+        raise InvalidParameter(
+            f"initial words: expected a prefix of at most {most} positions, the window has no more; got {length}",
+            expected=most,
+            got=length,
+        )
+
+
+def _stacked(made: list[tuple[Tensor, Tensor]], start: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    keys, values = (torch.stack([pair[part] for pair in made]).to(dtype) for part in (0, 1))
+    return keys[:, start : start + length], values[:, start : start + length]  # (layers, length, heads, head_dim)

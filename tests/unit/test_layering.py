@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,40 +17,93 @@ PACKAGES = ("prefixes", "server", "trainer")
 
 # What the trainer may use of the server beside its engine: the web helpers, and the one rule for what a version's
 # defaults mean, so that a score is of what will be served.
-SHARED_WITH_TRAINER = (
-    "server.engine", "server.web", "server.parameters",
-)  # fmt: skip
+SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters")
 
-# server/engine, lowest first: a module may import from its own line and from lines above it.
-ENGINE_LAYERS = (
-    ("types", "config", "observer", "token_rules", "heap", "kernels"),
-    ("blocks", "noise", "detokenizer", "models", "beams", "processors", "tables"),
-    ("prompt_reuse", "prefix_loader", "prefix_store", "sequence", "encoding", "sampler"),
-    ("scheduler", "reporter"),
-    ("runner", "admission", "advance"),
-    ("engine",),
-    ("async_engine",),
-)
+# Each tree's rooms, from the ground. A room is a module or a folder with all that is in it. A module may import from
+# its own room and from rooms on the floors below it; two rooms of one floor do not know each other.
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "prefixes": (
+        ("errors", "digest", "files"),
+        ("parameters",),
+        ("spec",),
+        ("actor", "families", "prompt", "spec_json"),
+        ("checkpoint",),
+        ("artifact", "backbone"),
+        ("registry", "formats"),
+        ("remote",),
+        ("client",),
+        ("cli",),
+    ),
+    "prefixes.registry": (
+        ("base",),
+        ("transitions", "deleted", "identity", "endurance"),
+        ("records", "store"),
+        ("disk", "redis"),
+        ("__init__",),
+        ("transfer",),
+    ),
+    "server": (
+        ("web", "engine"),
+        ("answers", "metrics", "parameters", "settings"),
+        ("tiers",),
+        ("registry",),
+        ("schemas",),
+        ("openai",),
+        ("service", "request_fields"),
+        ("runtime", "uploads"),
+        ("routes",),
+        ("assembly",),
+        ("app",),
+        ("lifecycle",),
+        ("cli",),
+    ),
+    "server.engine": (
+        ("types", "config"),
+        ("observer",),
+        ("kernels", "memory"),
+        ("models", "prefixes", "decoding"),
+        ("row",),
+        ("scheduling",),
+        ("batch", "reporter"),
+        ("runner", "postprocess"),
+        ("engine",),
+        ("async_engine",),
+    ),
+    "server.engine.kernels": (("base", "threads"), ("torch_reference",), ("dense", "numba"), ("__init__",)),
+    "trainer": (
+        ("data", "jobs"),
+        ("client", "evaluation"),
+        ("reports",),
+        ("training",),
+        ("service", "cli"),
+        ("demos",),
+    ),
+}
 
 TORCH_FREE = (
     "prefixes.spec",
     "prefixes.errors",
     "prefixes.registry.base",
     "server.engine.types",
+    "server.engine.row",
     "server.engine.memory.blocks",
     "server.engine.scheduling.encoding",
     "server.engine.scheduling.scheduler",
     "server.engine.scheduling.admission",
+    "trainer.client.client",
     "trainer.jobs.job",
     "trainer.service.lifecycle",
 )
 
 
-def modules() -> Iterator[tuple[str, Path]]:
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of ours; a package's own is its ``__init__``."""
+    found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            yield ".".join(part for part in parts if part != "__init__"), path
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = path
+    return found
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -57,14 +111,22 @@ def imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
-            if node.module and (ROOT / node.module.replace(".", "/")).is_dir():
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        yield from (name for name in names if name.split(".")[0] in PACKAGES)
+        yield from (module_of(name) for name in names if name.split(".")[0] in PACKAGES)
+
+
+def module_of(name: str) -> str:
+    """The module that ``name``, of a module or of something in one, is from."""
+    while name:
+        for candidate in (name, f"{name}.__init__"):
+            if candidate in modules():
+                return candidate
+        name = name.rpartition(".")[0]
+    raise AssertionError("no such module")
 
 
 def allowed(module: str, imported: str) -> bool:
@@ -74,27 +136,40 @@ def allowed(module: str, imported: str) -> bool:
     if package == "trainer":
         return target in ("prefixes", "trainer") or imported.startswith(SHARED_WITH_TRAINER)
     if module.startswith("server.web"):
-        return imported == "prefixes.errors" or imported.startswith(("prefixes.spec", "server.web"))
+        return imported.startswith(("prefixes.errors", "prefixes.spec", "server.web"))
     if module.startswith("server.engine"):
         return target == "prefixes" or imported.startswith("server.engine")
     return target in ("prefixes", "server")
 
 
-def engine_layer(module: str) -> int | None:
-    if not module.startswith("server.engine."):
+def place(tree: str, module: str) -> tuple[int, str] | None:
+    """Floor and room of a module of ``tree``; None for others."""
+    if not module.startswith(f"{tree}."):
         return None
-    name = module.split(".")[2]
-    found = [index for index, names in enumerate(ENGINE_LAYERS) if name in names]
-    assert found, f"{module} has no place in ENGINE_LAYERS"
-    return found[0]
+    room = module.removeprefix(f"{tree}.").split(".")[0]
+    if room == "__init__" and all(room not in rooms for rooms in FLOORS[tree]):
+        return None  # an empty one
+    found = [floor for floor, rooms in enumerate(FLOORS[tree]) if room in rooms]
+    assert found, f"{module} has no room in FLOORS[{tree!r}]"
+    return found[0], room
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
-def test_imports_point_one_way(module: str, path: Path) -> None:
-    for imported in imports(path):
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_one_way(module: str) -> None:
+    for imported in imports(modules()[module]):
         assert allowed(module, imported), f"{module} must not import {imported}"
-        mine, theirs = engine_layer(module), engine_layer(imported)
-        assert mine is None or theirs is None or theirs <= mine, f"{module} must not import {imported}: it stands above"
+        for tree in FLOORS:
+            mine, theirs = place(tree, module), place(tree, imported)
+            if mine is None or theirs is None or mine[1] == theirs[1]:
+                continue
+            assert theirs[0] < mine[0], f"{module} must not import {imported}: it is not on a floor below"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module: {name for name in imports(path) if name != module} for module, path in modules().items()}
+    while free := {module for module, needed in graph.items() if not needed & graph.keys()}:
+        graph = {module: needed for module, needed in graph.items() if module not in free}
+    assert not graph, f"these modules are in or above a circle: {sorted(graph)}"
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

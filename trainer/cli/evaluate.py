@@ -24,6 +24,7 @@ from prefixes.artifact import read_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.cli.target import RegistryOption, ServerOption, fetch, opened, reference
 from prefixes.errors import InvalidParameter
+from prefixes.files import write_json, write_text
 from prefixes.registry.transitions import version_of_task
 from trainer.cli.options import decoding_parameters, named_errors
 from trainer.data.dataset import read_dataset
@@ -31,7 +32,6 @@ from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation.bootstrap import RESAMPLES
 from trainer.evaluation.generate import check_scored
 from trainer.evaluation.scores.presets import METRICS, PRESETS, metrics_of, preset_of
-from trainer.files import write_json, write_text
 from trainer.reports.report import build_report, write_reports
 from trainer.training.run import DTYPES
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from prefixes.errors import InvalidParameter
+from prefixes.files import write_text
 from trainer.data.corpora import CorpusError, Pair, detokenize, held_out, read_dart, read_e2e, read_scitldr, read_webnlg
 from trainer.data.xsum import read_xsum
-from trainer.files import write_text
 
 Corpus = Literal["e2e", "webnlg", "dart", "scitldr", "xsum"]
 Split = Literal["all", "train", "held-out"]

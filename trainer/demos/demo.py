@@ -21,11 +21,11 @@ from rich.console import Console
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
 from prefixes.checkpoint import DEMOS
+from prefixes.files import write_bytes, write_json
 from trainer.cli.terminal import progress_bar
 from trainer.data.convert import Conversion, convert
 from trainer.data.dataset import read_dataset
 from trainer.evaluation.evaluate import evaluate
-from trainer.files import write_bytes, write_json
 from trainer.training.config import DEMO_TEMPLATE, TrainConfig
 from trainer.training.run import RunRequest, run_training
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from trainer.files import write_json
+from prefixes.files import write_json
 from trainer.jobs.base import MAX_EVENTS, Plan
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.job import Change, Event, Job, job_from, require_deletable

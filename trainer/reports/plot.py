@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.files import write_atomic
+from prefixes.files import write_atomic
 
 
 def plot_losses(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:

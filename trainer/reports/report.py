@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefixes.errors import InvalidParameter
+from prefixes.files import write_json, write_text
 from trainer.evaluation.evaluate import Evaluation, ScoredOutput
-from trainer.files import write_json, write_text
 from trainer.reports.html import render_html
 
 SHOWN: Final = 10

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefixes.errors import BackboneError, PrefixdError
+from prefixes.files import write_bytes, write_json
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
 from trainer.data.store import DatasetStore
-from trainer.files import write_bytes, write_json
 from trainer.jobs.job import Job
 from trainer.service.settings import TrainerSettings
 

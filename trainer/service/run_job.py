@@ -18,12 +18,12 @@ import torch
 
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
+from prefixes.files import write_json
 from trainer.data.errors import TrainingStopped
 from trainer.data.lines import InvalidData
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.scores.base import ScorerMissing
 from trainer.evaluation.scores.presets import NEED_JAVA, metrics_of, preset_of
-from trainer.files import write_json
 from trainer.reports.report import report_of, write_reports
 from trainer.service.request import RECORD, REQUEST, START
 from trainer.training.config import TrainConfig

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prefixes.errors import PrefixdError
-from trainer.files import write_bytes
+from prefixes.files import write_bytes
 
 
 class CheckpointError(PrefixdError):

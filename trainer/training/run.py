@@ -19,12 +19,12 @@ import torch
 from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.errors import BackboneError, InvalidParameter
+from prefixes.files import write_bytes, write_json, write_text
 from prefixes.spec import split_template
 from server.engine.kernels.dense import DenseKernels
 from server.engine.models import load_model
 from trainer.data.dataset import Dataset, read_dataset
 from trainer.data.sequences import tokenize
-from trainer.files import write_bytes, write_json, write_text
 from trainer.reports.plot import plot_losses
 from trainer.training.checkpoint import CheckpointError
 from trainer.training.config import TrainConfig

@@ -14,10 +14,10 @@ import typer
 from prefixes.cli import show
 from prefixes.cli.target import application
 from prefixes.errors import InvalidParameter
+from prefixes.files import write_bytes
 from trainer.cli.jobs.target import JobArgument, JsonOption, TrainerOption, command, note, opened
 from trainer.cli.jobs.watch import follow
 from trainer.client.watch import JobWatch
-from trainer.files import write_bytes
 from trainer.jobs.job import STATES
 
 app = application("Look at jobs and move them.")

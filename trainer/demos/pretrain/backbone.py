@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from trainer.files import write_atomic, write_json
+from prefixes.files import write_atomic, write_json
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefixes.errors import InvalidName
-from trainer.files import write_text
+from prefixes.files import write_text
 from trainer.jobs.errors import Fenced
 from trainer.jobs.folders import JobFolders
 from trainer.jobs.job import Job, new_job

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from prefixes.errors import PrefixdError
+from prefixes.files import write_json
 from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import TEMPLATE, toy_pairs, write_jsonl
 from trainer.data.errors import TrainingStopped
-from trainer.files import write_json
 from trainer.service.child import Pace
 from trainer.service.request import REQUEST
 from trainer.service.run_job import read_request, run_job

@@ -15,12 +15,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from prefixes.errors import BackboneError, TaskNotFound
+from prefixes.files import write_bytes, write_json
 from prefixes.registry import open_registry
 from prefixes.registry.base import Registry
 from server.web.settings_sources import load_settings
 from tests.support.server import TinyWorld, make_world
 from trainer.data.store import DatasetStore
-from trainer.files import write_bytes, write_json
 from trainer.jobs import disk_store
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.errors import Fenced

@@ -15,10 +15,10 @@ import torch
 
 from prefixes.backbone import load_backbone
 from prefixes.errors import PrefixdError
+from prefixes.files import write_bytes
 from tests.support.paths import ROOT
 from tests.support.trainer import FAMILIES, TEMPLATE, toy_pairs, write_jsonl
 from trainer.data.errors import DiskFull, OutOfMemory, TrainingStopped
-from trainer.files import write_bytes
 from trainer.training.config import TrainConfig
 from trainer.training.failures import named_failures
 from trainer.training.loop import Progress

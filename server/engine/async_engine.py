@@ -97,7 +97,7 @@ class AsyncEngine:
             raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
         if not self.healthy:
             raise EngineFailure("the engine has stopped")
-        waiting = self._submitted - self._taken + self._engine.stats().waiting
+        waiting = self._submitted - self._taken + self._engine.waiting
         if waiting >= self._max_waiting:
             raise QueueFull(
                 f"queue: expected at most {self._max_waiting} waiting requests, there are {waiting}",

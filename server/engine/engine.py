@@ -1,4 +1,4 @@
-"""The engine: ``step()`` schedules, runs and chooses, for all requests at once.
+"""The engine: ``step()`` schedules, runs and postprocesses, for all requests at once.
 
 Owns the life of a request between ``add`` and its terminal event. Knows no HTTP, no registry and no asyncio: one thread
 calls it (``check`` alone may be called from others).
@@ -10,7 +10,6 @@ step -> ``Finished``, or ``Failed``.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -20,26 +19,27 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
-from prefixes.errors import InvalidParameter, PrefixdError
+from prefixes.errors import InvalidParameter
 from server.engine.config import EngineConfig
 from server.engine.decoding.beams import BeamSearch
 from server.engine.decoding.detokenizer import Detokenizer
+from server.engine.decoding.state import DecodingState
 from server.engine.decoding.token_rules import TokenRules
 from server.engine.kernels.base import Kernels
 from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse, chain_root
 from server.engine.observer import EngineObserver, SilentObserver
-from server.engine.postprocess import Advance, unexpected
+from server.engine.postprocess import Postprocess
 from server.engine.prefixes.store import PrefixStore
 from server.engine.reporter import Reporter
-from server.engine.row import Group, Prompt, Sequence
-from server.engine.runner import Runner
+from server.engine.row import Group, Prompt, Row
+from server.engine.runner import Runner, StepResult
 from server.engine.scheduling.admission import Admission, room_for_output
-from server.engine.scheduling.encoding import EncoderPace, EncoderWork
-from server.engine.scheduling.scheduler import Scheduler, StepPlan
-from server.engine.types import Event, Failed, Finished, FinishReason, GenerationRequest, PrefixKey, TokenEvent
-
-log = logging.getLogger(__name__)
+from server.engine.scheduling.capacity import Capacity
+from server.engine.scheduling.encoding import EncoderBudget
+from server.engine.scheduling.plan import Outcome, StepPlan
+from server.engine.scheduling.scheduler import Scheduler
+from server.engine.types import Event, GenerationRequest, PrefixKey
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,14 @@ class Engine:
             wake=lambda: self._wake(),
         )
         reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
-        pace = EncoderPace(self._runner.encoder_layers, self._runner.encoder_units, backbone.spec.hidden_size, config)
-        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, pace)
-        self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._prefixes, self._scheduler)
-        self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
-        self._advance = Advance(
-            self._scheduler, self._reporter, self._rules, kernels.top_log_probs, finish=self._finish, fail=self._fail
+        encoder = EncoderBudget(
+            self._runner.encoder_layers, self._runner.encoder_units, backbone.spec.hidden_size, config
         )
+        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, encoder)
+        capacity = Capacity(self._ledger, self._prefixes)
+        self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._prefixes, capacity)
+        self._postprocess = Postprocess(self._rules, kernels.top_log_probs)
+        self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
         self._groups: dict[str, Group] = {}
 
     # --- requests ---
@@ -125,27 +126,18 @@ class Engine:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             submitted_at=time.monotonic() if submitted_at is None else submitted_at,
             chain_root=chain_root(request, prompt.encoder_ids),
-            sequences=[],
+            rows=[
+                Row(self._decoding_state(index, prompt, request)) for index in range(1 if beams else params.rows)
+            ],
             beams=beams,
         )
-        for index in range(1 if beams else params.num_return_sequences):
-            group.sequences.append(self._sequence(index, list(prompt.decoder_ids), group))
         self._scheduler.add(group)
         self._groups[request.request_id] = group
 
     def abort(self, request_id: str) -> list[Event]:
         """End a request now, with what it has; nothing if it has already ended."""
         group = self._groups.get(request_id)
-        if group is None:
-            return []
-        events: list[Event] = []
-        for row in group.active:
-            row.finish_reason = FinishReason.ABORT
-            if row.detokenizer:
-                row.detokenizer.finish()
-                text = row.detokenizer.take(final=True)  # what was held back belongs to the final text
-                events += [TokenEvent(request_id, row.index, text, ())] if text else []
-        return [*events, self._finish(group, FinishReason.ABORT)]
+        return self._apply([self._postprocess.abort(group)]) if group else []
 
     def pin(self, key: PrefixKey) -> None:
         """Keep a prefix resident whatever the pressure."""
@@ -164,7 +156,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` could do something now; false while all that is here waits for prefixes to load."""
-        return self._scheduler.runnable() or self._prefixes.pins_can_settle()
+        return self._scheduler.runnable()
 
     @property
     def requests(self) -> int:
@@ -179,35 +171,38 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Run one step: at most one call per stage over all scheduled rows. Returns what happened."""
-        began, before = time.monotonic(), dict(self._runner.forwards)
-        self._prefixes.settle_pins()
+        began = time.monotonic()
         plan = self._scheduler.schedule()
-        events: list[Event] = [self._fail(group, error) for group, error in plan.failed]
-        encoding = plan.encode.groups if plan.encode else ()
-        running = (*encoding, *(row.group for row in plan.rows))
-        if not running:
-            self._runner.forget_encoding()
-            return events
-        self._reporter.admitted(running)
-        if plan.encode:
-            self._encode(plan.encode, events)
-        else:
-            self._runner.forget_encoding()
-        if plan.rows:
-            self._decode(plan, events)
-        forwards = {stage: count - before.get(stage, 0) for stage, count in self._runner.forwards.items()}
-        tasks = len({group.request.prefix for group in running})
-        tokens = sum(row.count for row in plan.rows) + (plan.encode.tokens if plan.encode else 0)
-        self._observer.on_step(len(plan.rows) + len(encoding), tasks, tokens, time.monotonic() - began, forwards)
+        self._reporter.admitted(plan)
+        result = self._runner.run(plan)
+        outcomes = self._postprocess(plan, result)
+        events = self._apply(outcomes, plan, result)
+        self._reporter.stepped(plan, result.calls, time.monotonic() - began)
         return events
+
+    def _apply(
+        self, outcomes: list[Outcome], plan: StepPlan | None = None, result: StepResult | None = None
+    ) -> list[Event]:
+        """The one place where outcomes take effect: events are made, blocks change hands, groups end."""
+        events = [event for outcome in outcomes for event in self._reporter.events(outcome)]
+        self._scheduler.update(outcomes, plan, result.encoder_seconds if result else None)
+        for outcome in outcomes:
+            if outcome.ends_group:
+                del self._groups[outcome.group.request.request_id]
+        return events
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn; may be called from any thread."""
+        return len(self._scheduler.waiting)
 
     def stats(self) -> EngineStats:
         """Gauges; may be called from any thread (a snapshot that need not be consistent to the row)."""
         return EngineStats(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            waiting=self.waiting,
             kv_usage=self._ledger.held / self._ledger.capacity,
-            resident_prefixes=len(self._prefixes.residents()),
+            resident_prefixes=self._prefixes.resident_count,
             resident_prefix_bytes=self._prefixes.resident_bytes,
             resident_prefix_limit_bytes=self._prefixes.limit_bytes,
             staged_prefix_bytes=self._prefixes.staged_bytes,
@@ -226,41 +221,7 @@ class Engine:
         """Stop the loader threads."""
         self._prefixes.close()
 
-    # --- inside ---
-
-    def _encode(self, work: EncoderWork, events: list[Event]) -> None:
-        try:
-            self._scheduler.encoded(work, self._runner.encode(work))
-        except Exception as error:
-            ended = {"request_ids": [group.request.request_id for group in work.groups]}
-            log.exception(
-                "an encoder call failed; its %d requests end with an error", len(work.groups), extra={"facts": ended}
-            )
-            events += [self._fail(group, unexpected(error)) for group in work.groups]
-
-    def _decode(self, plan: StepPlan, events: list[Event]) -> None:
-        try:
-            self._runner.copy_blocks(plan.copies)
-            logits = self._runner.decoder(plan.rows)
-            self._advance(plan.rows, logits, events)
-        except Exception as error:
-            groups = {row.group.request.request_id: row.group for row in plan.rows}
-            facts = {"request_ids": list(groups)}
-            log.exception("a step failed; its %d rows end with an error", len(plan.rows), extra={"facts": facts})
-            events += [self._fail(g, unexpected(error)) for key, g in groups.items() if key in self._groups]
-
-    def _sequence(self, index: int, token_ids: list[int], group: Group) -> Sequence:
-        detokenizer = None if group.beams else Detokenizer(self._tokenizer, group.request.params.stop)
-        return Sequence(index, token_ids, detokenizer=detokenizer)
-
-    def _finish(self, group: Group, reason: FinishReason | None = None) -> Finished:
-        self._close_group(group)
-        return self._reporter.finished(group, reason)
-
-    def _fail(self, group: Group, error: PrefixdError) -> Failed:
-        self._close_group(group)
-        return self._reporter.failed(group, error)
-
-    def _close_group(self, group: Group) -> None:
-        del self._groups[group.request.request_id]
-        self._scheduler.end(group)
+    def _decoding_state(self, index: int, prompt: Prompt, request: GenerationRequest) -> DecodingState:
+        beams = request.params.num_beams > 1
+        detokenizer = None if beams else Detokenizer(self._tokenizer, request.params.stop)
+        return DecodingState(index, list(prompt.decoder_ids), len(prompt.decoder_ids), detokenizer)

@@ -1,45 +1,62 @@
-"""What a request's end looks like: outputs, usage, timing; and the observer's share of it. Torch-free.
+"""What clients and the observer hear of a request: events, usage, timing. Torch-free.
 
-Owns the clock readings of a request and the form of its terminal events; the engine decides when they happen.
+Owns the clock readings of a request and the form of its terminal event. What happened to it comes as an ``Outcome``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from prefixes.errors import PrefixdError
 from server.engine.observer import EngineObserver
-from server.engine.row import Group, Sequence
-from server.engine.types import Failed, Finished, FinishReason, Output, Timing, Usage
+from server.engine.row import Group
+from server.engine.scheduling.plan import Outcome, StepPlan
+from server.engine.types import Event, Failed, Finished, FinishReason, Output, Timing, Usage
 
 
 class Reporter:
-    """Notes when things happen and writes the terminal events."""
+    """Notes when things happen and writes the events."""
 
     def __init__(self, tokenizer: Any, eos_token_ids: frozenset[int], observer: EngineObserver) -> None:
         self._tokenizer, self._eos, self._observer = tokenizer, eos_token_ids, observer
 
-    def admitted(self, groups: Iterable[Group]) -> None:
-        """These groups run in this step; for some it is the first."""
+    def admitted(self, plan: StepPlan) -> None:
+        """The plan's groups run now; for some it is the first time."""
         now = time.monotonic()
-        for group in groups:
+        for group in plan.groups:
             if group.admitted_at is None:
                 group.admitted_at = now
 
-    def token(self, group: Group, sequence: Sequence) -> None:
-        """A token was chosen for ``sequence``."""
+    def stepped(self, plan: StepPlan, calls: dict[str, int], seconds: float) -> None:
+        """The plan has run, in so many calls for each stage."""
+        groups = plan.groups
+        if groups:
+            tasks = len({group.request.prefix for group in groups})
+            tokens = sum(row.count for row in plan.rows) + (plan.encode.tokens if plan.encode else 0)
+            self._observer.on_step(len(groups), tasks, tokens, seconds, calls)
+
+    def events(self, outcome: Outcome) -> list[Event]:
+        """The events that tell ``outcome``, a terminal one last where the group ends."""
+        group, events = outcome.group, list[Event](outcome.events)
+        for index in outcome.advanced:
+            self._note_token(group, index)
+        if outcome.error is not None:
+            events.append(self._failed(group, outcome.error))
+        elif outcome.finished:
+            events.append(self._finished(group, outcome.reason))
+        return events
+
+    def _note_token(self, group: Group, index: int) -> None:
         now = time.monotonic()
         if group.first_token_at is None:
             group.first_token_at = now
             self._observer.on_first_token(group.request.task, now - group.submitted_at)
-        elif sequence.last_token_at:
-            self._observer.on_inter_token(group.request.task, now - sequence.last_token_at)
-        sequence.last_token_at = now
+        elif index in group.last_token_at:
+            self._observer.on_inter_token(group.request.task, now - group.last_token_at[index])
+        group.last_token_at[index] = now
 
-    def finished(self, group: Group, reason: FinishReason | None = None) -> Finished:
-        """The terminal event of a group that ran; ``reason`` where it is not its first output's own."""
+    def _finished(self, group: Group, reason: FinishReason | None) -> Finished:
         outputs = self._outputs(group)
         usage = self._usage(group, sum(len(output.token_ids) for output in outputs))
         now, first = time.monotonic(), group.first_token_at
@@ -52,9 +69,8 @@ class Reporter:
         )
         return Finished(group.request.request_id, outputs, usage, timing)
 
-    def failed(self, group: Group, error: PrefixdError) -> Failed:
-        """The terminal event of a group that could not run on."""
-        usage = self._usage(group, sum(len(group.generated(row)) for row in group.sequences))
+    def _failed(self, group: Group, error: PrefixdError) -> Failed:
+        usage = self._usage(group, sum(row.decoding.output_length for row in group.rows))
         self._observer.on_finish(group.request.task, None, usage, time.monotonic() - group.submitted_at)
         return Failed(group.request.request_id, error)
 
@@ -65,11 +81,12 @@ class Reporter:
                 for best in group.beams.best()
             )
         outputs = []
-        for row in group.sequences[: group.request.params.num_return_sequences]:
-            tokens = tuple(group.generated(row))
-            text = row.detokenizer.text if row.detokenizer else self._text(tokens)
-            logprobs = tuple(row.logprobs) if group.request.params.logprobs is not None else None
-            outputs.append(Output(text, tokens, row.finish_reason or FinishReason.ABORT, logprobs=logprobs))
+        for row in group.rows[: group.request.params.num_return_sequences]:
+            state = row.decoding
+            tokens = tuple(state.output_ids)
+            text = state.detokenizer.text if state.detokenizer else self._text(tokens)
+            logprobs = tuple(state.logprobs) if group.request.params.logprobs is not None else None
+            outputs.append(Output(text, tokens, state.finish_reason or FinishReason.ABORT, logprobs=logprobs))
         return tuple(outputs)
 
     def _text(self, token_ids: tuple[int, ...]) -> str:

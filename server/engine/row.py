@@ -1,6 +1,7 @@
 """A request while it runs: a group of rows that live and die together. Torch-free.
 
-Owns the state that survives preemption (tokens, scores, detokenizers, counters); the scheduler owns who runs.
+Owns what a row and a group are made of. Who runs is the scheduler's decision; what a token does to a row is
+``postprocess``'s.
 """
 
 from __future__ import annotations
@@ -10,41 +11,48 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from prefixes.spec import Site
-from server.engine.decoding.detokenizer import Detokenizer
-from server.engine.types import FinishReason, GenerationRequest, TokenLogprob
+from server.engine.decoding.state import DecodingState
+from server.engine.prefixes.entry import SiteBlocks
+from server.engine.types import GenerationRequest
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # both import torch
     import torch
 
     from server.engine.decoding.beams import BeamSearch
-    from server.engine.prefixes.store import SiteBlocks
 
 
 class GroupState(Enum):
-    """WAITING (for its prefix or for memory) and RUNNING alternate under preemption; ENDED is final."""
+    """WAITING (for its prefix or for memory) and RUNNING alternate under preemption.
+
+    FAILED could not run, and its request has not been told; ENDED is final.
+    """
 
     WAITING = auto()
     RUNNING = auto()
+    FAILED = auto()
     ENDED = auto()
 
 
 @dataclass(eq=False)
-class Sequence:
-    """One row: its tokens, how many of them have keys and values in ``blocks``, and its output so far."""
+class Row:
+    """One sequence of the batch: its decoding, and the blocks that hold the keys and values of its first tokens."""
 
-    index: int
-    token_ids: list[int]
-    computed: int = 0
+    decoding: DecodingState
+    computed: int = 0  # tokens that have keys and values in ``blocks``
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # of its full blocks that are known to prompt reuse
-    detokenizer: Detokenizer | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    last_token_at: float = 0.0
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.decoding.token_ids
+
+    @property
+    def length(self) -> int:
+        return len(self.decoding.token_ids)
 
     @property
     def active(self) -> bool:
-        return self.finish_reason is None
+        return self.decoding.active
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class EncodedInput:
         return self.done == self.units
 
 
-@dataclass(eq=False)  # groups are told apart by identity, quickly: they are removed from long lists
+@dataclass(eq=False)  # groups are told apart by identity
 class Group:
     """One request's rows. All times are ``time.monotonic()`` seconds."""
 
@@ -89,13 +97,14 @@ class Group:
     seed: int
     submitted_at: float
     chain_root: bytes
-    sequences: list[Sequence]
+    rows: list[Row]
     beams: BeamSearch | None = None
     state: GroupState = GroupState.WAITING
     prefix_blocks: SiteBlocks = field(default_factory=dict)
     input: EncodedInput | None = None  # while it runs, where there is an encoder
     admitted_at: float | None = None
     first_token_at: float | None = None
+    last_token_at: dict[int, float] = field(default_factory=dict)  # of each output
 
     @property
     def prompt_length(self) -> int:
@@ -114,18 +123,15 @@ class Group:
         return self.input is not None and not self.input.complete
 
     @property
-    def active(self) -> list[Sequence]:
-        return [sequence for sequence in self.sequences if sequence.active]
+    def active(self) -> list[Row]:
+        return [row for row in self.rows if row.active]
 
     @property
     def started(self) -> bool:
-        """Whether the rows have been forked from the prompt: a token has been chosen."""
-        return len(self.sequences[0].token_ids) > self.prompt_length
+        """Whether a token has been chosen: the rows have been forked from the prompt."""
+        return self.rows[0].length > self.prompt_length
 
-    def generated(self, sequence: Sequence) -> list[int]:
-        return sequence.token_ids[self.prompt_length :]
-
-    def pending(self) -> list[tuple[Sequence, int]]:
+    def pending(self) -> list[tuple[Row, int]]:
         """The rows that have something to compute, each with the length up to which it may compute now.
 
         Several rows share their prompt: one of them computes it, then the others fork it. Beams choose together: while
@@ -136,6 +142,6 @@ class Group:
         active = self.active
         if len(active) > 1 and active[0].computed < self.prompt_length:
             return [(active[0], self.prompt_length)]
-        behind = self.beams is not None and any(len(row.token_ids) - row.computed > 1 for row in active)
-        hold = int(behind and len(active) > 1)
-        return [(row, len(row.token_ids) - hold) for row in active if row.computed < len(row.token_ids) - hold]
+        behind = self.beams is not None and any(row.length - row.computed > 1 for row in active)
+        held_back = int(behind and len(active) > 1)
+        return [(row, row.length - held_back) for row in active if row.computed < row.length - held_back]

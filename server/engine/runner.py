@@ -6,10 +6,12 @@ Owns the block pool's tensors, the model and the count of forward calls; knows n
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,10 +23,26 @@ from server.engine.batch import RowContext, Tables
 from server.engine.config import EngineConfig
 from server.engine.kernels.base import Kernels, KVCache, PagedAttention, PagedBatch
 from server.engine.models import load_model
-from server.engine.prefixes.store import SiteBlocks
-from server.engine.row import EncodedInput
+from server.engine.prefixes.entry import SiteBlocks
+from server.engine.row import EncodedInput, Group
 from server.engine.scheduling.encoding import EncoderWork
-from server.engine.scheduling.scheduler import ScheduledRow
+from server.engine.scheduling.plan import ScheduledRow, StepPlan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class StepResult:
+    """What a plan's calls gave; a call that failed left its error in place of that.
+
+    ``logits (n, vocab)`` float32 are those of the rows that want them, in order. ``calls`` are counted by stage.
+    """
+
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    encoder_seconds: float | None = None
+    encoder_error: Exception | None = None
+    decoder_error: Exception | None = None
+    calls: dict[str, int] = field(default_factory=dict)
 
 
 class Runner:
@@ -56,9 +74,26 @@ class Runner:
                     part = tensor[:, index * self._block_size : (index + 1) * self._block_size]
                     pool[: part.shape[0], block, :, : part.shape[1]] = part.transpose(1, 2)
 
-    def forget_encoding(self) -> None:
-        """No input is under way any more: keep nothing of the last one."""
-        self._underway = None
+    def run(self, plan: StepPlan) -> StepResult:
+        """Run the plan: at most one call for each stage."""
+        result, before = StepResult(), Counter(self.forwards)
+        if plan.encode is None:
+            self._underway = None
+        else:
+            try:
+                result.encoder_seconds = self.encode(plan.encode)
+            except Exception as error:
+                _log_failure("an encoder call failed; its %d requests end with an error", plan.encode.groups)
+                result.encoder_error = error
+        if plan.rows:
+            try:
+                self.copy_blocks(plan.copies)
+                result.logits = self.decoder(plan.rows)
+            except Exception as error:
+                _log_failure("a step failed; its %d rows end with an error", [row.group for row in plan.rows])
+                result.decoder_error = error
+        result.calls = dict(self.forwards - before)
+        return result
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy each source block to its target, all layers."""
@@ -131,12 +166,12 @@ class Runner:
         tokens, positions = np.empty(total, np.int64), np.empty(total, np.int64)
         contexts, begin = [], 0
         for row in rows:
-            group, sequence, end = row.group, row.sequence, row.start + row.count
+            group, end = row.group, row.end
             part, offset = slice(begin, begin + row.count), group.position_offset("decoder")
-            tokens[part] = sequence.token_ids[row.start : end]
+            tokens[part] = row.row.token_ids[row.start : end]
             positions[part] = np.arange(row.start + offset, end + offset)
             prefix = (group.prefix_blocks.get("decoder", ()), group.prefix_length("decoder"))
-            contexts.append(RowContext(row.count, *prefix, sequence.blocks, end))
+            contexts.append(RowContext(row.count, *prefix, row.row.blocks, end))
             begin += row.count
         return self._tables.tensor(tokens), self._tables.tensor(positions), contexts
 
@@ -156,3 +191,8 @@ class Runner:
             return torch.zeros(shape, dtype=self._dtype, device=self._device)
         untouched = np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)
         return torch.from_numpy(untouched).view(self._dtype).view(shape)
+
+
+def _log_failure(message: str, groups: Sequence[Group]) -> None:
+    ids = list(dict.fromkeys(group.request.request_id for group in groups))
+    log.exception(message, len(groups), extra={"facts": {"request_ids": ids}})

@@ -204,7 +204,7 @@ def test_a_prefix_beside_the_pinned_ones_must_fit_its_share(backbone: Backbone, 
     engine.add(large)  # before the pin: it may still find its room taken
     engine.pin(pinned.prefix)
     while pinned.prefix not in engine.residents():
-        engine._prefixes.settle_pins()
+        engine._prefixes.settle()
     with pytest.raises(InputTooLong, match="expected at most 1 blocks"):
         engine.check(large)
     ended = run(engine, [pinned])
@@ -264,9 +264,9 @@ def test_an_abort_at_any_stage_ends_its_own_request(
     group = engine._groups["bad"]
     for _ in range(3):
         events += engine.step()
-    while stage not in (waiting, loading) and not (group.started or group.sequences[0].computed):
+    while stage not in (waiting, loading) and not (group.started or group.rows[0].computed):
         events += engine.step()
-    while stage in (decoding, in_beams, in_several_outputs) and len(group.generated(group.sequences[0])) < 3:
+    while stage in (decoding, in_beams, in_several_outputs) and group.rows[0].decoding.output_length < 3:
         events += engine.step()
     assert (group.state is GroupState.WAITING) == (stage in (waiting, loading)), "not at the stage that was meant"
     aborted = engine.abort("bad")
@@ -321,7 +321,7 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
     events: list[Event] = []
     while sum(isinstance(event, TokenEvent) for event in events) < 9:
         events += engine.step()
-    owner, name = (engine._runner._model, "decoder") if where == "model" else (engine._advance._sampler, "choose")
+    owner, name = (engine._runner._model, "decoder") if where == "model" else (engine._postprocess._sampler, "choose")
 
     def broken(*arguments: object) -> None:
         raise RuntimeError("a secret that no user may see")

@@ -22,7 +22,7 @@ from server.engine.kernels import select_kernels
 from server.engine.kernels.base import Kernels
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.observer import SilentObserver
-from server.engine.scheduling.scheduler import ScheduledRow
+from server.engine.scheduling.plan import ScheduledRow
 from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey, SamplingParams, TokenEvent
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
@@ -136,7 +136,7 @@ class LogitsRecorder:
         wanting = [row for row in rows if row.wants_logits]
         for row, values in zip(wanting, logits, strict=True):
             found = self.logits.setdefault(row.group.request.request_id, {})
-            found[tuple(row.sequence.token_ids)] = values.clone()
+            found[tuple(row.row.token_ids)] = values.clone()
         return logits
 
 
@@ -175,7 +175,7 @@ def wait_for_loads(engine: Engine) -> None:
     """Return once no load is under way and none may begin."""
     loader = engine._prefixes._loader
     with loader._lock:
-        assert loader._lock.wait_for(lambda: not loader._running and not any(loader._startable()), timeout=60)
+        assert loader._lock.wait_for(lambda: not loader._running and not loader._startable(), timeout=60)
 
 
 def joined_text(events: Iterable[Event], request_id: str, index: int = 0) -> str:

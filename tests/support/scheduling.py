@@ -16,14 +16,17 @@ from prefixes.errors import PrefixdError
 from prefixes.spec import Site
 from server.engine.config import EngineConfig
 from server.engine.decoding.beams import BeamSearch
+from server.engine.decoding.state import DecodingState
 from server.engine.decoding.token_rules import TokenRules
 from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse, chain_root
 from server.engine.observer import SilentObserver
-from server.engine.prefixes.store import LoadStatus, PrefixStore
-from server.engine.row import Group, Prompt, Sequence
-from server.engine.scheduling.encoding import EncoderPace, EncoderWork
-from server.engine.scheduling.scheduler import Scheduler, StepPlan
+from server.engine.prefixes.store import PrefixStore
+from server.engine.row import Group, Prompt, Row
+from server.engine.scheduling.capacity import Capacity
+from server.engine.scheduling.encoding import EncoderBudget, EncoderWork
+from server.engine.scheduling.plan import Outcome, StepPlan
+from server.engine.scheduling.scheduler import Scheduler
 from server.engine.types import FinishReason, GenerationRequest, PrefixKey, SamplingParams
 from tests.support.prefixes import make_prefix
 
@@ -50,7 +53,7 @@ class Machine(SilentObserver):
                                  wake=lambda: self.woken.put(None))
         self.decoder_prompt = (0,) if units else ()
         self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
-                                   self, EncoderPace(2 * units // 3, units, 10**9, self.config))
+                                   self, EncoderBudget(2 * units // 3, units, 10**9, self.config))
         self.layers = 2 * units // 3
         self.encoder_calls: list[EncoderWork] = []
         self.encoder_seconds: list[float] = []
@@ -90,7 +93,10 @@ class Machine(SilentObserver):
         params = request.params
         beams = BeamSearch(params, params.max_new_tokens, TokenRules()) if params.num_beams > 1 else None
         prompt = Prompt.of(request, self.decoder_prompt)
-        rows = [Sequence(index, list(prompt.decoder_ids)) for index in range(1 if beams else params.rows)]
+        length = len(prompt.decoder_ids)
+        rows = [
+            Row(DecodingState(index, list(prompt.decoder_ids), length)) for index in range(1 if beams else params.rows)
+        ]
         order = float(self.steps + len(self.scheduler.waiting) + len(self.scheduler.running))
         root = chain_root(request, prompt.encoder_ids)
         group = Group(request, prompt, params.max_new_tokens, 0, order if at is None else at, root, rows, beams)
@@ -98,8 +104,8 @@ class Machine(SilentObserver):
         return group
 
     def fits_alone(self, request: GenerationRequest) -> tuple[int, int]:
-        prompt = Prompt.of(request, self.decoder_prompt)
-        return self.scheduler.fits_alone(request, prompt, request.params.max_new_tokens)
+        prompt, capacity = Prompt.of(request, self.decoder_prompt), Capacity(self.ledger, self.store)
+        return capacity.needed(request, prompt, request.params.max_new_tokens), capacity.room(request)
 
     # --- the loop ---
 
@@ -110,25 +116,26 @@ class Machine(SilentObserver):
 
     def wait_for(self, key: PrefixKey) -> None:
         """Until ``key`` has been loaded, or that has failed."""
-        while self.store.status(key) is LoadStatus.LOADING:
+        while key not in self.store.residents() and self.store._loader.outcome(key) is None:
             self.woken.get(timeout=30)
 
     def abort(self, group: Group) -> None:
         """As ``Engine.abort``."""
-        self._end(group, "aborted")
+        self._note_end(group, "aborted")
+        self.scheduler.update([Outcome(group, finished=True)])
 
     def step(self) -> StepPlan:
         """Schedule, check, compute, choose."""
         self.steps += 1
-        self.store.settle_pins()
         plan = self.scheduler.schedule()
+        outcomes = [Outcome(group, error=error) for group, error in plan.failed]
         for group, error in plan.failed:
-            self._end(group, error.code)
+            self._note_end(group, error.code)
         self._check(plan)
-        if plan.encode:
-            self._encode(plan.encode)
+        seconds = self._encode(plan.encode) if plan.encode else None
         self._compute(plan)
-        self._choose(plan)
+        outcomes += self._choose(plan)
+        self.scheduler.update(outcomes, plan, seconds)
         self.ledger.check([*self.scheduler.holdings(), *self.store.holdings()])
         return plan
 
@@ -151,19 +158,19 @@ class Machine(SilentObserver):
         assert len(plan.rows) <= self.config.max_rows
         assert sum(group.request.params.rows for group in self.scheduler.running) <= self.config.max_rows
         assert all(row.count > 0 for row in plan.rows)
-        assert len({id(row.sequence) for row in plan.rows}) == len(plan.rows)
+        assert len({row.row for row in plan.rows}) == len(plan.rows)
         targets = [target for _, target in plan.copies]
         assert len(set(targets)) == len(targets)
-        written = [block for row in plan.rows for block in self._written(row.sequence, row.start, row.count)]
+        written = [block for row in plan.rows for block in self._written(row.row, row.start, row.count)]
         assert len(set(written)) == len(written), "two rows write into one block"
         assert not any(self.ledger.shared(block) for block in written), "a write would be seen by another holder"
         assert not {source for source, _ in plan.copies} & set(targets), "a source is overwritten before it is copied"
 
-    def _encode(self, work: EncoderWork) -> None:
+    def _encode(self, work: EncoderWork) -> float:
         self.encoder_calls.append(work)
         assert len({id(group) for group in work.groups}) == len(work.groups) and len(work.units) > 0
         for group, encoded in zip(work.groups, work.inputs, strict=True):
-            assert encoded is group.input and encoded.done == work.units.start, "an input is not where its cohort is"
+            assert encoded is group.input and encoded.done == work.units.start, "an input is not where its call is"
             assert not any(self.ledger.shared(block) for block in encoded.blocks), "another holder would see it"
             for position in range(len(encoded.token_ids)):
                 block, offset = encoded.blocks[position // self.size], position % self.size
@@ -174,27 +181,28 @@ class Machine(SilentObserver):
         assert work.units.start >= self.layers or work.units.stop <= self.layers, "two kinds of work in one call"
         each = 1.0 if work.units.start < self.layers else 1 / 6
         self.encoder_seconds.append(work.tokens * len(work.units) * each)
-        self.scheduler.encoded(work, self.encoder_seconds[-1])
+        return self.encoder_seconds[-1]
 
-    def _written(self, sequence: Sequence, start: int, count: int) -> list[int]:
-        return sequence.blocks[start // self.size : (start + count - 1) // self.size + 1]
+    def _written(self, row: Row, start: int, count: int) -> list[int]:
+        return row.blocks[start // self.size : (start + count - 1) // self.size + 1]
 
     def _compute(self, plan: StepPlan) -> None:
         for source, target in plan.copies:
             self.contents[target] = list(self.contents[source])
-        for row in plan.rows:
-            tokens = row.sequence.token_ids
-            for position in range(row.start, row.start + row.count):
-                block = row.sequence.blocks[position // self.size]
-                self.contents[block][position % self.size] = (row.group.chain_root, tuple(tokens[: position + 1]))
-            self.computed_tokens += row.count
-        for row in plan.rows:  # after all writes: what the kernels would read
-            self._check_context(row.group, row.sequence, row.start + row.count)
+        for scheduled in plan.rows:
+            tokens = scheduled.row.token_ids
+            for position in range(scheduled.start, scheduled.end):
+                block = scheduled.row.blocks[position // self.size]
+                content = (scheduled.group.chain_root, tuple(tokens[: position + 1]))
+                self.contents[block][position % self.size] = content
+            self.computed_tokens += scheduled.count
+        for scheduled in plan.rows:  # after all writes: what the kernels would read
+            self._check_context(scheduled.group, scheduled.row, scheduled.end)
 
-    def _check_context(self, group: Group, sequence: Sequence, length: int) -> None:
+    def _check_context(self, group: Group, row: Row, length: int) -> None:
         for position in range(length):
-            content = self.contents[sequence.blocks[position // self.size]][position % self.size]
-            assert content == (group.chain_root, tuple(sequence.token_ids[: position + 1])), "another row's context"
+            content = self.contents[row.blocks[position // self.size]][position % self.size]
+            assert content == (group.chain_root, tuple(row.token_ids[: position + 1])), "another row's context"
         if group.prompt.encoder_ids:
             assert group.input is not None and group.input.complete, "a row runs ahead of its input"
             for position in range(len(group.prompt.encoder_ids)):
@@ -207,51 +215,47 @@ class Machine(SilentObserver):
             for block in blocks:
                 assert self.contents[block] == [id(prefix)] * self.size, "another task's prefix"
 
-    def _choose(self, plan: StepPlan) -> None:
-        wanting: dict[int, list[Sequence]] = {}
-        groups = {id(row.group): row.group for row in plan.rows}
-        for row in plan.rows:
-            wants = row.wants_logits
-            self.scheduler.computed(row)
-            if wants:
-                wanting.setdefault(id(row.group), []).append(row.sequence)
-            elif (row.group.started and len(row.group.active) > 1
-                  and row.start + row.count == row.group.prompt_length):
-                self.scheduler.fork_prompt(row.group)
-        for identity, sequences in wanting.items():
-            group = groups[identity]
+    def _choose(self, plan: StepPlan) -> list[Outcome]:
+        """As ``Postprocess``, at random."""
+        outcomes: dict[Group, Outcome] = {}
+        wanting: dict[Group, list[Row]] = {}
+        for scheduled in plan.rows:
+            if scheduled.wants_logits:
+                wanting.setdefault(scheduled.group, []).append(scheduled.row)
+        for group, rows in wanting.items():
+            outcomes[group] = Outcome(group)
             if group.beams:
-                self._advance_beams(group, sequences)
+                self._advance_beams(outcomes[group], rows)
             else:
-                self._take_tokens(group, sequences)
+                self._take_tokens(outcomes[group], rows if group.started else group.rows)
+            if outcomes[group].finished:
+                self._note_end(group, "finished")
+        return list(outcomes.values())
 
-    def _take_tokens(self, group: Group, sequences: list[Sequence]) -> None:
-        if not group.started:
-            sequences = group.sequences
-            if len(sequences) > 1:
-                self.scheduler.fork_prompt(group)
-        for sequence in sequences:
-            sequence.token_ids.append(self.rng.randrange(3))
+    def _take_tokens(self, outcome: Outcome, rows: list[Row]) -> None:
+        group = outcome.group
+        for row in rows:
+            row.token_ids.append(self.rng.randrange(3))
             ends = group.request.params.do_sample and self.rng.random() < self.early_end
-            if ends or len(group.generated(sequence)) >= group.max_new_tokens:
-                sequence.finish_reason = FinishReason.STOP
-                self.scheduler.finish_row(sequence)
-        if not group.active:
-            self._end(group, "finished")
+            if ends or row.decoding.output_length >= group.max_new_tokens:
+                row.decoding.finish_reason = FinishReason.STOP
+                outcome.ended.append(row)
+        outcome.finished = not group.active
 
-    def _advance_beams(self, group: Group, sequences: list[Sequence]) -> None:
-        assert sequences == group.sequences, "beams choose together"
-        if len(group.generated(sequences[0])) + 1 >= group.max_new_tokens:
-            self._end(group, "finished")
+    def _advance_beams(self, outcome: Outcome, rows: list[Row]) -> None:
+        group = outcome.group
+        assert rows == group.rows, "beams choose together"
+        if rows[0].decoding.output_length + 1 >= group.max_new_tokens:
+            outcome.finished = True
             return
-        parents = sorted(self.rng.choices(sequences, k=group.request.params.num_beams), key=lambda row: row.index)
-        rows = [
-            Sequence(index, [*parent.token_ids, self.rng.randrange(3) + 3 * index])
-            for index, parent in enumerate(parents)
-        ]
-        self.scheduler.replace_rows(group, rows, parents)
+        parents = sorted(
+            self.rng.choices(rows, k=group.request.params.num_beams), key=lambda row: row.decoding.index
+        )
+        beams = [(Row(parent.decoding.fork(index)), parent) for index, parent in enumerate(parents)]
+        for index, (row, _) in enumerate(beams):
+            row.token_ids.append(self.rng.randrange(3) + 3 * index)
+        outcome.beams = beams
 
-    def _end(self, group: Group, how: str) -> None:
+    def _note_end(self, group: Group, how: str) -> None:
         assert group.request.request_id not in self.ended
         self.ended[group.request.request_id] = how
-        self.scheduler.end(group)

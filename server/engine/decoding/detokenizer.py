@@ -5,6 +5,7 @@ Owns one output's text; knows nothing of rows. The pieces it emits, joined, are 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -38,6 +39,12 @@ class Detokenizer:
         end = len(self.text) if final else len(self.text) - self._held_back()
         piece, self._emitted = self.text[self._emitted : end], max(end, self._emitted)
         return piece
+
+    def fork(self) -> Detokenizer:
+        """The same text so far; the two go on apart."""
+        forked = copy.copy(self)
+        forked._stream, forked._ids = copy.copy(self._stream), list(self._ids)
+        return forked
 
     def _extend(self, piece: str) -> bool:
         searched = max(0, len(self.text) - self._longest_stop + 1)

@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from prefixes.errors import EngineFailure, PrefixdError
@@ -36,6 +35,7 @@ LINGER_S: Final = 5.0
 @dataclass
 class _Load:
     urgent: bool  # rows wait for it; else it is a pin's
+    number: int  # in the order of asking
     outcome: Prefix | PrefixdError | None = None
     nbytes: int = 0  # staged
 
@@ -57,8 +57,12 @@ class PrefixLoader:
     ) -> None:
         self._load, self._workers, self._max_staged_bytes = load, workers, max_staged_bytes
         self._observer, self._wake = observer, wake
-        self._asked: dict[PrefixKey, _Load] = {}  # in the order of asking
-        self._queued: dict[PrefixKey, _Load] = {}  # those of them that have not begun
+        self._asked: dict[PrefixKey, _Load] = {}
+        # Those of them that have not begun, in order, by whether they are urgent; and what the loaded ones hold.
+        self._queued: dict[bool, dict[PrefixKey, _Load]] = {True: {}, False: {}}
+        self._staged = {True: 0, False: 0}
+        self._ended: list[PrefixKey] = []  # loads that ended since ``take_ended`` was last called
+        self._number = 0
         self._running: set[PrefixKey] = set()  # also those that nobody asks for any more
         self._threads = 0
         self._closed = False
@@ -71,13 +75,25 @@ class PrefixLoader:
         """
         with self._lock:
             known = self._asked.get(key)
-            if known is not None:
-                known.urgent = urgent
-            else:
-                self._asked[key] = asked = _Load(urgent)
+            if known is None:
+                self._number += 1
+                self._asked[key] = asked = _Load(urgent, self._number)
                 if key not in self._running:
-                    self._queued[key] = asked
+                    self._queued[urgent][key] = asked
+            elif known.urgent is not urgent:
+                self._change_urgency(key, known)
             self._begin_what_may()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``take_ended`` would give anything."""
+        return bool(self._ended)
+
+    def take_ended(self) -> list[PrefixKey]:
+        """The keys whose loads have ended since the last call, asked for still or not."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+            return ended
 
     def outcome(self, key: PrefixKey) -> Prefix | PrefixdError | None:
         """What loading an asked key brought; None while it is queued or under way."""
@@ -87,44 +103,67 @@ class PrefixLoader:
     def drop(self, key: PrefixKey) -> None:
         """``key`` is no longer asked for: it is in blocks, has failed, or nobody wants it. Room for others."""
         with self._lock:
-            self._asked.pop(key, None)
-            self._queued.pop(key, None)
+            if load := self._asked.pop(key, None):
+                self._queued[load.urgent].pop(key, None)
+                self._staged[load.urgent] -= load.nbytes
             self._begin_what_may()
 
     @property
     def staged_bytes(self) -> int:
         """Bytes of prefixes that are loaded and not in blocks."""
-        with self._lock:
-            return sum(load.nbytes for load in self._asked.values())
+        return sum(self._staged.values())
 
     def close(self) -> None:
         """Begin no more loads; those under way are abandoned."""
         with self._lock:
             self._closed = True
-            self._queued.clear()
+            for queued in self._queued.values():
+                queued.clear()
             self._lock.notify_all()
 
     # --- inside, under the lock ---
 
-    def _startable(self) -> Iterator[PrefixKey]:
-        room = {urgent: self._staged(urgent) < self._max_staged_bytes for urgent in (True, False)}
-        return (key for key, load in self._queued.items() if room[load.urgent])
+    def _next(self) -> PrefixKey | None:
+        """The key to load next: the first that was asked for, of the kinds that have room."""
+        heads = []
+        for urgent, queued in self._queued.items():
+            if queued and self._staged[urgent] < self._max_staged_bytes:
+                key = next(iter(queued))
+                heads.append((queued[key].number, key))
+        return min(heads)[1] if heads else None
 
-    def _staged(self, urgent: bool) -> int:
-        return sum(load.nbytes for load in self._asked.values() if load.urgent is urgent)
+    def _startable(self) -> int:
+        """How many loads may begin now."""
+        room = [urgent for urgent in (True, False) if self._staged[urgent] < self._max_staged_bytes]
+        return sum(len(self._queued[urgent]) for urgent in room)
+
+    def _change_urgency(self, key: PrefixKey, load: _Load) -> None:
+        """A load keeps its place among those of its new kind that were asked for later."""
+        self._staged[load.urgent] -= load.nbytes
+        queued = self._queued[load.urgent].pop(key, None)
+        load.urgent = not load.urgent
+        self._staged[load.urgent] += load.nbytes
+        if queued:
+            others = {**self._queued[load.urgent], key: load}
+            self._queued[load.urgent] = dict(sorted(others.items(), key=lambda item: item[1].number))
 
     def _begin_what_may(self) -> None:
-        keys = list(islice(self._startable(), self._workers))
+        wanted = min(self._startable(), self._workers)
         self._lock.notify_all()
-        while self._threads < self._workers and self._threads - len(self._running) < len(keys):
+        while self._threads < self._workers and self._threads - len(self._running) < wanted:
             try:
                 threading.Thread(target=self._work, name="prefix-load", daemon=True).start()
             except RuntimeError as error:  # there is none to be had
                 if self._threads == 0:
-                    for key in keys:
-                        self._queued.pop(key).outcome = EngineFailure(f"prefix: loading failed: {error}")
+                    self._fail_startable(EngineFailure(f"prefix: loading failed: {error}"))
                 return
             self._threads += 1
+
+    def _fail_startable(self, error: PrefixdError) -> None:
+        for _ in range(self._workers):
+            if (key := self._next()) is not None:
+                self._queued[self._asked[key].urgent].pop(key).outcome = error
+                self._ended.append(key)
 
     # --- in threads of its own ---
 
@@ -135,6 +174,8 @@ class PrefixLoader:
                 self._running.discard(key)
                 if load := self._asked.get(key):
                     load.outcome, load.nbytes = outcome, nbytes
+                    self._staged[load.urgent] += nbytes
+                    self._ended.append(key)
                 self._begin_what_may()
             self._wake()
             del outcome  # it is the store's now: an idle thread must not keep it
@@ -144,11 +185,11 @@ class PrefixLoader:
         """The next key to load; None when this thread is to end."""
         with self._lock:
             while not self._closed:
-                if key := next(self._startable(), None):
-                    del self._queued[key]
+                if (key := self._next()) is not None:
+                    del self._queued[self._asked[key].urgent][key]
                     self._running.add(key)
                     return key
-                if not self._lock.wait(LINGER_S) and next(self._startable(), None) is None:
+                if not self._lock.wait(LINGER_S) and not self._startable():
                     break
             self._threads -= 1
             return None

@@ -1,15 +1,16 @@
 """Resident prefixes: load, pin, evict.
 
 Owns which prefixes are in blocks, who uses them and in which order idle ones yield. Loading (fetch, verify) is
-``prefix_loader``'s; everything here is called from the engine's thread alone. Knows no scheduler and no registry: it
-gets ``load``.
+``loader``'s. Everything here is called from the engine's thread alone, but for the figures. Knows no scheduler and no
+registry: it gets ``load``.
+
+What a step asks costs the same however many prefixes are resident: sums are kept, not computed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from prefixes.errors import EngineFailure, PrefixdError
 from prefixes.spec import PrefixSpec, Site
 from server.engine.memory.blocks import BlockLedger
 from server.engine.observer import EngineObserver
+from server.engine.prefixes.entry import Entry, EntrySet, SiteBlocks
 from server.engine.prefixes.loader import PrefixLoader
 from server.engine.types import PrefixKey
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SiteBlocks = Mapping[Site, tuple[int, ...]]
-
 
 class LoadStatus(Enum):
     """LOADING or in line for it, READY to take blocks (or in them already), FAILED for those who waited."""
@@ -34,22 +34,6 @@ class LoadStatus(Enum):
     LOADING = auto()
     READY = auto()
     FAILED = auto()
-
-
-@dataclass
-class _Entry:
-    loading: bool = False
-    host: Prefix | None = None  # loaded, not in blocks: staged
-    error: PrefixdError | None = None
-    blocks: SiteBlocks | None = None
-    waiters: int = 0  # waiting rows: they pin the version, not its blocks
-    users: int = 0  # running groups: their blocks stay
-    pinned: bool = False
-    block_count: int = 0
-
-    @property
-    def evictable(self) -> bool:
-        return self.blocks is not None and self.users == 0 and not self.pinned
 
 
 class PrefixStore:
@@ -75,17 +59,18 @@ class PrefixStore:
         self._loader = PrefixLoader(
             load, workers=workers, max_staged_bytes=max_staged_bytes, observer=observer, wake=wake
         )
-        # Least recently used first. A plain dict: other threads snapshot it, and copying an OrderedDict calls back into
-        # the keys' hashes, so that the engine's thread could change it half-way.
-        self._entries: dict[PrefixKey, _Entry] = {}
-        self._resident_blocks = 0
+        self._entries: dict[PrefixKey, Entry] = {}
+        self._resident = EntrySet()
+        self._idle = EntrySet()  # least recently used first
+        self._pinned = EntrySet()  # in blocks
+        self._unsettled: dict[PrefixKey, Entry] = {}  # pinned and loaded, not in blocks
         ledger.set_reclaimer(self)
 
     # --- waiting rows ---
 
     def want(self, key: PrefixKey) -> None:
         """A row waits for ``key``: start loading it unless it is here."""
-        entry = self._entries.setdefault(key, _Entry())
+        entry = self._entries.setdefault(key, Entry())
         entry.waiters += 1
         self._ensure_loading(key, entry)
 
@@ -98,10 +83,9 @@ class PrefixStore:
         self._drop_if_unused(key, entry)
 
     def status(self, key: PrefixKey) -> LoadStatus:
-        """Of a wanted key."""
+        """Of a wanted key, as of the last ``settle``."""
         entry = self._entries[key]
-        self._settle(key, entry)
-        if entry.blocks is not None or entry.host is not None:
+        if entry.resident or entry.host is not None:
             return LoadStatus.READY
         return LoadStatus.FAILED if entry.error else LoadStatus.LOADING
 
@@ -119,27 +103,28 @@ class PrefixStore:
         A READY key moves into blocks here; idle prefixes may yield to it. One that cannot be written becomes FAILED.
         """
         entry = self._entries[key]
-        entry.users += 1  # so that it is not reclaimed to make room for itself
-        if entry.blocks is None and self._fits(entry, extra_blocks):
+        entry.users += 1
+        self._file(key, entry)  # no longer idle: it is not taken to make room for itself
+        if not entry.resident and self._fits(entry, extra_blocks):
             self._make_resident(key, entry)
-        if entry.blocks is None or not self._fits(entry, extra_blocks):
-            entry.users -= 1
-            return None
-        self._touch(key)
-        return entry.blocks
+        if entry.resident and self._fits(entry, extra_blocks):
+            return entry.blocks
+        self.release(key)
+        return None
 
     def release(self, key: PrefixKey) -> None:
         """A group no longer uses ``key``'s blocks; they stay resident until somebody needs the room."""
         entry = self._entries[key]
         entry.users -= 1
-        self._touch(key)
+        self._file(key, entry)
 
     # --- pins ---
 
     def pin(self, key: PrefixKey) -> None:
-        """Keep ``key`` resident from its first use or ``settle_pins`` on, whatever the pressure."""
-        entry = self._entries.setdefault(key, _Entry())
+        """Keep ``key`` resident from its first use or ``settle`` on, whatever the pressure."""
+        entry = self._entries.setdefault(key, Entry())
         entry.pinned = True
+        self._file(key, entry)
         self._ensure_loading(key, entry)
 
     def unpin(self, key: PrefixKey) -> None:
@@ -147,27 +132,37 @@ class PrefixStore:
         entry = self._entries.get(key)
         if entry:
             entry.pinned = False
+            self._file(key, entry)
             self._drop_if_unused(key, entry)
 
-    def settle_pins(self) -> None:
-        """Move loaded pinned prefixes into blocks where there is room."""
-        for key, entry in list(self._entries.items()):  # making room evicts, which drops entries
-            if self._can_settle(key, entry):
+    # --- loads ---
+
+    @property
+    def has_news(self) -> bool:
+        """Whether ``settle`` would do anything."""
+        return self._loader.has_ended or any(self._fits(entry, 0) for entry in self._unsettled.values())
+
+    def settle(self) -> list[PrefixKey]:
+        """Take in what finished loads brought, and move loaded pins into blocks where there is room.
+
+        The keys, still known, whose loads have ended: each is READY or FAILED now.
+        """
+        ended = [key for key in self._loader.take_ended() if self._take_in(key)]
+        for key, entry in list(self._unsettled.items()):
+            if self._fits(entry, 0):
                 self._make_resident(key, entry)
+        return ended
 
-    def pins_can_settle(self) -> bool:
-        """Whether ``settle_pins`` would do anything."""
-        return any(self._can_settle(key, entry) for key, entry in self._entries.items())
-
-    # --- accounting ---
+    # --- figures ---
 
     @property
     def pinned_blocks(self) -> int:
-        return sum(entry.block_count for entry in list(self._entries.values()) if entry.pinned)
+        return self._pinned.blocks
 
     def pinned_blocks_beside(self, key: PrefixKey) -> int:
         """Blocks of the pinned prefixes other than ``key``."""
-        return sum(entry.block_count for other, entry in list(self._entries.items()) if entry.pinned and other != key)
+        entry = self._pinned.entries.get(key)
+        return self._pinned.blocks - (entry.block_count if entry else 0)
 
     @property
     def max_blocks(self) -> int:
@@ -176,7 +171,7 @@ class PrefixStore:
 
     @property
     def resident_bytes(self) -> int:
-        return self._resident_blocks * self._bytes_per_block
+        return self._resident.blocks * self._bytes_per_block
 
     @property
     def limit_bytes(self) -> int:
@@ -188,32 +183,36 @@ class PrefixStore:
         """Bytes of prefixes that are loaded and not in blocks, in host memory."""
         return self._loader.staged_bytes
 
+    @property
+    def resident_count(self) -> int:
+        return len(self._resident.entries)
+
     def residents(self) -> frozenset[PrefixKey]:
         """Keys that are in blocks."""
-        return frozenset(key for key, entry in list(self._entries.items()) if entry.blocks is not None)
+        return frozenset(list(self._resident.entries))
 
     def block_count(self, spec: PrefixSpec) -> int:
         """Blocks that a prefix of ``spec`` takes, all sites together."""
         return sum(self._ledger.blocks_for(site.length) for site in spec.sites.values())
 
+    # --- what the ledger and the integrity check ask ---
+
+    def reclaimable(self) -> int:
+        return self._idle.blocks
+
+    def reclaim(self, blocks: int) -> None:
+        while blocks > 0 and self._idle.entries:
+            key, entry = next(iter(self._idle.entries.items()))
+            blocks -= entry.block_count
+            self._evict(key, entry)
+
     def holdings(self) -> list[tuple[int, ...]]:
-        """Every block list that resident prefixes hold, for the integrity check."""
-        return [blocks for entry in self._entries.values() if entry.blocks for blocks in entry.blocks.values()]
+        """Every block list that resident prefixes hold."""
+        return [blocks for entry in self._resident.entries.values() for blocks in (entry.blocks or {}).values()]
 
     def idle(self) -> bool:
         """No waiter and no user is left."""
         return all(entry.waiters == 0 and entry.users == 0 for entry in self._entries.values())
-
-    def reclaimable(self) -> int:
-        return sum(entry.block_count for entry in self._entries.values() if entry.evictable)
-
-    def reclaim(self, blocks: int) -> None:
-        for key, entry in list(self._entries.items()):
-            if blocks <= 0:
-                return
-            if entry.evictable:
-                blocks -= entry.block_count
-                self._evict(key, entry)
 
     def close(self) -> None:
         """Stop the loaders; loads under way are abandoned."""
@@ -221,11 +220,17 @@ class PrefixStore:
 
     # --- inside ---
 
-    def _touch(self, key: PrefixKey) -> None:
-        self._entries[key] = self._entries.pop(key)
+    def _file(self, key: PrefixKey, entry: Entry) -> None:
+        """Let every set that the entry belongs to have it, as the last to join, and no other."""
+        self._resident.put(key, entry, entry.resident)
+        self._idle.put(key, entry, entry.idle)
+        self._pinned.put(key, entry, entry.pinned and entry.resident)
+        self._unsettled.pop(key, None)
+        if entry.pinned and entry.host is not None:
+            self._unsettled[key] = entry
 
-    def _ensure_loading(self, key: PrefixKey, entry: _Entry) -> None:
-        if entry.blocks is not None:
+    def _ensure_loading(self, key: PrefixKey, entry: Entry) -> None:
+        if entry.resident:
             return
         if entry.host is None and not entry.loading:
             if entry.error and entry.waiters > 1:
@@ -233,37 +238,32 @@ class PrefixStore:
             entry.error, entry.loading = None, True
         self._loader.ask(key, urgent=entry.waiters > 0)
 
-    def _settle(self, key: PrefixKey, entry: _Entry) -> None:
-        """Take over what a finished load brought."""
-        outcome = self._loader.outcome(key) if entry.loading else None
-        if outcome is None:
-            return
+    def _take_in(self, key: PrefixKey) -> bool:
+        """What a finished load brought; False if nobody has asked for it since it was dropped."""
+        entry = self._entries.get(key)
+        outcome = self._loader.outcome(key) if entry and entry.loading else None
+        if entry is None or outcome is None:
+            return False
         entry.loading = False
         if isinstance(outcome, PrefixdError):
             entry.error = outcome
             self._loader.drop(key)
         else:
             entry.host = outcome
+            self._file(key, entry)
+        return True
 
-    def _can_settle(self, key: PrefixKey, entry: _Entry) -> bool:
-        if entry.pinned:
-            self._settle(key, entry)
-        return entry.pinned and entry.host is not None and self._fits(entry, 0)
-
-    def _fits(self, entry: _Entry, extra_blocks: int) -> bool:
-        if entry.blocks is not None:
+    def _fits(self, entry: Entry, extra_blocks: int) -> bool:
+        if entry.resident:
             return self._ledger.available >= extra_blocks
         assert entry.host is not None
-        count = self.block_count(entry.host.spec)
-        busy = sum(e.block_count for e in self._entries.values() if e.blocks is not None and not e.evictable)
+        count, busy = self.block_count(entry.host.spec), self._resident.blocks - self._idle.blocks
         return busy + count <= self._max_blocks and self._ledger.available >= count + extra_blocks
 
-    def _make_resident(self, key: PrefixKey, entry: _Entry) -> None:
+    def _make_resident(self, key: PrefixKey, entry: Entry) -> None:
         assert entry.host is not None
         count = self.block_count(entry.host.spec)
-        over = self._resident_blocks + count - self._max_blocks
-        if over > 0:
-            self.reclaim(over)
+        self.reclaim(self._resident.blocks + count - self._max_blocks)
         blocks = self._ledger.allocate(count)
         taken: dict[Site, tuple[int, ...]] = {}
         for site, prefix in entry.host.spec.sites.items():
@@ -279,22 +279,24 @@ class PrefixStore:
             entry.error = EngineFailure(f"prefix: writing failed with {type(error).__name__}")
         else:
             entry.blocks, entry.block_count = taken, count
-            self._resident_blocks += count
         entry.host = None
+        self._file(key, entry)
         self._loader.drop(key)
 
-    def _evict(self, key: PrefixKey, entry: _Entry) -> None:
-        assert entry.blocks is not None
-        for blocks in entry.blocks.values():
-            self._ledger.release(blocks)
-        self._resident_blocks -= entry.block_count
-        self._observer.on_prefix_evicted(entry.block_count * self._bytes_per_block)
-        entry.blocks, entry.block_count = None, 0
+    def _evict(self, key: PrefixKey, entry: Entry) -> None:
+        blocks, count = entry.blocks, entry.block_count
+        assert blocks is not None
+        entry.blocks = None
+        self._file(key, entry)
+        entry.block_count = 0
+        for site_blocks in blocks.values():
+            self._ledger.release(site_blocks)
+        self._observer.on_prefix_evicted(count * self._bytes_per_block)
         if entry.waiters:
             self._ensure_loading(key, entry)
         self._drop_if_unused(key, entry)
 
-    def _drop_if_unused(self, key: PrefixKey, entry: _Entry) -> None:
-        if entry.waiters == 0 and entry.users == 0 and entry.blocks is None and not entry.pinned:
+    def _drop_if_unused(self, key: PrefixKey, entry: Entry) -> None:
+        if entry.unused:
             del self._entries[key]
             self._loader.drop(key)  # begun or not: nobody waits for it any more

@@ -10,7 +10,7 @@ from prefixes.spec import BackboneSpec
 from server.engine.config import EngineConfig
 from server.engine.prefixes.store import PrefixStore
 from server.engine.row import Prompt
-from server.engine.scheduling.scheduler import Scheduler
+from server.engine.scheduling.capacity import Capacity
 from server.engine.types import GenerationRequest
 
 
@@ -29,10 +29,10 @@ class Admission:
         decoder_prompt: tuple[int, ...],
         config: EngineConfig,
         prefixes: PrefixStore,
-        scheduler: Scheduler,
+        capacity: Capacity,
     ) -> None:
         self._spec, self._decoder_prompt = spec, decoder_prompt
-        self._config, self._prefixes, self._scheduler = config, prefixes, scheduler
+        self._config, self._prefixes, self._capacity = config, prefixes, capacity
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end."""
@@ -74,12 +74,12 @@ class Admission:
                 )
         prompt = self._prompt(request)
         max_new_tokens = min(room_for_output(request, prompt, self._spec), request.params.max_new_tokens)
-        needed, capacity = self._scheduler.fits_alone(request, prompt, max_new_tokens)
-        if needed > capacity:
+        needed, room = self._capacity.needed(request, prompt, max_new_tokens), self._capacity.room(request)
+        if needed > room:
             raise InputTooLong(
                 f"memory: the request may need {needed} blocks of {self._config.block_size} tokens, there are "
-                f"{capacity}; ask for fewer tokens or rows",
-                expected=capacity,
+                f"{room}; ask for fewer tokens or rows",
+                expected=room,
                 got=needed,
             )
 

@@ -1,9 +1,10 @@
 """Which inputs go through the encoder in a step, and how far: groups of layers within a budget of time. Torch-free.
 
-An encoder sees all of an input at once, so that its work is cut by layers, not by tokens. One cohort of inputs is under
-way at a time and is finished before the next one begins; groups that leave it (preempted, aborted) do not hold it up.
+An encoder sees all of an input at once, so that its work is cut by layers, not by tokens. Some inputs go through it
+together and are finished before the next ones begin. Groups that leave them (preempted, aborted) do not hold up the
+rest.
 
-Owns the pace (what a unit of work costs per token, measured while it runs) and the choice; knows no blocks.
+Owns what a unit of work costs per token, measured while it runs, and the choice. Knows no blocks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _Rate:
     def __init__(self) -> None:
         self.seconds: float | None = None
 
-    def took(self, work: float, seconds: float) -> None:
+    def add(self, work: float, seconds: float) -> None:
         weight = 1.0 if self.seconds is None else work / (work + SETTLED)
         self.seconds = (1 - weight) * (self.seconds or 0.0) + weight * max(seconds, SHORTEST) / work
 
@@ -49,8 +50,8 @@ class _Rate:
         return 0.0 if self.seconds is None else budget / (work * self.seconds)
 
 
-class EncoderPace:
-    """Chooses each step's encoder work so that it keeps to the budget, by what such work has cost so far.
+class EncoderBudget:
+    """Chooses each step's encoder work so that it takes no longer than the budget, by what earlier calls took.
 
     A layer costs several times as much as cross-attention's keys and values of one: each kind has a rate of its own,
     and no call has units of both.
@@ -69,22 +70,25 @@ class EncoderPace:
         if not waiting:
             return None
         done = max(encoded.done for _, encoded in waiting)
-        cohort: list[tuple[Group, EncodedInput]] = []
+        together: list[tuple[Group, EncodedInput]] = []
         for group, encoded in waiting:
-            if encoded.done == done and (done or not cohort or self._fits([*(e for _, e in cohort), encoded])):
-                cohort.append((group, encoded))
-        groups, inputs = zip(*cohort, strict=True)
+            if encoded.done == done and (done or not together or self._fits([*(e for _, e in together), encoded])):
+                together.append((group, encoded))
+        groups, inputs = zip(*together, strict=True)
         rate, end = (self._layer_rate, self._layers) if done < self._layers else (self._cross_rate, self.units)
         count = max(1.0, min(rate.within(self._budget, self._work(inputs, done)), end - done))
         return EncoderWork(groups, inputs, range(done, done + int(count)))
 
-    def took(self, work: EncoderWork, seconds: float) -> None:
-        """``work`` has run, in ``seconds``."""
+    def ran(self, work: EncoderWork, seconds: float) -> list[Group]:
+        """``work`` has run, in ``seconds``; the groups whose input is now through the encoder."""
         rate = self._layer_rate if work.units.start < self._layers else self._cross_rate
-        rate.took(self._work(work.inputs, work.units.start) * len(work.units), seconds)
+        rate.add(self._work(work.inputs, work.units.start) * len(work.units), seconds)
+        for encoded in work.inputs:
+            encoded.done = work.units.stop
+        return [group for group in work.groups if not group.encoding]
 
     def _fits(self, inputs: Sequence[EncodedInput]) -> bool:
-        """Whether one layer over these inputs keeps to the budget, as far as that is known."""
+        """Whether one layer over these inputs stays within the budget, as far as that is known."""
         if sum(len(encoded.token_ids) for encoded in inputs) > self._most_tokens:
             return False
         rate = self._layer_rate

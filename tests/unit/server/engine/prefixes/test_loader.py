@@ -83,7 +83,7 @@ class Bench(SilentObserver):
         with loader._lock:
             running = {wanted.version for wanted in loader._running}
             stuck = all(name in self.held and not self.held[name].is_set() for name in running)
-            full = len(running) == loader._workers or not any(loader._startable())
+            full = len(running) == loader._workers or not loader._startable()
             return stuck and full and running <= set(self.begun)
 
 
@@ -273,14 +273,14 @@ def test_a_pin_that_finds_no_room_does_not_keep_a_row_from_its_prefix() -> None:
     shelf.store.pin(key("large"))
     shelf.store.pin(key("behind"))
     assert shelf.settled(key("large")) is LoadStatus.READY
-    shelf.store.settle_pins()
+    shelf.store.settle()
     assert shelf.acquire(key("small")) is not None
     assert shelf.acquire(key("behind")) is None, "loaded for its row; the room is taken"
     assert shelf.store.status(key("behind")) is LoadStatus.READY
     shelf.store.unwant(key("behind"))
     shelf.store.unpin(key("large"))
     shelf.store.release(key("small"))
-    shelf.store.settle_pins()
+    shelf.store.settle()
     assert key("behind") in shelf.store.residents()
     shelf.check(held)
     shelf.store.close()
@@ -310,7 +310,7 @@ def test_everybody_ends_with_the_smallest_bound(seed: int) -> None:
         if rng.random() < 0.15 and machine.scheduler.running:
             machine.scheduler.preempt(rng.choice(machine.scheduler.running))
         if rng.random() < 0.15 and machine.scheduler.waiting:
-            machine.abort(rng.choice(machine.scheduler.waiting))
+            machine.abort(rng.choice(list(machine.scheduler.waiting)))
         if rng.random() < 0.5 and machine.scheduler.runnable():
             machine.step()
     machine.run()

@@ -67,6 +67,7 @@ class Shelf(SilentObserver):
         """The status once loading has ended."""
         while (status := self.store.status(wanted)) is LoadStatus.LOADING:
             self._woken.get(timeout=30)
+            self.store.settle()
         return status
 
     def acquire(self, wanted: PrefixKey, extra: int = 0) -> Mapping[Site, tuple[int, ...]] | None:
@@ -269,7 +270,7 @@ def test_giving_up_while_it_loads_leaves_nothing_behind(shelf: Shelf) -> None:
 def test_a_pinned_prefix_becomes_resident_without_a_request_and_never_yields(shelf: Shelf) -> None:
     shelf.store.pin(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.READY
-    shelf.store.settle_pins()
+    shelf.store.settle()
     assert shelf.store.residents() == {key("a")}
     assert shelf.store.pinned_blocks == 1
     assert shelf.store.pinned_blocks_beside(key("a")) == 0
@@ -287,7 +288,7 @@ def test_a_pin_may_evict_an_idle_prefix_when_it_settles(shelf: Shelf) -> None:
     shelf.store.release(key("idle"))
     shelf.store.pin(key("pinned"))
     assert shelf.settled(key("pinned")) is LoadStatus.READY
-    shelf.store.settle_pins()
+    shelf.store.settle()
     assert shelf.store.residents() == {key("pinned")}
     shelf.check()
 
@@ -296,10 +297,10 @@ def test_a_pin_waits_while_rows_take_the_room(shelf: Shelf) -> None:
     held = shelf.ledger.allocate(10)
     shelf.store.pin(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.READY
-    shelf.store.settle_pins()
+    shelf.store.settle()
     assert shelf.store.residents() == frozenset()
     shelf.ledger.release(held)
-    shelf.store.settle_pins()
+    shelf.store.settle()
     assert shelf.store.residents() == {key("a")}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.engine.config import EngineConfig
+from server.engine.scheduling.plan import StepPlan
 from server.engine.types import PrefixKey
 from tests.support.scheduling import Machine
 
@@ -44,7 +45,7 @@ def test_an_article_is_encoded_in_as_many_layers_as_the_budget_allows_while_rows
     machine.step()
     while running.encoding:
         machine.step()
-    before = len(running.sequences[0].token_ids)
+    before = running.rows[0].length
     machine.encoder_calls.clear()
     machine.add(machine.request("article", range(20), max_new_tokens=2))
     machine.step()
@@ -53,7 +54,7 @@ def test_an_article_is_encoded_in_as_many_layers_as_the_budget_allows_while_rows
         machine.step()
         steps += 1
     assert units(machine) == [range(2), range(2, 4), range(4, 6), range(6, 9)], "45 s are two layers over 20 tokens"
-    assert len(running.sequences[0].token_ids) - before == steps, "a row that runs takes a token in every step"
+    assert running.rows[0].length - before == steps, "a row that runs takes a token in every step"
     machine.run()
 
 
@@ -169,5 +170,5 @@ def test_a_budget_has_to_be_a_number_and_a_clock_may_stand_still(make: Make) -> 
     machine.add(machine.request("r", range(5), max_new_tokens=1))
     work = machine.scheduler.schedule().encode
     assert work
-    machine.scheduler.encoded(work, 0.0)
+    machine.scheduler.update([], StepPlan(encode=work), 0.0)
     assert machine.scheduler.schedule().encode, "what takes no time can go on"

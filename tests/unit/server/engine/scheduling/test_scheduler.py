@@ -170,7 +170,7 @@ def test_a_resumed_group_waits_until_what_its_rows_recompute_fits(make: Make) ->
     young = machine.add(
         machine.request("young", range(4), do_sample=True, num_return_sequences=4, max_new_tokens=13), at=2.0
     )
-    while len(young.generated(young.sequences[0])) < 9:
+    while young.rows[0].decoding.output_length < 9:
         machine.step()
     machine.scheduler.preempt(young)
     machine.add(machine.request("oldest", range(36), max_new_tokens=6), at=0.0)
@@ -240,7 +240,7 @@ def test_reuse_is_not_shared_with_another_prefix_or_the_bare_backbone(make: Make
 def test_a_preempted_row_finds_its_own_blocks_again(make: Make) -> None:
     machine = make(40)
     group = machine.add(machine.request("r", range(10), max_new_tokens=12))
-    while len(group.sequences[0].token_ids) < 18:
+    while group.rows[0].length < 18:
         machine.step()
     before = machine.computed_tokens
     machine.scheduler.preempt(group)

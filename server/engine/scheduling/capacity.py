@@ -1,0 +1,39 @@
+"""Whether a request fits into the memory of an engine that runs nothing else. Torch-free.
+
+Owns the bound that admission promises and the scheduler keeps: what fits alone is never preempted while it is alone.
+Called from any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine.memory.blocks import BlockLedger
+from server.engine.prefixes.store import PrefixStore
+from server.engine.row import Prompt
+from server.engine.types import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Counts over one ledger and the prefixes in it."""
+
+    ledger: BlockLedger
+    prefixes: PrefixStore
+
+    def needed(self, request: GenerationRequest, prompt: Prompt, max_new_tokens: int) -> int:
+        """Blocks that the request may need at most, its prefix's included."""
+        blocks_for, rows = self.ledger.blocks_for, request.params.rows
+        length = len(prompt.decoder_ids)
+        if rows == 1:
+            own = blocks_for(length + max_new_tokens)
+        else:  # each row may copy the prompt's last block, and shares none of its own tokens in the worst case
+            own = blocks_for(length) + rows * (blocks_for(max_new_tokens) + 1)
+        prefix = self.prefixes.block_count(request.prefix_spec) if request.prefix and request.prefix_spec else 0
+        return own + blocks_for(len(prompt.encoder_ids)) + prefix
+
+    def room(self, request: GenerationRequest) -> int:
+        """Blocks there are for it: all but those of other pinned prefixes."""
+        if request.prefix is None or request.prefix_spec is None:
+            return self.ledger.capacity - self.prefixes.pinned_blocks
+        return self.ledger.capacity - self.prefixes.pinned_blocks_beside(request.prefix)

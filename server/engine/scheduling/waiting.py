@@ -1,0 +1,81 @@
+"""Groups that wait, in order of arrival: those that may be admitted, and those whose prefix loads. Torch-free.
+
+Owns the two queues. What a step asks of it costs the same however many wait: only the head is looked at, and a group
+whose prefix loads is found by its key. Knows neither blocks nor why a group waits.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+
+from server.engine.row import Group
+from server.engine.types import PrefixKey
+
+
+def _arrival(group: Group) -> float:
+    return group.submitted_at
+
+
+class WaitingGroups:
+    """See the module. ``len`` counts all, and iterating gives all in order of arrival."""
+
+    def __init__(self) -> None:
+        self._ready: list[Group] = []
+        self._loading: dict[PrefixKey, dict[Group, None]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Group]:
+        loading = [group for groups in self._loading.values() for group in groups]
+        return iter(sorted([*self._ready, *loading], key=_arrival))
+
+    @property
+    def head(self) -> Group | None:
+        """The first of those that may be admitted."""
+        return self._ready[0] if self._ready else None
+
+    def add(self, group: Group, *, loading: bool) -> None:
+        """``loading``: it waits for its prefix first."""
+        self._count += 1
+        self._insert(group, loading)
+
+    def remove(self, group: Group) -> None:
+        """The group, which waits, no longer does."""
+        self._count -= 1
+        if not self._take_from_loading(group):
+            self._ready.remove(group)
+
+    def wait_for_prefix(self, group: Group) -> None:
+        """A group that might have been admitted waits for its prefix again: the prefix was evicted."""
+        self._ready.remove(group)
+        self._insert(group, loading=True)
+
+    def loaded(self, key: PrefixKey) -> None:
+        """Those that waited for ``key`` may be admitted."""
+        for group in self._loading.pop(key, ()):
+            self._insert(group, loading=False)
+
+    def of(self, key: PrefixKey) -> list[Group]:
+        """All that want ``key``, loading or not. Looks through the whole queue: for failures."""
+        ready = [group for group in self._ready if group.request.prefix == key]
+        return [*self._loading.get(key, ()), *ready]
+
+    def _insert(self, group: Group, loading: bool) -> None:
+        if loading:
+            assert group.request.prefix is not None, "a bare group has no prefix to wait for"
+            self._loading.setdefault(group.request.prefix, {})[group] = None
+        else:
+            bisect.insort(self._ready, group, key=_arrival)
+
+    def _take_from_loading(self, group: Group) -> bool:
+        key = group.request.prefix
+        groups = self._loading.get(key) if key else None
+        if key is None or groups is None or group not in groups:
+            return False
+        del groups[group]
+        if not groups:
+            del self._loading[key]
+        return True

@@ -116,7 +116,7 @@ class Machine(SilentObserver):
 
     def wait_for(self, key: PrefixKey) -> None:
         """Until ``key`` has been loaded, or that has failed."""
-        while key not in self.store.residents() and self.store._loader.outcome(key) is None:
+        while key in self.store._loader._asked and self.store._loader.outcome(key) is None:
             self.woken.get(timeout=30)
 
     def abort(self, group: Group) -> None:

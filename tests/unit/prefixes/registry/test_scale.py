@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +26,7 @@ from server.registry.link import RegistryLink
 from server.tiers.tiers import PrefixTiers
 from tests.support import disk
 from tests.support.engine import make_engine, run, tiny_backbone, wait_for_loads
+from tests.support.lines import Lines
 from tests.support.prefixes import make_prefix
 from tests.support.redis_front import Front
 from tests.support.redis_registry import DATA, VERSIONS, multiply, opened, publish
@@ -176,30 +175,6 @@ def test_on_disk_no_call_touches_more_files_with_more_tasks(tmp_path: Path) -> N
 
 
 # --- the server: lines of Python ---
-
-
-class Lines:
-    """Counts the lines of Python that a call runs, of whatever module: a loop over tasks cannot hide from it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def of(self, call: Callable[[], object]) -> int:
-        """How many lines ``call`` runs in this thread."""
-        self.count = 0
-        gc.disable()  # what it calls comes at any time
-        before = sys.gettrace()
-        sys.settrace(self._trace)
-        try:
-            call()
-        finally:
-            sys.settrace(before)
-            gc.enable()
-        return self.count
-
-    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        self.count += event == "line"
-        return self._trace
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,43 @@ def test_a_failed_load_fails_its_own_group_alone(make: Make) -> None:
     assert machine.ended == {"r0": "invalid_artifact", "r1": "finished", "r2": "finished", "r3": "invalid_artifact"}
 
 
+def test_a_failed_load_is_told_although_the_head_of_the_queue_is_blocked(make: Make) -> None:
+    """Groups behind a head that did not fit heard of their failure only when it had been admitted."""
+    machine = make(12, lengths={A: 4})
+    machine.failures[A] = InvalidArtifact("broken")
+    machine.add(machine.request("runs", range(16), max_new_tokens=12))
+    machine.step()
+    machine.add(machine.request("blocked", range(100, 132), max_new_tokens=1))
+    machine.add(machine.request("fails", range(4), A, max_new_tokens=1))
+    machine.wait_for(A)
+    machine.step()
+    assert waiting(machine) == ["blocked"]
+    assert machine.ended == {"fails": "invalid_artifact"}
+    machine.run()
+
+
+def test_a_request_behind_a_failed_load_has_a_load_of_its_own(make: Make) -> None:
+    machine = make(30, lengths={A: 4})
+    machine.failures[A] = InvalidArtifact("broken")
+    machine.add(machine.request("early", range(4), A, max_new_tokens=1))
+    machine.wait_for(A)
+    machine.failures.clear()
+    machine.add(machine.request("late", range(4), A, max_new_tokens=1))  # before the next step
+    machine.run()
+    assert machine.ended == {"early": "invalid_artifact", "late": "finished"}
+
+
+def test_a_group_whose_load_failed_can_be_aborted_before_it_is_told(make: Make) -> None:
+    machine = make(30, lengths={A: 4})
+    machine.failures[A] = InvalidArtifact("broken")
+    group = machine.add(machine.request("r", range(4), A, max_new_tokens=1))
+    machine.wait_for(A)
+    machine.add(machine.request("other", range(4), max_new_tokens=1))
+    machine.abort(group)
+    machine.run()
+    assert machine.ended == {"r": "aborted", "other": "finished"}
+
+
 def test_a_prefix_is_held_once_for_all_its_groups(make: Make) -> None:
     machine = make(12, lengths={A: 16})
     for index in range(4):

@@ -204,7 +204,7 @@ def test_a_prefix_beside_the_pinned_ones_must_fit_its_share(backbone: Backbone, 
     engine.add(large)  # before the pin: it may still find its room taken
     engine.pin(pinned.prefix)
     while pinned.prefix not in engine.residents():
-        engine._prefixes.settle()
+        engine._scheduler._take_in_loads()
     with pytest.raises(InputTooLong, match="expected at most 1 blocks"):
         engine.check(large)
     ended = run(engine, [pinned])

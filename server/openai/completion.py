@@ -1,0 +1,92 @@
+"""The answer to ``POST /v1/completions``: all prompts of a request, in one piece or as a stream of chunks.
+
+Owns the order in which the prompts' events become chunks, and what one prompt's failure does to the others. Knows no
+routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from server.engine.types import Event, Failed, Finished, TokenEvent
+from server.openai.answers import ChunkWriter, TokenText, chunk, completion, usage_body
+from server.service import Running
+from server.web.errors import encode_error, openai_error_body
+from server.web.responses import to_json
+from server.web.sse import data_event
+
+
+class Completion:
+    """One request's answer, from all its prompts."""
+
+    def __init__(
+        self, id: str, model: str, running: Sequence[Running], token_text: TokenText, include_usage: bool
+    ) -> None:
+        self._frame = (id, int(time.time()), model)
+        self._running, self._token_text, self._include_usage = running, token_text, include_usage
+
+    def abort(self) -> None:
+        """End all prompts."""
+        for running in self._running:
+            running.stream.abort()
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece. The first prompt to fail fails the request, and the others end."""
+        try:
+            finished = [await running.stream.result() for running in self._running]
+        finally:
+            self.abort()
+        return completion(*self._frame, finished, self._token_text)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """``data:`` chunks, then ``data: [DONE]``; an error ends the stream, as OpenAI's does."""
+        writers, first = [], 0
+        for running in self._running:
+            writers.append(ChunkWriter(first, self._token_text))
+            first += running.params.num_return_sequences
+        ended: list[Finished] = []
+        async for which, events in self._merged():
+            choices: list[dict[str, Any]] = []
+            for event in events:
+                if isinstance(event, TokenEvent):
+                    choices += writers[which].token(event)
+                elif isinstance(event, Failed):
+                    self.abort()
+                    yield data_event(encode_error(openai_error_body(event.error)))
+                    return
+                else:
+                    choices += writers[which].end(event)
+                    ended.append(event)
+            if choices:
+                yield b"".join(data_event(to_json(chunk(*self._frame, [one]))) for one in choices)
+        if self._include_usage:
+            usage = usage_body([finished.usage for finished in ended])
+            yield data_event(to_json({**chunk(*self._frame, []), "usage": usage}))
+        yield data_event(b"[DONE]")
+
+    async def _merged(self) -> AsyncIterator[tuple[int, list[Event]]]:
+        """The events of all prompts as they come, each with its prompt's number."""
+        if len(self._running) == 1:
+            stream = self._running[0].stream
+            async for event in stream:
+                yield 0, [event, *stream.take_ready()]
+            return
+        arrived: asyncio.Queue[tuple[int, list[Event]]] = asyncio.Queue()
+        pumps = [asyncio.create_task(_pump(which, one, arrived)) for which, one in enumerate(self._running)]
+        try:
+            left = len(pumps)
+            while left:
+                which, events = await arrived.get()
+                left -= isinstance(events[-1], Finished | Failed)
+                yield which, events
+        finally:
+            for pump in pumps:
+                pump.cancel()
+
+
+async def _pump(which: int, running: Running, arrived: asyncio.Queue[tuple[int, list[Event]]]) -> None:
+    async for event in running.stream:
+        arrived.put_nowait((which, [event, *running.stream.take_ready()]))

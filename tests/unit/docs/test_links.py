@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.docs.pages import PAGES, prose
+from tests.support.pages import PAGES, prose
 
 
 def links(page: Path) -> list[str]:

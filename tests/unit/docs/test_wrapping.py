@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pages import PAGES, prose
 from tests.support.paths import ROOT
-from tests.unit.docs.pages import PAGES, prose
 
 WIDTH = 120
 

@@ -94,14 +94,9 @@ class Recorder(Machine):
 
 def _computed(plan: StepPlan, rows: Iterable[Sequence]) -> str:
     """The positions that each of ``rows`` computes."""
-    found = {
-        planned.sequence.index: f"{planned.start}" + (f"–{planned.start + planned.count - 1}" if planned.count > 1 else "")
-        for row in rows
-        for planned in plan.rows
-        if planned.sequence is row
-    }
-    each = len(found) > 1 and len(set(found.values())) == 1
-    return f"{next(iter(found.values()))} each" if each else ", ".join(found.values()) or "–"
+    mine = [planned for row in rows for planned in plan.rows if planned.sequence is row]
+    found = [f"{row.start}" + (f"–{row.start + row.count - 1}" if row.count > 1 else "") for row in mine]
+    return f"{found[0]} each" if len(found) > 1 and len(set(found)) == 1 else ", ".join(found) or "–"
 
 
 def _blocks(row: Sequence) -> str:
@@ -130,7 +125,8 @@ def test_preempted_samples_end_as_undisturbed_ones_and_no_token_is_told_twice(tm
             end = ended[request_id]
             assert isinstance(end, Finished)
             for index, output in enumerate(end.outputs):
-                told = [e for e in events if isinstance(e, TokenEvent) and (e.request_id, e.index) == (request_id, index)]
+                tokens = [event for event in events if isinstance(event, TokenEvent)]
+                told = [event for event in tokens if (event.request_id, event.index) == (request_id, index)]
                 assert tuple(token for event in told for token in event.token_ids) == output.token_ids
                 assert "".join(event.text for event in told) == output.text
                 assert len(output.token_ids) == params["max_new_tokens"]

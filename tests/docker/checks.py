@@ -17,7 +17,7 @@ from tests.docker.load import MARKER, TASKS, body
 from tests.docker.stack import ADMIN_PORTS, REPLICAS, TRAINERS, NotChecked, Stack, wait_for
 
 LONG_RUNNING: Final = ("redis", "server", "trainer", "proxy", "prometheus")
-RUNBOOK: Final = "docs/operations.md#"
+RUNBOOK: Final = "docs/alerts.md#"
 
 
 def the_demo_is_served_through_the_proxy(stack: Stack) -> None:

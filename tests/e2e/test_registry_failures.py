@@ -1,4 +1,4 @@
-"""The failure table of docs/operations.md, cell by cell: real replicas under load, on a real Redis that fails."""
+"""The failure table of docs/failures.md, cell by cell: real replicas under load, on a real Redis that fails."""
 
 from __future__ import annotations
 

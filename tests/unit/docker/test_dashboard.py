@@ -18,7 +18,7 @@ from tests.support.trainer_process import TrainerProcess, restaurants, wait_for
 
 BOARD: Final = ROOT / "docker/grafana/dashboards/prefixd.json"
 ALERTS: Final = ROOT / "docker/prometheus/alerts.yml"
-OPERATIONS: Final = ROOT / "docs/operations.md"
+ALERTS_PAGE: Final = ROOT / "docs/alerts.md"
 
 BY_PROMETHEUS: Final = {"up": {"job", "instance"}}
 """What Prometheus itself adds, and the labels that it puts on everything."""
@@ -194,12 +194,12 @@ def _datasource() -> str:
 
 
 def test_every_alert_has_its_paragraph_and_every_paragraph_its_alert() -> None:
-    chapter = re.search(r"^## Alerts$(.*?)(?=^## |\Z)", OPERATIONS.read_text(), re.M | re.S)
+    chapter = re.search(r"^## Alerts$(.*?)(?=^## |\Z)", ALERTS_PAGE.read_text(), re.M | re.S)
     assert chapter is not None
     paragraphs = dict(re.findall(r"^### (\w+)\n+(.+)", chapter[1], re.M))
     assert set(paragraphs) == {rule["alert"] for rule in rules()}
     for rule in rules():
         assert len(paragraphs[rule["alert"]]) > 80, f"{rule['alert']}: expected a paragraph that helps"
         path, _, anchor = rule["annotations"]["runbook"].partition("#")
-        assert Path(ROOT / path) == OPERATIONS and anchor == rule["alert"].lower(), rule["alert"]
+        assert Path(ROOT / path) == ALERTS_PAGE and anchor == rule["alert"].lower(), rule["alert"]
         assert rule["labels"]["severity"] in ("page", "ticket") and rule["annotations"]["summary"], rule["alert"]

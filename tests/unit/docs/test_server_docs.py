@@ -1,4 +1,4 @@
-"""docs/api.md and docs/operations.md name everything that there is."""
+"""docs/api.md, docs/deploy.md and docs/alerts.md name everything that there is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from server.web.http_metrics import HttpMetrics
 from tests.support.paths import ROOT
 
 DOCS = (ROOT / "docs" / "api.md").read_text()
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+ALERTS = (ROOT / "docs" / "alerts.md").read_text()
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 
 
 def test_every_error_code_is_documented_with_its_status() -> None:
@@ -53,10 +54,10 @@ def test_every_metric_is_documented() -> None:
     registry.register(LinkCollector(lambda: LinkState(True, 0.0, False, True)))
     for metric in registry.collect():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-        assert f"`{name}`" in OPERATIONS, name
+        assert f"`{name}`" in ALERTS, name
 
 
 def test_every_form_and_option_of_a_registry_url_is_documented() -> None:
     for scheme in SCHEMES:
-        assert f"`{scheme.replace('rediss', 'redis')}://" in OPERATIONS, scheme
-    assert [option for option in OPTIONS if f"`{option}`" not in OPERATIONS] == []
+        assert f"`{scheme.replace('rediss', 'redis')}://" in DEPLOY, scheme
+    assert [option for option in OPTIONS if f"`{option}`" not in DEPLOY] == []

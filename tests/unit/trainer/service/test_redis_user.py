@@ -1,4 +1,4 @@
-"""The user of Redis that docs/operations.md names for the trainer can do all that jobs need, and nothing elsewhere."""
+"""The user of Redis that docs/deploy.md names for the trainer can do all that jobs need, and nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PASSWORD: Final = "of-the-trainer"
 
 @pytest.fixture(params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    found = re.search(r"^(~prefixd-trainer:.*)$", (ROOT / "docs/operations.md").read_text(), re.M)
+    found = re.search(r"^(~prefixd-trainer:.*)$", (ROOT / "docs/deploy.md").read_text(), re.M)
     assert found is not None
     with RedisServer(SERVERS[request.param]) as server:
         with server.client() as client:

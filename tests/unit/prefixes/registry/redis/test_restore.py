@@ -317,7 +317,7 @@ def test_tenants_whose_list_was_lost_are_found_again(
 def test_a_registry_made_where_only_the_list_was_lost_is_cleared_away_by_hand(
     server: RedisServer, registry: RedisRegistry, backup: Store
 ) -> None:
-    """As docs/operations.md says: the registry's own keys, and the tenants of the new id; the others outlive it."""
+    """As docs/failures.md says: the registry's own keys, and the tenants of the new id; the others outlive it."""
     publish(registry, 3)  # since the backup
     lose(server, "prefixd")
     lose(server, "acme")

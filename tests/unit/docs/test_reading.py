@@ -12,12 +12,6 @@ PAGE = (ROOT / "docs" / "reading.md").read_text()
 
 AWAITED = {
     "server/engine/batch.py BatchBuilder",
-    "server/engine/decoding/state.py DecodingState",
-    "server/engine/postprocess.py Postprocess",
-    "server/engine/scheduling/plan.py ScheduledRow",
-    "server/engine/scheduling/plan.py StepPlan",
-    "server/engine/scheduling/row_blocks.py RowBlocks",
-    "server/engine/scheduling/scheduler.py Scheduler.update",
 }
 """What the engine's rewrite, which the page describes, has not brought yet."""
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from server.engine.row import Sequence
-from server.engine.scheduling.scheduler import StepPlan
+from server.engine.row import Row
+from server.engine.scheduling.plan import StepPlan
 from server.engine.types import Event, Finished, TokenEvent
 from tests.support.engine import Counts, Library, make_engine, run, tiny_backbone
 from tests.support.paths import ROOT
@@ -75,10 +75,10 @@ class Recorder(Machine):
     def _compute(self, plan: StepPlan) -> None:
         super()._compute(plan)
         alone, samples = self.groups.values()
-        line = [str(self.steps), samples.state.name, _computed(plan, samples.sequences)]
-        line += [_blocks(row) for row in samples.sequences]
+        line = [str(self.steps), samples.state.name, _computed(plan, samples.rows)]
+        line += [_blocks(row) for row in samples.rows]
         line += [", ".join(f"{source} to {target}" for source, target in plan.copies) or "–"]
-        line += [_computed(plan, alone.sequences), _blocks(alone.sequences[0])]
+        line += [_computed(plan, alone.rows), _blocks(alone.rows[0])]
         free = self.ledger.capacity - self.ledger.held
         self.lines.append([*line, str(free)])
 
@@ -86,20 +86,20 @@ class Recorder(Machine):
         """Run to the end; all lines, each with the tokens that the rows have after the step."""
         while self.scheduler.waiting or self.scheduler.running:
             self.step()
-            lengths = [len(row.token_ids) for group in reversed(self.groups.values()) for row in group.sequences]
+            lengths = [len(row.token_ids) for group in reversed(self.groups.values()) for row in group.rows]
             self.lines[-1] += [", ".join(map(str, lengths[:-1])), str(lengths[-1])]
         self.close()
         return self.lines
 
 
-def _computed(plan: StepPlan, rows: Iterable[Sequence]) -> str:
+def _computed(plan: StepPlan, rows: Iterable[Row]) -> str:
     """The positions that each of ``rows`` computes."""
-    mine = [planned for row in rows for planned in plan.rows if planned.sequence is row]
+    mine = [planned for row in rows for planned in plan.rows if planned.row is row]
     found = [f"{row.start}" + (f"–{row.start + row.count - 1}" if row.count > 1 else "") for row in mine]
     return f"{found[0]} each" if len(found) > 1 and len(set(found)) == 1 else ", ".join(found) or "–"
 
 
-def _blocks(row: Sequence) -> str:
+def _blocks(row: Row) -> str:
     return " ".join(map(str, row.blocks)) or "–"
 
 

@@ -1,7 +1,7 @@
 """TrainerClient: a running trainer service over HTTP.
 
 Owns the contract of its routes from the caller's side: paths, bodies, the upload's bytes, the events of a job. Errors
-are the service's own, by their codes. Waits for nothing and tries nothing again, see ``client_watch``. Torch-free.
+are the service's own, by their codes. Waits for nothing and tries nothing again, see ``watch``. Torch-free.
 """
 
 from __future__ import annotations

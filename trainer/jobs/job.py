@@ -56,7 +56,7 @@ class Job:
     id: str
     tenant: str
     actor: str  # who submitted it
-    spec: Mapping[str, Any]  # what was asked for, see job_spec
+    spec: Mapping[str, Any]  # what was asked for, see JobService
     state: State
     token: int  # of the delivery that runs, or is to run
     attempt: int  # 1, and one more with every retry by its owner

@@ -1,6 +1,6 @@
 """``prefixd jobs watch``, which ``submit`` and ``retry`` can go on as.
 
-Owns the exit code, what Ctrl-C means, and JSON lines; how it looks is ``display``'s, how it goes on ``client_watch``'s.
+Owns the exit code, what Ctrl-C means, and JSON lines; how it looks is ``display``'s, how it goes on ``client.watch``'s.
 """
 
 from __future__ import annotations

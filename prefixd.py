@@ -49,9 +49,9 @@ def _datasets() -> typer.Typer:
 
 
 def _convert() -> typer.Typer:
-    import trainer.cli.train
+    import trainer.cli.convert
 
-    return _single("convert", trainer.cli.train.convert)
+    return _single("convert", trainer.cli.convert.convert)
 
 
 def _evaluate() -> typer.Typer:

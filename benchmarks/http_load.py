@@ -24,6 +24,7 @@ import httpx
 from benchmarks.workload import WORKLOADS, random_prefix, text_prompts
 from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
+from prefixes.event_stream import EventDecoder
 from prefixes.registry import open_registry
 
 WORK = WORKLOADS["gpt2"]
@@ -34,19 +35,17 @@ PREFIX = 5
 async def stream(client: httpx.AsyncClient, task: str, text: str) -> tuple[float, int]:
     """Seconds to the first token, and how many tokens came."""
     body = {"task": task, "input": text, "parameters": {"max_new_tokens": WORK.new_tokens}, "stream": True}
-    began, first, event, tokens = time.perf_counter(), 0.0, "", 0
+    began, first, tokens, decoder = time.perf_counter(), 0.0, 0, EventDecoder()
     async with client.stream("POST", "/generate", json=body) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
-            if line.startswith("event: "):
-                event = line[7:]
-                if event == "token" and not first:
+        async for piece in response.aiter_bytes():
+            for event in filter(None, decoder.feed(piece)):
+                if event.name == "token" and not first:
                     first = time.perf_counter() - began
-            elif line.startswith("data: ") and event in ("done", "error"):
-                answer = json.loads(line[6:])
-                if event == "error":
-                    raise RuntimeError(f"the server answered with an error: {answer}")
-                tokens = answer["usage"]["output_tokens"]
+                elif event.name == "error":
+                    raise RuntimeError(f"the server answered with an error: {event.data}")
+                elif event.name == "done":
+                    tokens = json.loads(event.data)["usage"]["output_tokens"]
     return first, tokens
 
 

@@ -37,7 +37,6 @@ class Backbone:
     spec: BackboneSpec
     generation_defaults: Mapping[str, Any]
     eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
     input_template: str  # what a text is wrapped in where no task says otherwise: as in pretraining
     decoder_prompt: tuple[int, ...]
     forced_first: int | None  # an encoder-decoder's first and last tokens, whatever the model says (the last one
@@ -71,7 +70,6 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str 
         fingerprint=fingerprint(family.name, architecture, model, files, tokenizer),
     )
     eos_token_ids = _eos_token_ids(name, model, tokenizer)
-    generation = model.generation_config
     return Backbone(
         name=name,
         model=model.to(device),
@@ -80,7 +78,6 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str 
         spec=spec,
         generation_defaults=_generation_defaults(name, model),
         eos_token_ids=eos_token_ids,
-        bos_token_id=generation.bos_token_id,
         input_template=_input_template(name, family, tokenizer),
         decoder_prompt=_decoder_prompt(name, model),
         forced_first=_forced(name, model, "forced_bos_token_id"),

@@ -8,18 +8,16 @@ file are the same setting.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, ByteSize, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from prefixes.errors import InvalidName
+from prefixes.registry import default_registry_url
 from prefixes.spec import TaskRef
 from server.web.settings_sources import ServiceSettings
-
-
-def _split_commas(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+from server.web.settings_types import COMMA_SEPARATED, Count, Seconds
 
 
 def _check_task(text: str) -> str:
@@ -30,17 +28,7 @@ def _check_task(text: str) -> str:
     return text
 
 
-def _default_registry() -> str:
-    from prefixes.registry import default_registry_url
-
-    return default_registry_url()
-
-
-Count = Annotated[int, Field(ge=1, le=1 << 31)]
-Tasks = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_task)], ...], NoDecode, BeforeValidator(_split_commas)
-]
-Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+Tasks = Annotated[tuple[Annotated[str, AfterValidator(_check_task)], ...], NoDecode, COMMA_SEPARATED]
 
 
 class Settings(ServiceSettings):
@@ -57,7 +45,7 @@ class Settings(ServiceSettings):
         "demo", min_length=1, description='The frozen model: "demo" (bundled), a folder, or a hub id such as gpt2.'
     )
     registry: str = Field(
-        default_factory=_default_registry, min_length=1, description="Where prefixes live: a folder, disk:///PATH or redis://…"
+        default_factory=default_registry_url, min_length=1, description="Where prefixes live: a folder, disk:///PATH or redis://…"
     )
     registry_id: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",

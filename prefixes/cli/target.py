@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
@@ -69,18 +69,27 @@ def application(help_text: str) -> typer.Typer:
     )
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose errors are one line on stderr and exit code 1, never a traceback."""
+@contextmanager
+def errors_in_a_line() -> Iterator[None]:
+    """Errors of the library and of the system become one line on stderr and exit code 1, never a traceback."""
+    try:
+        yield
+    except (PrefixdError, OSError) as error:
+        message = error.message if isinstance(error, PrefixdError) else _reason(error)
+        typer.echo(f"error: {message}", err=True)
+        raise typer.Exit(1) from None
+
+
+def command(
+    app: typer.Typer, name: str, *, errors: Callable[[], AbstractContextManager[None]] = errors_in_a_line
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a command that runs within ``errors``, which decides what an error looks like."""
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-            try:
+            with errors():
                 function(*args, **kwargs)
-            except (PrefixdError, OSError) as error:
-                message = error.message if isinstance(error, PrefixdError) else _reason(error)
-                typer.echo(f"error: {message}", err=True)
-                raise typer.Exit(1) from None
 
         app.command(name)(guarded)
         return guarded

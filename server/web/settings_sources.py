@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, SettingsConfigDict
 
 from prefixes.errors import PrefixdError
 from server.web.suggest import did_you_mean
@@ -37,18 +37,6 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment; the file comes below them, see ``load_settings``."""
-        return init_settings, env_settings
-
-    @classmethod
     def variable(cls, name: str) -> str:
         """The environment variable of the setting ``name``."""
         return f"{cls.model_config['env_prefix']}{name}".upper()
@@ -67,24 +55,13 @@ def load_settings(kind: type[S], flags: Mapping[str, Any], *, config: Path | Non
     if config is None and environment.get(kind.variable("config")):
         config = Path(environment[kind.variable("config")])
     in_file = _read_file(config, names) if config else {}
+    sources = (InitSettingsSource(kind, dict(flags)), EnvSettingsSource(kind), InitSettingsSource(kind, in_file))
     try:
-        return _with_file(kind, in_file)(**flags)
+        return kind(_build_sources=(sources, {}))  # type: ignore[call-arg]  # a subclass's signature hides it
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         told = "; ".join(_explain(problem, kind, flags, environment, in_file, config) for problem in problems)
         raise InvalidSettings(told) from None
-
-
-def _with_file(kind: type[S], in_file: Mapping[str, Any]) -> type[S]:
-    class SettingsWithFile(kind):  # type: ignore[misc,valid-type]
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            above = super().settings_customise_sources(settings_cls, *sources, **named)
-            return (*above, InitSettingsSource(settings_cls, dict(in_file)))
-
-    return SettingsWithFile
 
 
 def _check_environment(kind: type[ServiceSettings], environment: Mapping[str, str], names: set[str]) -> None:

@@ -213,13 +213,13 @@ def test_who_beats_lives_and_who_falls_silent_is_lost(redis: RedisServer) -> Non
         async with working(queue, hands):
             await until(lambda: hands.got)
             for _ in range(LEASE_S * 4):
-                await queue.beat(one)
+                await queue.heartbeat(one)
                 await asyncio.sleep(0.5)
                 assert await alive(queue, one)
             while await alive(queue, one):
                 await asyncio.sleep(0.1)
             await queue.put(replace(one, token=2))  # what was lost is delivered under another token
-            await queue.beat(one)  # it wakes up
+            await queue.heartbeat(one)  # it wakes up
             assert await alive(queue, replace(one, token=2))
 
     place.run(test)

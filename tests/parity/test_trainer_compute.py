@@ -16,6 +16,7 @@ from server.engine.kernels.dense import DenseKernels
 from server.engine.models import load_model
 from tests.support.trainer import (
     FAMILIES,
+    forward_logits,
     tiny_backbone,
     tiny_model,
     toy_examples,
@@ -27,7 +28,7 @@ from tests.support.trainer import (
 from trainer.data.sequences import collate
 from trainer.training import loss as losses
 from trainer.training.config import TrainConfig
-from trainer.training.forward import Compute, forward_hidden, forward_logits
+from trainer.training.forward import Compute, forward_hidden
 from trainer.training.loop import Trainer
 from trainer.training.loss import batch_loss, learnt_loss, token_loss
 from trainer.training.run import RunRequest, run_training

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.spec import PrefixSpec
@@ -18,10 +19,12 @@ from server.engine.models import Model, load_model
 from tests.support.bart import save_tiny_bart
 from tests.support.prefixes import save_tiny_gpt2
 from trainer.data.dataset import Dataset, Example
-from trainer.data.sequences import TokenExample, tokenize
+from trainer.data.sequences import Batch, TokenExample, tokenize
 from trainer.training.config import TrainConfig
+from trainer.training.forward import forward_hidden
 from trainer.training.loop import Trainer
 from trainer.training.plan import plan_prefix
+from trainer.training.reparam import PrefixKV
 
 TEMPLATE = "{input}<|endoftext|>"
 BART_TEMPLATE = "<s>{input}</s>"
@@ -41,6 +44,11 @@ def toy_plan(backbone: Backbone, config: TrainConfig) -> PrefixSpec:
 
 def tiny_model(backbone: Backbone) -> Model:
     return load_model(backbone, TorchKernels())
+
+
+def forward_logits(model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None) -> Tensor:
+    """``(learnt, vocab)`` logits where the batch learns, all at once."""
+    return model.logits(forward_hidden(model, batch, prefix, plan))
 
 
 def toy_pairs(count: int = 24) -> list[dict[str, str]]:

@@ -23,7 +23,7 @@ SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters")
 # its own room and from rooms on the floors below it; two rooms of one floor do not know each other.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes": (
-        ("errors", "digest", "files"),
+        ("errors", "digest", "files", "event_stream"),
         ("parameters",),
         ("spec",),
         ("actor", "families", "prompt", "spec_json"),
@@ -79,6 +79,23 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("training",),
         ("service", "cli"),
         ("demos",),
+    ),
+    "trainer.evaluation": (("scores", "generate"), ("bootstrap",), ("evaluate",)),
+    "trainer.reports": (("content", "style", "svg", "plot"), ("html",), ("report",)),
+    "trainer.cli": (
+        ("options", "terminal"),
+        ("training_options",),
+        ("train", "convert", "evaluate", "jobs"),
+    ),
+    "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
+    "trainer.service": (
+        ("settings", "schemas", "process", "metrics"),
+        ("request", "outcome", "progress_writer", "job_service"),
+        ("registry_retry", "run_job", "runtime"),
+        ("child", "worker", "routes"),
+        ("app", "assembly"),
+        ("lifecycle",),
+        ("cli",),
     ),
 }
 

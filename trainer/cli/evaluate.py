@@ -26,7 +26,7 @@ from prefixes.cli.target import RegistryOption, ServerOption, fetch, opened, ref
 from prefixes.errors import InvalidParameter
 from prefixes.files import write_json, write_text
 from prefixes.registry.transitions import version_of_task
-from trainer.cli.options import decoding_parameters, named_errors
+from trainer.cli.options import DeviceOption, DtypeOption, decoding_parameters, named_errors
 from trainer.data.dataset import read_dataset
 from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation.bootstrap import RESAMPLES
@@ -69,8 +69,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the intervals' draws.", min=0)] = 1,
     resamples: Annotated[int, typer.Option(help="Draws of an interval; 0 for none.", min=0)] = RESAMPLES,
     kv_cache_bytes: Annotated[str, typer.Option(help="Memory for rows and the prefix, e.g. 2GiB.")] = "512MiB",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the frozen model: float32, bfloat16, float16, float64.")] = "float32",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0)] = 0,
 ) -> None:
     """Score a prefix on a test set, through the engine that will serve it, without sampling.

@@ -1,4 +1,7 @@
-"""What the trainer's command lines share: errors as a line, ``name=value`` options, texts to start from. Torch-free."""
+"""What the trainer's command lines share: options, errors as a line, ``name=value`` pairs, texts to start from.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -15,6 +18,9 @@ from prefixes.parameters import check_decoding_parameters
 
 MAX_TEXT_BYTES: Final = 1 << 20
 """A prefix takes a window's worth of tokens at most; more than this is not such a text."""
+
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+DtypeOption = Annotated[str, typer.Option(help="Of the frozen model: float32, bfloat16, float16, float64.")]
 
 
 @contextmanager

@@ -1,7 +1,6 @@
-"""``prefixd train`` and ``prefixd convert``: the trainer's command line.
+"""``prefixd train``: the command line of a training run.
 
-Owns options and help; everything else happens in ``run``, ``convert`` and ``terminal``. ``prefixd.py`` mounts
-the two commands.
+Owns options and help; everything else happens in ``run`` and ``terminal``. ``prefixd.py`` mounts the command.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from rich.console import Console
 
 from prefixes.errors import InvalidParameter
 from prefixes.spec import DEFAULT_ALIAS, TaskRef
-from trainer.cli.options import decoding_parameters, initial_text, named_errors
+from trainer.cli import training_options as options
+from trainer.cli.options import DeviceOption, DtypeOption, decoding_parameters, initial_text, named_errors
 from trainer.cli.terminal import print_summary, progress_bar
-from trainer.data import convert as conversion
 from trainer.training.config import PRESETS, TrainConfig
 from trainer.training.initial import Initial, InitialText, InitialVersion
 from trainer.training.publish import Targets
@@ -25,7 +24,7 @@ from trainer.training.run import RunRequest, run_training
 
 
 def train(
-    task: Annotated[str, typer.Option(help="Task to publish as: name or tenant/name.")],
+    task: options.Task,
     data: Annotated[Path, typer.Option(help='JSONL of {"input": …, "target": …} lines (see `prefixd convert`).')],
     backbone: Annotated[
         str,
@@ -40,24 +39,14 @@ def train(
     registry: Annotated[str | None, typer.Option(help="Registry to publish to, a folder or URL.")] = None,
     server: Annotated[str | None, typer.Option(help="Running server to publish to, http://…")] = None,
     alias: Annotated[str, typer.Option(help="Alias to move to the new version; empty for none.")] = DEFAULT_ALIAS,
-    preset: Annotated[
-        str | None,
-        typer.Option(help=f"The paper's settings: {', '.join(PRESETS)}. Default: the task's name, else e2e."),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="mlp (the paper's reparameterisation) or direct (keys and values). Default: mlp.")
-    ] = None,
-    sites: Annotated[
-        str | None,
-        typer.Option(help="Where the prefix attaches: some of encoder,decoder,cross. Default: all there are."),
-    ] = None,
-    positions: Annotated[
-        str | None, typer.Option(help="shifted or unshifted behind the prefix. Default: GPT-2 shifted, BART unshifted.")
-    ] = None,
-    prefix_length: Annotated[int | None, typer.Option(help="Virtual positions at each site, the paper's P.")] = None,
-    middle: Annotated[int | None, typer.Option(help="Hidden size of the MLP. Default: 512; xsum 800.")] = None,
-    frozen_positions: Annotated[int | None, typer.Option(help="direct: leading positions kept as initialised.")] = None,
-    init: Annotated[str | None, typer.Option(help='"random", or words to start from: "table-to-text:"')] = None,
+    preset: options.Preset = None,
+    method: options.Method = None,
+    sites: options.Sites = None,
+    positions: options.Positions = None,
+    prefix_length: options.PrefixLength = None,
+    middle: options.Middle = None,
+    frozen_positions: options.FrozenPositions = None,
+    init: options.Init = None,
     init_file: Annotated[
         Path | None,
         typer.Option(
@@ -69,38 +58,23 @@ def train(
         str | None,
         typer.Option(help="A version to go on from: FILE.safetensors, or a task of --registry or --server."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
-    accumulate: Annotated[
-        int | None,
-        typer.Option(help="Parts that a batch is computed in, one after the other: less memory. Default: 1."),
-    ] = None,
-    checkpoint_activations: Annotated[
-        bool,
-        typer.Option("--checkpoint-activations", help="Compute layers twice instead of keeping them: less memory."),
-    ] = False,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak rate; falls linearly to 0.")] = None,
-    warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up. Default: 0.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay. Default: 0.")] = None,
-    reduction: Annotated[
-        str | None,
-        typer.Option(help="Loss: sequence (sum over tokens, mean over batch) or token. Default: sequence; xsum token."),
-    ] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Steps between validations. Default: an epoch.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: 500.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of initialisation and data order. Default: 1.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help="The prompt around {input}. Default: the backbone's usual one.")
-    ] = None,
-    default: Annotated[
-        list[str] | None, typer.Option(help="A default decoding parameter, name=value; repeatable.")
-    ] = None,
-    truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut the end of inputs that pass the window; targets never.")
-    ] = False,
-    drop_long: Annotated[bool, typer.Option("--drop-long", help="Leave out lines that pass the window.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the frozen model: float32, bfloat16, float16, float64.")] = "float32",
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    accumulate: options.Accumulate = None,
+    checkpoint_activations: options.CheckpointActivations = False,
+    learning_rate: options.LearningRate = None,
+    warmup_steps: options.WarmupSteps = None,
+    weight_decay: options.WeightDecay = None,
+    reduction: options.Reduction = None,
+    validate_every: options.ValidateEvery = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    seed: options.Seed = None,
+    template: options.Template = None,
+    default: options.Defaults = None,
+    truncate: options.Truncate = False,
+    drop_long: options.DropLong = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     autocast: Annotated[
         bool | None,
         typer.Option(
@@ -135,20 +109,14 @@ def train(
     with named_errors():
         ref = TaskRef.parse(task)
         chosen = _preset(preset, ref.name)
-        options = {
-            name: value
-            for name, value in {
-                "sites": None if sites is None else tuple(site.strip() for site in sites.split(",")),
-                "positions": positions, "method": method, "prefix_length": prefix_length, "middle": middle,
-                "init": init, "epochs": epochs,
-                "frozen_positions": frozen_positions, "batch_size": batch_size, "learning_rate": learning_rate,
-                "accumulate": accumulate, "checkpoint_activations": checkpoint_activations or None,
-                "warmup_steps": warmup_steps, "weight_decay": weight_decay, "reduction": reduction,
-                "validate_every": validate_every, "checkpoint_every": checkpoint_every, "seed": seed,
-            }.items()
-            if value is not None
-        }  # fmt: skip
-        config = TrainConfig.of(chosen, options, from_text=init_file is not None)
+        hyperparameters = options.given(
+            sites=options.site_names(sites), positions=positions, method=method, prefix_length=prefix_length,
+            middle=middle, init=init, epochs=epochs, frozen_positions=frozen_positions, batch_size=batch_size,
+            learning_rate=learning_rate, accumulate=accumulate, checkpoint_activations=checkpoint_activations or None,
+            warmup_steps=warmup_steps, weight_decay=weight_decay, reduction=reduction, validate_every=validate_every,
+            checkpoint_every=checkpoint_every, seed=seed,
+        )  # fmt: skip
+        config = TrainConfig.of(chosen, hyperparameters, from_text=init_file is not None)
         defaults = {**PRESETS[chosen].decoding, **decoding_parameters("--default", default or [])}
         _set_threads(threads)
         console = Console(stderr=True)
@@ -175,57 +143,6 @@ def train(
             if targets.publish(ref, result.artifact, {**result.record, "who": getpass.getuser()}, alias or None):
                 console.print(f"published {ref.task}@{alias or result.version}")
         typer.echo(result.version)
-
-
-def convert(
-    corpus: Annotated[str, typer.Argument(help=f"{', '.join(conversion.CORPORA)}.")],
-    source: Annotated[Path, typer.Argument(help="The corpus's own file; xsum also DIR/train for DIR/train.source.")],
-    output: Annotated[Path, typer.Argument(help="The JSONL to write.")],
-    split: Annotated[
-        str, typer.Option(help="all, or one side of a fixed split by input: train (95 %) or held-out (5 %).")
-    ] = "all",
-    reverse: Annotated[bool, typer.Option("--reverse", help="From the sentence to the fields.")] = False,
-    lower: Annotated[bool, typer.Option("--lower", help="Lower-case the sentences, as DART's scores do.")] = False,
-    clean: Annotated[bool, typer.Option("--clean", help="Undo E2E's tokenisation: `pub .` becomes `pub.`")] = False,
-    paper_spaces: Annotated[
-        bool, typer.Option("--paper-spaces", help="Keep the paper's spaces around input and target.")
-    ] = False,
-    sample: Annotated[int | None, typer.Option(help="Only so many lines, drawn with --seed.")] = None,
-    seed: Annotated[int, typer.Option(help="Of --sample.")] = 1,
-    without: Annotated[
-        list[str] | None, typer.Option(help="DART: leave out this annotation source, e.g. webnlg; repeatable.")
-    ] = None,
-) -> None:
-    """Convert a corpus, of tables or of articles to summarise, to the trainer's JSONL: a line per input and reference.
-
-    \b
-    Examples:
-      prefixd convert e2e src1_train.txt e2e.jsonl
-      prefixd convert dart dev.json dart.jsonl --without webnlg --split train
-      prefixd convert e2e src1_train.txt fields.jsonl --reverse --clean
-      prefixd convert scitldr train.jsonl tldr.jsonl
-      prefixd convert xsum xsum-train.jsonl xsum.jsonl
-      prefixd convert xsum xsum/train xsum.jsonl
-
-    XSum comes as JSONL of document, summary and id, or as the two line-aligned files train.source and train.target.
-    """
-    with named_errors():
-        for name, value, allowed in (("corpus", corpus, conversion.CORPORA), ("split", split, conversion.SPLITS)):
-            if value not in allowed:
-                raise InvalidParameter(f"{name}: expected one of {', '.join(allowed)}, got {value!r}", got=value)
-        wanted = conversion.Conversion(
-            corpus,  # type: ignore[arg-type]
-            split,  # type: ignore[arg-type]
-            reverse=reverse,
-            lower=lower,
-            clean=clean,
-            paper_spaces=paper_spaces,
-            without=tuple(without or ()),
-            sample=sample,
-            seed=seed,
-        )
-        counts = conversion.convert(wanted, source, output)
-        typer.echo(f"{output}: {counts.lines} lines, {counts.inputs} inputs")
 
 
 def _preset(preset: str | None, name: str) -> str:

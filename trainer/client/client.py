@@ -1,7 +1,7 @@
 """TrainerClient: a running trainer service over HTTP.
 
-Owns the contract of its routes from the caller's side: paths, bodies, the upload's bytes, the events of a job. Errors
-are the service's own, by their codes. Waits for nothing and tries nothing again, see ``client_watch``. Torch-free.
+Owns the contract of its routes from the caller's side: paths, bodies, the upload's bytes, what an event of a job is.
+Errors are the service's own, by their codes. Waits for nothing and tries nothing again, see ``watch``. Torch-free.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import httpx
 import trainer.data.errors
 import trainer.jobs.errors  # noqa: F401  # what the service's codes mean here
 from prefixes.errors import InvalidName, PrefixdError
+from prefixes.event_stream import EventDecoder, ServerSentEvent
 from prefixes.remote import Remote
 from trainer.data.files import DatasetNotFound, check_digest
 from trainer.data.lines import InvalidData
@@ -151,29 +152,24 @@ class TrainerClient:
         """
         headers = {"accept": "text/event-stream"} | ({} if after is None else {"last-event-id": after})
         with self._trainer.stream("GET", f"{_path(job_id)}/events", headers=headers) as response:
-            yield self._events(_lines(response.iter_bytes()))
+            yield self._events(response.iter_bytes())
 
     # --- inside ---
 
-    def _events(self, lines: Iterable[str]) -> Iterator[JobEvent | None]:
-        fields: dict[str, str] = {}
-        for line in lines:
-            if line.startswith(":"):
-                yield None
-                continue
-            if line:
-                field, _, value = line.partition(":")
-                fields[field] = value.removeprefix(" ")
-                continue
-            if "data" in fields:
-                try:
-                    data = json.loads(fields["data"])
-                except ValueError:
-                    data = None
-                if not isinstance(data, dict) or not {"id", "event"} <= set(fields):
-                    raise self._trainer.foreign("an event of a job")
-                yield JobEvent(fields["id"], fields["event"], data)
-            fields.clear()
+    def _events(self, pieces: Iterable[bytes]) -> Iterator[JobEvent | None]:
+        decoder = EventDecoder()
+        for piece in pieces:
+            for event in decoder.feed(piece):
+                yield None if event is None else self._job_event(event)
+
+    def _job_event(self, event: ServerSentEvent) -> JobEvent:
+        try:
+            data = json.loads(event.data)
+        except ValueError:
+            data = None
+        if not isinstance(data, dict) or event.id is None or event.name is None:
+            raise self._trainer.foreign("an event of a job")
+        return JobEvent(event.id, event.name, data)
 
     def _job(self, answer: Any) -> dict[str, Any]:
         job = self._object(answer, "id", str)
@@ -195,14 +191,6 @@ def _path(job_id: str) -> str:
     if not _JOB.fullmatch(job_id):
         raise InvalidName(f"job: expected an id, job-…, got {job_id[:80]!r}", got=job_id[:80])
     return f"/jobs/{job_id}"
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Lines that end with a line feed; others that Unicode knows, as httpx splits at, are text."""
-    begun = b""
-    for piece in pieces:
-        *lines, begun = (begun + piece).split(b"\n")
-        yield from (line.removesuffix(b"\r").decode(errors="replace") for line in lines)
 
 
 def _parts(path: Path, size: int, sent: Callable[[int], object]) -> Iterator[bytes]:

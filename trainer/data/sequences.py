@@ -76,7 +76,6 @@ class Batch:
     ids: Tensor  # (sequences, length) int64
     predict: Tensor  # (learnt,) int64, into ids.flatten()
     targets: Tensor  # (learnt,) int64
-    sequence: Tensor  # (learnt,) int64: which sequence each learnt token belongs to
     inputs: Inputs | None  # None where the decoder reads the input itself
 
 
@@ -164,18 +163,17 @@ def epoch_batches(examples: Sequence[TokenExample], size: int, seed: int, epoch:
 def collate(examples: Sequence[TokenExample], pad: int, device: torch.device | str = "cpu") -> Batch:
     """Pad on the right; only what stands behind ``start`` is learnt. All examples have inputs, or none has."""
     ids = _padded([example.ids[:-1] for example in examples], pad)
-    predict, targets, sequence = [], [], []
+    predict, targets = [], []
     for row, example in enumerate(examples):
         for index in range(example.start, len(example.ids)):
             predict.append(row * ids.shape[1] + index - 1)
             targets.append(example.ids[index])
-            sequence.append(row)
     inputs = None
     if any(example.input_ids for example in examples):
         lengths = torch.tensor([len(example.input_ids) for example in examples], device=device)
         inputs = Inputs(_padded([example.input_ids for example in examples], pad).to(device), lengths)
-    learnt = [torch.tensor(values, device=device) for values in (predict, targets, sequence)]
-    return Batch(ids.to(device), learnt[0], learnt[1], learnt[2], inputs)
+    learnt, following = torch.tensor(predict, device=device), torch.tensor(targets, device=device)
+    return Batch(ids.to(device), learnt, following, inputs)
 
 
 def split_batch(examples: Sequence[TokenExample], parts: int) -> list[Sequence[TokenExample]]:

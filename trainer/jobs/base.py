@@ -72,7 +72,7 @@ class Queue(Protocol):
         What runs then is cancelled as well, and awaited.
         """
 
-    async def beat(self, job: Job) -> None:
+    async def heartbeat(self, job: Job) -> None:
         """The worker that has ``job`` lives."""
 
     async def close(self) -> None:

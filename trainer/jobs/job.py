@@ -14,8 +14,8 @@
     running -> failed, cancelled         its worker was lost once too often, or with a cancel pending
     failed, cancelled -> queued          retry
 
-A sealed job has its prefix, which perhaps is published already: only who publishes it, once, can tell. From then on a
-cancel is too late, and other workers finish the job if this one is lost.
+A trained job, one whose record has a version, may be published already: only the registry can tell, by the job's
+idempotency key. From then on a cancel is too late, and other workers finish the job if this one is lost.
 
 Owns these rules; knows no store, no queue and no process. The ``token`` is the fence: it goes up with every delivery to
 a worker, and whatever a worker asks for is refused once the record has another one.
@@ -37,8 +37,8 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 ENDED: Final = frozenset[State]({"succeeded", "failed", "cancelled"})
 MAX_LOST: Final = 3
 """Workers that a job may lose before it fails: what kills every worker is the job."""
-MAX_LOST_SEALED: Final = 10
-"""Of a sealed job: patient, but not for ever. A retry finds what was published."""
+MAX_LOST_TRAINED: Final = 10
+"""Of a trained job, which may be published already: many, but not for ever. A retry finds what was published."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Job:
     id: str
     tenant: str
     actor: str  # who submitted it
-    spec: Mapping[str, Any]  # what was asked for, see job_spec
+    spec: Mapping[str, Any]  # what was asked for, see JobService
     state: State
     token: int  # of the delivery that runs, or is to run
     attempt: int  # 1, and one more with every retry by its owner
@@ -143,7 +143,7 @@ def new_job(tenant: str, actor: str, spec: Mapping[str, Any]) -> Change:
 
 
 def cancelled(job: Job) -> Change:
-    """A queued job is cancelled, a running one about to be, a sealed one not. JobConflict for one that has ended."""
+    """A queued job is cancelled, a running one about to be, a trained one not. JobConflict for one that has ended."""
     if job.state == "cancelled" or job.cancel_requested:
         return Change(job)
     if job.state == "queued" and job.version is None:
@@ -193,7 +193,7 @@ def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) ->
     return Change(changed, tuple(events))
 
 
-def sealed(job: Job, token: int, version: str) -> Change:
+def trained(job: Job, token: int, version: str) -> Change:
     """Its training has ended in ``version``, which is published next; a job that was to be cancelled is. Fenced."""
     if job.token == token and job.state == "cancelled":
         return Change(job)
@@ -250,7 +250,7 @@ def lost(job: Job, token: int) -> Change:
     if job.to_be_cancelled:
         return _ended(job, "cancelled")
     count = job.lost + 1
-    if count < (MAX_LOST if job.version is None else MAX_LOST_SEALED):
+    if count < (MAX_LOST if job.version is None else MAX_LOST_TRAINED):
         return _queued(replace(job, lost=count))
     step = job.progress.get("step")
     where = f"the last at step {step}" if step is not None else "the last before its first step"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lease:
-    """All in seconds. Two beats and an absence of the store take less than it takes to be lost."""
+    """All in seconds. Two heartbeats and an absence of the store take less than it takes to be lost."""
 
     seconds: int
 
@@ -25,7 +25,7 @@ class Lease:
         return min(2.0, self.seconds / 8)
 
     @property
-    def beat_s(self) -> float:
+    def heartbeat_s(self) -> float:
         """How often a worker says that it lives."""
         return self.lost_after_s / 6
 

@@ -35,7 +35,7 @@ class LocalQueue:
             for _ in range(concurrency):
                 group.create_task(self._serve(handler))
 
-    async def beat(self, job: Job) -> None:
+    async def heartbeat(self, job: Job) -> None:
         """See Queue."""
 
     async def close(self) -> None:

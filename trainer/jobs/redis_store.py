@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 from trainer.jobs.base import MAX_EVENTS, Plan
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.job import Change, Event, Job, job_from, require_deletable
-from trainer.jobs.reaching import reaching
+from trainer.jobs.redis_call import redis_call
 from trainer.jobs.signals import Signals, Watch
 
 PREFIX: Final = "prefixd-trainer:"
@@ -87,7 +87,7 @@ class RedisJobStore:
 
     async def jobs(self, tenant: str, *, limit: int, before: str | None = None) -> list[Job]:
         """See JobStore."""
-        async with reaching():
+        async with redis_call():
             ids = await self._client.zrevrangebylex(
                 _tenant_key(tenant), f"({before}" if before is not None else "+", "-", start=0, num=limit
             )
@@ -95,7 +95,7 @@ class RedisJobStore:
 
     async def open_jobs(self) -> list[Job]:
         """See JobStore."""
-        async with reaching():
+        async with redis_call():
             members = [member.decode().partition("/") for member in await self._client.zrange(OPEN, 0, -1)]
             return await self._many([_key(tenant, job_id) for tenant, _, job_id in members])
 
@@ -103,7 +103,7 @@ class RedisJobStore:
         """See JobStore."""
         await self._read(tenant, job_id)
         past = f"({after}" if after is not None and re.fullmatch(r"[0-9]{1,16}-[0-9]{1,10}", after) else "-"
-        async with reaching():
+        async with redis_call():
             entries = await self._client.xrange(_events_key(job_id), min=past)
         return [Event(e[b"name"].decode(), json.loads(e[b"data"]), event_id.decode()) for event_id, e in entries]
 
@@ -121,7 +121,7 @@ class RedisJobStore:
 
     async def check(self) -> None:
         """See JobStore."""
-        async with reaching():
+        async with redis_call():
             await self._client.ping()
 
     async def close(self) -> None:
@@ -134,7 +134,7 @@ class RedisJobStore:
     # --- inside ---
 
     async def _read(self, tenant: str, job_id: str) -> tuple[Job, bytes]:
-        async with reaching():
+        async with redis_call():
             text = await self._client.get(_key(tenant, job_id))
         if text is None:
             raise JobNotFound(job_id)
@@ -151,19 +151,19 @@ class RedisJobStore:
         keys = [_key(job.tenant, job.id), _tenant_key(job.tenant), OPEN, _events_key(job.id)]
         record = "" if delete else json.dumps(job.as_dict())
         arguments = [expected or "", record, job.id, f"{job.tenant}/{job.id}", queued, MAX_EVENTS, *told]
-        async with reaching():
+        async with redis_call():
             return bool(await self._script(keys=keys, args=arguments))
 
     async def _listen(self) -> None:
         """Pass on what is told on the channel; what was missed while it was away, everybody looks for."""
         while True:
             try:
-                async with reaching(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
-                    async with reaching():
+                async with redis_call(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
+                    async with redis_call():
                         await channel.subscribe(CHANGED)
                     self._signals.send_all()
                     while True:
-                        async with reaching():
+                        async with redis_call():
                             message = await channel.get_message(timeout=RECONNECT_S)
                         if message is not None:
                             self._signals.send(message["data"].decode())

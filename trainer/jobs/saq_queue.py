@@ -17,7 +17,7 @@ from saq.queue.redis import RedisQueue
 
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.jobs.lease import Lease
-from trainer.jobs.reaching import reaching
+from trainer.jobs.redis_call import redis_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +47,11 @@ class SaqQueue:
         """
         self._queue = _Deliveries(client, NAME)
         self._worker, self._lease_s, self._stop_s = worker, lease_s, stop_s
-        self._held: dict[str, Delivery] = {}
+        self._running: dict[str, Delivery] = {}
 
     async def put(self, job: Job) -> None:
         """See Queue."""
-        async with reaching():
+        async with redis_call():
             await self._queue.enqueue(
                 Delivery(
                     FUNCTION,
@@ -68,7 +68,7 @@ class SaqQueue:
         """See Queue."""
         if not jobs:
             return []
-        async with reaching():
+        async with redis_call():
             deliveries = await self._queue.jobs([job.delivery for job in jobs])
         return [job for job, delivery in zip(jobs, deliveries, strict=True) if not _lives(delivery)]
 
@@ -77,13 +77,13 @@ class SaqQueue:
 
         async def run(context: dict[str, Any], *, tenant: str, job_id: str, token: int) -> None:
             delivery: Delivery = context["job"]
-            self._held[delivery.key] = delivery
+            self._running[delivery.key] = delivery
             try:
                 await handler(tenant, job_id, token)
             except Exception:
                 _log.exception("a delivery broke off")
             finally:
-                del self._held[delivery.key]
+                del self._running[delivery.key]
 
         lease = self._lease_s
         await _Worker(
@@ -96,9 +96,9 @@ class SaqQueue:
             timers={"schedule": lease, "worker_info": lease, "sweep": lease, "abort": lease},
         ).start()
 
-    async def beat(self, job: Job) -> None:
+    async def heartbeat(self, job: Job) -> None:
         """See Queue."""
-        delivery = self._held.get(job.delivery)
+        delivery = self._running.get(job.delivery)
         if delivery is not None:
             await delivery.update(status=Status.ACTIVE)  # whatever a sleeper made of it that woke up late
 
@@ -125,14 +125,14 @@ class _Deliveries(RedisQueue):
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> Delivery | None:
         try:
-            async with reaching():
+            async with redis_call():
                 return await super().dequeue(timeout, poll_interval)
         except JobStoreUnavailable:
             await asyncio.sleep(WAIT_S)
             return None
 
     async def update(self, job: Delivery, **fields: Any) -> None:
-        async with reaching():
+        async with redis_call():
             await super().update(job, **fields)
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
@@ -141,7 +141,7 @@ class _Deliveries(RedisQueue):
         One that was taken and is not yet marked so, twice in a row, was taken by a worker that died in that moment.
         """
         swept, taken = [], set()
-        async with reaching():
+        async with redis_call():
             for member in await self.redis.lrange(self._active, 0, -1):
                 delivery = await self._get_job_by_id(member)
                 if delivery is not None and delivery.status == Status.QUEUED and member not in self._suspects:

@@ -1,6 +1,6 @@
 """The report as one HTML file: no script, nothing loaded from anywhere, every text from outside escaped.
 
-Owns the page; what it says is ``report``'s, its style ``report_style``'s. Its content security policy allows the one
+Owns the page; what it says is ``content``'s, its style ``style``'s. Its content security policy allows the one
 style sheet, by its hash, and nothing else: even a text that broke out of its place could not run or fetch anything.
 """
 
@@ -10,15 +10,13 @@ import base64
 import hashlib
 import html
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from server.engine.types import SamplingParams
+from trainer.evaluation.evaluate import ScoredOutput
+from trainer.reports.content import Report
 from trainer.reports.style import STYLE
 from trainer.reports.svg import line_chart
-
-if TYPE_CHECKING:
-    from trainer.evaluation.evaluate import ScoredOutput
-    from trainer.reports.report import Report
 
 POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}'; "

@@ -1,7 +1,6 @@
-"""The report of a run: what happened, how good the result is, what it cost, where it came from.
+"""Makes the report of a run from its facts, its metrics and its evaluation, and writes it as HTML and JSON.
 
-Owns what the report says and its JSON, a superset of the run's own ``report.json``; ``report_html`` shows it. Texts in
-it come from outside and are data: nothing here may be taken for markup, a path or a command.
+Owns which outputs the report shows and how long their texts may be. ``content`` is what it says, ``html`` how it looks.
 """
 
 from __future__ import annotations
@@ -9,64 +8,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from prefixes.errors import InvalidParameter
 from prefixes.files import write_json, write_text
 from trainer.evaluation.evaluate import Evaluation, ScoredOutput
+from trainer.reports.content import ADDED, Report
 from trainer.reports.html import render_html
 
 SHOWN: Final = 10
 MAX_CHARACTERS: Final = 4000  # of one text in the report; an input may be a megabyte
 MAX_REFERENCES: Final = 8
-_OURS: Final = ("task", "cost", "metrics", "evaluation", "worst", "random")
-
-
-@dataclass(frozen=True)
-class Report:
-    """``facts`` are the run's own: version, digests, hyperparameters, time. ``metrics`` are its lines: step, epoch,
-    loss, learning_rate and perhaps validation_loss each; none where nothing was trained. ``cost`` names seconds,
-    tokens, tokens_per_second, peak_memory_bytes, each only where it is known. ``evaluation`` is a summary, without
-    texts.
-    """
-
-    facts: Mapping[str, Any]
-    metrics: tuple[Mapping[str, Any], ...]
-    task: str | None
-    cost: Mapping[str, float]
-    evaluation: Mapping[str, Any] | None
-    worst: tuple[ScoredOutput, ...]
-    random: tuple[ScoredOutput, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values: the facts at the top, beside them what the report adds. ``from_dict`` takes them back."""
-        return {
-            **self.facts,
-            "task": self.task,
-            "cost": dict(self.cost),
-            "metrics": [dict(line) for line in self.metrics],
-            "evaluation": None if self.evaluation is None else dict(self.evaluation),
-            "worst": [output.as_dict() for output in self.worst],
-            "random": [output.as_dict() for output in self.random],
-        }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Report:
-        """Raises InvalidParameter for what ``as_dict`` did not make."""
-        try:
-            return cls(
-                facts={key: value for key, value in document.items() if key not in _OURS},
-                metrics=tuple(document["metrics"]),
-                task=document["task"],
-                cost=document["cost"],
-                evaluation=document["evaluation"],
-                worst=tuple(map(ScoredOutput.from_dict, document["worst"])),
-                random=tuple(map(ScoredOutput.from_dict, document["random"])),
-            )
-        except (KeyError, TypeError) as error:
-            raise InvalidParameter(f"report: expected its own JSON, got {type(error).__name__}: {error}") from None
 
 
 def build_report(
@@ -86,7 +40,7 @@ def build_report(
     ranked = sorted((output for output in outputs if output.score is not None), key=lambda output: output.score or 0.0)
     drawn = sorted(random.Random(seed).sample(range(len(outputs)), min(SHOWN, len(outputs))))
     return Report(
-        facts={key: value for key, value in facts.items() if key not in _OURS},
+        facts={key: value for key, value in facts.items() if key not in ADDED},
         metrics=tuple(metrics),
         task=task,
         cost=dict(cost or {}),

@@ -20,8 +20,6 @@ from trainer.service.process import LOG
 
 RATE_S: Final = 10.0
 """Speed and time left are of the last so many seconds."""
-TELL_S: Final = 0.1
-"""Steps may be quicker than anybody wants to read."""
 
 
 class Worker:

@@ -52,10 +52,10 @@ class ChildProcess:
         """Its exit code; negative is the signal that killed it."""
         return await self._process.wait()
 
-    async def ended(self, patience_s: float) -> int:
+    async def ended(self, timeout_s: float) -> int:
         """The exit code of one that has said its last word, or was asked to stop; killed when it stays for too long."""
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 return await self.wait()
         except TimeoutError:
             self.kill()

@@ -34,8 +34,8 @@ from trainer.training.resume import begun_with
 from trainer.training.run import RunRequest, RunResult, read_datasets, run_training
 
 EVALUATION: Final = "evaluation.json"
-TELL_S: Final = 0.1
-"""Steps may be quicker than anybody wants to read."""
+PROGRESS_INTERVAL_S: Final = 0.1
+"""Seconds between two messages about progress; steps may be quicker than anybody wants to read."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _reporter(listener: Listener, pace: Pace) -> Any:
         nonlocal told
         speeds = pace.at(progress.step, progress.tokens, progress.total)
         measured = progress.validation_loss
-        if measured is None and progress.step < progress.total and time.monotonic() - told < TELL_S:
+        if measured is None and progress.step < progress.total and time.monotonic() - told < PROGRESS_INTERVAL_S:
             return
         told = time.monotonic()
         validation = {} if measured is None else {"validation_loss": measured}

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
+from pydantic import AfterValidator, ByteSize, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from prefixes.registry import default_registry_url
 from server.web.settings_sources import ServiceSettings
+from server.web.settings_types import COMMA_SEPARATED, Count, Seconds
 
 _BACKBONE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def _split_commas(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _check_backbone(text: str) -> str:
@@ -30,23 +28,13 @@ def _check_backbone(text: str) -> str:
 
 
 def _default_data() -> Path:
-    from prefixes.registry import default_registry_url
-
     return Path(default_registry_url().removeprefix("disk://")).parent / "trainer"
 
 
-def _default_registry() -> str:
-    from prefixes.registry import default_registry_url
-
-    return default_registry_url()
-
-
-Count = Annotated[int, Field(ge=1, le=1 << 31)]
-Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 Backbones = Annotated[
     tuple[Annotated[str, AfterValidator(_check_backbone)], ...],
     NoDecode,
-    BeforeValidator(_split_commas),
+    COMMA_SEPARATED,
     Field(min_length=1),
 ]
 
@@ -69,7 +57,7 @@ class TrainerSettings(ServiceSettings):
         None, min_length=1, description="Redis that keeps jobs and queue, redis://…; default: files in the data folder."
     )
     registry: str = Field(
-        default_factory=_default_registry, min_length=1,
+        default_factory=default_registry_url, min_length=1,
         description="Where prefixes are published: a folder, disk:///PATH or redis://…",
     )  # fmt: skip
     registry_id: str | None = Field(

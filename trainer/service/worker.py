@@ -31,17 +31,17 @@ from trainer.jobs.job import (
     handed_back,
     lost,
     require_owner,
-    sealed,
     stopped,
     succeeded,
+    trained,
 )
 from trainer.jobs.lease import Lease
 from trainer.jobs.signals import Watch
 from trainer.service.metrics import JobMetrics
 from trainer.service.outcome import Cancelled, JobFailed, public, version_of
-from trainer.service.patience import RETRY_S, Patience
 from trainer.service.process import ChildProcess, started
-from trainer.service.relay import Relay
+from trainer.service.progress_writer import ProgressWriter
+from trainer.service.registry_retry import RETRY_S, RegistryRetry
 from trainer.service.request import finished, prepare
 from trainer.service.settings import TrainerSettings
 
@@ -126,58 +126,58 @@ class Worker:
         folder = await asyncio.to_thread(self.folders.enter, job)
         await self._require_kept(job)
         with self.store.watch(job.id) as watch:
-            beating = asyncio.create_task(self._beat(job))
+            heartbeats = asyncio.create_task(self._send_heartbeats(job))
             try:
                 await self._prepare(job, folder, watch)
                 version = await self._train(job, folder, watch)
-                job = await self._write(job, lambda job: sealed(job, token, version))
+                job = await self._write(job, lambda job: trained(job, token, version))
                 if job.ended:
                     raise Cancelled
                 result = await self._publish(job, folder, watch)
                 await self._end(job, lambda job: succeeded(job, token, result))
             finally:
-                beating.cancel()
+                heartbeats.cancel()
 
     async def _prepare(self, job: Job, folder: Path, watch: Watch) -> None:
-        patience = self._patience(job, watch)
+        retry = self._registry_retry(job, watch)
         while True:
             try:
                 return await asyncio.to_thread(prepare, job, folder, self.settings, self.registry)
             except RegistryUnavailable as error:
-                await patience.wait(error)
+                await retry.wait(error)
 
     async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
         """The version that came of it. Raises Fenced, Cancelled, JobFailed."""
         async with started(folder, self.settings.threads) as child:
-            relay = Relay(job, self.store, self.metrics, self.settings.progress_s)
-            hearing = asyncio.create_task(self._hear(child, relay))
+            progress = ProgressWriter(job, self.store, self.metrics, self.settings.progress_s)
+            receiving = asyncio.create_task(self._receive(child, progress))
             guarding = asyncio.create_task(self._guard(job, child, watch))
-            telling = asyncio.create_task(relay.run())
+            writing = asyncio.create_task(progress.run())
             try:
-                await asyncio.wait({hearing, guarding}, return_when=asyncio.FIRST_COMPLETED)
-                if not hearing.done():
+                await asyncio.wait({receiving, guarding}, return_when=asyncio.FIRST_COMPLETED)
+                if not receiving.done():
                     await guarding  # raises Fenced, or Cancelled for a process that did not stop
-                last = await hearing
+                last = await receiving
                 code = await child.ended(STOP_S)
             except asyncio.CancelledError:  # this worker ends: the process gets to write a checkpoint
                 child.stop()
                 await child.ended(max(1.0, self.settings.drain_timeout_s - HAND_BACK_S))
                 raise
             finally:
-                for task in (hearing, guarding, telling):
+                for task in (receiving, guarding, writing):
                     task.cancel()
-                await asyncio.gather(hearing, guarding, telling, return_exceptions=True)
-        await relay.flush()
+                await asyncio.gather(receiving, guarding, writing, return_exceptions=True)
+        await progress.flush()
         return version_of(last, code, self.settings)
 
-    async def _hear(self, child: ChildProcess, relay: Relay) -> Mapping[str, Any]:
+    async def _receive(self, child: ChildProcess, progress: ProgressWriter) -> Mapping[str, Any]:
         """Pass on progress until the process ends; its last word."""
         last: Mapping[str, Any] = {}
         async for message in child.messages():
             if message.get("event") in ("done", "failed"):
                 last = message
             elif message.get("event") in ("stage", "progress"):
-                relay.hear(message)
+                progress.receive(message)
         return last
 
     async def _guard(self, job: Job, child: ChildProcess, watch: Watch) -> None:
@@ -217,19 +217,19 @@ class Worker:
                 await asyncio.to_thread(self.folders.remove_empty, job)
                 raise Fenced(job.id, job.token, 0, "deleted") from None
 
-    async def _beat(self, job: Job) -> None:
+    async def _send_heartbeats(self, job: Job) -> None:
         while True:
             with contextlib.suppress(JobStoreUnavailable):
-                await self.queue.beat(job)
-            await asyncio.sleep(Lease(self.settings.lease_s).beat_s)
+                await self.queue.heartbeat(job)
+            await asyncio.sleep(Lease(self.settings.lease_s).heartbeat_s)
 
     async def _publish(self, job: Job, folder: Path, watch: Watch) -> dict[str, Any]:
         """Publish once, whoever else tries; a registry that is away is waited for. What the job resulted in."""
         artifact, record = await asyncio.to_thread(finished, folder)
         task, alias = TaskRef.parse(job.spec["task"]), job.spec["alias"]
-        patience = self._patience(job, watch)
+        retry = self._registry_retry(job, watch)
         while True:
-            with contextlib.suppress(JobStoreUnavailable):  # sealed is sealed; the key below sees to the rest
+            with contextlib.suppress(JobStoreUnavailable):  # the idempotency key below sees to the rest
                 await self._owned(job)  # it may have slept since, and the job have ended or begun again
             try:
                 info = await asyncio.to_thread(
@@ -243,13 +243,13 @@ class Worker:
                     once=job.id,
                 )
             except RegistryUnavailable as error:
-                await patience.wait(error)
+                await retry.wait(error)
             else:
                 scores = record.get("scores", {})
                 return {"task": task.task, "version": info.version, "alias": alias, "scores": scores}
 
-    def _patience(self, job: Job, watch: Watch) -> Patience:
-        return Patience(self.settings.publish_patience_s, lambda: self._owned(job), watch)
+    def _registry_retry(self, job: Job, watch: Watch) -> RegistryRetry:
+        return RegistryRetry(self.settings.publish_patience_s, lambda: self._owned(job), watch)
 
     async def _write(self, job: Job, plan: Plan) -> Job:
         """A change that must be made: a store that is away is waited for. Raises Fenced."""

@@ -65,11 +65,6 @@ def forward_hidden(
     return run_decoder(model, batch.ids, attention, offset, wanted=batch.predict, call=compute.call)
 
 
-def forward_logits(model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None) -> Tensor:
-    """``(learnt, vocab)`` logits where the batch learns, all at once: for comparisons, training needs none of them."""
-    return model.logits(forward_hidden(model, batch, prefix, plan))
-
-
 def run_encoder(model: Model, ids: Tensor, attention: Attention, offset: int, *, call: LayerCall = at_once) -> None:
     """Encode ``ids (sequences, length)``; cross-attention's keys and values are stored in ``attention``."""
     assert model.encoder is not None, "only examples for an encoder have inputs apart"

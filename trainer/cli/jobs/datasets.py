@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from prefixes.cli import show
-from prefixes.cli.target import application
+from prefixes.cli.target import JsonOption, application, command
 from prefixes.errors import InvalidName
 from prefixes.spec import check_name
-from trainer.cli.jobs.target import JsonOption, TrainerOption, command, note, opened
+from trainer.cli.jobs.target import TrainerOption, note, opened
+from trainer.cli.options import named_errors
 from trainer.client.client import CHUNK, TrainerClient
 from trainer.data.files import check_digest
 from trainer.data.lines import InvalidData, LineReader
@@ -40,7 +41,7 @@ class Checked:
     lines: int
 
 
-@command(app, "upload")
+@command(app, "upload", errors=named_errors)
 def upload(
     file: Annotated[Path, typer.Argument(metavar="FILE", help='JSONL of {"input", "target"}.', show_default=False)],
     trainer: TrainerOption = None,
@@ -56,7 +57,7 @@ def upload(
         typer.echo(send_dataset(client, str(file)))
 
 
-@command(app, "list")
+@command(app, "list", errors=named_errors)
 def list_datasets(trainer: TrainerOption = None, as_json: JsonOption = False) -> None:
     """List datasets, the newest first."""
     with opened(trainer) as client:
@@ -72,7 +73,7 @@ def list_datasets(trainer: TrainerOption = None, as_json: JsonOption = False) ->
     show.show_table(["dataset", "name", "lines", "size", "uploaded"], rows)
 
 
-@command(app, "delete")
+@command(app, "delete", errors=named_errors)
 def delete(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its id, sha256:…", show_default=False)],
     trainer: TrainerOption = None,

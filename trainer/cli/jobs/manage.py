@@ -12,18 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from prefixes.cli import show
-from prefixes.cli.target import application
+from prefixes.cli.target import JsonOption, application, command
 from prefixes.errors import InvalidParameter
 from prefixes.files import write_bytes
-from trainer.cli.jobs.target import JobArgument, JsonOption, TrainerOption, command, note, opened
+from trainer.cli.jobs.target import JobArgument, TrainerOption, note, opened
 from trainer.cli.jobs.watch import follow
+from trainer.cli.options import named_errors
 from trainer.client.watch import JobWatch
 from trainer.jobs.job import STATES
 
 app = application("Look at jobs and move them.")
 
 
-@command(app, "list")
+@command(app, "list", errors=named_errors)
 def list_jobs(
     state: Annotated[
         str | None, typer.Option(metavar="STATE", help=f"Only those that are {', '.join(STATES)}.", show_default=False)
@@ -43,7 +44,7 @@ def list_jobs(
         show.show_table(["job", "task", "state", "created", "outcome"], [_row(job) for job in jobs])
 
 
-@command(app, "show")
+@command(app, "show", errors=named_errors)
 def show_job(job: JobArgument, trainer: TrainerOption = None, as_json: JsonOption = False) -> None:
     """Show a job: its state, how far it is, what it was asked to do, what came of it."""
     with opened(trainer) as client:
@@ -54,7 +55,7 @@ def show_job(job: JobArgument, trainer: TrainerOption = None, as_json: JsonOptio
     show.show_table(["job", found["id"]], [[name, value] for name, value in _facts(found).items() if value])
 
 
-@command(app, "cancel")
+@command(app, "cancel", errors=named_errors)
 def cancel(
     job: JobArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Return once it has ended.")] = False,
@@ -81,7 +82,7 @@ def cancel(
         raise typer.Exit(1)
 
 
-@command(app, "retry")
+@command(app, "retry", errors=named_errors)
 def retry(
     job: JobArgument,
     watch: Annotated[bool, typer.Option("--watch", help="Go on as `prefixd jobs watch`.")] = False,
@@ -95,7 +96,7 @@ def retry(
             follow(client, job)
 
 
-@command(app, "delete")
+@command(app, "delete", errors=named_errors)
 def delete(
     job: JobArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -111,7 +112,7 @@ def delete(
     note(f"deleted {job}")
 
 
-@command(app, "report")
+@command(app, "report", errors=named_errors)
 def report(
     job: JobArgument,
     output: Annotated[

@@ -6,20 +6,12 @@ for wrong usage; 3 for a job that was cancelled; 130 for Ctrl-C.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
-from typing import Annotated, Final, ParamSpec
+from typing import Annotated, Final
 
 import typer
 
-from prefixes.cli.target import JsonOption
-from trainer.cli.options import named_errors
 from trainer.client.client import TrainerClient
-
-__all__ = ["JsonOption"]
-
-P = ParamSpec("P")
 
 DEFAULT_URL: Final = "http://127.0.0.1:8100"
 CANCELLED: Final = 3
@@ -35,21 +27,6 @@ TrainerOption = Annotated[
     ),
 ]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id, job-…", show_default=False)]
-
-
-def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose errors are one line on stderr and exit code 1, never a traceback."""
-
-    def register(function: Callable[P, None]) -> Callable[P, None]:
-        @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-            with named_errors():
-                function(*args, **kwargs)
-
-        app.command(name)(guarded)
-        return guarded
-
-    return register
 
 
 def opened(trainer: str | None) -> TrainerClient:

@@ -1,6 +1,6 @@
 """``prefixd jobs watch``, which ``submit`` and ``retry`` can go on as.
 
-Owns the exit code, what Ctrl-C means, and JSON lines; how it looks is ``display``'s, how it goes on ``client_watch``'s.
+Owns the exit code, what Ctrl-C means, and JSON lines; how it looks is ``display``'s, how it goes on ``client.watch``'s.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from prefixes.cli import show
-from prefixes.cli.target import application
+from prefixes.cli.target import application, command
 from trainer.cli.jobs.display import Display, display
-from trainer.cli.jobs.target import CANCELLED, INTERRUPTED, JobArgument, TrainerOption, command, note, opened
+from trainer.cli.jobs.target import CANCELLED, INTERRUPTED, JobArgument, TrainerOption, note, opened
+from trainer.cli.options import named_errors
 from trainer.client.client import TrainerClient
 from trainer.client.watch import PATIENCE_S, JobWatch
 
 app = application("Watch jobs.")
 
 
-@command(app, "watch")
+@command(app, "watch", errors=named_errors)
 def watch(
     job: JobArgument,
     as_json: Annotated[

@@ -84,17 +84,17 @@ async def _receive(request: Request, store: DatasetStore, tenant: str, most: int
 
 
 async def _read(request: Request, upload: Upload) -> None:
-    held, pieces, began, got = bytearray(), request.stream(), time.monotonic(), 0
+    buffered, pieces, began, got = bytearray(), request.stream(), time.monotonic(), 0
     while (piece := await _next(pieces)) is not None:
-        held += piece
+        buffered += piece
         got += len(piece)
         if (seconds := time.monotonic() - began) > IDLE_S + got / SLOWEST:
             raise InvalidRequest(f"body: expected {SLOWEST} bytes a second or more, got {got} in {seconds:.0f} s")
-        if len(held) >= CHUNK:
-            await asyncio.to_thread(upload.write, bytes(held))
-            held.clear()
-    if held:
-        await asyncio.to_thread(upload.write, bytes(held))
+        if len(buffered) >= CHUNK:
+            await asyncio.to_thread(upload.write, bytes(buffered))
+            buffered.clear()
+    if buffered:
+        await asyncio.to_thread(upload.write, bytes(buffered))
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:

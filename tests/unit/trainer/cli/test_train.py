@@ -1,4 +1,4 @@
-"""``prefixd train`` and ``prefixd convert``: what a user sees and finds on disk."""
+"""``prefixd train``: what a user sees and finds on disk."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
+import prefixd
 from prefixes.artifact import read_prefix
 from prefixes.registry import open_registry
 from prefixes.spec import SITES
 from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
-from trainer.cli import train as cli
 
 FAST = ["--epochs", "2", "--batch-size", "6", "--lr", "0.01", "--method", "direct", "--threads", "1"]
 
@@ -35,10 +34,7 @@ def bart_workplace(tmp_path: Path) -> Path:
 
 
 def invoke(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.command()(cli.train)
-    app.command()(cli.convert)
-    return CliRunner().invoke(app, arguments)
+    return CliRunner().invoke(prefixd.app, arguments)
 
 
 def train(folder: Path, *more: str, template: str | None = TEMPLATE) -> Result:
@@ -225,15 +221,5 @@ def test_the_xsum_preset_decodes_in_transformers_lengths_of_11_to_62(bart_workpl
     assert PRESETS["xsum"].decoding == {name: theirs[name] for name in PRESETS["xsum"].decoding}
 
 
-def test_convert_says_what_it_wrote_and_refuses_unknown_corpora(tmp_path: Path) -> None:
-    source, out = tmp_path / "e2e.txt", tmp_path / "e2e.jsonl"
-    source.write_text("name : A||A . \nname : A||It is A . \n")
-    result = invoke("convert", "e2e", str(source), str(out))
-    assert (result.exit_code, "2 lines, 1 inputs" in result.output) == (0, True)
-    result = invoke("convert", "c4", str(source), str(out))
-    assert (result.exit_code, "corpus: expected one of e2e, webnlg, dart, scitldr, xsum" in result.output) == (1, True)
-
-
 def test_help_teaches_by_examples() -> None:
-    for command in ("train", "convert"):
-        assert f"prefixd {command}" in invoke(command, "--help").output
+    assert "prefixd train" in invoke("train", "--help").output

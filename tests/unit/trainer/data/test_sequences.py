@@ -70,7 +70,7 @@ def test_target_and_end_token_are_learnt_and_nothing_else(backbone: Backbone) ->
     assert len(following) == sum(example.learnt for example in examples)
     opening = list(target_opening(backbone))
     for row, pair in enumerate(toy_pairs()[:3]):
-        learnt = batch.targets[batch.sequence == row].tolist()
+        learnt = batch.targets[batch.predict // length == row].tolist()
         assert learnt[-1] == backbone.eos_token_ids[0]
         assert learnt[: len(opening)] == opening
         assert backbone.tokenizer.decode(learnt[len(opening) : -1]) == pair["target"]

@@ -17,7 +17,15 @@ from server.engine.types import Output, SamplingParams
 from server.parameters import merge_parameters
 from server.settings import Settings
 from tests.support.prefixes import make_prefix
-from tests.support.trainer import FAMILIES, tiny_backbone, tiny_model, toy_pairs, toy_plan, toy_trainer
+from tests.support.trainer import (
+    FAMILIES,
+    forward_logits,
+    tiny_backbone,
+    tiny_model,
+    toy_pairs,
+    toy_plan,
+    toy_trainer,
+)
 from trainer.data.dataset import Dataset, Example
 from trainer.data.sequences import TokenExample, collate
 from trainer.evaluation.evaluate import Evaluation, evaluate, references
@@ -25,7 +33,6 @@ from trainer.evaluation.generate import LIMITS, decoding, generate
 from trainer.evaluation.scores.presets import PRESETS
 from trainer.training.config import TrainConfig
 from trainer.training.export import fold
-from trainer.training.forward import forward_logits
 
 
 def dataset(*pairs: tuple[str, str]) -> Dataset:

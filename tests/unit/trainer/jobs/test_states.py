@@ -12,7 +12,7 @@ from trainer.jobs.errors import Fenced, JobConflict
 from trainer.jobs.job import (
     ENDED,
     MAX_LOST,
-    MAX_LOST_SEALED,
+    MAX_LOST_TRAINED,
     STATES,
     Change,
     Failure,
@@ -28,9 +28,9 @@ from trainer.jobs.job import (
     progressed,
     require_deletable,
     retried,
-    sealed,
     stopped,
     succeeded,
+    trained,
 )
 
 WORKER: Final = "machine-1"
@@ -39,7 +39,7 @@ FAILURE: Final = Failure("out_of_memory", "expected more, got less")
 MOVES: Final[dict[str, Callable[[Job], Change]]] = {
     "claim": lambda job: claimed(job, job.token, WORKER),
     "progress": lambda job: progressed(job, job.token, {"step": 3}, "training"),
-    "seal": lambda job: sealed(job, job.token, "sha256:1"),
+    "train": lambda job: trained(job, job.token, "sha256:1"),
     "succeed": lambda job: succeeded(job, job.token, {"version": "sha256:1"}),
     "fail": lambda job: failed(job, job.token, FAILURE),
     "stop": lambda job: stopped(job, job.token),
@@ -52,7 +52,7 @@ EXPECTED: Final[dict[tuple[State, str], State]] = {
     ("queued", "claim"): "running",
     ("queued", "cancel"): "cancelled",
     ("running", "progress"): "running",
-    ("running", "seal"): "running",
+    ("running", "train"): "running",
     ("running", "succeed"): "succeeded",
     ("running", "fail"): "failed",
     ("running", "stop"): "cancelled",
@@ -72,7 +72,7 @@ REPEATED: Final[dict[tuple[State, str], State]] = {
     ("cancelled", "fail"): "cancelled",
     ("succeeded", "fail"): "succeeded",
     ("succeeded", "stop"): "succeeded",
-    ("cancelled", "seal"): "cancelled",
+    ("cancelled", "train"): "cancelled",
 }
 """Asked for again by the same worker, or too late: nothing changes, and nobody is told."""
 
@@ -118,7 +118,7 @@ def test_a_worker_with_an_old_token_moves_nothing(move: str) -> None:
     plans = {
         "claim": lambda job: claimed(job, stale.token, WORKER),
         "progress": lambda job: progressed(job, stale.token, {"step": 3}, "training"),
-        "seal": lambda job: sealed(job, stale.token, "sha256:1"),
+        "train": lambda job: trained(job, stale.token, "sha256:1"),
         "succeed": lambda job: succeeded(job, stale.token, {}),
         "fail": lambda job: failed(job, stale.token, FAILURE),
         "stop": lambda job: stopped(job, stale.token),
@@ -158,7 +158,7 @@ def test_a_job_that_loses_every_worker_fails_and_says_where() -> None:
     assert (again.lost, again.failure, again.attempt) == (0, None, 2)
 
 
-@pytest.mark.parametrize("move", ["stop", "hand back", "lose", "fail", "seal"])
+@pytest.mark.parametrize("move", ["stop", "hand back", "lose", "fail", "train"])
 def test_a_job_that_was_to_be_cancelled_is_whatever_ends_it(move: str) -> None:
     job = cancelled(job_in("running")).job
     assert job.cancel_requested
@@ -167,34 +167,34 @@ def test_a_job_that_was_to_be_cancelled_is_whatever_ends_it(move: str) -> None:
 
 
 def test_a_cancel_that_comes_too_late_does_not_undo_what_was_published() -> None:
-    job = cancelled(sealed(job_in("running"), 1, "sha256:1").job).job
+    job = cancelled(trained(job_in("running"), 1, "sha256:1").job).job
     assert succeeded(job, 1, {"version": "sha256:1"}).job.state == "succeeded"
 
 
 @pytest.mark.parametrize("move", ["hand back", "lose"])
-def test_a_sealed_job_is_finished_by_another_since_it_may_be_published_already(move: str) -> None:
+def test_a_trained_job_is_finished_by_another_since_it_may_be_published_already(move: str) -> None:
     """With a cancel pending it ended as cancelled, and after three lost workers as failed, its version being served."""
-    job = sealed(job_in("running"), 1, "sha256:1").job
+    job = trained(job_in("running"), 1, "sha256:1").job
     for _ in range(MAX_LOST + 1):
         job = MOVES[move](cancelled(job).job).job
         assert (job.state, job.cancel_requested) == ("queued", True)
         assert cancelled(job) == Change(job)
         job = claimed(job, job.token, "machine-2").job
-        job = sealed(job, job.token, "sha256:1").job
+        job = trained(job, job.token, "sha256:1").job
     assert succeeded(job, job.token, {"version": "sha256:1"}).job.state == "succeeded"
 
 
-def test_a_sealed_job_that_costs_every_worker_its_life_fails_in_the_end() -> None:
-    job = sealed(job_in("running"), 1, "sha256:1").job
-    for _ in range(MAX_LOST_SEALED - 1):
+def test_a_trained_job_that_costs_every_worker_its_life_fails_in_the_end() -> None:
+    job = trained(job_in("running"), 1, "sha256:1").job
+    for _ in range(MAX_LOST_TRAINED - 1):
         job = claimed(lost(job, job.token).job, job.token + 1, "machine-2").job
     assert lost(job, job.token).job.state == "failed"
 
 
 def test_a_retry_may_be_cancelled_again() -> None:
-    job = failed(sealed(job_in("running"), 1, "sha256:1").job, 1, FAILURE).job
+    job = failed(trained(job_in("running"), 1, "sha256:1").job, 1, FAILURE).job
     job = claimed(retried(job).job, 2, WORKER).job
-    assert sealed(cancelled(job).job, 2, "sha256:1").job.state == "cancelled"
+    assert trained(cancelled(job).job, 2, "sha256:1").job.state == "cancelled"
 
 
 def test_a_retried_job_forgets_why_it_ended_and_that_it_was_cancelled() -> None:

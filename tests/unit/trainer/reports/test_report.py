@@ -17,8 +17,9 @@ import pytest
 
 from prefixes.errors import InvalidParameter
 from trainer.evaluation.evaluate import Evaluation, ScoredOutput, ScoreValue
+from trainer.reports.content import Report
 from trainer.reports.html import duration, escaped, flattened, render_html
-from trainer.reports.report import MAX_CHARACTERS, MAX_REFERENCES, Report, build_report, report_of, write_reports
+from trainer.reports.report import MAX_CHARACTERS, MAX_REFERENCES, build_report, report_of, write_reports
 from trainer.reports.svg import MAX_POINTS, line_chart, thinned, ticks
 
 VOID = {"meta", "br", "line", "circle", "polyline"}

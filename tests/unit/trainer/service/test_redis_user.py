@@ -45,7 +45,7 @@ def test_the_documented_user_takes_a_job_from_its_queue_to_its_end(server: Redis
 
             async def handle(tenant: str, job_id: str, token: int) -> None:
                 await store.change(tenant, job_id, lambda job: claimed(job, token, "worker"))
-                await queue.beat(job)
+                await queue.heartbeat(job)
                 await store.change(tenant, job_id, lambda job: progressed(job, token, {"step": 1}, "training"))
                 await store.change(tenant, job_id, lambda job: stopped(job, token))
                 ended.set()

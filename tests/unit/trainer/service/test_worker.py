@@ -35,8 +35,8 @@ from trainer.jobs.job import (
     lost,
     new_job,
     retried,
-    sealed,
     stopped,
+    trained,
 )
 from trainer.jobs.local_queue import LocalQueue
 from trainer.jobs.signals import Watch
@@ -86,7 +86,7 @@ async def finished_job(worker: Worker, artifact: bytes) -> tuple[Job, Path]:
     folder = worker.folders.enter(job)
     write_bytes(folder / ARTIFACT, artifact)
     write_json(folder / RECORD, {"scores": {}})
-    return await worker.store.change("default", job.id, lambda found: sealed(found, 1, "sha256:1")), folder
+    return await worker.store.change("default", job.id, lambda found: trained(found, 1, "sha256:1")), folder
 
 
 async def end(worker: Worker, job: Job) -> None:
@@ -132,7 +132,7 @@ def test_a_worker_that_slept_before_its_publish_publishes_nothing(
 
 
 @pytest.mark.parametrize("asked", ["while it was trained", "while it was published"])
-def test_a_cancel_is_heard_until_the_prefix_is_sealed_and_then_too_late(
+def test_a_cancel_is_heard_until_the_prefix_is_trained_and_then_too_late(
     world: TinyWorld, settings: TrainerSettings, registry: Registry, asked: str
 ) -> None:
     """One that came after the last training step was answered, and the prefix published all the same."""

@@ -19,6 +19,7 @@ from prefixes.spec import Site
 from tests.support.trainer import (
     FAMILIES,
     TEMPLATE,
+    forward_logits,
     tiny_backbone,
     tiny_model,
     toy_examples,
@@ -32,7 +33,6 @@ from trainer.cli.options import MAX_TEXT_BYTES, initial_text
 from trainer.data.sequences import TokenExample, collate
 from trainer.training.config import TrainConfig
 from trainer.training.export import fold
-from trainer.training.forward import forward_logits
 from trainer.training.initial import InitialText, InitialVersion
 from trainer.training.loop import Trainer
 from trainer.training.reparam import PrefixKV

@@ -15,6 +15,7 @@ from prefixes.errors import InvalidParameter
 from prefixes.spec import Site
 from tests.support.trainer import (
     FAMILIES,
+    forward_logits,
     tiny_backbone,
     tiny_model,
     toy_examples,
@@ -27,7 +28,6 @@ from trainer.data.sequences import collate
 from trainer.training.checkpoint import CheckpointError, load_state
 from trainer.training.config import TrainConfig, linear_schedule
 from trainer.training.export import fold, unfold
-from trainer.training.forward import forward_logits
 from trainer.training.loop import Progress, TrainingDiverged
 from trainer.training.reparam import PrefixKV
 

@@ -1,4 +1,4 @@
-"""What every use of the jobs' Redis goes through. Knows no command and no key."""
+"""What every call of the jobs' Redis is made within. Knows no command and no key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.jobs.errors import JobStoreUnavailable
 
 
 @asynccontextmanager
-async def reaching() -> AsyncIterator[None]:
+async def redis_call() -> AsyncIterator[None]:
     """redis-py's errors as ours, since its messages may hold addresses; and no cancellation lost in it.
 
     redis-py sends through ``asyncio.wait_for``, which below Python 3.12 swallows a cancellation that comes in the

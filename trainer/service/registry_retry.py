@@ -1,6 +1,6 @@
-"""Waiting for a registry that is away, while the job is still this worker's and still wanted.
+"""Trying a registry again that does not answer, while the job is still this worker's and is not to be cancelled.
 
-Owns how often it is tried and for how long in all; knows no registry.
+Owns the time between two tries and the time in all; knows no registry.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from trainer.service.outcome import Cancelled
 RETRY_S: Final = 1.0
 
 
-class Patience:
-    """For one job and one step of it; ``limit_s`` counts from here."""
+class RegistryRetry:
+    """For one job and one step of it, for ``limit_s`` seconds from now on."""
 
     def __init__(self, limit_s: float, owned: Callable[[], Awaitable[Job]], watch: Watch) -> None:
         """``owned`` reads the job's record and raises Fenced for one that has become another's."""
@@ -28,7 +28,7 @@ class Patience:
         self._deadline = time.monotonic() + limit_s
 
     async def wait(self, error: RegistryUnavailable) -> None:
-        """Return when it may be tried again. Raises ``error`` when patience is at its end, Cancelled, Fenced."""
+        """Return when it may be tried again. Raises ``error`` after the limit, Cancelled, Fenced."""
         if time.monotonic() > self._deadline:
             raise error
         with contextlib.suppress(JobStoreUnavailable):

@@ -1,4 +1,4 @@
-"""From what a process tells, many times a second, to what is worth writing down.
+"""Writes a running job's progress to its record, less often than the process sends it.
 
 Owns the rate and what of several messages stays; knows no process.
 """
@@ -16,15 +16,15 @@ from trainer.jobs.job import Job, progressed
 from trainer.service.metrics import JobMetrics
 
 
-class Relay:
-    """Takes a process's progress as it comes and writes it to the record now and then, the newest always."""
+class ProgressWriter:
+    """Takes progress messages as they come; the record gets the newest, at most every ``interval_s`` seconds."""
 
     def __init__(self, job: Job, store: JobStore, metrics: JobMetrics, interval_s: float) -> None:
         self._job, self._store, self._metrics, self._interval_s = job, store, metrics, interval_s
         self._stage, self._progress = "loading", dict[str, Any]()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    def hear(self, message: Mapping[str, Any]) -> None:
+    def receive(self, message: Mapping[str, Any]) -> None:
         """A ``stage`` or ``progress`` message."""
         if message["event"] == "stage":
             self._stage = str(message["stage"])
@@ -33,20 +33,20 @@ class Relay:
             told = {name: value for name, value in message.items() if name != "event" and value is not None}
             self._progress = kept | told
             self._metrics.progressed(self._job, self._progress)
-        self._news.set()
+        self._changed.set()
 
     async def run(self) -> None:
         """Write what is new, at most every ``interval_s`` seconds."""
         while True:
-            await self._news.wait()
+            await self._changed.wait()
             await self.flush()
             await asyncio.sleep(self._interval_s)
 
     async def flush(self) -> None:
         """Write what is new, if it can be written just now."""
-        if not self._news.is_set():
+        if not self._changed.is_set():
             return
-        self._news.clear()
+        self._changed.clear()
         job, stage, progress = self._job, self._stage, self._progress
         with contextlib.suppress(JobNotFound, Fenced):  # the guard finds out about a fence
             try:
@@ -54,4 +54,4 @@ class Relay:
                     job.tenant, job.id, lambda found: progressed(found, job.token, progress, stage)
                 )
             except JobStoreUnavailable:
-                self._news.set()
+                self._changed.set()

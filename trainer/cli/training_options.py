@@ -1,0 +1,78 @@
+"""The options that ``prefixd train`` and ``prefixd jobs submit`` share: one declaration, one help text each.
+
+Owns their flags and help; what a value may be is ``TrainConfig``'s. An option that is not given is None, so that the
+preset's value holds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from trainer.training.config import PRESETS
+
+# --- the task and its data ---
+
+Task = Annotated[str, typer.Option(help="Task to publish as: name or tenant/name.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help=f"The paper's settings: {', '.join(PRESETS)}. Default: the task's name, else e2e."),
+]
+Template = Annotated[
+    str | None, typer.Option(help="The prompt around {input}. Default: the backbone's usual one.")
+]
+Defaults = Annotated[
+    list[str] | None, typer.Option(help="A default decoding parameter, name=value; repeatable.")
+]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut the end of inputs that pass the window; targets never.")
+]
+DropLong = Annotated[bool, typer.Option("--drop-long", help="Leave out lines that pass the window.")]
+
+# --- hyperparameters ---
+
+Method = Annotated[
+    str | None, typer.Option(help="mlp (the paper's reparameterisation) or direct (keys and values). Default: mlp.")
+]
+Sites = Annotated[
+    str | None,
+    typer.Option(help="Where the prefix attaches: some of encoder,decoder,cross. Default: all there are."),
+]
+Positions = Annotated[
+    str | None, typer.Option(help="shifted or unshifted behind the prefix. Default: GPT-2 shifted, BART unshifted.")
+]
+PrefixLength = Annotated[int | None, typer.Option(help="Virtual positions at each site, the paper's P.")]
+Middle = Annotated[int | None, typer.Option(help="Hidden size of the MLP. Default: 512; xsum 800.")]
+FrozenPositions = Annotated[int | None, typer.Option(help="direct: leading positions kept as initialised.")]
+Init = Annotated[str | None, typer.Option(help='"random", or words to start from: "table-to-text:"')]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data.")]
+BatchSize = Annotated[int | None, typer.Option(help="Sequences per step.")]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(help="Parts that a batch is computed in, one after the other: less memory. Default: 1."),
+]
+CheckpointActivations = Annotated[
+    bool,
+    typer.Option("--checkpoint-activations", help="Compute layers twice instead of keeping them: less memory."),
+]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak rate; falls linearly to 0.")]
+WarmupSteps = Annotated[int | None, typer.Option(help="Steps of warm-up. Default: 0.")]
+WeightDecay = Annotated[float | None, typer.Option(help="AdamW's weight decay. Default: 0.")]
+Reduction = Annotated[
+    str | None,
+    typer.Option(help="Loss: sequence (sum over tokens, mean over batch) or token. Default: sequence; xsum token."),
+]
+ValidateEvery = Annotated[int | None, typer.Option(help="Steps between validations. Default: an epoch.")]
+CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: 500.")]
+Seed = Annotated[int | None, typer.Option(help="Of initialisation and data order. Default: 1.")]
+
+
+def site_names(text: str | None) -> tuple[str, ...] | None:
+    """The sites that ``--sites`` names, separated by commas."""
+    return None if text is None else tuple(site.strip() for site in text.split(","))
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -175,6 +175,8 @@ def test_the_clean_up_takes_what_was_deleted_and_what_nobody_names(
     assert len(deleted) == 1
     assert len(taken - deleted) == 1, "what a killed publisher left"
     assert taken > deleted
+    others = [artifact for artifact in report.artifacts if artifact not in taken]
+    assert len(others) == (stored.kind == "redis"), "there, what initech's killed publisher had leased"
     assert registry.deleted() == []
     assert [task_to_dict(task) for task in registry.tasks()] == told["tasks"]
     for artifact in told["artifacts"]:
@@ -184,6 +186,8 @@ def test_the_clean_up_takes_what_was_deleted_and_what_nobody_names(
         else:
             with pytest.raises(TaskNotFound):
                 registry.fetch(tenant, version)
+    registry.delete("default", "e2e")
+    assert set(registry.gc(retention_s=0).artifacts) == {artifact for artifact in kept if artifact[:8] == "default/"}
 
 
 @pytest.mark.parametrize("stored", SERVERS, indirect=True)
@@ -201,12 +205,15 @@ def test_a_publisher_that_is_still_at_work_keeps_its_artifact(
 @pytest.mark.parametrize("stored", ["disk"], indirect=True)
 def test_what_killed_writers_left_in_the_folder_is_gone_after_the_next_change(registry: Store, url: str) -> None:
     root = Path(url.removeprefix("disk://"))
-    found = sorted(path.name[:5] for folder in ("*/deleted/e2e@*", "*/blobs/.tmp-*") for path in left(root, folder))
-    assert found == [".tmp-", "e2e@2"]
+    patterns = ("*/deleted/e2e@*", "*/references/*/e2e@*", "*/blobs/.tmp-*")
+    assert [len(left(root, pattern)) for pattern in patterns] == [1, 2, 1]
     for tenant in TENANTS:
         publish(registry, tenant, "new", DATA[0])
-    assert [*left(root, "*/deleted/e2e@*"), *left(root, "*/references/*/e2e@*"), *left(root, "*/blobs/.tmp-*")] == []
+    assert [len(left(root, pattern)) for pattern in patterns] == [0, 0, 0]
     assert [entry["actor"] for entry in audit(registry, "acme")][:2] == ["today", "late"]
+    registry.gc(retention_s=0)
+    named = {f"{path.parent.parent.name}/{path.name}" for path in left(root, "*/references/*")}
+    assert named == {f"{path.parent.parent.name}/{path.stem}" for path in left(root, "*/blobs/*")}
 
 
 def test_a_registry_that_was_being_restored_is_restored_to_its_end(registry: Store, stored: Stored) -> None:
@@ -224,7 +231,11 @@ def test_a_registry_that_was_being_restored_is_restored_to_its_end(registry: Sto
     with closing(open_registry(url, create=False)) as restored:
         assert restored.tasks() == registry.tasks()
         assert restored.lost_tenants() == []
+        assert len(restored.audit("acme")) == len(registry.tasks("acme"))
         restored.rollback("acme", "e2e")
+    if stored.kind == "redis":
+        with stored.client(1) as client:
+            assert not list(client.scan_iter(match="*unfinished*"))
 
 
 def artifacts(task: dict[str, Any]) -> list[str]:

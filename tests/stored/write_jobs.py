@@ -26,6 +26,7 @@ from trainer.jobs.job import (
     cancelled,
     claimed,
     failed,
+    lost,
     new_job,
     progressed,
     retried,
@@ -59,7 +60,7 @@ async def told_jobs(store: JobStore, queue: Queue, root: Path) -> AsyncIterator[
 
     async def take(tenant: str, job_id: str, token: int) -> None:
         job = await store.change(tenant, job_id, lambda job: claimed(job, token, "worker-1"))
-        (folders.enter(job) / "notes.txt").write_text(f"by delivery {token}\n")
+        leave_notes(folders, job)
         name = next(name for name, found in names.items() if found == job_id)
         moves = [lambda job, token: progressed(job, token, progress, "training"), *scripts[name]]
         for move in moves:
@@ -70,6 +71,7 @@ async def told_jobs(store: JobStore, queue: Queue, root: Path) -> AsyncIterator[
 
     work = asyncio.create_task(queue.work(take, 3))
     for name in [*scripts, "queued", "cancelled", "foreign"]:
+        await asyncio.sleep(0.01)  # ids grow with the clock, in milliseconds
         spec = {
             "task": "acme/e2e",
             "alias": "production",
@@ -81,15 +83,21 @@ async def told_jobs(store: JobStore, queue: Queue, root: Path) -> AsyncIterator[
         names[name] = job.id
         if name == "cancelled":
             await store.change(tenant, job.id, cancelled)
-        else:
-            await queue.put(job)
-        await asyncio.sleep(0.01)  # ids grow with the clock, in milliseconds
+            continue
+        if name == "queued":  # by a worker that was lost before, and has been found to be
+            leave_notes(folders, await store.change(tenant, job.id, lambda job: claimed(job, 1, "worker-0")))
+            job = await store.change(tenant, job.id, lambda job: lost(job, 1))
+        await queue.put(job)
     while len(holding) < 3:
         await asyncio.sleep(0.05)
     await queue.put(await store.change("acme", names["retried"], retried))
     yield names
     work.cancel()
     await asyncio.wait({work})
+
+
+def leave_notes(folders: JobFolders, job: Job) -> None:
+    (folders.enter(job) / "notes.txt").write_text(f"by delivery {job.token}\n")
 
 
 async def jobs_as_read(store: JobStore, root: Path, names: dict[str, str]) -> dict[str, Any]:

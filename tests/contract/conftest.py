@@ -1,4 +1,7 @@
-"""Every store there is, empty, for the tests of what all of them promise. A new one joins by a parameter of ``url``."""
+"""Every store there is, empty, for the tests of what all of them promise. A new one joins by a parameter of ``url``.
+
+``stored`` gives what an earlier commit left in them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from prefixes.registry.base import Store
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_sentinel import RedisSentinel
 from tests.support.redis_server import SERVERS, RedisServer
+from tests.support.stored import Stored
 
 
 class Place(Protocol):
@@ -63,3 +67,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, shared: Callable[[str], 
 def registry(url: str) -> Iterator[Store]:
     with closing(open_registry(url)) as registry:
         yield registry
+
+
+@pytest.fixture(params=["disk", *SERVERS])
+def stored(request: pytest.FixtureRequest, tmp_path: Path, shared: Callable[[str], Place]) -> Stored:
+    if request.param == "disk":
+        return Stored(tmp_path, None)
+    server = shared(request.param)
+    assert isinstance(server, RedisServer)
+    return Stored(tmp_path, server)

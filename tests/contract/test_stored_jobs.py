@@ -28,7 +28,7 @@ from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.errors import Fenced, JobConflict, JobNotFound
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import Job, cancelled, claimed, progressed, retried, sealed, succeeded
+from trainer.jobs.job import Job, cancelled, claimed, progressed, retried, succeeded, trained
 from trainer.jobs.local_queue import LocalQueue
 from trainer.jobs.redis_store import PREFIX, RedisJobStore
 from trainer.jobs.saq_queue import NAME, PATIENCE, SaqQueue
@@ -153,13 +153,13 @@ def test_jobs_whose_worker_is_gone_are_taken_over_and_finished_and_those_that_wa
 
 
 async def finish(store: JobStore, registry: Store, job: Job) -> None:
-    """Publish once and succeed. Of the sealed job this was done, but for saying so."""
+    """Publish once and succeed. Of the trained job this was done, but for saying so."""
     tasks = registry.tasks()
     if job.version is None:
         with pytest.raises(TaskNotFound):
             registry.inspect("acme", job.id)
         result = registry.publish("acme", job.id, DATA[0], record={}, once=job.id).version
-        job = await store.change(job.tenant, job.id, lambda found: sealed(found, job.token, result))
+        job = await store.change(job.tenant, job.id, lambda found: trained(found, job.token, result))
     else:
         result = registry.publish("acme", "e2e", DATA[0], record={}, once=job.id).version
         assert result == job.version

@@ -85,11 +85,12 @@ TARGETS: dict[str, Targets] = {
 class Process:
     """A contender in a process of its own."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, checkout: Path = ROOT) -> None:
+        """``command`` runs in ``checkout``, with its code."""
         self._log = log.open("w")
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env={**os.environ, "PYTHONPATH": str(checkout)},
         )  # fmt: skip
         self._read()
 

@@ -54,9 +54,10 @@ def watched(registry: RedisRegistry, before: Callable[[int, Command], None]) -> 
 
         return execute_command
 
+    client, blobs = registry.commands._client, registry.commands._blobs
     with (
-        mock.patch.object(registry._client, "execute_command", wrapped(registry._client.execute_command)),
-        mock.patch.object(registry._blobs, "execute_command", wrapped(registry._blobs.execute_command)),
+        mock.patch.object(client, "execute_command", wrapped(client.execute_command)),
+        mock.patch.object(blobs, "execute_command", wrapped(blobs.execute_command)),
     ):
         yield
 

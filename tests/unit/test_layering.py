@@ -42,6 +42,15 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__init__",),
         ("transfer",),
     ),
+    "prefixes.registry.disk": (("files",), ("log",), ("writer",), ("registry",)),
+    "prefixes.registry.redis": (
+        ("errors", "keys", "scripts", "url", "preflight"),
+        ("identity", "watch"),
+        ("commands",),
+        ("reader", "writer"),
+        ("gc",),
+        ("registry",),
+    ),
     "server": (
         ("web", "engine"),
         ("answers", "metrics", "parameters", "settings"),

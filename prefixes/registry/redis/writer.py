@@ -13,18 +13,16 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
 from prefixes.registry.deleted import buried_key, buried_now
 from prefixes.registry.records import audit_to_dict, deleted_to_dict, task_from_dict, task_to_dict
+from prefixes.registry.redis.commands import RedisCommands
 from prefixes.registry.redis.keys import CHANGES, TenantKeys
 from prefixes.registry.store import Change, Edit, encoded, parsed
 from prefixes.registry.transitions import audited
-
-if TYPE_CHECKING:
-    from prefixes.registry.redis.registry import RedisRegistry
 
 LEASE_S: Final = 600.0
 EDIT_S: Final = 5.0
@@ -36,19 +34,19 @@ AUDIT_LENGTH: Final = 100_000
 class RedisWriter:
     """See ``store.Writer``."""
 
-    def __init__(self, registry: RedisRegistry, tenant: str) -> None:
-        self._registry, self._tenant = registry, tenant
+    def __init__(self, commands: RedisCommands, tenant: str) -> None:
+        self._commands, self._tenant = commands, tenant
         self._keys = TenantKeys(tenant)
         self._token = uuid.uuid4().hex
         self._leased: list[str] = []
 
     def put(self, version: str, data: bytes) -> None:
-        registry, keys = self._registry, self._keys
-        registry.identity.enter(self._tenant)
-        if not registry.lease(keys, version, self._token, LEASE_S):
-            raise registry.identity.lost()
+        commands, tenant = self._commands, self._tenant
+        commands.identity.enter(tenant)
+        if not commands.lease(tenant, version, self._token, LEASE_S):
+            raise commands.identity.lost()
         self._leased.append(version)
-        registry.write_blob(keys.blob(version), data)
+        commands.write_blob(tenant, version, data)
 
     def edit(self, name: str, edit: Edit) -> TaskInfo | None:
         def attempt(before: TaskInfo | None) -> tuple[Change, AuditEntry]:
@@ -70,14 +68,14 @@ class RedisWriter:
 
     def close(self) -> None:
         """Give the leases back."""
-        self._registry.release(self._keys, self._leased, self._token)
+        self._commands.release(self._tenant, self._leased, self._token)
 
     def _make(
         self, name: str, attempt: Callable[[TaskInfo | None], tuple[Change, AuditEntry]]
     ) -> TaskInfo | None:
         mark, give_up = uuid.uuid4().hex, time.monotonic() + EDIT_S
         while time.monotonic() < give_up:
-            clock_ms, raw = self._registry.begin(self._tenant, name)
+            clock_ms, raw = self._commands.begin(self._tenant, name)
             before = parsed(raw, task_from_dict, f"{self._tenant}/{name}") if raw is not None else None
             change, entry = attempt(before)
             if change.after == before and change.unearths is None:
@@ -88,7 +86,7 @@ class RedisWriter:
             if outcome == "gone" and change.after == before:  # of a purge; an undelete looks for another
                 raise TaskNotFound(f"{entry.action} of {entry.task}: expected a deleted task, found none")
             if outcome == "foreign":
-                raise self._registry.identity.lost()
+                raise self._commands.identity.lost()
             if outcome == "missing":
                 raise RegistryUnavailable("registry: the artifact is gone: publishing it took longer than its lease")
             if outcome == "late":
@@ -133,9 +131,9 @@ class RedisWriter:
         for version in self._leased:  # a clean-up after a lease's end may have struck it off
             batch.add("SADD", keys.blobs, version)
         needed = [batch.index(keys.blob(version)) for version in self._leased]
-        return self._registry.commit(
+        return self._commands.commit(
             batch.keys,
-            latest_ms=clock_ms + self._registry.timeout_ms,
+            latest_ms=clock_ms + self._commands.timeout_ms,
             planned_on=hashlib.sha1(raw).hexdigest() if raw is not None else "",
             unearthed=unearthed,
             operations=batch.operations,

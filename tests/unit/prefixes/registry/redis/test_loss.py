@@ -140,7 +140,7 @@ class Losing:
 
     def __init__(self, server: RedisServer, registry: RedisRegistry, number: int) -> None:
         self.lost = self.had_begun = False
-        self._server, self._begin, self._number = server, registry._begin.sha, number
+        self._server, self._begin, self._number = server, registry.commands._begin.sha, number
 
     def __call__(self, number: int, command: Command) -> None:
         if number == self._number:
@@ -204,7 +204,7 @@ def test_a_clean_up_under_way_takes_nothing_of_a_registry_that_took_the_place(se
         store_unnamed(registry)
 
         def replace(_: int, command: Command) -> None:
-            if registry._collect.sha in command:
+            if registry.commands._collect.sha in command:
                 server.flush()
                 with opened(server.url) as other:
                     store_unnamed(other)
@@ -218,7 +218,7 @@ def test_a_clean_up_under_way_takes_nothing_of_a_registry_that_took_the_place(se
 
 def store_unnamed(registry: RedisRegistry) -> None:
     """An artifact that nothing names and nobody leases."""
-    writer = RedisWriter(registry, "default")
+    writer = RedisWriter(registry.commands, "default")
     writer.put(VERSIONS[0], DATA[0])
     writer.close()
 

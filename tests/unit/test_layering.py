@@ -36,8 +36,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "prefixes.registry": (
         ("base",),
-        ("transitions", "deleted", "identity", "endurance"),
-        ("records", "store"),
+        ("transitions", "deleted", "identity", "failed_tenants"),
+        ("records", "store", "listing"),
         ("disk", "redis"),
         ("__init__",),
         ("transfer",),

@@ -1,7 +1,7 @@
 """RedisCommands: the one place that speaks to Redis for one registry.
 
-Owns the clients, the scripts and what every command means: whose data it was, and what an error of redis-py is called.
-Takes and gives bytes; it does not know what a task's JSON says.
+Owns the clients and the scripts. Every command checks that the tenant's data is this registry's, and names redis-py's
+errors. Takes and gives bytes; does not know what a task's JSON says.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from prefixes.registry.redis.keys import TenantKeys
 from prefixes.registry.redis.preflight import inspect_servers
 from prefixes.registry.redis.url import RedisTarget, disconnect, disconnect_idle
 
-READ_EXTRA_S: Final = 3.0
-"""The first bytes of an artifact may take this much longer than a short answer."""
-WRITE_EXTRA_S: Final = 10.0
-"""Sending and storing an artifact may take this much longer than a short command."""
+READ_PATIENCE: Final = 3.0
+"""An artifact may take so many times as long to begin to arrive as a short answer."""
+WRITE_PATIENCE: Final = 10.0
+"""An artifact may take so many times as long to be sent and stored as a short command."""
 _CHUNK: Final = 100  # tasks read by one command
 
 
@@ -36,8 +36,8 @@ class RedisCommands:
         self._is_cluster = target.kind == "cluster"
         with guarded():
             self._client = target.connect()
-            self._blobs = target.connect(patience=READ_EXTRA_S)
-            self._uploads = target.connect(patience=WRITE_EXTRA_S)
+            self._blobs = target.connect(patience=READ_PATIENCE)
+            self._uploads = target.connect(patience=WRITE_PATIENCE)
         self._begin, self._commit, self._lease, self._collect = (
             self._client.register_script(text)
             for text in (scripts.BEGIN, scripts.COMMIT, scripts.LEASE, scripts.COLLECT)
@@ -156,20 +156,20 @@ class RedisCommands:
         *,
         latest_ms: int,
         planned_on: str,
-        unearthed: str,
+        needed_deleted: str,
         operations: str,
-        needed: Sequence[int],
+        needed_keys: Sequence[int],
         channel: str,
         message: str,
     ) -> str:
         """Run ``scripts.COMMIT``: "made", "again", "gone", "late", "missing" or "foreign"."""
         if self._is_cluster:
             channel = ""
-        there = json.dumps(list(needed))
+        numbers = json.dumps(list(needed_keys))
         with guarded():
             outcome = self._commit(
                 keys=list(keys),
-                args=[self.id, latest_ms, planned_on, unearthed, operations, there, channel, message],
+                args=[self.id, latest_ms, planned_on, needed_deleted, operations, numbers, channel, message],
             )
         return bytes(outcome).decode()
 

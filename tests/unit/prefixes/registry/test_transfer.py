@@ -14,7 +14,7 @@ from prefixes.errors import InvalidArtifact, RegistryRestoring, RegistryUnavaila
 from prefixes.registry import open_registry, transfer
 from prefixes.registry.base import Store
 from prefixes.registry.disk.registry import DiskRegistry
-from prefixes.registry.endurance import Endurance
+from prefixes.registry.failed_tenants import FailedTenants
 from prefixes.registry.transfer import Outcome, Report, open_target
 from prefixes.registry.transfer import transfer as run
 from prefixes.spec import TaskRef
@@ -89,14 +89,14 @@ def test_everything_goes_over_with_its_past(places: Places, opened: Callable[...
     assert target.rollback("default", "e2e").aliases["production"] == VERSIONS[0]  # the past is of use
 
 
-def test_what_was_published_once_is_not_published_to_the_copy_again(
+def test_a_publish_is_not_repeated_in_a_copy_that_has_its_key(
     places: Places, opened: Callable[..., Store]
 ) -> None:
     source, target = opened(places.new("a")), opened(places.new("b"))
-    first = source.publish("default", "e2e", DATA[0], record={}, once="job-1")
+    first = source.publish("default", "e2e", DATA[0], record={}, idempotency_key="job-1")
     publish(source, 1)
     run(source, target)
-    assert target.publish("default", "e2e", DATA[0], record={"late": True}, once="job-1") == first
+    assert target.publish("default", "e2e", DATA[0], record={"late": True}, idempotency_key="job-1") == first
     assert_same(source, target)
 
 
@@ -256,7 +256,7 @@ def test_one_task_is_copied_beside_a_deleted_one_that_is_damaged(
 
 
 @pytest.mark.parametrize(("slow", "failed"), [(False, 20), (True, 2)])
-def test_tenants_that_are_waited_for_in_vain_are_endured_for_a_while(slow: bool, failed: int) -> None:
+def test_failing_tenants_are_skipped_until_they_have_taken_too_long(slow: bool, failed: int) -> None:
     clock = itertools.count(step=12.0) if slow else itertools.repeat(0.0)
     checks: list[None] = []
 
@@ -264,15 +264,15 @@ def test_tenants_that_are_waited_for_in_vain_are_endured_for_a_while(slow: bool,
         def check(self) -> None:
             checks.append(None)
 
-    enduring = Endurance(Sound(), lambda: next(clock))
+    failing = FailedTenants(Sound(), lambda: next(clock))
     try:
         for number in range(20):
-            with enduring.past(f"tenant{number}"):
+            with failing.skip_failed(f"tenant{number}"):
                 raise RegistryUnavailable("registry: away")
         assert not slow
     except RegistryUnavailable:
         assert slow
-    assert len(enduring.failed) == len(checks) == failed
+    assert len(failing.reasons) == len(checks) == failed
 
 
 def test_metadata_that_is_not_the_artifacts_is_refused(places: Places, opened: Callable[..., Store]) -> None:
@@ -284,7 +284,7 @@ def test_metadata_that_is_not_the_artifacts_is_refused(places: Places, opened: C
     assert target.tasks() == []
 
 
-def test_a_task_larger_than_what_is_held_is_read_twice_and_is_whole(
+def test_a_task_larger_than_what_is_cached_is_read_twice_and_is_whole(
     places: Places, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = fill(opened(places.new("a"))), opened(places.new("b"))
@@ -299,7 +299,7 @@ def test_a_task_larger_than_what_is_held_is_read_twice_and_is_whole(
     run(source, target, tenant="default", name="e2e")
     assert sorted(fetched) == sorted(VERSIONS)
     fetched.clear()
-    monkeypatch.setattr(transfer, "HELD_BYTES", len(DATA[0]))
+    monkeypatch.setattr(transfer, "MAX_CACHED_BYTES", len(DATA[0]))
     run(source, opened(places.new("c")), tenant="default", name="e2e")
     assert len(fetched) == 5
     assert target.inspect("default", "e2e") == source.inspect("default", "e2e")

@@ -105,8 +105,9 @@ def test_a_key_has_the_form_of_a_name(registry: Store, bad: str) -> None:
 def test_a_deleted_task_is_not_brought_back_by_a_repetition(registry: Store) -> None:
     first = registry.publish("default", "e2e", DATA[0], record={}, idempotency_key="job-1")
     registry.delete("default", "e2e")
-    with pytest.raises(Conflict, match="expected a publish key that is new, got job-1"):
+    with pytest.raises(Conflict, match="expected a publish key that is new, got job-1") as caught:
         repeat(registry, DATA[0], "job-1")
+    assert caught.value.detail == {"once": "job-1"}  # the name over HTTP
     with pytest.raises(TaskNotFound):
         registry.inspect("default", "e2e")
     publish(registry, 1)  # another task of that name has nothing to do with it either

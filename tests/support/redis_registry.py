@@ -17,6 +17,7 @@ from prefixes.registry import open_registry
 from prefixes.registry.base import AuditEntry, Registry
 from prefixes.registry.redis.keys import TenantKeys
 from prefixes.registry.redis.registry import RedisRegistry
+from prefixes.spec import TaskRef
 from tests.support.prefixes import make_prefix
 
 PREFIXES = [make_prefix(seed=seed) for seed in range(4)]
@@ -38,6 +39,18 @@ def publish(registry: Registry, *indices: int, tenant: str = "default", name: st
     """Publish artifacts by their number, one after the other."""
     for index in indices:
         registry.publish(tenant, name, DATA[index], **{"record": {}, "actor": "ci", **options})
+
+
+def prepare(registry: Registry) -> None:
+    """``e2e`` with versions 0 and 1, and ``gone``, deleted, with version 2."""
+    publish(registry, 0, 1)
+    publish(registry, 2, name="gone")
+    registry.delete("default", "gone")
+
+
+def resolve(registry: Registry, ref: str) -> int:
+    """The number of the artifact that ``ref`` means now."""
+    return VERSIONS.index(registry.resolve(TaskRef.parse(ref)).version)
 
 
 @contextmanager

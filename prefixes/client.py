@@ -22,9 +22,9 @@ __all__ = ["RemoteError", "RemoteRegistry"]
 
 
 class RemoteRegistry:
-    """See ``base.Registry``; errors are the server's own, by their codes.
+    """See ``base.Registry``. Errors are the server's own, by their codes.
 
-    ``fetch`` looks for the task that has the version; ``download`` asks for one of a task and is cheaper.
+    ``fetch`` looks for the task that has the version; ``download`` is told the task and is cheaper.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, client: httpx.Client | None = None) -> None:
@@ -32,7 +32,7 @@ class RemoteRegistry:
         self._server = Remote("server", RegistryUnavailable, url, api_key=api_key, client=client)
 
     def summaries(self) -> list[dict[str, Any]]:
-        """What ``GET /prefixes`` lists: task, aliases, version, versions, prefix_tokens, resident."""
+        """The list of ``GET /prefixes``: task, aliases, version, versions, prefix_tokens, resident."""
         listed = self._server.json("GET", "/prefixes")
         prefixes = listed.get("prefixes") if isinstance(listed, dict) else None
         if not isinstance(prefixes, list) or not all(isinstance(item, dict) and "task" in item for item in prefixes):
@@ -71,13 +71,13 @@ class RemoteRegistry:
         alias: str | None = DEFAULT_ALIAS,
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
-        once: str | None = None,
+        idempotency_key: str | None = None,
     ) -> VersionInfo:
-        """As in the Protocol; the server knows who asks, ``actor`` is nothing to it, here and below."""
+        """As in the Protocol. The server knows who asks by the API key; ``actor`` is not sent, here and below."""
         _path(tenant, name)
         fields = {"task": f"{tenant}/{name}", "alias": alias or "", "record": json.dumps(dict(record))}
-        if once is not None:
-            fields["once"] = check_name("publish key", once)
+        if idempotency_key is not None:
+            fields["once"] = check_name("publish key", idempotency_key)
         file = (f"{name}.safetensors", data, "application/octet-stream")
         answer = self._server.json("POST", "/prefixes", data=fields, files={"file": file})
         if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):

@@ -26,13 +26,13 @@ FIELDS: Final = frozenset({"task", "alias", "record", "once", "file"})
 
 @dataclass(frozen=True)
 class Upload:
-    """A well-formed upload; ``alias`` None moves none, ``once`` is the key that knows its repetition."""
+    """A well-formed upload. ``alias`` None moves none; ``idempotency_key`` is the form's field ``once``."""
 
     tenant: str
     name: str
     alias: str | None
     record: dict[str, Any]
-    once: str | None
+    idempotency_key: str | None
     file: UploadFile
 
 
@@ -57,8 +57,8 @@ async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]
         if alias:
             check_name("alias", alias)
         record = _record(_text(form.get("record", ""), "record"))
-        once = check_name("publish key", _text(form.get("once"), "once")) if "once" in form else None
-        yield Upload(ref.tenant, ref.name, alias or None, record, once, file)
+        key = check_name("publish key", _text(form.get("once"), "once")) if "once" in form else None
+        yield Upload(ref.tenant, ref.name, alias or None, record, key, file)
 
 
 def validate_upload(data: bytes, backbone: BackboneSpec) -> Prefix:

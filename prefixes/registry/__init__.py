@@ -1,6 +1,6 @@
-"""Where prefixes live: ``open_registry(url)`` gives the store behind a URL, as ``base.Store``.
+"""Registries: ``open_registry(url)`` opens the store at a URL, as ``base.Store``.
 
-Owns the choice of a store by its URL; knows no store's insides.
+Owns the choice of a store by its URL; knows nothing of how a store works.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 URL_FORMS: Final = (
     "a folder, disk:///PATH, redis[s]://HOST[:PORT][/DB], redis[s]+sentinel://HOST,…/SERVICE or redis[s]+cluster://HOST,…"
 )
-"""What a registry URL may look like, for help texts."""
+"""The forms of a registry URL, for help texts."""
 
 _log = logging.getLogger("prefixd.registry")
 
@@ -29,9 +29,9 @@ def open_registry(
 ) -> Store:
     """The registry at ``url``, see URL_FORMS.
 
-    A missing or empty one is made if ``create``; ``registry_id`` is the id that it must have, or gets. ``restoring``
-    makes one that is being restored, and opens such a one. Raises RegistryUnavailable for another scheme, a place that
-    cannot be reached or holds something else, or where there is none.
+    ``create`` makes a missing one, and one in an empty place. ``registry_id`` is the id that it must have, or gets.
+    ``restoring`` makes one that is being restored, and opens such a one. Raises RegistryUnavailable for another scheme,
+    a place that cannot be reached or holds something else, or a place without a registry.
     """
     if is_redis(url):
         from prefixes.registry.redis.registry import RedisRegistry
@@ -44,10 +44,10 @@ def open_registry(
 
 
 def open_to_serve(url: str, *, registry_id: str | None) -> Store:
-    """As ``open_registry``, for a service that stays; it logs which registry it is, and what should be set there.
+    """As ``open_registry``, for a service: logs which registry it is, and what the operator should set.
 
-    A missing or empty one is made, but not by who says which registry it must be: one that was emptied would pass for
-    it, and nothing in it is the deletion of everything.
+    Makes a missing one only without a ``registry_id``. With one, an emptied registry would pass for the old one, and
+    all its tasks for deleted.
     """
     store = open_registry(url, create=registry_id is None, registry_id=registry_id)
     try:
@@ -68,13 +68,13 @@ def is_redis(url: str) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """``url`` as it may be printed: without user, password and options."""
+    """``url`` for logs and messages: without user, password and options."""
     if not is_redis(url):
         return str(registry_path(url))
     scheme, _, rest = url.partition("://")
     end = next((at for at, letter in enumerate(rest) if letter in "/?#"), len(rest))
     if "@" in rest[end:]:
-        return f"{scheme}://…"  # a password's / ? or # may have cut it in two
+        return f"{scheme}://…"  # the password may hold a / ? or #, which cuts the URL there
     path = rest[end:].partition("?")[0].partition("#")[0]
     return f"{scheme}://{rest[:end].rpartition('@')[2]}{path}"
 

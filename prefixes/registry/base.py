@@ -1,8 +1,8 @@
 """The registry's Protocol: immutable blobs named by digest, aliases that point at them with history.
 
-Owns the contract that every store keeps; knows no store. ``Registry`` is what tasks need, of a store or of a server in
-front of one; ``Store`` adds what those need who run it. Calls are synchronous and thread-safe; the server calls
-them off its event loop. ``tests/contract/`` runs the same tests against every implementation.
+Owns the contract that every store keeps; knows no store. ``Registry`` is the part for users of tasks; a store has it,
+and so has a server in front of one. ``Store`` adds the part for operators. Calls are synchronous and thread-safe; the
+server makes them off its event loop. ``tests/contract/`` runs the same tests against every implementation.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef
 
 UNKNOWN_ACTOR: Final = "unknown"
 RETENTION_S: Final = 7 * 86400.0
-"""How long a deleted task can be brought back, where nobody says otherwise."""
+"""How long a deleted task can be brought back, by default."""
 KEYS_KEPT: Final = 100
-"""How many publish keys a task remembers, the newest."""
+"""How many idempotency keys a task remembers: the newest ones."""
 
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One move of an alias, oldest first in a history."""
+    """One change of an alias. A history lists them oldest first."""
 
     version: str
     at: str  # UTC, ISO 8601
@@ -41,8 +41,8 @@ class VersionInfo:
 
 
 @dataclass(frozen=True)
-class PublishKey:
-    """A key that a publish was made with, so that its repetition changes nothing, and the version that it made."""
+class IdempotencyKey:
+    """The key of a publish, and the version that it made. Messages and docs call it a publish key."""
 
     key: str
     version: str
@@ -55,14 +55,14 @@ class TaskInfo:
     tenant: str
     name: str
     aliases: Mapping[str, str]  # alias -> version
-    history: Mapping[str, tuple[HistoryEntry, ...]]  # alias -> moves, oldest first
+    history: Mapping[str, tuple[HistoryEntry, ...]]  # alias -> its changes, oldest first
     versions: tuple[VersionInfo, ...]
-    once: tuple[PublishKey, ...] = ()  # oldest first, KEYS_KEPT at most; a version may have several
+    idempotency_keys: tuple[IdempotencyKey, ...] = ()  # oldest first, KEYS_KEPT at most; a version may have several
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a reference means now: the version a request pins at admission, and its metadata."""
+    """What a reference means now: the version that a request pins at admission, and its metadata."""
 
     tenant: str
     name: str
@@ -72,10 +72,10 @@ class Resolved:
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """One change of a task, written with the change itself or not at all."""
+    """One change of a task. It is written with the change itself or not at all."""
 
     at: str  # UTC, ISO 8601
-    actor: str  # who asked: as the server or the command knows them
+    actor: str  # who asked, as the server or the command knows them
     action: str  # "publish", "promote", "rollback", "delete", "undelete", "copy" or "purge"
     task: str  # tenant/name
     alias: str | None  # the alias that moved; production's for a whole task
@@ -85,7 +85,7 @@ class AuditEntry:
 
 @dataclass(frozen=True)
 class DeletedTask:
-    """A task that was deleted and not yet cleaned away."""
+    """A task that was deleted and that no clean-up has taken yet."""
 
     deleted_at: str  # UTC, ISO 8601
     task: TaskInfo
@@ -93,16 +93,16 @@ class DeletedTask:
 
 @dataclass(frozen=True)
 class GcReport:
-    """What a clean-up took, or would take: deleted tasks past their retention, and artifacts that nothing names."""
+    """What a clean-up took, or would take: deleted tasks past their retention, and artifacts that no task has."""
 
     tasks: tuple[str, ...]  # tenant/name
     artifacts: tuple[str, ...]  # tenant/version
     freed_bytes: int
-    failed: tuple[str, ...] = ()  # "tenant: why" of those that could not be cleaned, or in part: their audit tells
+    failed: tuple[str, ...] = ()  # "tenant: why" of tenants that were not cleaned, or only in part: see their audit
 
     @classmethod
     def of_all(cls, reports: Sequence[GcReport]) -> GcReport:
-        """Those of several tenants as one."""
+        """The reports of several tenants as one."""
         return cls(
             tuple(task for report in reports for task in report.tasks),
             tuple(artifact for report in reports for artifact in report.artifacts),
@@ -114,17 +114,17 @@ class GcReport:
 class Registry(Protocol):
     """Every method raises RegistryUnavailable when the store cannot be reached or read.
 
-    A change that raises it was not made, or, where the answer was lost on its way, made whole: look before repeating.
-    ``actor`` is who asks, for the audit.
+    A change that raises it was not made at all, or it was made whole and its answer was lost: look before you repeat
+    it. ``actor`` is who asks, for the audit.
     """
 
     def resolve(self, ref: TaskRef) -> Resolved:
-        """The version behind ``ref`` now. TaskNotFound when the tenant has no such task, alias or version."""
+        """The version behind ``ref`` now. Raises TaskNotFound for an unknown task, alias or version."""
 
     def fetch(self, tenant: str, version: str) -> bytes:
-        """The artifact's bytes, reachable only through the tenant's own index: a foreign digest is TaskNotFound.
+        """The artifact's bytes. Raises TaskNotFound where no task of the tenant has the version.
 
-        A deleted task's are there until they are cleaned away: rows that were admitted before still load.
+        A deleted task keeps its artifacts until a clean-up takes it: rows that were admitted before still load.
         """
 
     def publish(
@@ -136,17 +136,18 @@ class Registry(Protocol):
         alias: str | None = DEFAULT_ALIAS,
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
-        once: str | None = None,
+        idempotency_key: str | None = None,
     ) -> VersionInfo:
         """Validate ``data``, store it, then move ``alias`` (None moves none). Idempotent for the same content.
 
-        Blob first, pointer last: a publish killed at any point leaves nothing half-visible. Raises InvalidArtifact.
+        The artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
+        InvalidArtifact.
 
-        ``once`` is a key by which a repetition is known, of the form of a name: the first publish to the task with it
-        does its work; a later one changes nothing, whatever it brings and wherever the aliases point by then, and
-        answers what the first one published. Of several at once, one is the first. The task keeps its last KEYS_KEPT
-        keys, and they go where it goes: copied, backed up, and deleted with it; Conflict for a key of a deleted task of
-        that name which could still be brought back.
+        ``idempotency_key`` has the form of a name. The first publish to the task with a key does its work. A later one
+        with the same key changes nothing, whatever it brings and wherever the aliases point by then; it answers what
+        the first one published. Of several at the same time, one is the first. The task keeps its last KEYS_KEPT keys;
+        they are copied, backed up and deleted with it. Raises Conflict for a key of a deleted task of that name that
+        can still be brought back.
         """
 
     def promote(
@@ -159,21 +160,21 @@ class Registry(Protocol):
         expected_current: str | None = None,
         actor: str = UNKNOWN_ACTOR,
     ) -> TaskInfo:
-        """Point ``alias`` at ``version``. Conflict when ``expected_current`` is given and is not where it points."""
+        """Point ``alias`` at ``version``. Raises Conflict where it does not point at a given ``expected_current``."""
 
     def rollback(
         self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
     ) -> TaskInfo:
-        """Point ``alias`` at the version before the current one. Conflict when there is none."""
+        """Point ``alias`` at the version before the current one. Raises Conflict when there is none."""
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
-        """Remove the task; ``undelete`` brings it back until ``gc`` takes it. TaskNotFound when there is none."""
+        """Remove the task; ``undelete`` brings it back until ``gc`` takes it. Raises TaskNotFound."""
 
     def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
-        """Bring back the task of that name that was deleted last. TaskNotFound; Conflict when there is one again."""
+        """Bring back the last deleted task of that name. Raises TaskNotFound, or Conflict when a task has the name."""
 
     def inspect(self, tenant: str, name: str) -> TaskInfo:
-        """One task. TaskNotFound when there is none."""
+        """One task. Raises TaskNotFound."""
 
     def tasks(self, tenant: str | None = None) -> list[TaskInfo]:
         """All tasks of one tenant, or of all, sorted by tenant and name."""
@@ -186,50 +187,50 @@ class Registry(Protocol):
 
 
 class Subscription(Protocol):
-    """Changes as they happen. What is ``live`` has lost none since ``generation`` last went up."""
+    """Changes as they happen. A ``live`` subscription has lost none since ``generation`` last went up."""
 
-    generation: int  # goes up with every connection: what was read before may be outdated
-    heard_at: float  # time.monotonic() seconds: up to then, nothing since generation went up was missed
+    generation: int  # goes up with every connection: older reads may be outdated
+    heard_at: float  # time.monotonic() seconds: no change was missed between the start of the generation and then
 
     def live(self) -> bool:
-        """Whether the store has been heard within the last half second."""
+        """Whether the store was heard within the last half second."""
 
     def close(self) -> None:
         """Stop listening."""
 
 
 class Store(Registry, Protocol):
-    """A registry at its source, for those who run it. ``id`` tells it from every other, an emptied one included.
+    """A registry at its source, for operators. ``id`` tells it from every other, also from itself once emptied.
 
-    One that is ``restoring`` is no registry yet for anybody but the handle that restores it: RegistryRestoring.
+    While it is being restored, only the handle that restores it can use it; others get RegistryRestoring.
     """
 
     id: str
 
     @property
     def restoring(self) -> bool:
-        """Whether this handle is one that restores it: what was lost is not there yet, for it."""
+        """Whether this handle restores the registry: part of the tasks may still be missing."""
 
     def tenants(self) -> list[str]:
         """All tenants that ever published, sorted."""
 
     def lost_tenants(self) -> list[str]:
-        """Those whose data is gone although the registry is not, as with one node of a Cluster; sorted."""
+        """Tenants whose data is gone while the registry is there, as with one node of a Cluster; sorted."""
 
     def kept_tenants(self) -> frozenset[str]:
-        """While it is being restored, or is about to be: those that had lost nothing."""
+        """During a restore or just before it: tenants that had lost nothing."""
 
     def begin_restoring(self) -> None:
-        """From now on it is no registry for others."""
+        """From now on the registry is being restored; others cannot use it."""
 
     def finish_restoring(self, forget: Sequence[str] = ()) -> None:
-        """Everything is there: from now on it is a registry for everybody. Tenants to ``forget`` are lost no more."""
+        """The restore is complete; everybody can use the registry. Tenants to ``forget`` no longer count as lost."""
 
     def preflight(self) -> list[str]:
-        """What whoever runs the store should set, a line each. RegistryUnavailable for what would lose data."""
+        """What the operator should set, a line each. Raises RegistryUnavailable for settings that would lose data."""
 
     def subscribe(self, on_change: Callable[[str, str], None]) -> Subscription | None:
-        """Call ``on_change(tenant, name)``, from a thread, on every change; None where the store can only be polled."""
+        """Call ``on_change(tenant, name)`` from a thread on every change; None where the store can only be polled."""
 
     def adopt(
         self,
@@ -239,14 +240,14 @@ class Store(Registry, Protocol):
         replace: bool = False,
         actor: str = UNKNOWN_ACTOR,
     ) -> bool:
-        """Take over ``task`` from elsewhere, history, times and records with it; False if it is here already.
+        """Take over ``task`` from elsewhere with its history, times and records; False if it is here already.
 
-        ``fetch(version)`` brings an artifact, which is verified. Conflict for another task of that name, unless
-        ``replace``; the one before can be brought back as a deleted one. Raises InvalidArtifact.
+        ``fetch(version)`` gives an artifact, which is verified. Raises InvalidArtifact, and Conflict for another task
+        of that name, unless ``replace``. A replaced task can be brought back like a deleted one.
         """
 
     def deleted(self, tenant: str | None = None) -> list[DeletedTask]:
-        """Tasks that could be brought back, of one tenant or of all; the latest first."""
+        """Tasks that can be brought back, of one tenant or of all, the latest first."""
 
     def audit(self, tenant: str, *, limit: int = 100) -> list[AuditEntry]:
         """The tenant's last changes, the latest first."""
@@ -254,7 +255,7 @@ class Store(Registry, Protocol):
     def gc(
         self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
     ) -> GcReport:
-        """Take what was deleted ``retention_s`` ago, and artifacts that no task and no publisher at work names.
+        """Remove tasks deleted ``retention_s`` ago, and artifacts that no task has and no publisher is storing.
 
-        A tenant whose data are damaged or lost is told in the report; the others are cleaned.
+        The report names tenants whose data is damaged or lost; the others are cleaned.
         """

@@ -1,6 +1,6 @@
-"""Deleted tasks: when they were deleted, the names they are kept under, how long, and in which order they are told.
+"""Deleted tasks: their time, their key, their retention and their order.
 
-Owns the values; knows no store.
+Owns these values; knows no store.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 from prefixes.registry.base import DeletedTask, TaskInfo
 
 
-def buried_now(task: TaskInfo) -> DeletedTask:
-    """``task`` as it goes among the deleted."""
+def deleted_now(task: TaskInfo) -> DeletedTask:
+    """``task`` as it is kept when it is deleted now."""
     return DeletedTask(datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"), task)
 
 
-def buried_key(item: DeletedTask) -> str:
-    """The name of a deleted task within its tenant: as many as were deleted under one name, each with its time."""
+def deleted_key(item: DeletedTask) -> str:
+    """The key of a deleted task within its tenant: several tasks of one name differ by their times."""
     return f"{item.task.name}@{re.sub('[^0-9A-Z]', '', item.deleted_at)}"
 
 
@@ -27,5 +27,5 @@ def is_past(item: DeletedTask, retention_s: float) -> bool:
 
 
 def latest_first(items: list[DeletedTask]) -> list[DeletedTask]:
-    """As ``Store.deleted`` lists them."""
+    """``items`` in the order of ``Store.deleted``."""
     return sorted(items, key=lambda item: item.deleted_at, reverse=True)

@@ -1,7 +1,7 @@
-"""Who a registry is: its id, made once at random, and whether it is whole.
+"""A registry's identity: its random id, and whether it is being restored.
 
-Owns the JSON that a store keeps of itself. The id tells a registry from another one, and one that was emptied from one
-that is new; a registry that is being restored is one for nobody but who restores it.
+Owns the JSON that a store keeps of itself. The id tells a registry from another one, and an emptied registry from a new
+one. Only the handle that restores a registry can use it meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FORMAT: Final = 1
 
 
 def check_id(found: str, expected: str | None) -> None:
-    """Raise RegistryUnavailable unless ``found`` is the registry id that is expected, None being any."""
+    """Raise WrongRegistry unless ``found`` is the expected registry id; None accepts any."""
     if expected is not None and found != expected:
         raise WrongRegistry(
             f"registry id: expected {expected}, got {found}: another registry, "
@@ -27,14 +27,14 @@ def check_id(found: str, expected: str | None) -> None:
 
 
 def registry_json(registry_id: str, restoring: bool) -> bytes:
-    """What a store keeps of itself."""
+    """The JSON that a store keeps of itself."""
     return canonical_json({"format": FORMAT, "id": registry_id, **({"restoring": True} if restoring else {})}).encode()
 
 
 def registry_from_json(data: bytes, *, restoring: bool) -> tuple[str, bool]:
-    """The id in ``data``, and whether the registry is being restored, which is an error unless ``restoring``.
+    """The id in ``data``, and whether the registry is being restored.
 
-    Raises RegistryUnavailable for another form, RegistryRestoring.
+    Raises RegistryUnavailable for another form, and RegistryRestoring unless ``restoring``.
     """
     try:
         raw = json.loads(data)

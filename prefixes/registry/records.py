@@ -1,7 +1,7 @@
 """The JSON forms of a task, a deleted one and an audit entry, the same in a store and over HTTP.
 
-Owns the form and its validation; knows neither files nor sockets. Raises ValueError, or InvalidArtifact for the specs
-within, so that a store and a client each name their own error.
+Owns the form and its validation; knows neither files nor sockets. Raises ValueError, or InvalidArtifact for a spec
+inside; a store and a client make their own errors of these.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
-from prefixes.registry.base import AuditEntry, DeletedTask, HistoryEntry, PublishKey, TaskInfo, VersionInfo
+from prefixes.registry.base import AuditEntry, DeletedTask, HistoryEntry, IdempotencyKey, TaskInfo, VersionInfo
 from prefixes.registry.transitions import ACTIONS, effective_versions
 from prefixes.spec import DEFAULT_ALIAS, check_name, check_version
 from prefixes.spec_json import spec_from_dict, spec_to_dict
 
 
 def task_to_dict(task: TaskInfo) -> dict[str, Any]:
-    """``task`` as plain JSON values: task, aliases, history per alias, versions newest first, publish keys."""
+    """``task`` as plain JSON values: task, aliases, history per alias, versions newest first, idempotency keys."""
     return {
         "task": f"{task.tenant}/{task.name}",
         "aliases": dict(task.aliases),
@@ -26,12 +26,12 @@ def task_to_dict(task: TaskInfo) -> dict[str, Any]:
             for alias, entries in task.history.items()
         },
         "versions": [version_to_dict(version) for version in task.versions],
-        "once": [asdict(known) for known in task.once],
+        "once": [asdict(key) for key in task.idempotency_keys],  # the stored name
     }
 
 
 def task_summary(task: TaskInfo) -> dict[str, Any]:
-    """``task`` in a line of a list: aliases, production's version, and the prefix length there (else of the newest)."""
+    """``task`` as a line of a list: aliases, production's version and its prefix length, or else the newest one's."""
     production = task.aliases.get(DEFAULT_ALIAS)
     shown = next((info for info in task.versions if info.version == production), next(iter(task.versions), None))
     return {
@@ -55,29 +55,29 @@ def version_to_dict(version: VersionInfo) -> dict[str, Any]:
 
 
 def task_from_dict(raw: Any) -> TaskInfo:
-    """The task that ``raw``, parsed JSON, describes; its parts must agree with each other."""
+    """The task that ``raw``, parsed JSON, describes. Raises ValueError where its parts disagree."""
     try:
         tenant, name = str(raw["task"]).split("/")
         versions = tuple(_version(item) for item in raw["versions"])
         history = {
             check_name("alias", alias): tuple(_entry(item) for item in items) for alias, items in raw["history"].items()
         }
-        once = tuple(_key(item) for item in raw.get("once", ()))  # a task from before there were keys has none
+        keys = tuple(_key(item) for item in raw.get("once", ()))  # absent in tasks of old releases
         check_name("tenant", tenant)
-        task = TaskInfo(tenant, check_name("task", name), dict(raw["aliases"]), history, versions, once)
+        task = TaskInfo(tenant, check_name("task", name), dict(raw["aliases"]), history, versions, keys)
         known = {version.version for version in versions}
         current = {alias: effective_versions(entries)[-1] for alias, entries in history.items()}
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"a task's JSON: {type(error).__name__} {error}") from None
     if current != task.aliases or not known.issuperset(current.values()):
         raise ValueError("a task's JSON: expected aliases that end their history within its versions")
-    if not known.issuperset(item.version for item in once):
+    if not known.issuperset(item.version for item in keys):
         raise ValueError("a task's JSON: expected publish keys of its versions")
     return task
 
 
 def deleted_to_dict(item: DeletedTask) -> dict[str, Any]:
-    """A deleted task as plain JSON values: the task's, and when."""
+    """A deleted task as plain JSON values: the task's own, and the time."""
     return {"deleted_at": item.deleted_at, **task_to_dict(item.task)}
 
 
@@ -98,7 +98,7 @@ def audit_to_dict(entry: AuditEntry) -> dict[str, str | None]:
 
 
 def audit_from_dict(raw: Any) -> AuditEntry:
-    """The audit entry that ``raw`` describes; keys that it does not know are left out."""
+    """The audit entry that ``raw`` describes; unknown keys are ignored."""
     try:
         values = {field.name: raw[field.name] for field in fields(AuditEntry)}
     except (KeyError, TypeError) as error:
@@ -117,8 +117,8 @@ def _version(raw: Any) -> VersionInfo:
     )
 
 
-def _key(raw: Any) -> PublishKey:
-    return PublishKey(check_name("publish key", raw["key"]), check_version(raw["version"]))
+def _key(raw: Any) -> IdempotencyKey:
+    return IdempotencyKey(check_name("publish key", raw["key"]), check_version(raw["version"]))
 
 
 def _entry(raw: Any) -> HistoryEntry:

@@ -1,7 +1,7 @@
-"""TaskStore: what every store does the same way, above the few things that each does its own way.
+"""TaskStore: the part of ``base.Store`` that is the same for every store.
 
-Owns the calls of ``base.Store`` in terms of a ``Writer``: names are checked, content is validated, and a change is a
-pure function of the task before, so that a store may ask for it again when another writer was quicker. Knows no store.
+Owns the calls in terms of a ``Writer``: it checks names, validates content, and describes a change as a pure function
+of the task before it. A store calls this function again when another writer was quicker. Knows no store.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from prefixes.registry.base import (
     TaskInfo,
     VersionInfo,
 )
-from prefixes.registry.endurance import Endurance
+from prefixes.registry.failed_tenants import FailedTenants
 from prefixes.registry.identity import FORMAT
 from prefixes.registry.transitions import (
-    check_not_buried,
+    check_key_not_deleted,
     no_task,
     now,
     promoted,
     published,
-    published_once,
+    published_with,
     resolved,
     rolled_back,
     version_of_task,
@@ -54,34 +54,32 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a task: ``after`` is its new state, None none. ``buries`` keeps the old one among the deleted,
-    ``unearths`` takes one from there.
-    """
+    """What becomes of a task. ``after`` is its new state; None removes it."""
 
     after: TaskInfo | None
-    buries: bool = False
-    unearths: DeletedTask | None = None
+    adds_deleted: bool = False  # keep the old state as a deleted task
+    removes_deleted: DeletedTask | None = None  # a deleted task that is one no longer
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A change to be made with its audit entry. ``plan`` may be called several times; it raises what is wrong."""
+    """A change to make, with its audit entry. ``plan`` may be called several times; it raises the named errors."""
 
     action: str
     actor: str
     alias: str | None
     plan: Callable[[TaskInfo | None], Change]
-    published: str | None = None  # the version that a publish brings
+    published: str | None = None  # the version of a publish
 
 
 class Writer(Protocol):
     """One writer at work on a tenant."""
 
     def put(self, version: str, data: bytes) -> None:
-        """Store an artifact; no clean-up takes it while this writer is at work, named by a task or not."""
+        """Store an artifact. No clean-up takes it while this writer is at work, even if no task has it yet."""
 
     def edit(self, name: str, edit: Edit) -> TaskInfo | None:
-        """Make a change, whole and seen at once, with its audit entry; the task after."""
+        """Make a change whole, together with its audit entry; the task after it."""
 
 
 class TaskStore(ABC):
@@ -93,7 +91,7 @@ class TaskStore(ABC):
 
     @abstractmethod
     def _writing(self, tenant: str) -> AbstractContextManager[Writer]:
-        """Begin to write."""
+        """A writer for the tenant."""
 
     @abstractmethod
     def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
@@ -127,32 +125,33 @@ class TaskStore(ABC):
         alias: str | None = DEFAULT_ALIAS,
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
-        once: str | None = None,
+        idempotency_key: str | None = None,
     ) -> VersionInfo:
-        """As in the Protocol. Content that is known keeps its time; keys of ``record`` are added to those it has."""
+        """As in the Protocol. Known content keeps its time; entries of ``record`` are added to the ones it has."""
         check_names(tenant, name, alias)
         check_json("record", record)
-        if once is not None:
-            check_name("publish key", once)
+        if idempotency_key is not None:
+            check_name("publish key", idempotency_key)
             current = self._find(tenant, name)
-            if current and (done := published_once(current, once)):
+            if current and (done := published_with(current, idempotency_key)):
                 return done
-        from prefixes.artifact import read_prefix, version_of, write_prefix  # brings torch: seconds that readers spare
+        from prefixes.artifact import read_prefix, version_of, write_prefix  # imports torch: seconds that readers save
 
         prefix = read_prefix(data)
         version, canonical = version_of(prefix), write_prefix(prefix)
         info = VersionInfo(version, len(canonical), now(), prefix.spec, dict(record))
 
         def plan(before: TaskInfo | None) -> Change:
-            if once is not None and not (before and published_once(before, once)):
-                check_not_buried(once, (item.task for item in self.deleted(tenant) if item.task.name == name))
-            return Change(published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, once))
+            if idempotency_key is not None and not (before and published_with(before, idempotency_key)):
+                deleted = (item.task for item in self.deleted(tenant) if item.task.name == name)
+                check_key_not_deleted(idempotency_key, deleted)
+            return Change(published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key))
 
         with self._writing(tenant) as writer:
             writer.put(version, canonical)
             after = writer.edit(name, Edit("publish", actor, alias, plan, version))
         assert after is not None
-        return published_once(after, once) or version_of_task(after, version)
+        return published_with(after, idempotency_key) or version_of_task(after, version)
 
     def promote(
         self,
@@ -169,7 +168,7 @@ class TaskStore(ABC):
         def plan(before: TaskInfo | None) -> Change:
             return Change(promoted(_existing(before, tenant, name), version, alias, expected_current))
 
-        return self._moved(tenant, name, Edit("promote", actor, alias, plan))
+        return self._edit(tenant, name, Edit("promote", actor, alias, plan))
 
     def rollback(
         self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
@@ -177,14 +176,14 @@ class TaskStore(ABC):
         def plan(before: TaskInfo | None) -> Change:
             return Change(rolled_back(_existing(before, tenant, name), alias))
 
-        return self._moved(tenant, name, Edit("rollback", actor, alias, plan))
+        return self._edit(tenant, name, Edit("rollback", actor, alias, plan))
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         check_names(tenant, name)
 
         def plan(before: TaskInfo | None) -> Change:
             _existing(before, tenant, name)
-            return Change(None, buries=True)
+            return Change(None, adds_deleted=True)
 
         with self._writing(tenant) as writer:
             writer.edit(name, Edit("delete", actor, None, plan))
@@ -196,9 +195,9 @@ class TaskStore(ABC):
             found = next((item for item in self.deleted(tenant) if item.task.name == name), None)
             if found is None:
                 raise TaskNotFound(f"undelete of {tenant}/{name}: expected a deleted task, found none")
-            return Change(found.task, unearths=found)
+            return Change(found.task, removes_deleted=found)
 
-        return self._moved(tenant, name, Edit("undelete", actor, None, plan))
+        return self._edit(tenant, name, Edit("undelete", actor, None, plan))
 
     def adopt(
         self,
@@ -214,12 +213,12 @@ class TaskStore(ABC):
         def plan(before: TaskInfo | None) -> Change:
             if before is not None and before != task and not replace:
                 raise Conflict(f"task {task.tenant}/{task.name}: expected none or the same one here, found another")
-            return Change(task, buries=before is not None and before != task)
+            return Change(task, adds_deleted=before is not None and before != task)
 
         current = self._find(task.tenant, task.name)
         if current == task:
             return False
-        plan(current)  # a conflict shows before anything is fetched
+        plan(current)  # raises a conflict before anything is fetched
         with self._writing(task.tenant) as writer:
             for info in task.versions:
                 data = fetch(info.version)
@@ -232,14 +231,14 @@ class TaskStore(ABC):
         self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
     ) -> GcReport:
         """As in the Protocol."""
-        reports, endurance = [], Endurance(self)
+        reports, failed = [], FailedTenants(self)
         for tenant in self.tenants():
-            with endurance.past(tenant):
+            with failed.skip_failed(tenant):
                 reports.append(self._gc_of(tenant, retention_s, dry_run, actor))
-        failed = tuple(f"{tenant}: {why}" for tenant, why in endurance.failed.items())
-        return GcReport.of_all([*reports, GcReport((), (), 0, failed)])
+        reasons = tuple(f"{tenant}: {why}" for tenant, why in failed.reasons.items())
+        return GcReport.of_all([*reports, GcReport((), (), 0, reasons)])
 
-    def _moved(self, tenant: str, name: str, edit: Edit) -> TaskInfo:
+    def _edit(self, tenant: str, name: str, edit: Edit) -> TaskInfo:
         check_names(tenant, name, edit.alias)
         with self._writing(tenant) as writer:
             after = writer.edit(name, edit)
@@ -256,7 +255,7 @@ def check_names(tenant: str, name: str, alias: str | None = None) -> None:
 
 
 def check_artifact(data: bytes, info: VersionInfo) -> Prefix:
-    """The prefix in ``data``, the artifact of ``info``. Raises InvalidArtifact where its index says something else."""
+    """The prefix in ``data``, the artifact of ``info``. Raises InvalidArtifact where ``info`` does not describe it."""
     from prefixes.artifact import read_prefix
 
     prefix = read_prefix(data, expected_version=info.version)
@@ -266,7 +265,7 @@ def check_artifact(data: bytes, info: VersionInfo) -> Prefix:
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` is a valid name, for what a store finds lying about."""
+    """Whether ``text`` is a valid name: a store ignores files of other names."""
     try:
         return bool(check_name("file", text))
     except InvalidName:
@@ -274,12 +273,12 @@ def is_name(text: str) -> bool:
 
 
 def encoded(raw: Mapping[str, Any]) -> bytes:
-    """A task's JSON as stores keep it."""
+    """A task's JSON in the bytes that stores keep."""
     return json.dumps({"format": FORMAT, **raw}, indent=1, sort_keys=True).encode()
 
 
 def parsed(data: bytes, from_dict: Callable[[Any], _T], where: str) -> _T:
-    """What ``from_dict`` makes of a stored JSON. Raises RegistryUnavailable, naming ``where``, for another form."""
+    """The value that ``from_dict`` makes of a stored JSON. Raises RegistryUnavailable, which names ``where``."""
     try:
         raw = json.loads(data)
         found = from_dict(raw)

@@ -1,15 +1,15 @@
-"""Moving tasks between registries, whole: copies, backups and what is restored from them.
+"""Copies whole tasks from one registry to another: copies, backups and restores.
 
-Owns what becomes of each task and the report of it; knows no store. A task goes over with its aliases, history, times
-and records, or not at all: every artifact is read and compared with its digest before anything is written for it.
-Deleted tasks and the audit stay where they are. A backup is a registry in a folder that has the id of its source, so
-that a server which had opened the source knows what was restored for its own.
+Owns what happens to each task and the report of it; knows no store. A task is copied with its aliases, history, times
+and records, or not at all: every artifact is read and compared with its digest before the first write. Deleted tasks
+and the audit are not copied. A backup is a registry in a folder, with the id of its source: a server that had opened
+the source takes the restored registry for the same one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
@@ -25,18 +25,18 @@ from prefixes.errors import (
 )
 from prefixes.registry import open_registry
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
-from prefixes.registry.endurance import Endurance
+from prefixes.registry.listing import list_tasks
 from prefixes.registry.store import check_artifact
 
 Result = Literal["copied", "replaced", "unchanged", "removed", "conflict", "failed"]
 RESULTS: Final[tuple[Result, ...]] = ("copied", "replaced", "unchanged", "removed", "conflict", "failed")
-HELD_BYTES: Final = 256 << 20
-"""Artifacts of a task that are kept between being checked and being written; beyond, they are read twice."""
+MAX_CACHED_BYTES: Final = 256 << 20
+"""Artifacts of a task that stay in memory between check and write; further ones are read twice."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one task, or would in a dry run; ``size`` is the bytes of its artifacts."""
+    """What happened to one task, or would happen in a dry run. ``size`` is the bytes of its artifacts."""
 
     task: str  # tenant/name
     result: Result
@@ -46,16 +46,16 @@ class Outcome:
 
     @property
     def bad(self) -> bool:
-        """Whether the task is not in the target as it should be."""
+        """Whether the target lacks the task or has another in its place."""
         return self.result in ("conflict", "failed")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Every task's outcome, and how many deleted ones were left behind.
+    """Every task's outcome, and how many deleted tasks the source has beside them.
 
-    Where a part was restored: lost tenants that the source has not got, and how many had lost nothing and were left
-    alone. ``unfinished`` is a target that still counts as being restored.
+    After a restore, ``forgotten`` names lost tenants that the source does not have, and ``kept`` counts tenants that
+    had lost nothing and were left alone. ``unfinished`` says that the target still counts as being restored.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -66,18 +66,18 @@ class Report:
     unfinished: bool = False
 
     def counts(self) -> dict[Result, int]:
-        """How many tasks there are of each outcome."""
+        """How many tasks have each result."""
         counted = Counter(outcome.result for outcome in self.outcomes)
         return {result: counted[result] for result in RESULTS}
 
     @property
     def bad(self) -> int:
-        """How many tasks are not in the target as they should be."""
+        """How many outcomes are bad."""
         return sum(outcome.bad for outcome in self.outcomes)
 
 
 Progress = Callable[[Outcome, int, int], object]
-"""Called with an outcome, how many there are so far, and how many there will be."""
+"""Called with an outcome, the number of outcomes so far, and their number in the end."""
 
 
 def transfer(
@@ -92,42 +92,42 @@ def transfer(
     actor: str = UNKNOWN_ACTOR,
     progress: Progress | None = None,
 ) -> Report:
-    """Bring the tasks of ``source`` (or those of a tenant, or its one task ``name``) to ``target``.
+    """Copy the tasks of ``source`` (or of one tenant, or its one task ``name``) to ``target``.
 
-    A task of that name which is another in ``target`` is a conflict, unless ``replace``; ``mirror`` replaces, and
-    removes what ``source`` has not got. What was there can be brought back as a deleted task. A ``dry_run`` reads and
-    checks everything and writes nothing; None for its ``target`` is an empty one. A bad task stops no other, nor does a
-    tenant whose index is damaged, told as ``<tenant>/*``; a registry that cannot be reached any more does. Raises
-    RegistryUnavailable or TaskNotFound where nothing can be begun.
+    Another task of that name in ``target`` is a conflict, unless ``replace``. ``mirror`` replaces too, and it removes
+    tasks that ``source`` does not have. Replaced and removed tasks can be brought back like deleted ones. A ``dry_run``
+    reads and checks everything and writes nothing; its ``target`` None is an empty one. The copy goes on past a bad
+    task, and past a tenant whose index is damaged, reported as ``<tenant>/*``; it stops where a registry cannot be
+    reached any more. Raises RegistryUnavailable or TaskNotFound where it cannot begin.
     """
     if name is not None and tenant is None:
         raise ValueError("expected a tenant with the task's name")
     if target is None and not dry_run:
         raise ValueError("expected a target, or a dry run")
-    mover, listing = _Mover(source, target, replace or mirror, dry_run, actor), _listed(source, tenant, name)
+    copier, listing = _Copier(source, target, replace or mirror, dry_run, actor), list_tasks(source, tenant, name)
     kept: frozenset[str] = frozenset()
     if target is not None and target.restoring:
         if not dry_run:
             target.begin_restoring()
         kept = target.kept_tenants()
     due: list[Callable[[], Outcome]] = [_failure(name, why) for name, why in listing.failures]
-    due += [partial(mover.bring, task) for task in listing.tasks if task.tenant not in kept]
+    due += [partial(copier.copy, task) for task in listing.tasks if task.tenant not in kept]
     if mirror and target is not None and name is None:
-        there, wanted = _listed(target, tenant, None), {(task.tenant, task.name) for task in listing.tasks}
+        there, wanted = list_tasks(target, tenant, None), {(task.tenant, task.name) for task in listing.tasks}
         due += [_failure(name, f"in the target: {why}") for name, why in there.failures]
         surplus = [task for task in there.tasks if (task.tenant, task.name) not in wanted]
-        due += [partial(mover.remove, task) for task in surplus if task.tenant not in listing.damaged]
+        due += [partial(copier.remove, task) for task in surplus if task.tenant not in listing.damaged]
     outcomes = []
     for done, act in enumerate(due, 1):
         outcomes.append(act())
         if progress is not None:
             progress(outcomes[-1], done, len(due))
     forgotten: list[str] = []
-    if target is not None and target.restoring and not mover.broken:
+    if target is not None and target.restoring and not copier.broken:
         lost = target.lost_tenants()
-        # A restore ends when nothing is left that another try might bring: else servers would take it for deleted. A
-        # backup is of what there is.
-        ends = mirror or not (mover.unavailable or listing.damaged.keys() - kept)
+        # A restore ends when another try could copy no further task: servers would take a missing one for deleted.
+        # With ``mirror`` it always ends, also past damage: the target is a copy of what the source can read.
+        ends = mirror or not (copier.unavailable or listing.damaged.keys() - kept)
         forgotten = [name for name in lost if ends and name not in listing.tenants]
         if ends and not dry_run:
             target.finish_restoring(forgotten)
@@ -149,17 +149,17 @@ def _failure(tenant: str, why: str) -> Callable[[], Outcome]:
 
 
 def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run: bool = False) -> Store | None:
-    """The registry at ``url`` for what belongs to the one with ``registry_id``: made with that id in an empty place.
+    """The registry at ``url``, as the target for the registry with ``registry_id``; an empty place gets that id.
 
-    One that is made so counts as being restored until ``transfer`` has brought everything, and one that has lost
-    tenants does from when that begins, so that nobody takes what is not there yet for deleted. None where it is to be
-    made, in a dry run. Raises WrongRegistry where there is another one, unless ``into_other``.
+    A new one counts as being restored until ``transfer`` has copied everything, and one that has lost tenants does from
+    the start of ``transfer``: nobody takes a missing task for deleted meanwhile. None where a dry run would make one.
+    Raises WrongRegistry where there is another registry, unless ``into_other``.
     """
     try:
         found = open_registry(url, create=False)
     except RegistryMissing:
         return None if dry_run else open_registry(url, create=True, registry_id=registry_id, restoring=True)
-    except RegistryRestoring:  # one that was cut short
+    except RegistryRestoring:  # a restore that was cut short
         return open_registry(url, create=False, registry_id=registry_id, restoring=True)
     try:
         if found.id != registry_id and not into_other:
@@ -177,53 +177,18 @@ def open_target(url: str, registry_id: str, *, into_other: bool = False, dry_run
     return open_registry(url, create=False, registry_id=registry_id, restoring=True)
 
 
-@dataclass
-class _Listing:
-    tasks: list[TaskInfo]
-    deleted: int
-    damaged: dict[str, str]  # tenants whose tasks cannot be listed, and why
-    uncounted: dict[str, str]  # and those whose deleted ones cannot
-
-    @property
-    def failures(self) -> list[tuple[str, str]]:
-        """Tenants, and what is wrong with them."""
-        return [*self.damaged.items(), *(item for item in self.uncounted.items() if item[0] not in self.damaged)]
-
-    @property
-    def tenants(self) -> set[str]:
-        """Those that there are."""
-        return {task.tenant for task in self.tasks} | self.damaged.keys()
-
-
-def _listed(source: Store, tenant: str | None, name: str | None) -> _Listing:
-    """What there is to be brought. Raises TaskNotFound, RegistryUnavailable."""
-    if tenant is not None and name is not None:
-        deleted = 0
-        with Endurance(source).past(tenant):  # another that was deleted may be damaged
-            deleted = sum(item.task.name == name for item in source.deleted(tenant))
-        return _Listing([source.inspect(tenant, name)], deleted, {}, {})
-    tasks, counting = Endurance(source), Endurance(source)
-    listing = _Listing([], 0, tasks.failed, counting.failed)
-    for each in [tenant] if tenant is not None else source.tenants():
-        with tasks.past(each):
-            listing.tasks += source.tasks(each)
-        with counting.past(each):
-            listing.deleted += len(source.deleted(each))
-    return listing
-
-
-class _Mover:
-    """Brings one task after the other; once a registry cannot be reached, it tries no more."""
+class _Copier:
+    """Copies one task after the other. When a registry cannot be reached any more, the rest fails untried."""
 
     def __init__(self, source: Store, target: Store | None, replace: bool, dry_run: bool, actor: str) -> None:
         self._source, self._target = source, target
         self._replace, self._dry_run, self._actor = replace, dry_run, actor
         self.broken: str | None = None
-        self.unavailable = False  # was one of both for a task: another try may bring it
+        self.unavailable = False  # a registry was, for some task: another try may copy it
 
-    def bring(self, task: TaskInfo) -> Outcome:
-        """Copy ``task`` if the target has not got it."""
-        return self._outcome(task, lambda: self._bring(task))
+    def copy(self, task: TaskInfo) -> Outcome:
+        """Copy ``task`` unless the target has it."""
+        return self._outcome(task, lambda: self._copy(task))
 
     def remove(self, task: TaskInfo) -> Outcome:
         """Delete ``task`` in the target."""
@@ -242,33 +207,33 @@ class _Mover:
         size = sum(info.size for info in task.versions)
         return Outcome(f"{task.tenant}/{task.name}", result, len(task.versions), size, error)
 
-    def _bring(self, task: TaskInfo) -> Result:
+    def _copy(self, task: TaskInfo) -> Result:
         current = self._current(task)
         if current == task:
             return "unchanged"
         if current is not None and not self._replace:
             raise Conflict(f"task {task.tenant}/{task.name}: expected none or the same one there, found another")
-        held = self._checked(task)
+        cached = self._checked(task)
         if self._target is not None and not self._dry_run:
             self._target.adopt(
                 task,
-                lambda version: held.pop(version, None) or self._source.fetch(task.tenant, version),
+                lambda version: cached.pop(version, None) or self._source.fetch(task.tenant, version),
                 replace=self._replace,
                 actor=self._actor,
             )
         return "copied" if current is None else "replaced"
 
     def _checked(self, task: TaskInfo) -> dict[str, bytes]:
-        """Read and check all artifacts of ``task``; those that fit into memory. Raises InvalidArtifact."""
-        held: dict[str, bytes] = {}
-        free = 0 if self._dry_run else HELD_BYTES
+        """Read and check all artifacts of ``task``; those that fit into MAX_CACHED_BYTES. Raises InvalidArtifact."""
+        cached: dict[str, bytes] = {}
+        free = 0 if self._dry_run else MAX_CACHED_BYTES
         for info in task.versions:
             data = self._source.fetch(task.tenant, info.version)
             check_artifact(data, info)
             if len(data) <= free:
-                held[info.version] = data
+                cached[info.version] = data
                 free -= len(data)
-        return held
+        return cached
 
     def _remove(self, task: TaskInfo) -> Result:
         if self._target is not None and not self._dry_run:
@@ -284,15 +249,12 @@ class _Mover:
             return None
 
     def _why_broken(self) -> str | None:
-        """Why no further task can be brought, None where the one before was to blame."""
-        for store in self._stores():
+        """Why no further task can be copied, None where only the last task was at fault."""
+        for store in (self._source, self._target):
+            if store is None:
+                continue
             try:
                 store.check()
             except RegistryUnavailable as error:
                 return f"not tried: {error.message}"
         return None
-
-    def _stores(self) -> Iterator[Store]:
-        yield self._source
-        if self._target is not None:
-            yield self._target

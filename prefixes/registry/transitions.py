@@ -1,8 +1,8 @@
-"""What the registry's calls do to a task: pure functions from TaskInfo to TaskInfo, the same for every store.
+"""What each call of the registry does to a task: pure functions from TaskInfo to TaskInfo, the same for every store.
 
-Owns the rules of aliases and their history; knows no store. A history only grows. Replayed, a publish or a promote
-puts a version on a stack, a rollback takes one off: rolling back twice goes two versions back, never to and fro, and a
-version rolled back from is not returned to unless it is promoted again.
+Owns the rules of aliases and their history; knows no store. A history only grows, and it reads as a stack: a publish or
+a promote pushes a version, a rollback pops one. Two rollbacks go two versions back, and never to and fro. A version
+that was rolled back comes back only by a promote.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefixes.registry.base import (
     KEYS_KEPT,
     AuditEntry,
     HistoryEntry,
-    PublishKey,
+    IdempotencyKey,
     Resolved,
     TaskInfo,
     VersionInfo,
@@ -33,7 +33,7 @@ def now() -> str:
 
 
 def effective_versions(history: Sequence[HistoryEntry]) -> list[str]:
-    """The stack after ``history``, oldest first; its last is where the alias points."""
+    """The stack after ``history``, oldest first; the alias points at its last version."""
     stack: list[str] = []
     for entry in history:
         if entry.action == "rollback":
@@ -43,12 +43,12 @@ def effective_versions(history: Sequence[HistoryEntry]) -> list[str]:
     return stack
 
 
-def published(task: TaskInfo, info: VersionInfo, alias: str | None, once: str | None = None) -> TaskInfo:
-    """``task`` with one more version, ``alias`` pointing at it (None moves none); unchanged where it knows ``once``.
+def published(task: TaskInfo, info: VersionInfo, alias: str | None, idempotency_key: str | None = None) -> TaskInfo:
+    """``task`` with one more version and ``alias`` at it (None moves none); unchanged where the task knows the key.
 
-    Content that is known keeps its time; keys of the new record are added to those it has.
+    Known content keeps its time; the new record's entries are added to the ones it has.
     """
-    if published_once(task, once):
+    if published_with(task, idempotency_key):
         return task
     known = next((old for old in task.versions if old.version == info.version), None)
     if known:
@@ -57,30 +57,31 @@ def published(task: TaskInfo, info: VersionInfo, alias: str | None, once: str | 
     else:
         versions = (info, *task.versions)
     task = replace(task, versions=versions)
-    if once is not None:
-        task = replace(task, once=(*task.once, PublishKey(once, info.version))[-KEYS_KEPT:])
-    return _pointed(task, alias, info.version, "publish") if alias else task
+    if idempotency_key is not None:
+        keys = (*task.idempotency_keys, IdempotencyKey(idempotency_key, info.version))
+        task = replace(task, idempotency_keys=keys[-KEYS_KEPT:])
+    return _with_alias(task, alias, info.version, "publish") if alias else task
 
 
-def published_once(task: TaskInfo, once: str | None) -> VersionInfo | None:
-    """What was published with the key ``once``, None where the task does not know it."""
-    version = next((known.version for known in task.once if known.key == once), None)
+def published_with(task: TaskInfo, idempotency_key: str | None) -> VersionInfo | None:
+    """The version that was published with the key, None where the task does not know it."""
+    version = next((known.version for known in task.idempotency_keys if known.key == idempotency_key), None)
     return version_of_task(task, version) if version else None
 
 
-def check_not_buried(once: str, buried: Iterable[TaskInfo]) -> None:
-    """Raise Conflict where a deleted task knows ``once``: being repeated does not bring back what was deleted."""
-    for task in buried:
-        if published_once(task, once):
+def check_key_not_deleted(idempotency_key: str, deleted: Iterable[TaskInfo]) -> None:
+    """Raise Conflict where a deleted task knows the key: a repeated publish does not bring back a deleted task."""
+    for task in deleted:
+        if published_with(task, idempotency_key):
             raise Conflict(
-                f"publish to {task.tenant}/{task.name}: expected a publish key that is new, got {once}, which was "
-                "published to a task of that name that was deleted or replaced since",
-                once=once,
+                f"publish to {task.tenant}/{task.name}: expected a publish key that is new, got {idempotency_key}, "
+                "which was published to a task of that name that was deleted or replaced since",
+                once=idempotency_key,  # the field's name over HTTP
             )
 
 
 def promoted(task: TaskInfo, version: str, alias: str, expected_current: str | None) -> TaskInfo:
-    """``task`` with ``alias`` at ``version``. Raises TaskNotFound for an unknown version, else as in the Protocol."""
+    """``task`` with ``alias`` at ``version``. Raises TaskNotFound, and Conflict as in the Protocol."""
     current = task.aliases.get(alias)
     if expected_current is not None and current != expected_current:
         raise Conflict(
@@ -90,7 +91,7 @@ def promoted(task: TaskInfo, version: str, alias: str, expected_current: str | N
             got=current,
         )
     version_of_task(task, version)
-    return _pointed(task, alias, version, "promote")
+    return _with_alias(task, alias, version, "promote")
 
 
 def rolled_back(task: TaskInfo, alias: str) -> TaskInfo:
@@ -104,10 +105,10 @@ def rolled_back(task: TaskInfo, alias: str) -> TaskInfo:
             f"rollback of {task.tenant}/{task.name}@{alias}: expected an earlier version, got none before {stack[-1]}",
             current=stack[-1],
         )
-    return _moved(task, alias, HistoryEntry(stack[-2], now(), "rollback"))
+    return _with_entry(task, alias, HistoryEntry(stack[-2], now(), "rollback"))
 
 
-def audited(
+def audit_entry(
     action: str,
     actor: str,
     tenant: str,
@@ -118,9 +119,9 @@ def audited(
     *,
     published: str | None = None,
 ) -> AuditEntry:
-    """The entry for a change from ``before`` to ``after``; None is no task.
+    """The audit entry of a change from ``before`` to ``after``; None is no task.
 
-    ``published`` is the version that a publish brought: what the entry tells of one that moved no alias.
+    ``published`` is the version of a publish: the entry names it where the publish moved no alias.
     """
     old, new = (task.aliases.get(alias or DEFAULT_ALIAS) if task else None for task in (before, after))
     if published is not None and alias is None:
@@ -129,7 +130,7 @@ def audited(
 
 
 def resolved(task: TaskInfo, ref: TaskRef) -> Resolved:
-    """What ``ref``, a reference to ``task``, means now. Raises TaskNotFound for an unknown alias or version."""
+    """The version of ``task`` that ``ref`` names now. Raises TaskNotFound for an unknown alias or version."""
     version = ref.version
     if version is None:
         alias = ref.alias or ""
@@ -165,13 +166,13 @@ def _no_alias(task: TaskInfo, alias: str) -> TaskNotFound:
     )
 
 
-def _pointed(task: TaskInfo, alias: str, version: str, action: str) -> TaskInfo:
+def _with_alias(task: TaskInfo, alias: str, version: str, action: str) -> TaskInfo:
     if task.aliases.get(alias) == version:
         return task
-    return _moved(task, alias, HistoryEntry(version, now(), action))
+    return _with_entry(task, alias, HistoryEntry(version, now(), action))
 
 
-def _moved(task: TaskInfo, alias: str, entry: HistoryEntry) -> TaskInfo:
+def _with_entry(task: TaskInfo, alias: str, entry: HistoryEntry) -> TaskInfo:
     return replace(
         task,
         aliases={**task.aliases, alias: entry.version},

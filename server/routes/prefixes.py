@@ -13,7 +13,7 @@ from starlette.responses import Response
 from prefixes.errors import InvalidArtifact, InvalidParameter, TaskNotFound
 from prefixes.registry.base import Registry, TaskInfo
 from prefixes.registry.records import task_summary, task_to_dict
-from prefixes.registry.transitions import published_once
+from prefixes.registry.transitions import published_with
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
 from server.engine.types import PrefixKey
 from server.parameters import merge_parameters
@@ -74,7 +74,13 @@ def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[st
     if not _was_published(registry, form):
         _check_defaults(runtime, validate_upload(data, runtime.backbone.spec).spec)
     info = registry.publish(
-        form.tenant, form.name, data, alias=form.alias, record=form.record, actor=actor, once=form.once
+        form.tenant,
+        form.name,
+        data,
+        alias=form.alias,
+        record=form.record,
+        actor=actor,
+        idempotency_key=form.idempotency_key,
     )
     task = registry.inspect(form.tenant, form.name)
     return {
@@ -86,11 +92,11 @@ def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[st
 
 
 def _was_published(registry: Registry, form: Upload) -> bool:
-    """Whether this is a repetition by its key: what it brings plays no part then, so it need not fit either."""
-    if form.once is None:
+    """Whether the task knows the upload's key. Such an upload changes nothing, so its content need not fit either."""
+    if form.idempotency_key is None:
         return False
     try:
-        return published_once(registry.inspect(form.tenant, form.name), form.once) is not None
+        return published_with(registry.inspect(form.tenant, form.name), form.idempotency_key) is not None
     except TaskNotFound:
         return False
 

@@ -1,38 +1,16 @@
-"""What every store promises, whatever it is; see ``conftest.py`` for which there are."""
+"""What every store promises of publishing, references, aliases and names; see ``conftest.py`` for the stores."""
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.errors import Conflict, InvalidArtifact, InvalidName, RegistryUnavailable, TaskNotFound
 from prefixes.registry import open_registry
-from prefixes.registry.base import GcReport, Registry, Store
+from prefixes.registry.base import Registry, Store
 from prefixes.spec import TaskRef
-from tests.support.prefixes import make_prefix
-from tests.support.processes import FORK, in_processes
-
-PREFIXES = [make_prefix(seed=seed) for seed in range(4)]
-DATA = [write_prefix(prefix) for prefix in PREFIXES]
-VERSIONS = [version_of(prefix) for prefix in PREFIXES]
-
-
-def publish(registry: Registry, *indices: int, tenant: str = "default", name: str = "e2e", **options: Any) -> None:
-    for index in indices:
-        registry.publish(tenant, name, DATA[index], **{"record": {}, **options})
-
-
-def resolve(registry: Registry, ref: str) -> int:
-    return VERSIONS.index(registry.resolve(TaskRef.parse(ref)).version)
+from tests.support.redis_registry import DATA, PREFIXES, VERSIONS, publish, resolve
 
 
 def test_a_published_prefix_is_resolved_fetched_and_listed(registry: Registry) -> None:
@@ -177,142 +155,6 @@ def test_a_tenant_reaches_only_its_own_digests(registry: Registry) -> None:
     assert registry.tasks("nobody") == []
 
 
-def test_a_deleted_task_is_gone_and_its_artifacts_stay_for_rows_that_were_admitted(registry: Store) -> None:
-    publish(registry, 0, 1)
-    registry.delete("default", "e2e")
-    for call in (
-        lambda: registry.inspect("default", "e2e"),
-        lambda: resolve(registry, "e2e"),
-        lambda: resolve(registry, f"e2e@{VERSIONS[0]}"),
-        lambda: registry.promote("default", "e2e", VERSIONS[0]),
-        lambda: registry.delete("default", "e2e"),
-    ):
-        with pytest.raises(TaskNotFound):
-            call()
-    assert registry.tasks() == []
-    assert registry.fetch("default", VERSIONS[0]) == DATA[0]
-
-
-def test_a_deleted_task_comes_back_as_it_was(registry: Store) -> None:
-    publish(registry, 0, 1)
-    before = registry.inspect("default", "e2e")
-    registry.delete("default", "e2e")
-    assert [item.task for item in registry.deleted()] == [before]
-    assert registry.undelete("default", "e2e") == before == registry.inspect("default", "e2e")
-    assert registry.deleted("default") == []
-    assert registry.rollback("default", "e2e").aliases["production"] == VERSIONS[0]
-    with pytest.raises(Conflict, match="expected no task of that name"):
-        registry.undelete("default", "e2e")
-    with pytest.raises(TaskNotFound):
-        registry.undelete("default", "nothing")
-
-
-def test_of_a_task_deleted_twice_the_last_comes_back_first(registry: Store) -> None:
-    publish(registry, 0)
-    registry.delete("default", "e2e")
-    publish(registry, 1)
-    assert len(registry.inspect("default", "e2e").history["production"]) == 1
-    registry.delete("default", "e2e")
-    assert len(registry.deleted("default")) == 2
-    registry.undelete("default", "e2e")
-    assert resolve(registry, "e2e") == 1
-    registry.delete("default", "e2e")
-    registry.gc(retention_s=3600)
-    assert len(registry.deleted("default")) == 2
-
-
-def test_gc_takes_what_nothing_names_and_nothing_else(registry: Store) -> None:
-    publish(registry, 0, 1)
-    publish(registry, 1, name="other")
-    publish(registry, 0, tenant="globex")
-    registry.delete("default", "e2e")
-    assert registry.gc() == registry.gc(dry_run=True) == GcReport((), (), 0)
-    expected = GcReport(("default/e2e",), (f"default/{VERSIONS[0]}",), len(DATA[0]))
-    assert registry.gc(retention_s=0, dry_run=True) == expected
-    assert registry.fetch("default", VERSIONS[0]) == DATA[0]
-    assert registry.gc(retention_s=0) == expected
-    with pytest.raises(TaskNotFound):
-        registry.fetch("default", VERSIONS[0])
-    with pytest.raises(TaskNotFound):
-        registry.undelete("default", "e2e")
-    assert registry.fetch("default", VERSIONS[1]) == DATA[1]
-    assert registry.fetch("globex", VERSIONS[0]) == DATA[0]
-    assert registry.gc(retention_s=0) == GcReport((), (), 0)
-    publish(registry, 0)
-    assert registry.fetch("default", VERSIONS[0]) == DATA[0]
-
-
-def test_every_change_has_its_audit_entry_and_nothing_else_has(registry: Store) -> None:
-    publish(registry, 0, actor="ann")
-    publish(registry, 0, actor="bob")  # no change
-    publish(registry, 1, alias="canary", actor="ann")
-    publish(registry, 3, alias=None, actor="fay")
-    registry.promote("default", "e2e", VERSIONS[1], actor="cid")
-    with pytest.raises(Conflict):
-        registry.promote("default", "e2e", VERSIONS[0], expected_current=VERSIONS[2], actor="eve")
-    registry.rollback("default", "e2e", actor="dan")
-    registry.delete("default", "e2e", actor="ann")
-    registry.undelete("default", "e2e", actor="bob")
-    registry.delete("default", "e2e", actor="ann")
-    registry.gc(retention_s=0, actor="cron")
-    publish(registry, 2, tenant="globex", actor="gus")
-    entries = registry.audit("default")
-    assert [(entry.actor, entry.action, entry.alias, number(entry.old), number(entry.new)) for entry in entries] == [
-        ("cron", "purge", None, 0, None),
-        ("ann", "delete", None, 0, None),
-        ("bob", "undelete", None, None, 0),
-        ("ann", "delete", None, 0, None),
-        ("dan", "rollback", "production", 1, 0),
-        ("cid", "promote", "production", 0, 1),
-        ("fay", "publish", None, None, 3),
-        ("ann", "publish", "canary", None, 1),
-        ("ann", "publish", "production", None, 0),
-    ]
-    assert {entry.task for entry in entries} == {"default/e2e"}
-    assert registry.audit("default", limit=2) == entries[:2]
-    assert [entry.actor for entry in registry.audit("globex")] == ["gus"]
-    assert registry.audit("nobody") == []
-
-
-def number(version: str | None) -> int | None:
-    return None if version is None else VERSIONS.index(version)
-
-
-def test_a_task_is_adopted_with_its_history(registry: Store, tmp_path: Path) -> None:
-    source = open_registry(f"{tmp_path}/source")
-    publish(source, 0, 1, record={"bleu": 68.0})
-    source.rollback("default", "e2e")
-    task = source.inspect("default", "e2e")
-    assert registry.adopt(task, lambda version: source.fetch("default", version), actor="copy") is True
-    assert registry.inspect("default", "e2e") == task
-    assert registry.fetch("default", VERSIONS[1]) == DATA[1]
-    assert registry.adopt(task, lambda version: pytest.fail("there is nothing to fetch")) is False
-    assert [entry.action for entry in registry.audit("default")] == ["copy"]
-
-
-def test_an_adopted_task_replaces_another_only_when_told(registry: Store, tmp_path: Path) -> None:
-    source = open_registry(f"{tmp_path}/source")
-    publish(source, 0)
-    publish(registry, 1)
-    task, old = source.inspect("default", "e2e"), registry.inspect("default", "e2e")
-    with pytest.raises(Conflict, match="found another"):
-        registry.adopt(task, lambda version: pytest.fail("a conflict shows before anything is fetched"))
-    assert registry.adopt(task, lambda version: DATA[0], replace=True)
-    assert registry.inspect("default", "e2e") == task
-    assert [item.task for item in registry.deleted()] == [old]
-    registry.gc()
-    registry.delete("default", "e2e")
-    assert registry.undelete("default", "e2e") == task
-
-
-def test_a_task_whose_artifacts_are_others_is_not_adopted(registry: Store, tmp_path: Path) -> None:
-    source = open_registry(f"{tmp_path}/source")
-    publish(source, 0)
-    with pytest.raises(InvalidArtifact):
-        registry.adopt(source.inspect("default", "e2e"), lambda version: DATA[1])
-    assert registry.tasks() == []
-
-
 def test_a_registry_is_told_from_every_other_by_its_id(registry: Store, url: str) -> None:
     assert open_registry(url, registry_id=registry.id).id == registry.id
     with pytest.raises(RegistryUnavailable, match=f"expected another, got {registry.id}"):
@@ -372,110 +214,6 @@ def test_a_healthy_registry_checks_and_closes(registry: Registry) -> None:
     publish(registry, 0)
     registry.check()
     registry.close()
-
-
-def _publish_all(index: int, url: str) -> None:
-    registry = open_registry(url)
-    for step in range(len(DATA)):
-        publish(registry, (step + index) % len(DATA))
-        publish(registry, step, name=f"own-{index}")
-
-
-def test_publishers_in_several_processes_lose_nothing(url: str) -> None:
-    assert in_processes(4, _publish_all, url) == [0, 0, 0, 0]
-    registry = open_registry(url)
-    task = registry.inspect("default", "e2e")
-    assert {info.version for info in task.versions} == set(VERSIONS)
-    assert task.aliases["production"] == task.history["production"][-1].version
-    assert [task.name for task in registry.tasks()] == ["e2e", "own-0", "own-1", "own-2", "own-3"]
-    for version in VERSIONS:
-        read_prefix(registry.fetch("default", version), expected_version=version)
-
-
-def _compare_and_set(index: int, url: str, wins: Any) -> None:
-    registry = open_registry(url)
-    try:
-        registry.promote("default", "e2e", VERSIONS[1 + index % 2], expected_current=VERSIONS[0])
-        wins.put(index)
-    except Conflict:
-        pass
-
-
-def test_of_several_compare_and_sets_one_wins(url: str) -> None:
-    publish(open_registry(url), 1, 2, 0)
-    wins = FORK.SimpleQueue()
-    assert in_processes(4, _compare_and_set, url, wins) == [0, 0, 0, 0]
-    winner = wins.get()
-    assert wins.empty()
-    registry, won = open_registry(url), 1 + winner % 2
-    assert resolve(registry, "e2e") == won
-    history = [move.version for move in registry.inspect("default", "e2e").history["production"]]
-    assert history == [*(VERSIONS[number] for number in (1, 2, 0)), VERSIONS[won]], "what lost has left nothing"
-    moves = [entry for entry in registry.audit("default") if entry.action == "promote"]
-    assert [(entry.old, entry.new) for entry in moves] == [(VERSIONS[0], VERSIONS[won])]
-
-
-def test_readers_see_a_whole_version_before_or_after_every_promote(registry: Registry, url: str) -> None:
-    publish(registry, 0, 1)
-    done = threading.Event()
-    faults: list[BaseException] = []
-    seen: set[int] = set()
-
-    def read() -> None:
-        own = open_registry(url)
-        try:
-            while not done.is_set():
-                version = own.resolve(TaskRef.parse("e2e")).version
-                read_prefix(own.fetch("default", version), expected_version=version)
-                seen.add(VERSIONS.index(version))
-        except BaseException as error:
-            faults.append(error)
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for step in range(40):
-        registry.promote("default", "e2e", VERSIONS[step % 2])
-    done.set()
-    for reader in readers:
-        reader.join()
-    assert faults == []
-    assert seen == {0, 1}
-
-
-def _publish_and_promote_for_ever(url: str) -> None:
-    registry = open_registry(url)
-    while True:
-        for index in range(1, 4):
-            publish(registry, index)
-            publish(registry, index, name="other")
-        registry.promote("default", "e2e", VERSIONS[1])
-        registry.delete("default", "other")
-
-
-def assert_whole(registry: Registry) -> None:
-    registry.check()
-    for task in registry.tasks():
-        assert task.aliases == {alias: history[-1].version for alias, history in task.history.items()}
-        for info in task.versions:
-            prefix = read_prefix(registry.fetch(task.tenant, info.version), expected_version=info.version)
-            assert prefix.spec == info.spec
-
-
-def test_a_writer_killed_at_any_moment_leaves_a_whole_registry(url: str) -> None:
-    publish(open_registry(url), 0)
-    generator = random.Random(0)
-    for _ in range(12):
-        process = FORK.Process(target=_publish_and_promote_for_ever, args=(url,))
-        process.start()
-        assert process.pid is not None
-        time.sleep(generator.uniform(0.02, 0.15))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        registry = open_registry(url)
-        assert_whole(registry)
-        publish(registry, 0)  # the dead writer's lock is free
-        assert resolve(registry, "e2e") == 0
 
 
 @pytest.mark.parametrize(

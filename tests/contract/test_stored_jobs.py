@@ -158,10 +158,10 @@ async def finish(store: JobStore, registry: Store, job: Job) -> None:
     if job.version is None:
         with pytest.raises(TaskNotFound):
             registry.inspect("acme", job.id)
-        result = registry.publish("acme", job.id, DATA[0], record={}, once=job.id).version
+        result = registry.publish("acme", job.id, DATA[0], record={}, idempotency_key=job.id).version
         job = await store.change(job.tenant, job.id, lambda found: trained(found, job.token, result))
     else:
-        result = registry.publish("acme", "e2e", DATA[0], record={}, once=job.id).version
+        result = registry.publish("acme", "e2e", DATA[0], record={}, idempotency_key=job.id).version
         assert result == job.version
         assert registry.tasks() == tasks
     await store.change(job.tenant, job.id, lambda found: succeeded(found, job.token, {"version": result}))

@@ -44,7 +44,7 @@ def told(stored: Stored) -> dict[str, Any]:
 
 
 def publish(registry: Store, tenant: str, name: str, data: bytes, key: str | None = None) -> VersionInfo:
-    return registry.publish(tenant, name, data, record={"later": True}, actor="today", once=key)
+    return registry.publish(tenant, name, data, record={"later": True}, actor="today", idempotency_key=key)
 
 
 def everything(registry: Store) -> dict[str, Any]:

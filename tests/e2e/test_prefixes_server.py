@@ -97,14 +97,14 @@ def test_the_client_keeps_the_registrys_promises(world: TinyWorld, remote: Remot
 def test_a_publish_with_a_key_is_made_once_through_the_server(world: TinyWorld, remote: RemoteRegistry) -> None:
     data = [world.prefix(seed=seed) for seed in range(2)]
     remote.publish("default", "once", data[1], record={})
-    first = remote.publish("default", "once", data[0], record={"bleu": 68.2}, once="job-1")
+    first = remote.publish("default", "once", data[0], record={"bleu": 68.2}, idempotency_key="job-1")
     task = remote.rollback("default", "once")
     for again in (data[0], data[1], b"junk"):
-        assert remote.publish("default", "once", again, record={"late": True}, once="job-1") == first
+        assert remote.publish("default", "once", again, record={"late": True}, idempotency_key="job-1") == first
         assert remote.inspect("default", "once") == task
     remote.delete("default", "once")
     with pytest.raises(Conflict, match="expected a publish key that is new"):
-        remote.publish("default", "once", data[0], record={}, once="job-1")
+        remote.publish("default", "once", data[0], record={}, idempotency_key="job-1")
 
 
 def test_refused_uploads_come_back_as_the_errors_that_they_are(world: TinyWorld, remote: RemoteRegistry) -> None:

@@ -17,6 +17,7 @@ from prefixes.registry import open_registry
 from prefixes.registry.base import AuditEntry, Registry
 from prefixes.registry.redis.keys import TenantKeys
 from prefixes.registry.redis.registry import RedisRegistry
+from prefixes.spec import TaskRef
 from tests.support.prefixes import make_prefix
 
 PREFIXES = [make_prefix(seed=seed) for seed in range(4)]
@@ -40,6 +41,18 @@ def publish(registry: Registry, *indices: int, tenant: str = "default", name: st
         registry.publish(tenant, name, DATA[index], **{"record": {}, "actor": "ci", **options})
 
 
+def prepare(registry: Registry) -> None:
+    """``e2e`` with versions 0 and 1, and ``gone``, deleted, with version 2."""
+    publish(registry, 0, 1)
+    publish(registry, 2, name="gone")
+    registry.delete("default", "gone")
+
+
+def resolve(registry: Registry, ref: str) -> int:
+    """The number of the artifact that ``ref`` means now."""
+    return VERSIONS.index(registry.resolve(TaskRef.parse(ref)).version)
+
+
 @contextmanager
 def watched(registry: RedisRegistry, before: Callable[[int, Command], None]) -> Iterator[None]:
     """Call ``before(number, command)``, counting from 1, ahead of every command that the registry sends."""
@@ -54,9 +67,10 @@ def watched(registry: RedisRegistry, before: Callable[[int, Command], None]) -> 
 
         return execute_command
 
+    client, blobs = registry.commands._client, registry.commands._blobs
     with (
-        mock.patch.object(registry._client, "execute_command", wrapped(registry._client.execute_command)),
-        mock.patch.object(registry._blobs, "execute_command", wrapped(registry._blobs.execute_command)),
+        mock.patch.object(client, "execute_command", wrapped(client.execute_command)),
+        mock.patch.object(blobs, "execute_command", wrapped(blobs.execute_command)),
     ):
         yield
 

@@ -36,11 +36,20 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "prefixes.registry": (
         ("base",),
-        ("transitions", "deleted", "identity", "endurance"),
-        ("records", "store"),
+        ("transitions", "deleted", "identity", "failed_tenants"),
+        ("records", "store", "listing"),
         ("disk", "redis"),
         ("__init__",),
         ("transfer",),
+    ),
+    "prefixes.registry.disk": (("files",), ("log",), ("writer",), ("registry",)),
+    "prefixes.registry.redis": (
+        ("errors", "keys", "scripts", "url", "preflight"),
+        ("identity", "watch"),
+        ("commands",),
+        ("reader", "writer"),
+        ("gc",),
+        ("registry",),
     ),
     "server": (
         ("web", "engine"),

@@ -240,7 +240,7 @@ class Worker:
                     alias=alias,
                     record={**record, "job": job.id},
                     actor=job.actor,
-                    once=job.id,
+                    idempotency_key=job.id,
                 )
             except RegistryUnavailable as error:
                 await retry.wait(error)

@@ -1,11 +1,12 @@
-"""ChangeLog: a tenant's audit on disk, in step with its tasks whatever moment a writer is killed at.
+"""ChangeLog: a tenant's audit on disk, which agrees with its tasks even after a writer was killed.
 
     tenants/<tenant>/audit.jsonl        one JSON object per change, oldest first
-    tenants/<tenant>/last-change.json   the change that was made last, or begun: its entry, and the task's file after it
+    tenants/<tenant>/last-change.json   the last change, begun or made: its entry, and the task's file after it
 
-Owns these two files. A change is announced here first, then the task's file is written or removed, which is the moment
-at which it is made, then its entry is appended. A writer that finds the last announcement without its entry looks at
-the task's file: it is as announced, then the change was made and its entry is due; or it is not, and nothing happened.
+Owns these two files. A change has three steps: ``begin`` writes last-change.json, the writer writes or removes the
+task's file, ``finish`` appends the entry to the audit. The second step makes the change. A writer that finds a last
+change without its entry compares the task's file: if it is as after the change, the change was made and its entry is
+due; if it is not, nothing happened.
 """
 
 from __future__ import annotations
@@ -26,29 +27,27 @@ from prefixes.registry.records import audit_from_dict, audit_to_dict
 from prefixes.spec import check_name
 from prefixes.spec_json import canonical_json
 
-_TAIL: Final = 1 << 16  # bytes read at once from the end of the audit; a line is far shorter
+_TAIL: Final = 1 << 16  # bytes read at a time from the end of the audit; a line is far shorter
 
 
 @dataclass(frozen=True)
-class Announced:
-    """The last change: its line in the audit, the task's file, and what is to be removed once it has been made (or,
-    had it not been made, what had been written for it).
-    """
+class LastChange:
+    """The content of last-change.json. ``finish`` removes the files of one list or of the other."""
 
     line: dict[str, Any]
     name: str
-    after: str | None  # sha256 of the task's file, None where it is removed
+    after: str | None  # sha256 of the task's file after the change, None where it is removed
     remove_if_made: tuple[tuple[str, ...], ...]
     remove_if_not: tuple[tuple[str, ...], ...]
 
 
 class ChangeLog:
-    """Call everything but ``entries`` as the tenant's only writer."""
+    """``begin`` and ``finish`` are for the tenant's only writer; anybody may read."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
-    def announce(
+    def begin(
         self,
         tenant: str,
         entry: AuditEntry,
@@ -58,7 +57,7 @@ class ChangeLog:
         remove_if_made: Sequence[tuple[str, ...]] = (),
         remove_if_not: Sequence[tuple[str, ...]] = (),
     ) -> None:
-        """Say what is about to happen to the file of task ``name``: ``after`` is its digest then, None no file."""
+        """Write down a change of task ``name``. ``after`` is the digest of its file after the change, None no file."""
         raw = {
             "line": {"id": uuid.uuid4().hex, **audit_to_dict(entry)},
             "name": name,
@@ -68,9 +67,9 @@ class ChangeLog:
         }
         self._files.write(canonical_json(raw).encode(), *_last(tenant))
 
-    def settle(self, tenant: str) -> None:
-        """Bring the last change to its end, after it was made or by the next writer after a crash."""
-        last = self._announced(tenant)
+    def finish(self, tenant: str) -> None:
+        """Finish the last change: after it was made, or as the next writer after a crash."""
+        last = self._last_change(tenant)
         if last is None or next(self._lines(tenant), None) == last.line:
             return
         made = self._is_made(tenant, last)
@@ -82,38 +81,38 @@ class ChangeLog:
             self._files.remove(*_last(tenant))
 
     def entries(self, tenant: str, limit: int) -> list[AuditEntry]:
-        """The last ``limit`` entries, the latest first; a change whose entry is due is among them."""
+        """The last ``limit`` entries, the latest first, with the entry that is due."""
         while True:
-            last, lines = self._announced(tenant), self._lines(tenant)
+            last, lines = self._last_change(tenant), self._lines(tenant)
             newest = next(lines, None)
             due = [last.line] if last and last.line != newest and self._is_made(tenant, last) else []
-            if self._announced(tenant) == last:  # else a writer went on meanwhile: its entry could be missed, or twice
+            if self._last_change(tenant) == last:  # else a writer went on: an entry could be missed, or come twice
                 found = chain(due, [newest] if newest else [], lines)
                 return [audit_from_dict(line) for line in islice(found, limit)]
 
     def leftovers(self, tenant: str) -> frozenset[tuple[str, ...]]:
-        """Files that ``settle`` would remove: readers take them for gone."""
-        last = self._announced(tenant)
+        """Files that ``finish`` would remove; readers ignore them."""
+        last = self._last_change(tenant)
         if last is None:
             return frozenset()
         return frozenset(last.remove_if_made if self._is_made(tenant, last) else last.remove_if_not)
 
-    def _is_made(self, tenant: str, last: Announced) -> bool:
+    def _is_made(self, tenant: str, last: LastChange) -> bool:
         return self.digest(tenant, last.name) == last.after
 
     def digest(self, tenant: str, name: str) -> str | None:
-        """Of a task's file as it stands, None where there is none."""
+        """The digest of a task's file, None where there is none."""
         try:
             return digest_of(self._files.read("tenants", tenant, "tasks", f"{name}.json"))
         except FileNotFoundError:
             return None
 
-    def _announced(self, tenant: str) -> Announced | None:
+    def _last_change(self, tenant: str) -> LastChange | None:
         try:
             raw = json.loads(self._files.read(*_last(tenant)))
             removals = [tuple(_removable(tenant, parts) for parts in raw[key]) for key in _REMOVALS]
             audit_from_dict(raw["line"])
-            return Announced(raw["line"], check_name("task", raw["name"]), raw["after"], *removals)
+            return LastChange(raw["line"], check_name("task", raw["name"]), raw["after"], *removals)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, RecursionError, InvalidName) as error:
@@ -121,7 +120,7 @@ class ChangeLog:
             raise RegistryUnavailable(f"registry: {'/'.join(_last(tenant))}: {reason}") from None
 
     def _lines(self, tenant: str) -> Iterator[dict[str, Any]]:
-        """The audit's lines from the last to the first; one that a power cut tore is none."""
+        """The audit's lines from the last to the first, without lines that a power cut tore."""
         for data in self._files.lines_reversed(_TAIL, *_audit(tenant)):
             try:
                 line = json.loads(data)
@@ -141,7 +140,7 @@ _PART: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@-]*")  # no way up, nothing 
 
 
 def _removable(tenant: str, parts: Any) -> tuple[str, ...]:
-    """A path that a change may remove, as ``announce`` was given it. Raises ValueError for any other."""
+    """A path that a change may remove. Raises ValueError for any other."""
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ValueError("expected the parts of a path")
     folder, inner = tuple(parts[:3]), parts[3:]

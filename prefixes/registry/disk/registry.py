@@ -3,12 +3,12 @@
     registry.json                               format and the registry's own random id
     tenants/<tenant>/blobs/<hex>.safetensors    artifacts, immutable, each tenant's own
     tenants/<tenant>/tasks/<name>.json          a task: aliases, history, versions with spec and record
-    tenants/<tenant>/deleted/<name>@<time>.json  the same, once deleted, until it is cleaned away
-    tenants/<tenant>/references/<hex>/<either>  hints which of them name an artifact; the task's file decides
-    tenants/<tenant>/audit.jsonl                every change, see ``disk_log``
+    tenants/<tenant>/deleted/<name>@<time>.json  a deleted task, the same JSON, until a clean-up takes it
+    tenants/<tenant>/references/<hex>/<key>     hints that this task or deleted task has an artifact; its file decides
+    tenants/<tenant>/audit.jsonl                every change, see ``disk.log``
 
-Owns this layout and the order of writes: the blob first, the task's file last, both atomic, under the tenant's lock.
-Readers take no lock and see a task before a change or after it. Knows no server.
+Owns this layout and the order of writes: the artifact first, the task's file last, both atomic, under the tenant's
+lock. Readers take no lock and see a task before a change or after it. Knows no server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final
 
 from prefixes.errors import RegistryMissing, RegistryUnavailable, TaskNotFound, WrongRegistry
 from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, TaskInfo
-from prefixes.registry.deleted import buried_key, is_past, latest_first
+from prefixes.registry.deleted import deleted_key, is_past, latest_first
 from prefixes.registry.disk.files import Files
 from prefixes.registry.disk.log import ChangeLog
 from prefixes.registry.disk.writer import DiskWriter
@@ -35,14 +35,14 @@ from prefixes.registry.records import deleted_from_dict, task_from_dict
 from prefixes.registry.store import TaskStore, is_name, parsed
 from prefixes.spec import check_name, check_version
 
-_RACY_S: Final = 2.0  # a file changed this recently may change again within its timestamp's resolution: not cached
-_BLOB: Final = re.compile(r"[0-9a-f]{64}\.safetensors")  # what else lies there is a stranger's, and stays
+_RACY_S: Final = 2.0  # a file as new as this may change again without a new timestamp, so it is not cached
+_BLOB: Final = re.compile(r"[0-9a-f]{64}\.safetensors")  # a clean-up leaves other files alone
 
 _Signature = tuple[int, int, int]
 
 
 class DiskRegistry(TaskStore):
-    """See ``base.Store``. Safe for threads and processes; holds no lock and no open file between calls."""
+    """See ``base.Store``. Safe for threads and processes; keeps no lock and no open file between calls."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class DiskRegistry(TaskStore):
         restoring: bool = False,
         lock_timeout_s: float = 30.0,
     ) -> None:
-        """Open the registry in ``root``, making one in a missing or empty folder if ``create``.
+        """Open the registry in ``root``; ``create`` makes one in a missing or empty folder.
 
-        See ``open_registry`` for the rest. Raises RegistryUnavailable where the folder holds something else, too.
+        See ``open_registry`` for the rest. Raises RegistryUnavailable also where the folder holds something else.
         """
         self.restoring = restoring
         self._files = Files(Path(root), lock_timeout_s)
@@ -74,7 +74,7 @@ class DiskRegistry(TaskStore):
             try:
                 return self._files.read("tenants", tenant, "blobs", _blob(version))
             except FileNotFoundError:
-                if self._is_indexed(tenant, version):  # else it was cleaned away between the two looks
+                if self._is_indexed(tenant, version):  # else a clean-up took it between the two looks
                     raise RegistryUnavailable(f"registry: {version} is indexed, but its artifact is missing") from None
         self.check()
         raise TaskNotFound(f"version {version}: expected one of tenant {tenant!r}, found none", version=version)
@@ -115,17 +115,17 @@ class DiskRegistry(TaskStore):
         return ["the registry's folder cannot be written to: tasks are served, but none can be published or changed"]
 
     def subscribe(self, on_change: Callable[[str, str], None]) -> None:
-        """A folder is polled: it may be shared between machines, whose systems tell each other nothing."""
+        """None: a folder is polled. Machines that share it do not notify each other."""
 
     def close(self) -> None:
         with self._cache_lock:
             self._cache.clear()
 
-    # Below: reading
+    # --- reading ---
 
     def tenants(self) -> list[str]:
         found = [name for name in self._files.names("tenants") if is_name(name)]
-        self.check()  # behind the look, here and below: a folder that went away is no empty one
+        self.check()  # after reading, here and below: a folder that went away looks empty
         return found
 
     def _tasks_of(self, tenant: str) -> list[TaskInfo]:
@@ -140,17 +140,18 @@ class DiskRegistry(TaskStore):
         return [item for item in found if item is not None]
 
     def _deleted_seen(self, tenant: str) -> list[DeletedTask]:
-        """Without what a killed writer left behind. Listed first, so that a change made meanwhile hides nothing."""
+        """Deleted tasks without a killed writer's leftovers. They are listed first: a change meanwhile hides none."""
         found = self._deleted_of(tenant)
         leftovers = self._log.leftovers(tenant) if found else frozenset()
         self.check()
-        return [item for item in found if ("tenants", tenant, "deleted", f"{buried_key(item)}.json") not in leftovers]
+        return [item for item in found if ("tenants", tenant, "deleted", f"{deleted_key(item)}.json") not in leftovers]
 
     def _is_indexed(self, tenant: str, version: str) -> bool:
-        """Whether a task names ``version``, deleted ones included: by its references, or by them all.
+        """Whether a task or a deleted task has ``version``: by its references, or else by reading every task.
 
-        All are looked at only for an artifact that is here: from before there were references, named by a task that is
-        being moved just now (hence the live ones twice), or by none. A digest from elsewhere costs next to nothing.
+        Every task is read only for a stored artifact without a reference that holds. Its task may be of an old release,
+        may be deleted or restored just now (hence tasks are read twice), or there is none. A digest that is not stored
+        here costs next to nothing.
         """
         named = self._files.names("tenants", tenant, "references", version.removeprefix("sha256:"))
         if any(_names(self._named(tenant, key), version) for key in named if is_name(key.partition("@")[0])):
@@ -161,7 +162,7 @@ class DiskRegistry(TaskStore):
         return any(_names(task, version) for look in looks for task in look(tenant))
 
     def _named(self, tenant: str, key: str) -> TaskInfo | None:
-        """The task that a reference names, or the deleted one."""
+        """The task, or the deleted task, that a reference names."""
         if "@" not in key:
             return self._find(tenant, key)
         item = self._find_deleted(tenant, key)
@@ -181,7 +182,7 @@ class DiskRegistry(TaskStore):
         except FileNotFoundError:
             with self._cache_lock:
                 self._cache.pop(self._files.root.joinpath(*parts), None)
-            self.check()  # a folder that was emptied, or is no longer mounted, has not deleted its tasks
+            self.check()  # a folder that was emptied or unmounted has not deleted its tasks
             return None
         task = parsed(data, task_from_dict, "/".join(parts))
         if (task.tenant, task.name) != (tenant, name):
@@ -197,7 +198,7 @@ class DiskRegistry(TaskStore):
             item = parsed(self._files.read(*parts), deleted_from_dict, "/".join(parts))
         except FileNotFoundError:
             return None
-        if item.task.tenant != tenant or buried_key(item) != key:
+        if item.task.tenant != tenant or deleted_key(item) != key:
             raise RegistryUnavailable(f"registry: {'/'.join(parts)}: expected a task of {tenant} that was deleted then")
         return item
 
@@ -208,7 +209,7 @@ class DiskRegistry(TaskStore):
             self._check_empty(self._files.names())
             raise RegistryMissing("registry: expected a registry.json in the folder, found none") from None
 
-    # Below: writing
+    # --- writing ---
 
     def _create(self, registry_id: str) -> None:
         found = self._files.names()
@@ -225,19 +226,19 @@ class DiskRegistry(TaskStore):
             self._files.write(registry_json(self.id, restoring), "registry.json")
 
     def _check_empty(self, found: list[str]) -> None:
-        """Raise WrongRegistry where a folder without a registry holds something, a registry's remains too."""
+        """Raise WrongRegistry where a folder without a registry holds anything, even a registry's remains."""
         if found:
             raise WrongRegistry(f"registry: expected an empty folder or a registry, found {', '.join(found[:4])}")
 
     @contextmanager
     def _writing(self, tenant: str) -> Iterator[DiskWriter]:
-        """The tenant's only writer, with what killed writers left half-done out of the way."""
+        """The tenant's only writer. It first clears what killed writers left half-done."""
         check_name("tenant", tenant)
         self.check()
         with self._files.lock("tenants", tenant):
             for folder in ("blobs", "tasks", "deleted", ""):
                 self._files.sweep("tenants", tenant, *([folder] if folder else []))
-            self._log.settle(tenant)
+            self._log.finish(tenant)
             yield DiskWriter(self._files, self._log, tenant, self._find)
 
     def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:

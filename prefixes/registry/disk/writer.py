@@ -1,7 +1,8 @@
 """DiskWriter: one writer at work on a tenant's folder, under its lock.
 
-Owns the order in which the files of a change are written, so that a writer killed at any moment leaves the tasks and
-the audit in step: hints and buried tasks before the task's own file, removals after it. Layout: see ``disk``.
+Owns the order in which the files of a change are written: references and the deleted task first, then the task's own
+file, then removals. A writer that is killed at any moment leaves tasks and audit in agreement. For the layout see
+``disk.registry``.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from prefixes.registry.base import DeletedTask, TaskInfo
-from prefixes.registry.deleted import buried_key, buried_now
+from prefixes.registry.deleted import deleted_key, deleted_now
 from prefixes.registry.disk.files import Files
 from prefixes.registry.disk.log import ChangeLog, digest_of
 from prefixes.registry.records import deleted_to_dict, task_to_dict
 from prefixes.registry.store import Edit, encoded
-from prefixes.registry.transitions import audited
+from prefixes.registry.transitions import audit_entry
 
 
 class DiskWriter:
@@ -31,7 +32,7 @@ class DiskWriter:
         with suppress(FileNotFoundError):
             if self._files.read(*parts) == data:
                 return
-        self._files.write(data, *parts)  # a damaged one is mended by publishing its content again
+        self._files.write(data, *parts)  # another publish of its content repairs a damaged one
 
     def edit(self, name: str, edit: Edit) -> TaskInfo | None:
         before = self._find(self._tenant, name)
@@ -39,41 +40,41 @@ class DiskWriter:
         after = change.after
         if after == before:
             return after
-        buried = buried_now(before) if before and change.buries else None
-        entry = audited(
+        deleted = deleted_now(before) if before and change.adds_deleted else None
+        entry = audit_entry(
             edit.action, edit.actor, self._tenant, name, edit.alias, before, after, published=edit.published
         )
         added = self._references(name, after)
         removed = [parts for parts in self._references(name, before) if parts not in added]
         data = encoded(task_to_dict(after)) if after else None
-        unearthed = self._of_deleted(change.unearths) if change.unearths else []
-        due = self._of_deleted(buried) if buried else []
-        for parts in [*added, *due[1:]]:
+        restored = self._of_deleted(change.removes_deleted) if change.removes_deleted else []
+        new = self._of_deleted(deleted) if deleted else []
+        for parts in [*added, *new[1:]]:
             self._files.touch(*parts)
-        self._log.announce(
+        self._log.begin(
             self._tenant, entry, name, digest_of(data) if data is not None else None,
-            remove_if_made=[*removed, *unearthed], remove_if_not=due,
+            remove_if_made=[*removed, *restored], remove_if_not=new,
         )  # fmt: skip
-        if buried:
-            self._files.write(encoded(deleted_to_dict(buried)), *due[0])
+        if deleted:
+            self._files.write(encoded(deleted_to_dict(deleted)), *new[0])
         if data is not None:
             self._files.write(data, *self._path("tasks", f"{name}.json"))
         else:
             self._files.remove(*self._path("tasks", f"{name}.json"))
-        self._log.settle(self._tenant)
+        self._log.finish(self._tenant)
         return after
 
     def purge(self, item: DeletedTask, actor: str) -> None:
-        """Forget a deleted task for good; its artifacts are the clean-up's to take."""
+        """Remove a deleted task for good. The clean-up takes its artifacts."""
         name = item.task.name
-        entry = audited("purge", actor, self._tenant, name, None, item.task, None)
-        unchanged = self._log.digest(self._tenant, name)  # so the change counts as made, from its announcement on
-        self._log.announce(self._tenant, entry, name, unchanged, remove_if_made=self._of_deleted(item))
-        self._log.settle(self._tenant)
+        entry = audit_entry("purge", actor, self._tenant, name, None, item.task, None)
+        unchanged = self._log.digest(self._tenant, name)  # so the change counts as made as soon as it is begun
+        self._log.begin(self._tenant, entry, name, unchanged, remove_if_made=self._of_deleted(item))
+        self._log.finish(self._tenant)
 
     def _of_deleted(self, item: DeletedTask) -> list[tuple[str, ...]]:
         """The files of a deleted task: its own, then its references."""
-        key = buried_key(item)
+        key = deleted_key(item)
         return [self._path("deleted", f"{key}.json"), *self._references(key, item.task)]
 
     def _references(self, key: str, task: TaskInfo | None) -> list[tuple[str, ...]]:

@@ -1,6 +1,6 @@
-"""What goes wrong with Redis, as the registry says it.
+"""redis-py's errors as the registry's errors.
 
-Owns the words: callers over HTTP read them, so they name no host and no key. The cause, which does, is for logs.
+Owns the messages. Callers over HTTP read them, so they name no host and no key; the cause names them, for logs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from redis.exceptions import AskError, RedisClusterException
 from prefixes.errors import RegistryUnavailable
 
 FAILURES: Final = (redis.RedisError, RedisClusterException, OSError)
-"""All that redis-py raises: not every error of its Cluster is a RedisError."""
+"""Every error of redis-py: some of its Cluster's are no RedisError."""
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """redis-py's errors as RegistryUnavailable."""
+    """Raise redis-py's errors as RegistryUnavailable."""
     try:
         yield
     except redis.TimeoutError as error:
@@ -43,7 +43,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, AskError):  # MOVED too
         return "it is a node of a Cluster, whose URL is redis+cluster://"
     if isinstance(error, redis.ResponseError):
-        return str(error)[:120]  # Redis' own words, of a command: they name no host
+        return str(error)[:120]  # Redis' own message about a command names no host
     cause = error.__cause__ or error.__context__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate: {cause.verify_message}"

@@ -1,9 +1,9 @@
-"""RedisIdentity: whose data Redis holds: the registry's id, its tenants, and the id again beside each one's data.
+"""RedisIdentity: whose data Redis holds: the registry's id, its tenants, and the id again beside each tenant's data.
 
-Owns the keys that say so and every look at them. A tenant that is listed and has no id has lost its data, with a node
-of a Cluster for example; one that is not listed is new. So nothing may be listed behind a loss, where it would pass for
-lost once the registry is back: a tenant is listed in one step with the look at the registry's id. While it is being
-restored a mark stands beside a tenant's id, which half a tenant has as well as a whole one.
+Owns these keys and every check of them. A listed tenant without an id has lost its data, for example with a node of a
+Cluster; a tenant that is not listed is new. A tenant listed after a loss of the registry would count as lost when the
+registry is back, so one step lists a tenant and checks the registry's id. During a restore a mark beside a tenant's id
+says that the tenant may be incomplete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import redis
     from redis.cluster import RedisCluster
 
-_CHUNK: Final = 1000  # tenants looked at together
+_CHUNK: Final = 1000  # tenants asked for by one pipeline
 
 
 class RedisIdentity:
@@ -48,11 +48,11 @@ class RedisIdentity:
             raise self.lost()
 
     def check_tenant(self, tenant: str) -> None:
-        """As ``check_found``. After a read of several steps: before it, data lost in between would go unnoticed."""
+        """As ``check_found``. Call it after a read of several steps: data may be lost in between."""
         self.check_found(tenant, self._client.get(TenantKeys(tenant).id))
 
     def check_list(self, tenant: str) -> None:
-        """As ``check_tenant``, of what must be whole: while it is being restored there may be more to come."""
+        """As ``check_tenant``, after a list. Raises RegistryRestoring during a restore: a list may be incomplete."""
         self.check_tenant(tenant)
         self.check()
 
@@ -69,39 +69,39 @@ class RedisIdentity:
         with guarded():
             found = self._client.get(key)
             self.check_found(tenant, found)
-            if self.restoring:  # before its id, by which it would pass for whole
+            if self.restoring:  # before the id, which alone would say that the tenant is complete
                 self._client.set(TenantKeys(tenant).unfinished, 1)
             if found is None:
                 self._client.set(key, self.id, nx=True)
-            if not self._list(tenant):  # data lost just before would have been taken for a tenant that is new
+            if not self._list(tenant):  # the data was lost just before; the tenant looked new
                 self.check()
                 raise self.lost()
 
     def tenants(self) -> list[str]:
-        """All that ever published, sorted."""
+        """Every tenant that ever published, sorted."""
         with guarded():
             names = self._client.smembers(TENANTS)
             self.check()
         return sorted(name.decode() for name in names)
 
     def lost(self) -> WrongRegistry:
-        """The error for data that was lost, or is another registry's."""
+        """The error for data that was lost or is another registry's."""
         return WrongRegistry("registry: Redis has lost its data, or holds another registry; restore it")
 
     # --- restoring ---
 
     def lost_tenants(self) -> list[str]:
-        """Those that are listed and have no id, sorted."""
+        """Tenants that are listed and have no id, sorted."""
         names = self.tenants()
         found = self._ask(names, lambda batch, keys: batch.get(keys.id))
         return [name for name, (registry_id,) in zip(names, found, strict=True) if registry_id is None]
 
     def kept_tenants(self) -> frozenset[str]:
-        """See ``base.Store``. Beside the mark there may be more of a tenant to come."""
+        """See ``base.Store``. A tenant with the mark may be incomplete."""
         return frozenset(name for name, unfinished in self._present().items() if not unfinished)
 
     def begin_restoring(self) -> None:
-        """See ``base.Store``. Tenants whose list was lost, on another node than they, are listed again."""
+        """See ``base.Store``. Lists tenants again whose data is there and whose list was lost with another node."""
         self._become(restoring=True)
         with guarded():
             for tenant in self._present():
@@ -125,9 +125,9 @@ class RedisIdentity:
             raise self.lost()
 
     def _present(self) -> dict[str, bool]:
-        """Tenants that have data of this registry, and whether they bear the mark.
+        """Tenants that have data of this registry, and whether they have the mark.
 
-        Found by their ids; an id alone may have been written behind a loss.
+        They are found by their ids. A tenant with an id and no audit is left out: the id was written after a loss.
         """
         with guarded():
             found = list(self._client.scan_iter(match=EVERY_TENANTS_ID, count=1000))
@@ -140,7 +140,7 @@ class RedisIdentity:
         }
 
     def _ask(self, names: Sequence[str], ask: Callable[[Any, TenantKeys], object]) -> list[list[Any]]:
-        """What is answered of each tenant; on a Cluster they are in many slots."""
+        """The answers for each tenant, by pipelines without a transaction: on a Cluster tenants lie in many slots."""
         answers: list[list[Any]] = []
         with guarded():
             for begin in range(0, len(names), _CHUNK):
@@ -153,7 +153,7 @@ class RedisIdentity:
                 answers += [found[at : at + each] for at in range(0, len(found), each)]
         return answers
 
-    # --- looking ---
+    # --- reading ---
 
     def _list(self, tenant: str) -> bool:
         return bool(self._enlist(keys=[REGISTRY, TENANTS], args=[self.id, tenant]))
@@ -168,6 +168,6 @@ class RedisIdentity:
     def _check_unknown(self, tenant: str) -> None:
         self.check()
         if not self.restoring and self._client.sismember(TENANTS, tenant):
-            found = self._client.get(TenantKeys(tenant).id)  # it may have become known since the caller looked
+            found = self._client.get(TenantKeys(tenant).id)  # another writer may have entered it meanwhile
             if found is None or found.decode() != self.id:
                 raise self.lost()

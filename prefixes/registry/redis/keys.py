@@ -2,20 +2,20 @@
 
     {prefixd}:registry              JSON: format, and the registry's own random id
     {prefixd}:tenants               set of tenants that ever published
-    prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's part of the data was lost
-    prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: there may be more to come
+    prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's data was lost
+    prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: some data may be missing
     prefixd:{<tenant>}:tasks        set of the tenant's task names
     prefixd:{<tenant>}:task:<name>  JSON: aliases, history, versions with spec and record
-    prefixd:{<tenant>}:deleted      hash: <name>@<time> -> the same, once deleted, until it is cleaned away
+    prefixd:{<tenant>}:deleted      hash: <name>@<time> -> the JSON of a deleted task, until a clean-up takes it
     prefixd:{<tenant>}:blobs        set of the digests that have an artifact
     prefixd:{<tenant>}:blob:<hex>   an artifact, immutable, each tenant's own
-    prefixd:{<tenant>}:names:<hex>  set of the tasks, deleted ones too, that name an artifact
-    prefixd:{<tenant>}:lease:<hex>  sorted set of publishers at work on an artifact, by when their leases end
+    prefixd:{<tenant>}:names:<hex>  set of the tasks and deleted tasks that have an artifact
+    prefixd:{<tenant>}:lease:<hex>  sorted set of publishers that hold a lease on an artifact, by its end
     prefixd:{<tenant>}:audit        stream of the tenant's changes
-    prefixd:{<tenant>}:done:<id>    a change that was made, for a while: so that no repetition makes it twice
+    prefixd:{<tenant>}:done:<id>    the id of a change that was made, for 600 s: a repetition does not make it twice
 
-What a change touches lies under one hash tag, ``{<tenant>}``, and so in one slot of a Cluster. No two names of tenants,
-tasks or digests make the same key: none of them can hold a colon or a brace.
+All keys of a change have one hash tag, ``{<tenant>}``, and so lie in one slot of a Cluster. No two tenants, tasks or
+digests make the same key: their names hold no colon and no brace.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Final
 REGISTRY: Final = "{prefixd}:registry"
 TENANTS: Final = "{prefixd}:tenants"
 EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
-"""As a pattern of Redis: no key of another kind ends so."""
+"""A pattern of Redis for ``TenantKeys.id`` of every tenant; no other key matches."""
 CHANGES: Final = "prefixd:changes"
-"""The channel on which every change says ``<tenant>/<name>``."""
+"""The channel of changes; a message is ``<tenant>/<name>``."""
 
 
 class TenantKeys:
@@ -42,7 +42,7 @@ class TenantKeys:
 
     @staticmethod
     def tenant_of(key: str) -> str:
-        """The tenant whose key that is."""
+        """The tenant that ``key`` belongs to."""
         return key.partition("{")[2].partition("}")[0]
 
     def task(self, name: str) -> str:

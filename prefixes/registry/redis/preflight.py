@@ -1,6 +1,6 @@
-"""Is this Redis fit to keep a registry? Looked at before serving, so that data is not lost later.
+"""Checks before serving that a Redis keeps its data: version, role, eviction, persistence.
 
-Owns what is required, what is advised, and how to set it. Uses INFO alone: managed services forbid CONFIG.
+Owns what is required, what is advised, and how to set it. Reads INFO alone: managed services forbid CONFIG.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MINIMUM_VERSION: Final = (6, 2)
 
 
 def inspect_servers(client: redis.Redis | RedisCluster, *, cluster: bool) -> list[str]:
-    """What to set, a line each. Raises RegistryUnavailable for a server that would lose data, redis.RedisError."""
+    """Advice, a line each. Raises RegistryUnavailable for a server that would lose data, and redis.RedisError."""
     if cluster:
         nodes = client.info(target_nodes=RedisCluster.PRIMARIES)
         infos = nodes if nodes and isinstance(next(iter(nodes.values())), dict) else {"": nodes}
@@ -29,7 +29,7 @@ def inspect_servers(client: redis.Redis | RedisCluster, *, cluster: bool) -> lis
 
 
 def inspect_info(info: Mapping[str, Any]) -> list[str]:
-    """As ``inspect_servers``, of one server's INFO."""
+    """As ``inspect_servers``, for one server's INFO."""
     version = str(info.get("redis_version", "0"))
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < MINIMUM_VERSION:

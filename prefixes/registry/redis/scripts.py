@@ -1,8 +1,8 @@
-"""The few steps that Redis takes at once, as Lua: list a tenant, begin a change, make it, lease, clean up.
+"""The atomic steps in Redis, as Lua scripts: list a tenant, restore, begin a change, make it, lease, clean up.
 
-Owns the scripts and what they answer. Scripts, and not MULTI behind WATCH, because they are the same on one server and
-on a Cluster, know the server's clock, and can tell a change that was repeated because its answer was lost. All keys of
-one call lie in one slot.
+Owns the scripts and what they answer. They are scripts, and not MULTI behind WATCH: a script is the same on one server
+and on a Cluster, knows the server's clock, and recognises a change that is repeated because its answer was lost. All
+keys of one call lie in one slot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESTORE: Final = """
 --       as JSON too. Answers 0 as above.
 local found = redis.call('GET', KEYS[1])
 if not found or cjson.decode(found)['id'] ~= ARGV[1] then return 0 end
-redis.call('SREM', KEYS[2], '')  -- a full Redis lets a script go on whose first write needs no memory
+redis.call('SREM', KEYS[2], '')  -- a full Redis runs a script whose first write needs no memory
 for _, tenant in ipairs(cjson.decode(ARGV[3])) do redis.call('SREM', KEYS[2], tenant) end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
@@ -35,7 +35,7 @@ return {time[1] * 1000 + math.floor(time[2] / 1000), redis.call('GET', KEYS[1]),
 """
 
 COMMIT: Final = """
--- KEYS: the change's mark, the tenant's id, the task, the deleted, then those of the operations.
+-- KEYS: the change's id (keys.done), the tenant's id, the task, the deleted, then those of the operations.
 -- ARGV: the registry's id, the latest time in milliseconds, sha1 of the task as it was planned on ('' for none),
 --       a deleted task that must be there (or ''), operations as JSON, keys that must be there as JSON,
 --       channel (or '') and message of the announcement.
@@ -50,14 +50,14 @@ for _, key in ipairs(cjson.decode(ARGV[6])) do
   if redis.call('EXISTS', KEYS[key]) == 0 then return 'missing' end
 end
 local operations = cjson.decode(ARGV[5])
--- A full Redis refuses a script whose first write may need memory. This one needs none, and so a clean-up, a delete and
--- a rollback are made; a publish was refused before, with its lease.
+-- A full Redis refuses a script whose first write may need memory. This DEL needs none, so a clean-up, a delete and a
+-- rollback are made. A publish was refused before, with its lease.
 redis.call('DEL', KEYS[1])
 for _, operation in ipairs(operations) do
   redis.call(operation[1], KEYS[operation[2]], unpack(operation, 3))
 end
 redis.call('SET', KEYS[1], '1', 'EX', 600)
--- Made: a user who may not announce it must not be told that it was not. Whoever hears nothing polls.
+-- The change is made. A user without the right to announce it gets no error; listeners poll then.
 if ARGV[7] ~= '' then redis.pcall('PUBLISH', ARGV[7], ARGV[8]) end
 return 'made'
 """
@@ -75,7 +75,7 @@ return 1
 COLLECT: Final = """
 -- KEYS: the artifact, the tasks that name it, its leases, the blobs, the tenant's id.
 -- ARGV: the digest, '1' to remove it, the registry's id.
--- Answers its bytes, or -1 where a task or a publisher at work keeps it, or it is not this registry's.
+-- Answers its bytes, or -1 where a task or a publisher's lease keeps it, or the data is another registry's.
 if redis.call('GET', KEYS[5]) ~= ARGV[3] then return -1 end
 local time = redis.call('TIME')
 if redis.call('EXISTS', KEYS[2]) == 1 then return -1 end

@@ -1,12 +1,12 @@
-"""Redis URLs: what they may say, and the connections that they mean.
+"""Redis URLs: their forms, and the connections that they stand for.
 
     redis://[user:password@]host[:port][/db]                       one server
     redis+sentinel://[user:password@]host[:port],host…/service[/db]  the master that Sentinels name
     redis+cluster://[user:password@]host[:port],host…              a Cluster
 
-``rediss`` in place of ``redis`` is the same over TLS. Options behind ``?``: ``password_file``, ``ca_certs``,
-``certfile``, ``keyfile``, ``timeout_s``. Owns this form and redis-py's settings; knows no registry. A password is in no
-message and in no ``repr``.
+``rediss`` instead of ``redis`` is the same over TLS. Options after ``?``: ``password_file``, ``ca_certs``,
+``certfile``, ``keyfile``, ``timeout_s``. Owns this form and redis-py's settings; knows no registry. No message and no
+``repr`` holds a password.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OPTIONS: Final = ("password_file", "ca_certs", "certfile", "keyfile", "timeout_s
 TIMEOUT_S: Final = 1.0
 HEALTH_CHECK_S: Final = 15
 RETRIES: Final = (ExponentialWithJitterBackoff(base=0.01, cap=0.1), 2, (redis.ConnectionError,))
-"""A broken connection is tried again at once; a server that does not answer in time is not asked twice."""
+"""A broken connection is tried again immediately; a server that does not answer in time is not asked twice."""
 _PORTS: Final[dict[Kind, int]] = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 
 
@@ -62,9 +62,9 @@ class RedisTarget:
     timeout_s: float = TIMEOUT_S
 
     def connect(self, *, patience: float = 1.0) -> redis.Redis | RedisCluster:
-        """A client of redis-py's, which connects when it is first used, but for a Cluster's, which asks for its slots.
+        """A client of redis-py. It connects at its first use; a Cluster's connects now and asks for the slots.
 
-        Raises redis.RedisError. ``patience`` multiplies the wait for answers, for those that are megabytes.
+        Raises redis.RedisError. ``patience`` multiplies the wait for answers: artifacts are megabytes.
         """
         shared = self._shared(patience)
         retry = Retry(*RETRIES)
@@ -109,7 +109,7 @@ class RedisTarget:
 
 
 def disconnect(client: redis.Redis | RedisCluster) -> None:
-    """Close every connection of a client, those to the Sentinels that named its master too."""
+    """Close every connection of a client, also those to the Sentinels that named its master."""
     client.close()
     pool = getattr(client, "connection_pool", None)
     if isinstance(pool, SentinelConnectionPool):
@@ -118,7 +118,7 @@ def disconnect(client: redis.Redis | RedisCluster) -> None:
 
 
 def disconnect_idle(client: redis.Redis | RedisCluster) -> None:
-    """Close the connections that nobody uses just now, so that the next command makes a new one."""
+    """Close the unused connections; the next command makes a new one."""
     clients = [client]
     if isinstance(client, RedisCluster):
         clients = [node.redis_connection for node in client.get_nodes() if node.redis_connection]
@@ -127,12 +127,12 @@ def disconnect_idle(client: redis.Redis | RedisCluster) -> None:
 
 
 def parse_redis_url(url: str) -> RedisTarget:
-    """The target that ``url`` names. Raises RegistryUnavailable, saying what was expected, without what is secret."""
+    """The target that ``url`` names. Raises RegistryUnavailable; its message holds no secret."""
     if not is_unambiguous(url):
         raise _wrong("a password's / ? # @ [ ] written as %2F %3F %23 %40 %5B %5D", "an @ that is not before the hosts")
     try:
         parts = urlsplit(url)
-    except ValueError:  # its words may hold the password
+    except ValueError:  # its message may hold the password
         raise _wrong("user:password@host:port in ASCII, what is not being written as %XX", "something else") from None
     kind, tls = SCHEMES[parts.scheme]
     options = _options(parts.query)
@@ -175,7 +175,7 @@ def parse_redis_url(url: str) -> RedisTarget:
 
 
 def is_unambiguous(url: str) -> bool:
-    """Whether every ``@`` stands before the hosts. Else a password's / ? or # may have cut it in two."""
+    """Whether every ``@`` stands before the hosts. Otherwise a / ? or # of the password may have cut the URL."""
     rest = url.partition("://")[2]
     return "@" not in rest[len(re.split("[/?#]", rest)[0]) :]
 

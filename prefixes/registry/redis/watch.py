@@ -1,8 +1,8 @@
 """RedisSubscription: changes of the registry as Redis announces them.
 
-Owns one connection and one thread. Announcements can be lost only with the connection, and a connection is believed
-only while it answers: it is pinged several times a second, and every new one is a new ``generation``. A ping carries
-the time it was sent at: what was announced before has come before its answer, however late that is read.
+Owns one connection and one thread. Announcements are lost only with the connection, and a connection counts as live
+only while it answers pings, which go out several times a second. Every new connection is a new ``generation``. A ping
+carries the time it was sent at: all earlier announcements arrive before its answer, however late that is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefixes.registry.redis.url import RedisTarget, disconnect
 
 PING_S: Final = 0.1
 LIVE_S: Final = 0.5
-"""A connection is live whose last ping that was answered is no older."""
+"""A connection is live while its last answered ping is at most so old."""
 RETRY_S: Final = 0.5
 
 _log = logging.getLogger("prefixd.registry")
@@ -33,7 +33,7 @@ class RedisSubscription:
         self.generation, self.heard_at = 0, 0.0
         self._target, self._on_change = target, on_change
         self._connected = False
-        self._told = False  # that announcements are interrupted
+        self._told = False  # whether the log says that announcements are interrupted
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registry-watch", daemon=True)
         self._thread.start()
@@ -50,10 +50,10 @@ class RedisSubscription:
             try:
                 self._listen()
             except FAILURES as error:
-                if not self._told:  # once, however often it is tried again
+                if not self._told:  # logged once, however often it is tried again
                     _log.info("registry announcements interrupted", extra={"facts": {"error": type(error).__name__}})
                 self._told = True
-            except Exception:  # the listener's: whoever goes on without announcements would not know why
+            except Exception:  # an error of ``on_change``: without the log nobody would know of it
                 _log.exception("registry announcements interrupted")
             self._connected = False
             self._closed.wait(RETRY_S)
@@ -71,7 +71,7 @@ class RedisSubscription:
                         received = now
                         self._take(message)
                     if self._connected and now - received >= LIVE_S:
-                        return  # silent: whatever it says now may come after something that was lost
+                        return  # silent: announcements may have been lost before the next one
                     if now - pinged >= PING_S:
                         subscriber.ping(repr(now))
                         pinged = now
@@ -81,7 +81,7 @@ class RedisSubscription:
     def _take(self, message: dict[str, object]) -> None:
         kind, data = message["type"], message.get("data")
         if kind == "subscribe":
-            self.generation += 1  # first: a time that is newer must not be read with the generation before
+            self.generation += 1  # first: nobody may read the newer time with the older generation
             self.heard_at = time.monotonic()
             self._connected = True
             if self._told:

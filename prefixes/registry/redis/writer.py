@@ -1,9 +1,9 @@
-"""RedisWriter: one publisher or mover at work on a tenant.
+"""RedisWriter: one writer at work on a tenant.
 
-Owns leases and the making of a change: planned on what was read, committed in one script only if that still stands,
-planned again if not. A change carries an id of its own, so that repeating it after a lost answer cannot make it twice,
-and a time by which it is made or never: a write that was answered with an error is not made later, when a server that
-had stopped goes on.
+Owns leases and the making of a change. A change is planned on the task as it was read. One script commits it if the
+task is still the same; if not, it is planned again. A change has an id: a repetition after a lost answer does not make
+it twice. It also has a latest time: a change that was answered with an error is not made later, when a server that had
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -13,82 +13,80 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
-from prefixes.registry.deleted import buried_key, buried_now
+from prefixes.registry.deleted import deleted_key, deleted_now
 from prefixes.registry.records import audit_to_dict, deleted_to_dict, task_from_dict, task_to_dict
+from prefixes.registry.redis.commands import RedisCommands
 from prefixes.registry.redis.keys import CHANGES, TenantKeys
 from prefixes.registry.store import Change, Edit, encoded, parsed
-from prefixes.registry.transitions import audited
-
-if TYPE_CHECKING:
-    from prefixes.registry.redis.registry import RedisRegistry
+from prefixes.registry.transitions import audit_entry
 
 LEASE_S: Final = 600.0
 EDIT_S: Final = 5.0
-"""How long other writers may be quicker before a change is given up."""
+"""A change is given up when other writers were quicker for so long."""
 AUDIT_LENGTH: Final = 100_000
-"""Entries that a tenant's audit keeps at least; Redis drops older ones in whole nodes."""
+"""A tenant's audit keeps at least so many entries; Redis drops older ones in whole nodes."""
 
 
 class RedisWriter:
     """See ``store.Writer``."""
 
-    def __init__(self, registry: RedisRegistry, tenant: str) -> None:
-        self._registry, self._tenant = registry, tenant
+    def __init__(self, commands: RedisCommands, tenant: str) -> None:
+        self._commands, self._tenant = commands, tenant
         self._keys = TenantKeys(tenant)
         self._token = uuid.uuid4().hex
         self._leased: list[str] = []
 
     def put(self, version: str, data: bytes) -> None:
-        registry, keys = self._registry, self._keys
-        registry.identity.enter(self._tenant)
-        if not registry.lease(keys, version, self._token, LEASE_S):
-            raise registry.identity.lost()
+        commands, tenant = self._commands, self._tenant
+        commands.identity.enter(tenant)
+        if not commands.lease(tenant, version, self._token, LEASE_S):
+            raise commands.identity.lost()
         self._leased.append(version)
-        registry.write_blob(keys.blob(version), data)
+        commands.write_blob(tenant, version, data)
 
     def edit(self, name: str, edit: Edit) -> TaskInfo | None:
         def attempt(before: TaskInfo | None) -> tuple[Change, AuditEntry]:
             change = edit.plan(before)
-            return change, audited(
+            return change, audit_entry(
                 edit.action, edit.actor, self._tenant, name, edit.alias, before, change.after, published=edit.published
             )
 
         return self._make(name, attempt)
 
     def purge(self, item: DeletedTask, actor: str) -> bool:
-        """Forget a deleted task for good, its artifacts being the clean-up's to take; False if it is not there now."""
-        entry = audited("purge", actor, self._tenant, item.task.name, None, item.task, None)
+        """Remove a deleted task for good; False if it is gone. The clean-up takes its artifacts."""
+        entry = audit_entry("purge", actor, self._tenant, item.task.name, None, item.task, None)
         try:
-            self._make(item.task.name, lambda before: (Change(before, unearths=item), entry))
+            self._make(item.task.name, lambda before: (Change(before, removes_deleted=item), entry))
         except TaskNotFound:
             return False
         return True
 
     def close(self) -> None:
         """Give the leases back."""
-        self._registry.release(self._keys, self._leased, self._token)
+        self._commands.release(self._tenant, self._leased, self._token)
 
     def _make(
         self, name: str, attempt: Callable[[TaskInfo | None], tuple[Change, AuditEntry]]
     ) -> TaskInfo | None:
-        mark, give_up = uuid.uuid4().hex, time.monotonic() + EDIT_S
+        change_id, give_up = uuid.uuid4().hex, time.monotonic() + EDIT_S
         while time.monotonic() < give_up:
-            clock_ms, raw = self._registry.begin(self._tenant, name)
+            clock_ms, raw = self._commands.begin(self._tenant, name)
             before = parsed(raw, task_from_dict, f"{self._tenant}/{name}") if raw is not None else None
             change, entry = attempt(before)
-            if change.after == before and change.unearths is None:
+            if change.after == before and change.removes_deleted is None:
                 return before
-            outcome = self._commit(name, entry, before, raw, change, mark, clock_ms)
+            outcome = self._commit(name, entry, before, raw, change, change_id, clock_ms)
             if outcome == "made":
                 return change.after
-            if outcome == "gone" and change.after == before:  # of a purge; an undelete looks for another
+            if outcome == "gone" and change.after == before:  # a purge; an undelete plans again
                 raise TaskNotFound(f"{entry.action} of {entry.task}: expected a deleted task, found none")
             if outcome == "foreign":
-                raise self._registry.identity.lost()
+                raise self._commands.identity.lost()
             if outcome == "missing":
                 raise RegistryUnavailable("registry: the artifact is gone: publishing it took longer than its lease")
             if outcome == "late":
@@ -102,13 +100,13 @@ class RedisWriter:
         before: TaskInfo | None,
         raw: bytes | None,
         change: Change,
-        mark: str,
+        change_id: str,
         clock_ms: int,
     ) -> str:
         keys, after = self._keys, change.after
-        batch = _Batch([keys.done(mark), keys.id, keys.task(name), keys.deleted])
+        batch = _Batch([keys.done(change_id), keys.id, keys.task(name), keys.deleted])
         fields = [part for key, text in audit_to_dict(entry).items() if text is not None for part in (key, text)]
-        # First: where Redis refuses a text of somebody else's, nothing has been changed yet.
+        # First: Redis may refuse a caller's text, and then nothing has changed yet.
         batch.add("XADD", keys.audit, "MAXLEN", "~", str(AUDIT_LENGTH), "*", *fields)
         if after is None:
             batch.add("DEL", keys.task(name))
@@ -120,33 +118,33 @@ class RedisWriter:
             batch.add("SREM", keys.names(version), name)
         for version in _versions(after) - _versions(before):
             batch.add("SADD", keys.names(version), name)
-        if before and change.buries:
-            buried = buried_now(before)
-            batch.add("HSET", keys.deleted, buried_key(buried), encoded(deleted_to_dict(buried)).decode())
+        if before and change.adds_deleted:
+            deleted = deleted_now(before)
+            batch.add("HSET", keys.deleted, deleted_key(deleted), encoded(deleted_to_dict(deleted)).decode())
             for version in _versions(before):
-                batch.add("SADD", keys.names(version), buried_key(buried))
-        unearthed = buried_key(change.unearths) if change.unearths else ""
-        if change.unearths:
-            batch.add("HDEL", keys.deleted, unearthed)
-            for version in _versions(change.unearths.task):
-                batch.add("SREM", keys.names(version), unearthed)
-        for version in self._leased:  # a clean-up after a lease's end may have struck it off
+                batch.add("SADD", keys.names(version), deleted_key(deleted))
+        removed_key = deleted_key(change.removes_deleted) if change.removes_deleted else ""
+        if change.removes_deleted:
+            batch.add("HDEL", keys.deleted, removed_key)
+            for version in _versions(change.removes_deleted.task):
+                batch.add("SREM", keys.names(version), removed_key)
+        for version in self._leased:  # a clean-up after the end of a lease may have removed it
             batch.add("SADD", keys.blobs, version)
-        needed = [batch.index(keys.blob(version)) for version in self._leased]
-        return self._registry.commit(
+        needed_keys = [batch.index(keys.blob(version)) for version in self._leased]
+        return self._commands.commit(
             batch.keys,
-            latest_ms=clock_ms + self._registry.timeout_ms,
+            latest_ms=clock_ms + self._commands.timeout_ms,
             planned_on=hashlib.sha1(raw).hexdigest() if raw is not None else "",
-            unearthed=unearthed,
+            needed_deleted=removed_key,
             operations=batch.operations,
-            needed=needed,
+            needed_keys=needed_keys,
             channel=CHANGES,
             message=f"{self._tenant}/{name}",
         )
 
 
 class _Batch:
-    """Operations whose keys are numbers into one list, as a script gets them."""
+    """Operations for a script: each names its key by the number of the key in ``keys``."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = list(keys)

@@ -100,13 +100,13 @@ def test_a_publish_key_goes_with_the_upload_and_none_where_there_is_none() -> No
         sent.append(request.read())
         return httpx.Response(422, json={"error": {"code": "invalid_request", "message": "once: unknown field"}})
 
-    for once in ("job-1", None):
+    for key in ("job-1", None):
         with pytest.raises(PrefixdError, match="unknown field"):
-            remote(answer).publish("a", "b", b"", record={}, once=once)
+            remote(answer).publish("a", "b", b"", record={}, idempotency_key=key)
     assert b'name="once"\r\n\r\njob-1\r\n' in sent[0]
     assert b"once" not in sent[1]
     with pytest.raises(InvalidName):
-        remote(answer).publish("a", "b", b"", record={}, once="No Key")
+        remote(answer).publish("a", "b", b"", record={}, idempotency_key="No Key")
     assert len(sent) == 2
 
 

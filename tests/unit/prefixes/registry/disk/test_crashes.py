@@ -29,7 +29,9 @@ FORK = multiprocessing.get_context("fork")
 OPERATIONS: dict[str, Callable[[DiskRegistry], object]] = {
     "first publish": lambda registry: publish(registry, 2, "new", "fresh"),
     "publish": lambda registry: publish(registry, 2),
-    "publish once": lambda registry: registry.publish("default", "e2e", DATA[2], record={}, actor="ci", once="job"),
+    "publish with a key": lambda registry: registry.publish(
+        "default", "e2e", DATA[2], record={}, actor="ci", idempotency_key="job"
+    ),
     "promote": lambda registry: registry.promote("default", "e2e", VERSIONS[0], actor="ci"),
     "rollback": lambda registry: registry.rollback("default", "e2e", actor="ci"),
     "delete": lambda registry: registry.delete("default", "e2e", actor="ci"),

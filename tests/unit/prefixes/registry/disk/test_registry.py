@@ -158,7 +158,7 @@ def test_the_audit_leaves_out_lines_that_are_none(root: Path) -> None:
     assert [entry.action for entry in registry.audit("default")] == ["delete", "publish", "publish", "publish"]
 
 
-@pytest.mark.parametrize("moment", ["_announced", "_lines"])
+@pytest.mark.parametrize("moment", ["_last_change", "_lines"])
 def test_the_audit_is_whole_when_writers_go_on_while_it_is_read(
     root: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -172,10 +172,10 @@ def test_the_audit_is_whole_when_writers_go_on_while_it_is_read(
         nonlocal looks
         looks += 1
         if looks == 1:
-            found = real(tenant) if moment == "_announced" else None
+            found = real(tenant) if moment == "_last_change" else None
             publish(writer, 0, "other")
             publish(writer, 1, "third")
-            return found if moment == "_announced" else real(tenant)
+            return found if moment == "_last_change" else real(tenant)
         return real(tenant)
 
     monkeypatch.setattr(log, moment, look)

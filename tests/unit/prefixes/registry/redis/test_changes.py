@@ -32,7 +32,7 @@ def test_a_change_whose_answer_was_lost_is_made_once(server: RedisServer, client
         near.delete("default", "gone")
         before = len(near.audit("default"))
     with Front(server.server_port) as front, opened(f"redis://127.0.0.1:{front.port}?timeout_s=20") as registry:
-        commit, commits = registry.commit, 0
+        commit, commits = registry.commands.commit, 0
 
         def lose_the_answer(*args: Any, **options: Any) -> str:
             nonlocal commits
@@ -50,7 +50,7 @@ def test_a_change_whose_answer_was_lost_is_made_once(server: RedisServer, client
             front.delay_s = 0.0
             front.cut()
 
-        registry.commit = lose_the_answer  # type: ignore[method-assign]
+        registry.commands.commit = lose_the_answer  # type: ignore[method-assign]
         match action:
             case "rollback":
                 assert registry.rollback("default", "e2e").aliases == {"production": VERSIONS[1]}
@@ -77,20 +77,20 @@ def test_a_change_that_was_answered_with_an_error_is_not_made_when_a_stopped_ser
     with RedisServer(binary) as server, opened(f"{server.url}?timeout_s=0.3") as registry, server.client() as client:
         publish(registry, 0, 1)
         before = registry.inspect("default", "e2e")
-        commit = registry.commit
+        commit = registry.commands.commit
 
         def stopped(*args: Any, **options: Any) -> str:
             server.pause()  # the change is sent, and lies in the server's socket
             return commit(*args, **options)
 
-        registry.commit = stopped  # type: ignore[method-assign]
+        registry.commands.commit = stopped  # type: ignore[method-assign]
         began = time.monotonic()
         with pytest.raises(RegistryUnavailable, match="did not answer in time"):
             registry.promote("default", "e2e", VERSIONS[0])
         assert time.monotonic() - began < 5  # of 0.3: a busy machine
         server.resume()
         evals = client.info("commandstats")["cmdstat_evalsha"]["calls"]  # answered: what lay in the socket was read
-        registry.commit = commit  # type: ignore[method-assign]
+        registry.commands.commit = commit  # type: ignore[method-assign]
         time.sleep(0.1)
         assert registry.inspect("default", "e2e") == before
         assert actions(registry.audit("default")) == ["publish", "publish"]
@@ -101,13 +101,13 @@ def test_a_change_that_was_answered_with_an_error_is_not_made_when_a_stopped_ser
 def test_a_late_change_is_refused_by_the_server_itself(registry: RedisRegistry, client: Any) -> None:
     publish(registry, 0, 1)
     before = registry.inspect("default", "e2e")
-    begin = registry.begin
-    registry.begin = lambda *args: (begin(*args)[0] - 60_000, begin(*args)[1])  # type: ignore[method-assign]
+    begin = registry.commands.begin
+    registry.commands.begin = lambda *args: (begin(*args)[0] - 60_000, begin(*args)[1])  # type: ignore[method-assign]
     with pytest.raises(RegistryUnavailable, match="took too long; nothing was changed"):
         registry.promote("default", "e2e", VERSIONS[0])
     with pytest.raises(RegistryUnavailable, match="took too long"):
         registry.delete("default", "e2e")
-    del registry.begin
+    del registry.commands.begin
     assert registry.inspect("default", "e2e") == before
     assert registry.deleted() == []
     assert_in_step(client, registry, "default")
@@ -137,7 +137,7 @@ def test_a_server_that_stops_bounds_every_call() -> None:
 
 def test_leases_that_cannot_be_given_back_are_not_waited_for_one_by_one() -> None:
     with RedisServer() as server, opened(f"{server.url}?timeout_s=0.3") as registry:
-        writer = RedisWriter(registry, "default")
+        writer = RedisWriter(registry.commands, "default")
         for version, data in zip(VERSIONS, DATA, strict=True):
             writer.put(version, data)
         writer._leased *= 5

@@ -16,6 +16,7 @@ import pytest
 from prefixes.errors import Conflict, RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import VersionInfo
 from prefixes.registry.redis import writer as redis_writer
+from prefixes.registry.redis.commands import RedisCommands
 from prefixes.registry.redis.keys import TenantKeys
 from prefixes.registry.redis.registry import RedisRegistry
 from prefixes.spec import TaskRef
@@ -34,7 +35,7 @@ def _publish_until_killed(url: str, method: str) -> None:
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(RedisRegistry, method, die)
+    setattr(RedisCommands, method, die)
     with opened(url) as registry:
         publish(registry, 0)
 
@@ -98,7 +99,7 @@ def test_an_artifact_taken_from_a_publisher_that_was_too_slow_is_missed_at_its_c
     server: RedisServer, registry: RedisRegistry, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_writer, "LEASE_S", 0.05)
-    commit = registry.commit
+    commit = registry.commands.commit
 
     def slow_commit(*args: Any, **options: Any) -> str:
         time.sleep(0.1)
@@ -106,7 +107,7 @@ def test_an_artifact_taken_from_a_publisher_that_was_too_slow_is_missed_at_its_c
             assert other.gc(retention_s=0).artifacts == (f"default/{VERSIONS[0]}",)
         return commit(*args, **options)
 
-    monkeypatch.setattr(registry, "commit", slow_commit)
+    monkeypatch.setattr(registry.commands, "commit", slow_commit)
     with pytest.raises(RegistryUnavailable, match="the artifact is gone"):
         publish(registry, 0)
     assert registry.tasks() == []
@@ -118,15 +119,15 @@ def test_an_artifact_stored_after_its_lease_and_a_clean_up_is_still_listed_for_l
 ) -> None:
     """A clean-up between a lease's end and a slow upload struck the digest off the list: never collected again."""
     monkeypatch.setattr(redis_writer, "LEASE_S", 0.05)
-    write_blob = registry.write_blob
+    write_blob = registry.commands.write_blob
 
-    def slow_write(key: str, data: bytes) -> None:
+    def slow_write(*args: Any) -> None:
         time.sleep(0.1)
         with opened(server.url) as other:
             other.gc(retention_s=0)
-        write_blob(key, data)
+        write_blob(*args)
 
-    monkeypatch.setattr(registry, "write_blob", slow_write)
+    monkeypatch.setattr(registry.commands, "write_blob", slow_write)
     publish(registry, 0)
     assert_in_step(client, registry, "default")
     registry.delete("default", "e2e")
@@ -190,7 +191,7 @@ def test_two_publishers_of_the_same_content_at_once_make_one_version_and_one_ent
     both = threading.Barrier(2)
     with opened(server.url) as other:
         for each in (registry, other):
-            monkeypatch.setattr(each, "begin", _once(each.begin, both))
+            monkeypatch.setattr(each.commands, "begin", _once(each.commands.begin, both))
         results: list[VersionInfo] = []
 
         def publish_by(each: RedisRegistry) -> None:
@@ -230,7 +231,7 @@ def test_a_purge_of_a_task_that_came_back_meanwhile_is_none(
 ) -> None:
     publish(registry, 0)
     registry.delete("default", "e2e")
-    begin = registry.begin
+    begin = registry.commands.begin
 
     def undelete_first(*args: Any) -> Any:
         monkeypatch.undo()
@@ -238,7 +239,7 @@ def test_a_purge_of_a_task_that_came_back_meanwhile_is_none(
             other.undelete("default", "e2e")
         return begin(*args)
 
-    monkeypatch.setattr(registry, "begin", undelete_first)
+    monkeypatch.setattr(registry.commands, "begin", undelete_first)
     report = registry.gc(retention_s=0)
     assert (report.tasks, report.artifacts) == ((), ())
     assert registry.resolve(TaskRef.parse("e2e")).version == VERSIONS[0]
@@ -251,7 +252,7 @@ def test_a_purge_beside_another_publisher_is_made(
 ) -> None:
     publish(registry, 0)
     registry.delete("default", "e2e")
-    begin = registry.begin
+    begin = registry.commands.begin
 
     def publish_after(*args: Any) -> Any:
         found = begin(*args)
@@ -260,7 +261,7 @@ def test_a_purge_beside_another_publisher_is_made(
             publish(other, 1)
         return found
 
-    monkeypatch.setattr(registry, "begin", publish_after)
+    monkeypatch.setattr(registry.commands, "begin", publish_after)
     report = registry.gc(retention_s=0)
     assert (report.tasks, report.artifacts) == (("default/e2e",), (f"default/{VERSIONS[0]}",))
     assert registry.deleted() == []
@@ -272,7 +273,7 @@ def test_a_change_that_others_are_always_quicker_than_is_given_up_unmade(
 ) -> None:
     monkeypatch.setattr(redis_writer, "EDIT_S", 0.2)
     publish(registry, 0, 1)
-    begin = registry.begin
+    begin = registry.commands.begin
     with opened(server.url) as other:
 
         def overtaken(*args: Any) -> Any:
@@ -281,7 +282,7 @@ def test_a_change_that_others_are_always_quicker_than_is_given_up_unmade(
             other.promote("default", "e2e", VERSIONS[1 - VERSIONS.index(current)])
             return found
 
-        monkeypatch.setattr(registry, "begin", overtaken)
+        monkeypatch.setattr(registry.commands, "begin", overtaken)
         with pytest.raises(RegistryUnavailable, match="other writers of default/e2e were quicker"):
             registry.delete("default", "e2e")
     assert "delete" not in actions(registry.audit("default"))

@@ -43,7 +43,7 @@ def test_whether_another_tenant_has_a_digest_shows_in_no_answer_and_no_command(
 
 
 def test_an_artifact_that_was_leased_but_not_published_is_not_fetched(registry: RedisRegistry) -> None:
-    writer = RedisWriter(registry, "default")
+    writer = RedisWriter(registry.commands, "default")
     writer.put(VERSIONS[0], DATA[0])
     with pytest.raises(TaskNotFound):
         registry.fetch("default", VERSIONS[0])

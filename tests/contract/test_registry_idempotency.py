@@ -15,15 +15,17 @@ import pytest
 
 from prefixes.errors import Conflict, InvalidName, TaskNotFound
 from prefixes.registry import open_registry
-from prefixes.registry.base import KEYS_KEPT, AuditEntry, PublishKey, Registry, Store, TaskInfo, VersionInfo
+from prefixes.registry.base import KEYS_KEPT, AuditEntry, IdempotencyKey, Registry, Store, TaskInfo, VersionInfo
 from prefixes.spec import TaskRef
 from tests.support.processes import FORK, in_processes
 from tests.support.redis_registry import DATA, VERSIONS, publish
 
 
-def repeat(registry: Registry, data: bytes, once: str, **options: Any) -> VersionInfo:
+def repeat(registry: Registry, data: bytes, key: str, **options: Any) -> VersionInfo:
     """A publish that ought to change nothing: all that it brings would, if it were taken."""
-    return registry.publish("default", "e2e", data, record={"repeated": True}, actor="late", once=once, **options)
+    return registry.publish(
+        "default", "e2e", data, record={"repeated": True}, actor="late", idempotency_key=key, **options
+    )
 
 
 def state(registry: Store) -> tuple[list[TaskInfo], list[AuditEntry], int]:
@@ -35,8 +37,8 @@ def state(registry: Store) -> tuple[list[TaskInfo], list[AuditEntry], int]:
 def test_a_repetition_changes_nothing_and_answers_what_was_published(
     registry: Store, data: bytes, alias: str | None
 ) -> None:
-    first = registry.publish("default", "e2e", DATA[0], record={"bleu": 68.2}, once="job-1")
-    assert registry.inspect("default", "e2e").once == (PublishKey("job-1", VERSIONS[0]),)
+    first = registry.publish("default", "e2e", DATA[0], record={"bleu": 68.2}, idempotency_key="job-1")
+    assert registry.inspect("default", "e2e").idempotency_keys == (IdempotencyKey("job-1", VERSIONS[0]),)
     for move in (
         lambda: None,
         lambda: publish(registry, 1),
@@ -51,31 +53,31 @@ def test_a_repetition_changes_nothing_and_answers_what_was_published(
 
 
 def test_a_publish_without_an_alias_is_repeated_without_one(registry: Store) -> None:
-    first = registry.publish("default", "e2e", DATA[0], alias=None, record={}, once="job-1")
+    first = registry.publish("default", "e2e", DATA[0], alias=None, record={}, idempotency_key="job-1")
     assert repeat(registry, DATA[0], "job-1") == first
     assert registry.inspect("default", "e2e").aliases == {}
 
 
 def test_another_key_is_another_publish_of_content_that_is_known_too(registry: Store) -> None:
-    publish(registry, 0, once="job-1")
-    publish(registry, 1, once="job-2")
-    publish(registry, 0, once="job-3")
+    publish(registry, 0, idempotency_key="job-1")
+    publish(registry, 1, idempotency_key="job-2")
+    publish(registry, 0, idempotency_key="job-3")
     task = registry.inspect("default", "e2e")
-    assert [(known.key, VERSIONS.index(known.version)) for known in task.once] == [
+    assert [(known.key, VERSIONS.index(known.version)) for known in task.idempotency_keys] == [
         ("job-1", 0), ("job-2", 1), ("job-3", 0),
     ]  # fmt: skip
     assert [VERSIONS.index(entry.version) for entry in task.history["production"]] == [0, 1, 0]
     assert len(task.versions) == 2
-    publish(registry, 0, once="job-4")  # it moves nothing; that it was made must be known all the same
+    publish(registry, 0, idempotency_key="job-4")  # it moves nothing; that it was made must be known all the same
     publish(registry, 1)
     assert repeat(registry, DATA[0], "job-4").version == VERSIONS[0]
     assert registry.resolve(TaskRef.parse("e2e")).version == VERSIONS[1]
 
 
 def test_a_key_is_its_tasks_own(registry: Store) -> None:
-    publish(registry, 0, once="job-1")
-    publish(registry, 1, name="other", once="job-1")
-    publish(registry, 2, tenant="acme", once="job-1")
+    publish(registry, 0, idempotency_key="job-1")
+    publish(registry, 1, name="other", idempotency_key="job-1")
+    publish(registry, 2, tenant="acme", idempotency_key="job-1")
     assert [(task.name, VERSIONS.index(task.aliases["production"])) for task in registry.tasks()] == [
         ("e2e", 2), ("e2e", 0), ("other", 1),
     ]  # fmt: skip
@@ -83,28 +85,29 @@ def test_a_key_is_its_tasks_own(registry: Store) -> None:
 
 def test_a_task_remembers_its_newest_keys(registry: Store) -> None:
     for number in range(KEYS_KEPT + 1):
-        publish(registry, number % 2, once=f"job-{number}")
+        publish(registry, number % 2, idempotency_key=f"job-{number}")
     task = registry.inspect("default", "e2e")
-    assert [known.key for known in task.once] == [f"job-{number}" for number in range(1, KEYS_KEPT + 1)]
+    assert [known.key for known in task.idempotency_keys] == [f"job-{number}" for number in range(1, KEYS_KEPT + 1)]
     assert len(task.versions) == 2
     assert repeat(registry, DATA[3], "job-1").version == VERSIONS[1]
     assert registry.inspect("default", "e2e") == task
-    publish(registry, 3, once="job-0")  # forgotten
+    publish(registry, 3, idempotency_key="job-0")  # forgotten
     assert registry.resolve(TaskRef.parse("e2e")).version == VERSIONS[3]
 
 
 @pytest.mark.parametrize("bad", ["", "A", "a b", "a/b", "..", "x" * 65, "é", "a\n"], ids=ascii)
 def test_a_key_has_the_form_of_a_name(registry: Store, bad: str) -> None:
     with pytest.raises(InvalidName, match="publish key name: expected 1 to 64 of"):
-        registry.publish("default", "e2e", DATA[0], record={}, once=bad)
+        registry.publish("default", "e2e", DATA[0], record={}, idempotency_key=bad)
     assert registry.tasks() == []
 
 
 def test_a_deleted_task_is_not_brought_back_by_a_repetition(registry: Store) -> None:
-    first = registry.publish("default", "e2e", DATA[0], record={}, once="job-1")
+    first = registry.publish("default", "e2e", DATA[0], record={}, idempotency_key="job-1")
     registry.delete("default", "e2e")
-    with pytest.raises(Conflict, match="expected a publish key that is new, got job-1"):
+    with pytest.raises(Conflict, match="expected a publish key that is new, got job-1") as caught:
         repeat(registry, DATA[0], "job-1")
+    assert caught.value.detail == {"once": "job-1"}  # the name over HTTP
     with pytest.raises(TaskNotFound):
         registry.inspect("default", "e2e")
     publish(registry, 1)  # another task of that name has nothing to do with it either
@@ -117,7 +120,7 @@ def test_a_deleted_task_is_not_brought_back_by_a_repetition(registry: Store) -> 
 
 
 def test_a_task_that_comes_back_knows_its_keys(registry: Store, tmp_path: Path) -> None:
-    first = registry.publish("default", "e2e", DATA[0], record={}, once="job-1")
+    first = registry.publish("default", "e2e", DATA[0], record={}, idempotency_key="job-1")
     registry.delete("default", "e2e")
     task = registry.undelete("default", "e2e")
     assert repeat(registry, DATA[1], "job-1") == first
@@ -130,20 +133,19 @@ def test_a_task_that_comes_back_knows_its_keys(registry: Store, tmp_path: Path) 
 def _publish_once(index: int, url: str, published: Any) -> None:
     registry = open_registry(url)
     for number in range(5):
-        info = registry.publish(
-            "default", "e2e", DATA[(index + number) % 4], record={f"by-{index}": number}, once=f"job-{number}"
-        )
+        data = DATA[(index + number) % 4]
+        info = registry.publish("default", "e2e", data, record={f"by-{index}": number}, idempotency_key=f"job-{number}")
         published.put((number, info.version))
 
 
 def assert_each_was_made_once(registry: Store, answers: list[tuple[int, str]]) -> None:
     task = registry.inspect("default", "e2e")
-    assert [known.key for known in task.once] == [f"job-{number}" for number in range(5)]
-    made = {known.key: known.version for known in task.once}
+    assert [known.key for known in task.idempotency_keys] == [f"job-{number}" for number in range(5)]
+    made = {known.key: known.version for known in task.idempotency_keys}
     assert answers
     assert {(f"job-{number}", version) for number, version in answers} == set(made.items())
     assert len(registry.audit("default")) == 5
-    moves = [known.version for known in task.once]
+    moves = [known.version for known in task.idempotency_keys]
     kept = [version for number, version in enumerate(moves) if number == 0 or moves[number - 1] != version]
     assert [entry.version for entry in task.history["production"]] == kept
     assert sum(len(info.record) for info in task.versions) <= 5
@@ -164,7 +166,7 @@ def test_of_several_threads_with_one_key_one_publishes(registry: Store) -> None:
         for number in range(5):
             together.wait(30)
             data = DATA[(index + number) % 4]
-            info = registry.publish("default", "e2e", data, record={f"by-{index}": 1}, once=f"job-{number}")
+            info = registry.publish("default", "e2e", data, record={f"by-{index}": 1}, idempotency_key=f"job-{number}")
             answers.append((number, info.version))
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(4)]
@@ -176,8 +178,8 @@ def test_of_several_threads_with_one_key_one_publishes(registry: Store) -> None:
     assert_each_was_made_once(registry, answers)
 
 
-def _publish(url: str, once: str) -> None:
-    open_registry(url).publish("default", "e2e", DATA[1], record={}, actor=once, once=once)
+def _publish(url: str, key: str) -> None:
+    open_registry(url).publish("default", "e2e", DATA[1], record={}, actor=key, idempotency_key=key)
 
 
 def test_a_publish_killed_at_any_moment_and_repeated_is_made_once(registry: Store, url: str) -> None:
@@ -192,11 +194,11 @@ def test_a_publish_killed_at_any_moment_and_repeated_is_made_once(registry: Stor
         time.sleep(generator.uniform(0, 0.05))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        made = key in [known.key for known in registry.inspect("default", "e2e").once]
+        made = key in [known.key for known in registry.inspect("default", "e2e").idempotency_keys]
         seen.add(made)
         if made:
             registry.promote("default", "e2e", VERSIONS[0])  # somebody else's wish
-        registry.publish("default", "e2e", DATA[1], record={}, actor=key, once=key)
+        registry.publish("default", "e2e", DATA[1], record={}, actor=key, idempotency_key=key)
         assert registry.resolve(TaskRef.parse("e2e")).version == VERSIONS[0 if made else 1]
         assert [entry.actor for entry in registry.audit("default")].count(key) == 1
         registry.promote("default", "e2e", VERSIONS[0])
@@ -204,9 +206,14 @@ def test_a_publish_killed_at_any_moment_and_repeated_is_made_once(registry: Stor
             break
 
 
+def owner_of(registry: Store, method: str) -> Any:
+    """What has the method: the registry, or the commands of one in Redis."""
+    return registry if hasattr(registry, method) else getattr(registry, "commands", None)
+
+
 @pytest.fixture
 def asleep(url: str) -> Iterator[Callable[[str], Any]]:
-    """A publisher of DATA[1] with the key ``job-1``, stopped as it is about to call a method of its registry."""
+    """A publisher of DATA[1] with the key ``job-1``, stopped as it is about to call a method, see ``owner_of``."""
     processes = []
 
     def start(method: str) -> Any:
@@ -214,14 +221,19 @@ def asleep(url: str) -> Iterator[Callable[[str], Any]]:
 
         def run() -> None:
             registry = open_registry(url)
-            real = getattr(registry, method)
+            owner = owner_of(registry, method)
+            real = getattr(owner, method)
 
             def stop(*args: Any, **options: Any) -> Any:
                 os.kill(os.getpid(), signal.SIGSTOP)
                 return real(*args, **options)
 
-            setattr(registry, method, stop)
-            answer.put(registry.publish("default", "e2e", DATA[1], record={"late": 1}, actor="late", once="job-1"))
+            setattr(owner, method, stop)
+            answer.put(
+                registry.publish(
+                    "default", "e2e", DATA[1], record={"late": 1}, actor="late", idempotency_key="job-1"
+                )
+            )
 
         process = FORK.Process(target=run)
         process.start()
@@ -241,11 +253,11 @@ def test_a_publisher_that_was_stopped_and_wakes_up_finds_its_work_done(
     registry: Store, url: str, asleep: Callable[[str], Any], method: str
 ) -> None:
     """A job's worker is stopped, another takes over and publishes, somebody rolls back; then the first one wakes."""
-    if not hasattr(registry, method):
+    if owner_of(registry, method) is None:
         pytest.skip("a writer on disk holds the lock there, and nobody else publishes")
     publish(registry, 0)
     process, answer = asleep(method)
-    first = registry.publish("default", "e2e", DATA[2], record={}, once="job-1")
+    first = registry.publish("default", "e2e", DATA[2], record={}, idempotency_key="job-1")
     registry.rollback("default", "e2e")
     task, audit = registry.inspect("default", "e2e"), registry.audit("default")
     assert process.pid is not None

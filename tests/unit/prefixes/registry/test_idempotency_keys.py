@@ -32,12 +32,12 @@ def test_a_file_written_before_there_were_keys_is_read_and_takes_its_first(tmp_p
         del raw["once"]
         file.write_text(json.dumps(raw))
     registry = open_registry(str(tmp_path), create=False)
-    assert registry.inspect("default", "e2e").once == ()
-    first = registry.publish("default", "e2e", DATA[2], record={}, once="job-1")
+    assert registry.inspect("default", "e2e").idempotency_keys == ()
+    first = registry.publish("default", "e2e", DATA[2], record={}, idempotency_key="job-1")
     registry.rollback("default", "e2e")
-    assert registry.publish("default", "e2e", DATA[2], record={}, once="job-1") == first
+    assert registry.publish("default", "e2e", DATA[2], record={}, idempotency_key="job-1") == first
     assert registry.inspect("default", "e2e").aliases == {"production": VERSIONS[1]}
-    assert registry.undelete("default", "old").once == ()
+    assert registry.undelete("default", "old").idempotency_keys == ()
 
 
 def test_a_task_in_redis_written_before_there_were_keys_is_read_and_takes_its_first() -> None:
@@ -45,18 +45,18 @@ def test_a_task_in_redis_written_before_there_were_keys_is_read_and_takes_its_fi
         registry.publish("default", "e2e", DATA[1], record={})
         key = TenantKeys("default").task("e2e")
         client.set(key, before_there_were_keys(client.get(key)))
-        first = registry.publish("default", "e2e", DATA[2], record={}, once="job-1")
+        first = registry.publish("default", "e2e", DATA[2], record={}, idempotency_key="job-1")
         registry.rollback("default", "e2e")
-        assert registry.publish("default", "e2e", DATA[2], record={}, once="job-1") == first
+        assert registry.publish("default", "e2e", DATA[2], record={}, idempotency_key="job-1") == first
         assert registry.inspect("default", "e2e").aliases == {"production": VERSIONS[1]}
 
 
 def test_keys_survive_their_json_in_their_order(tmp_path: Path) -> None:
     registry = open_registry(str(tmp_path))
     for number, key in enumerate(("z", "a", "m")):
-        registry.publish("default", "e2e", DATA[number], record={}, once=key)
+        registry.publish("default", "e2e", DATA[number], record={}, idempotency_key=key)
     task = open_registry(str(tmp_path), create=False).inspect("default", "e2e")
-    assert [known.key for known in task.once] == ["z", "a", "m"]
+    assert [known.key for known in task.idempotency_keys] == ["z", "a", "m"]
     assert task_from_dict(json.loads(json.dumps(task_to_dict(task)))) == task
     raw = task_to_dict(task)
     raw["once"][0]["version"] = "sha256:" + "0" * 64

@@ -1,0 +1,184 @@
+"""RedisCommands: the one place that speaks to Redis for one registry.
+
+Owns the clients and the scripts. Every command checks that the tenant's data is this registry's, and names redis-py's
+errors. Takes and gives bytes; does not know what a task's JSON says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final
+
+from prefixes.registry.redis import scripts
+from prefixes.registry.redis.errors import FAILURES, guarded
+from prefixes.registry.redis.identity import RedisIdentity
+from prefixes.registry.redis.keys import TenantKeys
+from prefixes.registry.redis.preflight import inspect_servers
+from prefixes.registry.redis.url import RedisTarget, disconnect, disconnect_idle
+
+READ_PATIENCE: Final = 3.0
+"""An artifact may take so many times as long to begin to arrive as a short answer."""
+WRITE_PATIENCE: Final = 10.0
+"""An artifact may take so many times as long to be sent and stored as a short command."""
+_CHUNK: Final = 100  # tasks read by one command
+
+
+class RedisCommands:
+    """Every command raises RegistryUnavailable where Redis cannot answer or has lost the tenant's data."""
+
+    def __init__(
+        self, target: RedisTarget, *, create: bool = True, registry_id: str | None = None, restoring: bool = False
+    ) -> None:
+        """Connect. See ``open_registry`` for the options."""
+        self.timeout_ms = int(target.timeout_s * 1000)
+        self._is_cluster = target.kind == "cluster"
+        with guarded():
+            self._client = target.connect()
+            self._blobs = target.connect(patience=READ_PATIENCE)
+            self._uploads = target.connect(patience=WRITE_PATIENCE)
+        self._begin, self._commit, self._lease, self._collect = (
+            self._client.register_script(text)
+            for text in (scripts.BEGIN, scripts.COMMIT, scripts.LEASE, scripts.COLLECT)
+        )
+        self.identity = RedisIdentity(self._client, create=create, registry_id=registry_id, restoring=restoring)
+        self.id = self.identity.id
+
+    def preflight(self) -> list[str]:
+        """See ``base.Store``."""
+        with guarded():
+            return inspect_servers(self._client, cluster=self._is_cluster)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for client in (self._client, self._blobs, self._uploads):
+            with suppress(*FAILURES):
+                disconnect(client)
+
+    # --- reading ---
+
+    def task(self, tenant: str, name: str) -> bytes | None:
+        """The task's JSON, None where the tenant has no such task."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            raw: bytes | None
+            found, raw = self._client.mget(keys.id, keys.task(name))
+            self.identity.check_found(tenant, found)
+            if raw is None:
+                self.identity.check()  # a restore may still bring a task that is missing
+        return raw
+
+    def tasks(self, tenant: str) -> Iterator[tuple[str, bytes]]:
+        """Name and JSON of every task, sorted by name. The check for lost data comes last: read to the end."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            names = sorted(name.decode() for name in self._client.smembers(keys.tasks))
+            for begin in range(0, len(names), _CHUNK):
+                chunk = names[begin : begin + _CHUNK]
+                texts = zip(chunk, self._client.mget([keys.task(name) for name in chunk]), strict=True)
+                yield from ((name, raw) for name, raw in texts if raw is not None)
+            self.identity.check_list(tenant)
+
+    def deleted(self, tenant: str) -> dict[str, bytes]:
+        """The JSON of every deleted task, by ``deleted.deleted_key``."""
+        with guarded():
+            texts = self._client.hgetall(TenantKeys(tenant).deleted)
+            self.identity.check_list(tenant)
+        return {key.decode(): raw for key, raw in texts.items()}
+
+    def audit(self, tenant: str, limit: int) -> list[dict[bytes, bytes]]:
+        """The fields of the last ``limit`` audit entries, the latest first."""
+        with guarded():
+            entries = self._client.xrevrange(TenantKeys(tenant).audit, count=limit)
+            self.identity.check_list(tenant)
+        return [fields for _, fields in entries]
+
+    def is_named(self, tenant: str, version: str) -> bool:
+        """Whether a task of the tenant has the version; deleted tasks count."""
+        with guarded():
+            named = bool(self._client.exists(TenantKeys(tenant).names(version)))
+            self.identity.check_tenant(tenant)
+            if not named:
+                self.identity.check()  # as in ``task``
+        return named
+
+    def blob(self, tenant: str, version: str) -> bytes | None:
+        """An artifact, None where it is not stored."""
+        with guarded():
+            data: bytes | None = self._blobs.get(TenantKeys(tenant).blob(version))
+        return data
+
+    def stored_versions(self, tenant: str) -> list[str]:
+        """Versions whose artifact is stored, whether a task has them or not."""
+        with guarded():
+            return sorted(name.decode() for name in self._client.smembers(TenantKeys(tenant).blobs))
+
+    # --- writing ---
+
+    def lease(self, tenant: str, version: str, publisher: str, seconds: float) -> bool:
+        """Keep the clean-up away from an artifact for a while; False where the tenant's data is not this registry's."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            leased = self._lease(
+                keys=[keys.id, keys.lease(version), keys.blobs], args=[self.id, publisher, int(seconds * 1000), version]
+            )
+        return bool(leased)
+
+    def release(self, tenant: str, versions: Iterable[str], publisher: str) -> None:
+        """Give leases back. A lease that cannot be given back ends by itself."""
+        keys = TenantKeys(tenant)
+        with suppress(*FAILURES):
+            for version in versions:
+                self._client.zrem(keys.lease(version), publisher)
+
+    def write_blob(self, tenant: str, version: str, data: bytes) -> None:
+        """Store an artifact.
+
+        It goes over a new connection: an old one may lead to a master that hangs and was replaced.
+        """
+        with guarded():
+            disconnect_idle(self._uploads)
+            self._uploads.set(TenantKeys(tenant).blob(version), data)
+
+    def begin(self, tenant: str, name: str) -> tuple[int, bytes | None]:
+        """The server's clock in milliseconds, and the task's JSON. Raises RegistryUnavailable for lost data."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            clock_ms, found, raw = self._begin(keys=[keys.id, keys.task(name)])
+            self.identity.check_found(tenant, found)
+            self.identity.check()  # nothing may change during a restore, not even what is restored already
+        return int(clock_ms), raw
+
+    def commit(
+        self,
+        keys: Sequence[str],
+        *,
+        latest_ms: int,
+        planned_on: str,
+        needed_deleted: str,
+        operations: str,
+        needed_keys: Sequence[int],
+        channel: str,
+        message: str,
+    ) -> str:
+        """Run ``scripts.COMMIT``: "made", "again", "gone", "late", "missing" or "foreign"."""
+        if self._is_cluster:
+            channel = ""
+        numbers = json.dumps(list(needed_keys))
+        with guarded():
+            outcome = self._commit(
+                keys=list(keys),
+                args=[self.id, latest_ms, planned_on, needed_deleted, operations, numbers, channel, message],
+            )
+        return bytes(outcome).decode()
+
+    def collect(self, tenant: str, version: str, *, remove: bool) -> int:
+        """Run ``scripts.COLLECT``: the artifact's bytes, -1 where a task or a lease keeps it."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            size = self._collect(
+                keys=[keys.blob(version), keys.names(version), keys.lease(version), keys.blobs, keys.id],
+                args=[version, "1" if remove else "0", self.id],
+            )
+        return int(size)

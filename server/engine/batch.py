@@ -49,7 +49,6 @@ class Tables:
                 slots[begin : begin + row.count] = tables[index, 1][places // size] * np.int64(size) + places % size
                 begin += row.count
         return PagedBatch(
-            query_start=self.tensor(np.concatenate(([0], np.cumsum(counts))).astype(np.int32)),
             tables=self.tensor(tables),
             lengths=self.tensor(lengths),
             slots=self.tensor(slots),

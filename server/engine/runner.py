@@ -93,7 +93,8 @@ class Runner:
         else:
             hidden = self._joined(work)
             assert hidden.shape[0] == work.tokens, "an input has lost what its next unit takes"
-        attention = PagedAttention(self._kernels, self._cache, {"encoder": batch, "cross": batch})
+        prepared = self._kernels.prepare(self._cache, batch)
+        attention = PagedAttention({"encoder": prepared, "cross": prepared})
         hidden = self._encoder.advance(hidden, work.units, attention)
         ended = work.units.stop == self.encoder_units
         self._underway = None if ended else (work.inputs, hidden)
@@ -117,7 +118,8 @@ class Runner:
         batches: dict[Site, PagedBatch] = {"decoder": self._tables.batch(own, causal=True)}
         if self._encoder:
             batches["cross"] = self._tables.batch(self._cross(rows), causal=False, writes=False)
-        hidden = self._model.decoder(tokens, positions, PagedAttention(self._kernels, self._cache, batches))
+        prepared = {site: self._kernels.prepare(self._cache, batch) for site, batch in batches.items()}
+        hidden = self._model.decoder(tokens, positions, PagedAttention(prepared))
         ends = itertools.accumulate(row.count for row in rows)
         last = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wants_logits]
         if not last:

@@ -80,6 +80,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("paged",),
         ("kernels",),
     ),
+    "server.engine.models": (("layers",), ("bart", "gpt2"), ("__init__",)),
     "trainer": (
         ("data", "jobs"),
         ("client", "evaluation"),

@@ -65,7 +65,6 @@ def bench_attention(kernels: dict[str, Any], clock: Callable[[], float], repeats
         tables = torch.zeros(rows, 2, per_row - 1, dtype=torch.int32)
         tables[:, 0, 0], tables[:, 1] = blocks[:, 0], blocks[:, 1:]
         batch = PagedBatch(
-            query_start=torch.arange(rows + 1, dtype=torch.int32) * count,
             tables=tables,
             lengths=torch.tensor([[PREFIX, context]] * rows, dtype=torch.int32),
             slots=torch.empty(0, dtype=torch.int64),
@@ -75,10 +74,8 @@ def bench_attention(kernels: dict[str, Any], clock: Callable[[], float], repeats
         shape = (COPIES, rows * per_row, HEADS, BLOCK_SIZE, HEAD_DIM)
         cache = KVCache(torch.randn(shape), torch.randn(shape))
         query = torch.randn(rows * count, 3, HEADS, HEAD_DIM)[:, 0]
-        runs = {
-            kind: lambda i, k=k, q=query, c=cache, b=batch: k.paged_attention(q, c, i % COPIES, b)
-            for kind, k in kernels.items()
-        }
+        prepared = {kind: k.prepare(cache, batch) for kind, k in kernels.items()}
+        runs = {kind: lambda i, p=p, q=query: p.attend(i % COPIES, q) for kind, p in prepared.items()}
         best = fastest(runs, clock, repeats)
         results.append({"attention_rows": rows, "tokens": count, "context": context, **best})
         print(f"{rows:3} rows x {count:3} tokens, context {context:3}   {line(best)}")

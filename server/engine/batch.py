@@ -1,23 +1,38 @@
-"""From rows' contexts to the tables that kernels read. Knows neither model nor requests."""
+"""From scheduled rows to the tensors of a call: tokens, positions, and per site the tables that kernels read.
+
+Owns the layout of a call; knows neither model nor pool.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from prefixes.spec import Site
 from server.engine.kernels.base import PagedBatch
+from server.engine.row import Group
+from server.engine.scheduling.encoding import EncoderWork
+from server.engine.scheduling.plan import ScheduledRow
 
 
 @dataclass(frozen=True)
-class RowContext:
-    """``count`` tokens of a call, and the two segments that they attend to.
+class DecoderCall:
+    """One call of the decoder; its rows' tokens stand flattened, in the rows' order."""
 
-    Where the tokens' own keys are part of the context they stand at the end of ``own_blocks``' ``own_length``.
-    """
+    tokens: torch.Tensor  # (tokens,) int64
+    positions: torch.Tensor  # (tokens,) int64
+    batches: Mapping[Site, PagedBatch]
+    wanted: torch.Tensor | None  # (n,) int64: the tokens that want logits; None where all do
+
+
+@dataclass(frozen=True)
+class _Context:
+    """``count`` tokens of a call, and the blocks and lengths of the two segments that they attend to."""
 
     count: int
     prefix_blocks: Sequence[int]
@@ -26,38 +41,91 @@ class RowContext:
     own_length: int
 
 
-class Tables:
-    """Makes ``PagedBatch``es for one block size and device."""
+def _context(group: Group, site: Site, count: int, blocks: Sequence[int], length: int) -> _Context:
+    return _Context(count, group.prefix_blocks.get(site, ()), group.prefix_length(site), blocks, length)
+
+
+class BatchBuilder:
+    """Builds calls for one block size and device."""
 
     def __init__(self, block_size: int, device: torch.device) -> None:
         self._size, self._device = block_size, device
 
-    def batch(self, rows: Sequence[RowContext], *, causal: bool, writes: bool = True) -> PagedBatch:
-        """The rows as tables. With ``writes``, slots are those of each row's last ``count`` own tokens, else none."""
-        counts, size = tuple(row.count for row in rows), self._size
-        longest = max(max(len(row.own_blocks), len(row.prefix_blocks)) for row in rows)
-        tables = np.zeros((len(rows), 2, longest), np.int32)
-        lengths = np.empty((len(rows), 2), np.int32)
+    def decoder(self, rows: Sequence[ScheduledRow]) -> DecoderCall:
+        """The call over ``rows``. Where their groups have an input, they attend to it at the ``cross`` site."""
+        total = sum(row.count for row in rows)
+        tokens, positions = np.empty(total, np.int64), np.empty(total, np.int64)
+        contexts, wanted, begin = [], [], 0
+        for scheduled in rows:
+            group, row, start, end = scheduled.group, scheduled.row, scheduled.start, scheduled.end
+            part, offset = slice(begin, begin + scheduled.count), group.position_offset("decoder")
+            tokens[part] = row.token_ids[start:end]
+            positions[part] = np.arange(start + offset, end + offset)
+            contexts.append(_context(group, "decoder", scheduled.count, row.blocks, end))
+            begin += scheduled.count
+            if scheduled.wants_logits:
+                wanted.append(begin - 1)
+        batches: dict[Site, PagedBatch] = {"decoder": self._batch(contexts, causal=True)}
+        if rows[0].group.input is not None:
+            batches["cross"] = self._batch(self._cross(rows), causal=False, writes=False)
+        chosen = None if len(wanted) == total else self._tensor(np.array(wanted, np.int64))
+        return DecoderCall(self._tensor(tokens), self._tensor(positions), batches, chosen)
+
+    def encoder(self, work: EncoderWork) -> PagedBatch:
+        """The batch of a call over whole inputs, at the ``encoder`` site as for what ``cross`` stores.
+
+        An input's blocks hold the keys and values of the encoder's current layer until cross-attention's take their
+        place; both are written at the same slots.
+        """
+        contexts = []
+        for group, encoded in zip(work.groups, work.inputs, strict=True):
+            length = len(encoded.token_ids)
+            contexts.append(_context(group, "encoder", length, encoded.blocks, length))
+        return self._batch(contexts, causal=False)
+
+    def encoder_tokens(self, work: EncoderWork) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and positions of the inputs, flattened: what the first of the encoder's units begins with."""
+        tokens = [token for encoded in work.inputs for token in encoded.token_ids]
+        positions = [
+            np.arange(offset, offset + len(encoded.token_ids))
+            for encoded, offset in zip(work.inputs, (g.position_offset("encoder") for g in work.groups), strict=True)
+        ]
+        return self._tensor(np.array(tokens, np.int64)), self._tensor(np.concatenate(positions))
+
+    def _cross(self, rows: Sequence[ScheduledRow]) -> list[_Context]:
+        """What rows attend to of their inputs; rows of one group stand together, so that its input is read once."""
+        contexts = []
+        for group, members in itertools.groupby(rows, key=lambda row: row.group):
+            assert group.input is not None and group.input.complete
+            count = sum(row.count for row in members)
+            contexts.append(_context(group, "cross", count, group.input.blocks, len(group.input.token_ids)))
+        return contexts
+
+    def _batch(self, contexts: Sequence[_Context], *, causal: bool, writes: bool = True) -> PagedBatch:
+        """The contexts as tables. ``slots`` are those of each last ``count`` own tokens, none without ``writes``."""
+        counts, size = tuple(context.count for context in contexts), self._size
+        longest = max(max(len(context.own_blocks), len(context.prefix_blocks)) for context in contexts)
+        tables = np.zeros((len(contexts), 2, longest), np.int32)
+        lengths = np.empty((len(contexts), 2), np.int32)
         slots = np.empty(sum(counts) if writes else 0, np.int64)
         begin = 0
-        for index, row in enumerate(rows):
-            tables[index, 0, : len(row.prefix_blocks)] = row.prefix_blocks
-            tables[index, 1, : len(row.own_blocks)] = row.own_blocks
-            lengths[index] = row.prefix_length, row.own_length
+        for index, context in enumerate(contexts):
+            tables[index, 0, : len(context.prefix_blocks)] = context.prefix_blocks
+            tables[index, 1, : len(context.own_blocks)] = context.own_blocks
+            lengths[index] = context.prefix_length, context.own_length
             if writes:
-                places = np.arange(row.own_length - row.count, row.own_length)
-                slots[begin : begin + row.count] = tables[index, 1][places // size] * np.int64(size) + places % size
-                begin += row.count
+                end = begin + context.count
+                places = np.arange(context.own_length - context.count, context.own_length)
+                slots[begin:end] = tables[index, 1][places // size] * np.int64(size) + places % size
+                begin = end
         return PagedBatch(
-            query_start=self.tensor(np.concatenate(([0], np.cumsum(counts))).astype(np.int32)),
-            tables=self.tensor(tables),
-            lengths=self.tensor(lengths),
-            slots=self.tensor(slots),
+            tables=self._tensor(tables),
+            lengths=self._tensor(lengths),
+            slots=self._tensor(slots),
             counts=counts,
             longest=(int(lengths[:, 0].max()), int(lengths[:, 1].max())),
             causal=causal,
         )
 
-    def tensor(self, array: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> torch.Tensor:
-        """The array on the device."""
+    def _tensor(self, array: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

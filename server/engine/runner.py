@@ -1,11 +1,10 @@
-"""Rows to tensors to logits: the one place that calls the model for serving.
+"""Rows to logits: the one place that calls the model for serving.
 
-Owns the block pool's tensors, the model and the count of forward calls; knows no requests beyond the rows it is given.
+Owns the block pool's tensors, the model, its calls and their count; knows no requests beyond the rows it is given.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -18,10 +17,9 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
-from prefixes.spec import Site
-from server.engine.batch import RowContext, Tables
+from server.engine.batch import BatchBuilder
 from server.engine.config import EngineConfig
-from server.engine.kernels.base import Kernels, KVCache, PagedAttention, PagedBatch
+from server.engine.kernels.base import Kernels, KVCache, PagedAttention
 from server.engine.models import load_model
 from server.engine.prefixes.entry import SiteBlocks
 from server.engine.row import EncodedInput, Group
@@ -54,14 +52,14 @@ class Runner:
         self._device, self._dtype, self._block_size = weight.device, weight.dtype, config.block_size
         self._model, self._kernels = load_model(backbone, kernels), kernels
         self._encoder = self._model.encoder
-        self.encoder_layers, self.encoder_units = (e.layers, e.units) if (e := self._encoder) else (0, 0)
+        self.encoder_layers, self.encoder_units = (len(e.layers), e.units) if (e := self._encoder) else (0, 0)
         layers, geometry = max(site.layers for site in sites.values()), sites["decoder"]
         per_token = 2 * layers * geometry.kv_heads * geometry.head_dim * self._dtype.itemsize
         self.bytes_per_block = per_token * config.block_size
         self.blocks = config.kv_cache_bytes // self.bytes_per_block
         shape = (layers, max(self.blocks, 2), geometry.kv_heads, config.block_size, geometry.head_dim)
         self._cache = KVCache(self._pool(shape), self._pool(shape))
-        self._tables = Tables(config.block_size, self._device)
+        self._build = BatchBuilder(config.block_size, self._device)
         self._underway: tuple[tuple[EncodedInput, ...], torch.Tensor] | None = None  # inputs that the encoder is at
         self.forwards: Counter[str] = Counter()
 
@@ -104,42 +102,32 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, work: EncoderWork) -> float:
-        """One call of the encoder: ``work.units`` over its inputs, which keep what the next units take. Seconds taken.
+        """One call of the encoder: ``work.units`` over its inputs, which keep what the next units take.
 
-        An input's blocks hold the keys and values of the encoder's current layer until cross-attention's take their
-        place; both are written at the same slots.
+        Returns the seconds it took.
         """
         assert self._encoder is not None, "only encoder-decoders have inputs to encode"
         began = time.monotonic()
         self.forwards["encoder"] += 1
-        contexts = []
-        for group, encoded in zip(work.groups, work.inputs, strict=True):
-            length = len(encoded.token_ids)
-            prefix = (group.prefix_blocks.get("encoder", ()), group.prefix_length("encoder"))
-            contexts.append(RowContext(length, *prefix, encoded.blocks, length))
-        batch = self._tables.batch(contexts, causal=False)
+        batch = self._build.encoder(work)
         if work.units.start == 0:
-            ids = [token for encoded in work.inputs for token in encoded.token_ids]
-            offsets = [group.position_offset("encoder") for group in work.groups]
-            lengths = [len(encoded.token_ids) for encoded in work.inputs]
-            positions = [np.arange(o, o + n) for o, n in zip(offsets, lengths, strict=True)]
-            tokens, places = (self._tables.tensor(array) for array in (np.array(ids), np.concatenate(positions)))
-            hidden = self._encoder.embed(tokens, places)
+            hidden = self._encoder.embed(*self._build.encoder_tokens(work))
         else:
             hidden = self._joined(work)
             assert hidden.shape[0] == work.tokens, "an input has lost what its next unit takes"
-        attention = PagedAttention(self._kernels, self._cache, {"encoder": batch, "cross": batch})
+        prepared = self._kernels.prepare(self._cache, batch)
+        attention = PagedAttention({"encoder": prepared, "cross": prepared})
         hidden = self._encoder.advance(hidden, work.units, attention)
         ended = work.units.stop == self.encoder_units
         self._underway = None if ended else (work.inputs, hidden)
         for encoded, part in zip(work.inputs, hidden.split(batch.counts), strict=True):
             encoded.hidden = None if ended else part
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the pace is kept by what a call really takes
+            torch.cuda.synchronize(self._device)  # the budget is kept by what a call really takes
         return time.monotonic() - began
 
     def _joined(self, work: EncoderWork) -> torch.Tensor:
-        """What the inputs' next units take: as the last call left it, where nobody has left the cohort since."""
+        """What the inputs' next units take: as the last call left it, where nobody has left the call since."""
         if self._underway and self._underway[0] == work.inputs:
             return self._underway[1]
         return torch.cat([encoded.hidden for encoded in work.inputs if encoded.hidden is not None])
@@ -148,42 +136,12 @@ class Runner:
     def decoder(self, rows: Sequence[ScheduledRow]) -> torch.Tensor:
         """One call of the decoder over ``rows``; float32 logits ``(n, vocab)`` of those that want them, in order."""
         self.forwards["decoder"] += 1
-        tokens, positions, own = self._tokens(rows)
-        batches: dict[Site, PagedBatch] = {"decoder": self._tables.batch(own, causal=True)}
-        if self._encoder:
-            batches["cross"] = self._tables.batch(self._cross(rows), causal=False, writes=False)
-        hidden = self._model.decoder(tokens, positions, PagedAttention(self._kernels, self._cache, batches))
-        ends = itertools.accumulate(row.count for row in rows)
-        last = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wants_logits]
-        if not last:
-            return hidden.new_empty((0, 0), dtype=torch.float32)
-        wanted = hidden if len(last) == hidden.shape[0] else hidden[torch.tensor(last, device=self._device)]
-        return self._model.logits(wanted).float()
-
-    def _tokens(self, rows: Sequence[ScheduledRow]) -> tuple[torch.Tensor, torch.Tensor, list[RowContext]]:
-        """The rows' tokens and positions, flattened, and what each row attends to of its own."""
-        total = sum(row.count for row in rows)
-        tokens, positions = np.empty(total, np.int64), np.empty(total, np.int64)
-        contexts, begin = [], 0
-        for row in rows:
-            group, end = row.group, row.end
-            part, offset = slice(begin, begin + row.count), group.position_offset("decoder")
-            tokens[part] = row.row.token_ids[row.start : end]
-            positions[part] = np.arange(row.start + offset, end + offset)
-            prefix = (group.prefix_blocks.get("decoder", ()), group.prefix_length("decoder"))
-            contexts.append(RowContext(row.count, *prefix, row.row.blocks, end))
-            begin += row.count
-        return self._tables.tensor(tokens), self._tables.tensor(positions), contexts
-
-    def _cross(self, rows: Sequence[ScheduledRow]) -> list[RowContext]:
-        """What rows attend to of their inputs; rows of one group stand together, so that its input is read once."""
-        contexts = []
-        for group, members in itertools.groupby(rows, key=lambda row: row.group):
-            assert group.input is not None and group.input.complete
-            prefix = (group.prefix_blocks.get("cross", ()), group.prefix_length("cross"))
-            count = sum(row.count for row in members)
-            contexts.append(RowContext(count, *prefix, group.input.blocks, len(group.input.token_ids)))
-        return contexts
+        call = self._build.decoder(rows)
+        attention = PagedAttention({s: self._kernels.prepare(self._cache, batch) for s, batch in call.batches.items()})
+        hidden = self._model.embed(call.tokens, call.positions)
+        for layer in self._model.layers:
+            hidden = layer(hidden, attention)
+        return self._model.logits(hidden if call.wanted is None else hidden[call.wanted]).float()
 
     def _pool(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Zeros. On a CPU such as are mapped when they are first touched, so that an idle server takes what it uses."""

@@ -61,7 +61,10 @@ def dense_logits(
     stops = [0, *units, model.encoder.units]
     for begin, end in itertools.pairwise(stops):
         hidden = model.encoder.advance(hidden, range(begin, end), attention)
-    logits = model.logits(model.decoder(*padded(outputs, first["decoder"]), attention))
+    states = model.embed(*padded(outputs, first["decoder"]))
+    for layer in model.layers:
+        states = layer(states, attention)
+    logits = model.logits(states)
     rows = logits.view(len(outputs), -1, logits.shape[-1])
     return [row[: len(output)] for row, output in zip(rows, outputs, strict=True)]
 

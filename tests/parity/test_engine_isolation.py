@@ -321,7 +321,7 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
     events: list[Event] = []
     while sum(isinstance(event, TokenEvent) for event in events) < 9:
         events += engine.step()
-    owner, name = (engine._runner._model, "decoder") if where == "model" else (engine._postprocess._sampler, "choose")
+    owner, name = (engine._runner._model, "embed") if where == "model" else (engine._postprocess._sampler, "choose")
 
     def broken(*arguments: object) -> None:
         raise RuntimeError("a secret that no user may see")
@@ -345,17 +345,17 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
 
 
 def test_one_step_over_rows_of_many_tasks_is_one_call_of_the_decoder(backbone: Backbone, library: BadLibrary) -> None:
-    """Counted at the model itself, not by the engine's own counter."""
+    """Counted at a layer of the model, not by the engine's own counter."""
     counts = Counts()
     engine = make_engine(backbone, library, max_rows=32, observer=counts)
     model, calls = engine._runner._model, []
-    decoder = model.decoder
+    first, *others = model.layers
 
     def counted(*arguments: Any) -> torch.Tensor:
         calls.append(len(arguments[0]))
-        return decoder(*arguments)
+        return first(*arguments)
 
-    model.decoder = counted  # type: ignore[method-assign,assignment]
+    model.layers = [counted, *others]  # type: ignore[misc,list-item]
     kinds: list[dict[str, Any]] = [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}]
     for index in range(18):
         request = library.request(f"r{index}", index % 9, range(index + 1), max_new_tokens=6, **kinds[index // 9])

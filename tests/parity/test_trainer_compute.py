@@ -102,14 +102,27 @@ def test_the_chunked_loss_stays_finite_and_right_for_scores_that_overflow_an_exp
     torch.testing.assert_close(torch.autograd.grad(got, hidden)[0], torch.autograd.grad(expected, hidden)[0])
 
 
-def test_the_last_layer_computes_only_what_is_learnt_and_gives_the_same_states(backbone: Backbone) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_last_layer_computes_only_what_is_learnt_and_gives_the_same_states(
+    backbone: Backbone, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = collate(toy_examples(backbone)[:6], backbone.pad_token_id)
-    model, plan = tiny_model(backbone), toy_plan(backbone, CONFIG)
+    model, plan, compute = tiny_model(backbone), toy_plan(backbone, CONFIG), Compute(recompute=recompute)
     prefix = {site: _pair(shape) for site, shape in _shapes(backbone).items()}
     everything = replace(batch, predict=torch.arange(batch.ids.numel()))
     states = forward_hidden(model, everything, prefix, plan)
     assert len(batch.predict) < len(states)
-    torch.testing.assert_close(forward_hidden(model, batch, prefix, plan), states[batch.predict], rtol=1e-12, atol=0)
+    last, computed = model.layers[-1], []
+    feed_forward = last.feed_forward
+
+    def counted(x: Tensor) -> Tensor:
+        computed.append(len(x))
+        return feed_forward(x)
+
+    monkeypatch.setattr(last, "feed_forward", counted)
+    learnt = forward_hidden(model, batch, prefix, plan, compute)
+    torch.testing.assert_close(learnt, states[batch.predict], rtol=1e-12, atol=0)
+    assert computed == [len(batch.predict)]
 
 
 def test_validation_is_the_mean_over_learnt_tokens_whatever_the_batches(

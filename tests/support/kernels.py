@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import dataclass
 
@@ -63,7 +62,6 @@ def make_case(
                 slots.append(block * block_size + offset)
     counts = tuple(row.count for row in rows)
     batch = PagedBatch(
-        query_start=torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32),
         tables=tables,
         lengths=torch.tensor([[row.prefix, row.own] for row in rows], dtype=torch.int32).reshape(-1, 2),
         slots=torch.tensor(slots, dtype=torch.int64),

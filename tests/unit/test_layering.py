@@ -81,6 +81,17 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("async_engine",),
     ),
     "server.engine.kernels": (("base", "threads"), ("torch_reference",), ("dense", "numba"), ("__init__",)),
+    "server.engine.kernels.numba": (
+        ("jit", "calibrate", "checks"),
+        ("tiles",),
+        ("math",),
+        ("linear", "norm", "top"),
+        ("attention",),
+        ("pool",),
+        ("paged",),
+        ("kernels",),
+    ),
+    "server.engine.models": (("layers",), ("bart", "gpt2"), ("__init__",)),
     "trainer": (
         ("data", "jobs"),
         ("client", "evaluation"),

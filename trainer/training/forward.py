@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -18,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from prefixes.spec import PrefixSpec
 from server.engine.kernels.base import Attention
 from server.engine.kernels.dense import DenseAttention, PrefixKV
-from server.engine.models import LayerCall, Model
-from server.engine.models.layers import at_once
+from server.engine.models import Model
 from trainer.data.sequences import Batch
 
 
@@ -41,9 +41,13 @@ class Compute:
             return nullcontext()
         return torch.autocast(device.type, self.autocast)
 
-    @property
-    def call(self) -> LayerCall:
-        return _recomputed if self.recompute else at_once
+    def run(self, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``layer`` over ``x``."""
+        if not self.recompute:
+            return layer(x)
+        # The frozen model has no dropout: there is no random state to bring back.
+        made: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+        return made
 
 
 PLAIN: Final = Compute()
@@ -60,37 +64,35 @@ def forward_hidden(
     attention = DenseAttention(batch.ids.shape[0], prefix, lengths)
     if batch.inputs is not None:
         offset = plan.position_offset("encoder") if plan else 0
-        run_encoder(model, batch.inputs.ids, attention, offset, call=compute.call)
+        run_encoder(model, batch.inputs.ids, attention, offset, compute)
     offset = plan.position_offset("decoder") if plan else 0
-    return run_decoder(model, batch.ids, attention, offset, wanted=batch.predict, call=compute.call)
+    return run_decoder(model, batch.ids, attention, offset, batch.predict, compute)
 
 
-def run_encoder(model: Model, ids: Tensor, attention: Attention, offset: int, *, call: LayerCall = at_once) -> None:
+def run_encoder(model: Model, ids: Tensor, attention: Attention, offset: int, compute: Compute = PLAIN) -> None:
     """Encode ``ids (sequences, length)``; cross-attention's keys and values are stored in ``attention``."""
     assert model.encoder is not None, "only examples for an encoder have inputs apart"
-    hidden = model.encoder.embed(ids.flatten(), _positions(ids, offset))
-    model.encoder.advance(hidden, range(model.encoder.units), attention, call=call)
+    encoder, layers = model.encoder, len(model.encoder.layers)
+    x = encoder.embed(ids.flatten(), _positions(ids, offset))
+    for layer in encoder.layers:
+        x = compute.run(partial(layer, attention=attention), x)
+    encoder.advance(x, range(layers, encoder.units), attention)
 
 
 def run_decoder(
-    model: Model,
-    ids: Tensor,
-    attention: Attention,
-    offset: int,
-    *,
-    wanted: Tensor | None = None,
-    call: LayerCall = at_once,
+    model: Model, ids: Tensor, attention: Attention, offset: int, wanted: Tensor, compute: Compute = PLAIN
 ) -> Tensor:
-    """Hidden states ``(sequences * length, hidden)`` of ``ids (sequences, length)``, or of ``wanted`` flat indices."""
-    return model.decoder(ids.flatten(), _positions(ids, offset), attention, wanted=wanted, call=call)
+    """Hidden states ``(wanted, hidden)`` of ``ids (sequences, length)`` at ``wanted``, flat indices.
+
+    Behind the last layer's attention the other tokens are not computed.
+    """
+    x = model.embed(ids.flatten(), _positions(ids, offset))
+    *layers, last = model.layers
+    for layer in layers:
+        x = compute.run(partial(layer, attention=attention), x)
+    return compute.run(lambda x: last.feed_forward(last.attend(x, attention)[wanted]), x)
 
 
 def _positions(ids: Tensor, offset: int) -> Tensor:
     rows, length = ids.shape
     return torch.arange(offset, offset + length, device=ids.device).repeat(rows)
-
-
-def _recomputed(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    # The frozen model has no dropout: there is no random state to bring back.
-    made: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
-    return made

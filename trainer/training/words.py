@@ -91,7 +91,8 @@ def _activations(model: Model, backbone: Backbone, tokens: Sequence[int], sites:
     recording = _Recording(DenseAttention(1, {}, torch.tensor([ids.shape[1]], device=device)))
     if backbone.spec.input_site == "encoder":
         run_encoder(model, ids, recording, 0)
-    run_decoder(model, torch.tensor([[*begin, *tokens]], device=device), recording, 0)
+    nothing = torch.empty(0, dtype=torch.int64, device=device)  # of the states: keys and values are what is kept
+    run_decoder(model, torch.tensor([[*begin, *tokens]], device=device), recording, 0, nothing)
     starts: dict[Site, int] = {"decoder": len(begin), "encoder": len(before), "cross": len(before)}
     dtype = getattr(torch, dtype_of(backbone))
     return {site: _stacked(recording.made[site], starts[site], length, dtype) for site in sites}

@@ -1,10 +1,8 @@
 """The interface between models and the machine: linear layers, and attention over block tables.
 
 Owns the shapes and the contract that every kernel set keeps; knows no model and no scheduler. Models call ``Linear``
-objects and one ``Attention``; the runner builds ``PagedAttention`` from a kernel set and the step's tables, the trainer
-uses ``dense.DenseAttention`` behind the same call.
-
-Capacities are static where a step replays a captured graph: tables are padded, lengths say what counts.
+objects and one ``Attention``. The runner has a kernel set prepare a call's tables and builds ``PagedAttention`` from
+what comes back; the trainer uses ``dense.DenseAttention`` behind the same call.
 """
 
 from __future__ import annotations
@@ -67,7 +65,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class PagedBatch:
-    """The rows of one call, as tables. Token ``i`` of row ``r`` is ``query_start[r] + i``.
+    """The rows of one call, as tables. The call's tokens stand row by row, ``counts[r]`` of row ``r``.
 
     A row's context is two segments, ``[prefix | own]`` (cross-attention: ``[cross prefix | encoder]``; there the rows
     of one request stand as one row of several tokens, so that what they share is read once). Segment ``s`` holds
@@ -77,13 +75,25 @@ class PagedBatch:
     call.
     """
 
-    query_start: torch.Tensor  # (rows + 1,) int32
     tables: torch.Tensor  # (rows, 2, max_blocks) int32
     lengths: torch.Tensor  # (rows, 2) int32
-    slots: torch.Tensor  # (tokens,) int64: block * block_size + offset, where each token's key and value go
-    counts: tuple[int, ...]  # tokens of each row, on the host: query_start without a device synchronisation
+    slots: torch.Tensor  # (tokens,) int64: block * block_size + offset, where each token's key and value go, or (0,)
+    counts: tuple[int, ...]  # tokens of each row, on the host
     longest: tuple[int, int]  # the longest of each segment, on the host
     causal: bool = True
+
+
+class PreparedBatch(Protocol):
+    """A batch over a pool as its kernel set has prepared it: what all layers of the call share is made and checked.
+
+    It serves one call, layer by layer, from one thread.
+    """
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store ``key`` and ``value (tokens, kv_heads, head_dim)`` of ``layer`` at the batch's slots."""
+
+    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+        """``softmax(q kᵀ / sqrt(head_dim)) v`` over each row's two segments; ``(tokens, heads, head_dim)``."""
 
 
 class Kernels(Protocol):
@@ -104,13 +114,8 @@ class Kernels(Protocol):
         value.
         """
 
-    def write_kv(
-        self, cache: KVCache, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> None:
-        """Store ``key`` and ``value (tokens, kv_heads, head_dim)`` of ``layer`` at ``slots``."""
-
-    def paged_attention(self, query: torch.Tensor, cache: KVCache, layer: int, batch: PagedBatch) -> torch.Tensor:
-        """``softmax(q kᵀ / sqrt(head_dim)) v`` over each row's two segments; ``(tokens, heads, head_dim)``."""
+    def prepare(self, cache: KVCache, batch: PagedBatch) -> PreparedBatch:
+        """What the layers of one call share. The batch's tensors must not change while it is in use."""
 
     def warm_up(self, seconds: float = 2.0) -> None:
         """Measure and choose, after a model has bound its layers and before the first request."""
@@ -120,16 +125,15 @@ class Kernels(Protocol):
 class PagedAttention:
     """``Attention`` over the block pool: writes the call's keys and values, then attends."""
 
-    kernels: Kernels
-    cache: KVCache
-    batches: Mapping[Site, PagedBatch]
+    sites: Mapping[Site, PreparedBatch]
 
     def __call__(
         self, site: Site, layer: int, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
     ) -> torch.Tensor:
+        prepared = self.sites[site]
         if key is not None and value is not None:
-            self.store(site, layer, key, value)
-        return self.kernels.paged_attention(query, self.cache, layer, self.batches[site])
+            prepared.write(layer, key, value)
+        return prepared.attend(layer, query)
 
     def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        self.kernels.write_kv(self.cache, layer, self.batches[site].slots, key, value)
+        self.sites[site].write(layer, key, value)

@@ -1,10 +1,10 @@
 """How many threads compute, and how they wait between two calls. Knows neither torch nor numba before it is asked.
 
-Two pools compute: our own for the kernels (``numba_pool``), torch's (OpenMP) for what is left to torch. Both are
+Two pools compute: our own for the kernels (``numba/pool.py``), torch's (OpenMP) for what is left to torch. Both are
 bounded to the cores, and torch's waits asleep. By default an OpenMP worker spins for milliseconds after its region; on
 a machine without a core to spare it then holds the core that our kernels, the event loop or a client need, and each
-hand-over costs a scheduler quantum. Our own workers spin for some tens of microseconds only, and take no part in a job
-they come late to.
+hand-over costs a scheduler quantum. Our own workers spin for a quarter of a millisecond, and take no part in a job they
+come late to.
 """
 
 from __future__ import annotations

@@ -26,6 +26,74 @@ def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     return x
 
 
+class _SameCount:
+    """Rows with the same number of tokens in a call, padded to the longest context of each segment."""
+
+    def __init__(self, cache: KVCache, batch: PagedBatch, rows: list[int], starts: list[int], count: int) -> None:
+        device = batch.tables.device
+        select, steps = torch.tensor(rows, device=device), torch.arange(count, device=device)
+        self._tokens = torch.tensor(starts, device=device)[:, None] + steps  # (rows, count)
+        self._segments: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each: blocks, and which places are empty
+        lengths, visible = batch.lengths[select].long(), []  # (rows, 2)
+        for segment, longest in enumerate(batch.longest):
+            if longest == 0:
+                continue
+            places = torch.arange(longest, device=device)
+            table = batch.tables[select, segment, : -(-longest // cache.block_size)].long()  # (rows, blocks)
+            self._segments.append((table, (places >= lengths[:, segment, None])[:, None, :, None]))
+            limit = lengths[:, segment, None].expand(-1, count)  # (rows, count): keys each token may see
+            if segment == 1 and batch.causal:
+                limit = limit - count + 1 + steps
+            visible.append(places < limit[:, :, None])
+        self._mask = torch.cat(visible, dim=2)[:, None]  # (rows, 1, count, keys)
+
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> None:
+        """From one layer's ``keys`` and ``values``, ``(blocks, kv_heads, block_size, head_dim)``, into ``out``."""
+        attended = F.scaled_dot_product_attention(
+            query[self._tokens].transpose(1, 2),  # (rows, heads, count, head_dim)
+            self._contexts(keys),
+            self._contexts(values),
+            attn_mask=self._mask,
+            enable_gqa=keys.shape[1] != query.shape[1],
+        )
+        out[self._tokens] = attended.transpose(1, 2)
+
+    def _contexts(self, pool: torch.Tensor) -> torch.Tensor:
+        """The rows' two segments one behind the other, ``(rows, kv_heads, keys, head_dim)``."""
+        # Behind a row's end stands whatever the block's last user left. SDPA adds its mask to the scores and multiplies
+        # masked values by 0: a NaN there would become the row's own.
+        return torch.cat(
+            [_gather(pool, table)[:, :, : empty.shape[2]].masked_fill(empty, 0) for table, empty in self._segments],
+            dim=2,
+        )
+
+
+class TorchBatch:
+    """See ``base.PreparedBatch``: index tensors and masks, the same in every layer."""
+
+    def __init__(self, cache: KVCache, batch: PagedBatch) -> None:
+        self._cache = cache
+        self._block, self._offset = batch.slots // cache.block_size, batch.slots % cache.block_size
+        counts, starts = batch.counts, [0, *itertools.accumulate(batch.counts)]
+        short = sorted({count for count in counts if 0 < count < LONG_QUERY})
+        together = [[row for row, count in enumerate(counts) if count == same] for same in short]
+        alone = [[row] for row, count in enumerate(counts) if count >= LONG_QUERY]
+        self._parts = [
+            _SameCount(cache, batch, rows, [starts[row] for row in rows], counts[rows[0]])
+            for rows in (*together, *alone)
+        ]
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        self._cache.keys[layer][self._block, :, self._offset] = key
+        self._cache.values[layer][self._block, :, self._offset] = value
+
+    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(query)
+        for part in self._parts:
+            part.attend(query, self._cache.keys[layer], self._cache.values[layer], out)
+        return out
+
+
 class TorchKernels:
     """Linear layers by ``F.linear``, attention by gathering blocks into contiguous keys and SDPA."""
 
@@ -44,69 +112,11 @@ class TorchKernels:
         values, ids = torch.topk(torch.log_softmax(logits, dim=1), count)
         return values, ids
 
-    def write_kv(
-        self, cache: KVCache, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> None:
-        block, offset = slots // cache.block_size, slots % cache.block_size
-        cache.keys[layer][block, :, offset] = key
-        cache.values[layer][block, :, offset] = value
-
-    def paged_attention(self, query: torch.Tensor, cache: KVCache, layer: int, batch: PagedBatch) -> torch.Tensor:
-        out = torch.empty_like(query)
-        counts = batch.counts
-        starts = [0, *itertools.accumulate(counts)]
-        for count in sorted({c for c in counts if 0 < c < LONG_QUERY}):
-            rows = [r for r, c in enumerate(counts) if c == count]
-            self._attend(out, query, cache, layer, batch, rows, [starts[r] for r in rows], count)
-        for row, count in enumerate(counts):
-            if count >= LONG_QUERY:
-                self._attend(out, query, cache, layer, batch, [row], [starts[row]], count)
-        return out
+    def prepare(self, cache: KVCache, batch: PagedBatch) -> TorchBatch:
+        return TorchBatch(cache, batch)
 
     def warm_up(self, seconds: float = 2.0) -> None:
         """Nothing to measure."""
-
-    def _attend(
-        self,
-        out: torch.Tensor,
-        query: torch.Tensor,
-        cache: KVCache,
-        layer: int,
-        batch: PagedBatch,
-        rows: list[int],
-        starts: list[int],
-        count: int,
-    ) -> None:
-        """Rows with the same number of tokens, padded to the longest context of each segment."""
-        device = query.device
-        select = torch.tensor(rows, device=device)
-        tokens = torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)  # (rows, count)
-        lengths = batch.lengths[select].long()  # (rows, 2)
-        keys, values, visible = [], [], []
-        for segment in (0, 1):
-            longest = batch.longest[segment]
-            if longest == 0:
-                continue
-            blocks = -(-longest // cache.block_size)
-            table = batch.tables[select, segment, :blocks].long()  # (rows, blocks)
-            filled = torch.arange(longest, device=device) < lengths[:, segment, None]  # (rows, longest)
-            # Behind a row's end stands whatever the block's last user left. SDPA adds its mask to the scores and
-            # multiplies masked values by 0: a NaN there would become the row's own.
-            empty = ~filled[:, None, :, None]
-            keys.append(_gather(cache.keys[layer], table)[:, :, :longest].masked_fill(empty, 0))
-            values.append(_gather(cache.values[layer], table)[:, :, :longest].masked_fill(empty, 0))
-            limit = lengths[:, segment, None].expand(-1, count)  # (rows, count): keys each token may see
-            if segment == 1 and batch.causal:
-                limit = limit - count + 1 + torch.arange(count, device=device)
-            visible.append(torch.arange(longest, device=device) < limit[:, :, None])
-        attended = F.scaled_dot_product_attention(
-            query[tokens].transpose(1, 2),  # (rows, heads, count, head_dim)
-            torch.cat(keys, dim=2),
-            torch.cat(values, dim=2),
-            attn_mask=torch.cat(visible, dim=2)[:, None],
-            enable_gqa=keys[0].shape[1] != query.shape[1],
-        )
-        out[tokens] = attended.transpose(1, 2)
 
 
 def _gather(pool: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

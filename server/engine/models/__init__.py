@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -11,9 +11,9 @@ from prefixes.backbone import Backbone
 from server.engine.kernels.base import Attention, Kernels
 from server.engine.models.bart import Bart
 from server.engine.models.gpt2 import GPT2
-from server.engine.models.layers import LayerCall, at_once
+from server.engine.models.layers import Layer
 
-__all__ = ["Encoder", "LayerCall", "Model", "load_model"]
+__all__ = ["Encoder", "Layer", "Model", "load_model"]
 
 
 class Encoder(Protocol):
@@ -23,41 +23,36 @@ class Encoder(Protocol):
     layer.
     """
 
-    layers: int
     units: int  # all of them
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The first units."""
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``(tokens,)`` ids and positions -> ``(tokens, hidden)``: what unit 0 takes."""
 
-    def advance(
-        self, hidden: torch.Tensor, units: range, attention: Attention, *, call: LayerCall = at_once
-    ) -> torch.Tensor:
+    def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
         """Run ``units`` over whole inputs, flattened; what the next unit takes. Cross-attention's part is stored in
-        ``attention``. ``call`` runs each layer.
+        ``attention``.
         """
 
 
 class Model(Protocol):
-    """What the runner and the trainer call. Knows no batch: tokens come flattened, contexts live in ``attention``."""
+    """The parts of a decoder, which the runner and the trainer run one after the other: ``embed``, each of ``layers``,
+    ``logits``. Knows no batch: tokens come flattened, contexts live in the ``Attention`` that layers are given.
+    """
 
     @property
     def encoder(self) -> Encoder | None:
         """None where the decoder reads the input itself."""
 
-    def decoder(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        attention: Attention,
-        *,
-        wanted: torch.Tensor | None = None,
-        call: LayerCall = at_once,
-    ) -> torch.Tensor:
-        """``(tokens,)`` ids and positions -> ``(tokens, hidden)``, before the final norm.
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """In order."""
 
-        With ``wanted (n,)``, indices of tokens, ``(n, hidden)`` of them alone: behind the last layer's attention the
-        others are not computed. ``call`` runs each layer.
-        """
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """``(tokens,)`` ids and positions -> ``(tokens, hidden)``: what the first layer takes."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``(n, hidden)`` of the tokens that need it -> ``(n, vocab)``: final norm and head."""

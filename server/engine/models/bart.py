@@ -6,7 +6,6 @@ Norms stand behind the residual sums (post-norm). Positions begin at 2 of their 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-from server.engine.models.layers import ACTIVATIONS, LayerCall, at_once, bound_norm, fused_linear
+from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm, fused_linear
 
 POSITION_OFFSET = 2
 HALF_LIMIT = torch.finfo(torch.float16).max - 1000
@@ -89,37 +88,60 @@ class _FeedForward:
         return self._norm(self._down(self._up(x)), x)
 
 
+class _EncoderLayer(Layer):
+    """Self-attention and MLP."""
+
+    def __init__(self, layer: int, module: Any, heads: int, activation: Activation, kernels: Kernels) -> None:
+        self._attend = _SelfAttention("encoder", layer, module, heads, kernels)
+        self._feed_forward = _FeedForward(module, activation, kernels)
+
+    def attend(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        return self._attend(x, attention)
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._feed_forward(x)
+        if x.dtype == torch.float16:  # as transformers, which does so where something has overflowed
+            x = x.clamp(-HALF_LIMIT, HALF_LIMIT)
+        return x
+
+
+class _DecoderLayer(Layer):
+    """Self-attention, cross-attention and MLP."""
+
+    def __init__(
+        self, layer: int, module: Any, heads: int, activation: Activation, cross: _CrossAttention, kernels: Kernels
+    ) -> None:
+        self._attend = _SelfAttention("decoder", layer, module, heads, kernels)
+        self._cross, self._feed_forward = cross, _FeedForward(module, activation, kernels)
+
+    def attend(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        return self._cross(self._attend(x, attention), attention)
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._feed_forward(x)
+
+
 class BartEncoder:
     """See ``models.Encoder``. Units: the encoder's layers, then each decoder layer's cross-attention."""
 
     def __init__(self, module: Any, cross: list[_CrossAttention], scale: float, kernels: Kernels) -> None:
         heads, activation = module.config.encoder_attention_heads, ACTIVATIONS[module.config.activation_function]
         self._embedding, self._cross = _Embedding(module, scale, kernels), cross
-        self._layers = [
-            (_SelfAttention("encoder", layer, part, heads, kernels), _FeedForward(part, activation, kernels))
-            for layer, part in enumerate(module.layers)
+        self.layers = [
+            _EncoderLayer(layer, part, heads, activation, kernels) for layer, part in enumerate(module.layers)
         ]
-        self.layers = len(self._layers)
-        self.units = self.layers + len(cross)
+        self.units = len(self.layers) + len(cross)
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self._embedding(token_ids, positions)
 
-    def advance(
-        self, hidden: torch.Tensor, units: range, attention: Attention, *, call: LayerCall = at_once
-    ) -> torch.Tensor:
+    def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
         for unit in units:
-            if unit < self.layers:
-                hidden = call(partial(self._layer, unit, attention), hidden)
-                if hidden.dtype == torch.float16:  # as transformers, which does so where something has overflowed
-                    hidden = hidden.clamp(-HALF_LIMIT, HALF_LIMIT)
+            if unit < len(self.layers):
+                hidden = self.layers[unit](hidden, attention)
             else:
-                self._cross[unit - self.layers].store(hidden, attention)
+                self._cross[unit - len(self.layers)].store(hidden, attention)
         return hidden
-
-    def _layer(self, index: int, attention: Attention, x: torch.Tensor) -> torch.Tensor:
-        attend, feed_forward = self._layers[index]
-        return feed_forward(attend(x, attention))
 
 
 class Bart:
@@ -132,33 +154,16 @@ class Bart:
         cross = [_CrossAttention(layer, part, heads, kernels) for layer, part in enumerate(decoder.layers)]
         self.encoder = BartEncoder(backbone.model.model.encoder, cross, scale, kernels)
         self._embedding = _Embedding(decoder, scale, kernels)
-        self._layers = [
-            (_SelfAttention("decoder", layer, part, heads, kernels), cross[layer],
-             _FeedForward(part, activation, kernels))
+        self.layers = [
+            _DecoderLayer(layer, part, heads, activation, cross[layer], kernels)
             for layer, part in enumerate(decoder.layers)
-        ]  # fmt: skip
+        ]
         # The head's bias is a buffer of shape (1, vocab), all zero in the published checkpoints.
         bias = backbone.model.final_logits_bias.detach()[0]
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), bias.contiguous() if bias.any() else None)
 
-    def decoder(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        attention: Attention,
-        *,
-        wanted: torch.Tensor | None = None,
-        call: LayerCall = at_once,
-    ) -> torch.Tensor:
-        x = self._embedding(token_ids, positions)
-        for layer in range(len(self._layers)):
-            x = call(partial(self._layer, layer, attention), x)
-        # An encoder-decoder learns almost every token that its decoder reads: nothing to leave out of the last layer.
-        return x if wanted is None else x[wanted]
-
-    def _layer(self, index: int, attention: Attention, x: torch.Tensor) -> torch.Tensor:
-        attend, cross, feed_forward = self._layers[index]
-        return feed_forward(cross(attend(x, attention), attention))
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._embedding(token_ids, positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head(hidden)

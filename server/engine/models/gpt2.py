@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +9,10 @@ import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-from server.engine.models.layers import ACTIVATIONS, LayerCall, at_once, bound_norm
+from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm
 
 
-class _Block:
+class _Block(Layer):
     """Pre-norm attention and MLP of one layer."""
 
     def __init__(self, layer: int, module: Any, heads: int, activation: Activation, kernels: Kernels) -> None:
@@ -31,13 +30,13 @@ class _Block:
         self._up = linear(module.mlp.c_fc, activation)
         self._down = linear(module.mlp.c_proj)
 
-    def __call__(self, x: torch.Tensor, attention: Attention, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def attend(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         qkv = self._qkv(self._attention_norm(x)).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
         query, key, value = qkv.unbind(1)
-        attended = attention("decoder", self._layer, query, key, value).reshape(x.shape)
-        if wanted is not None:
-            x, attended = x[wanted], attended[wanted]
-        x = x + self._project(attended)
+        attended = attention("decoder", self._layer, query, key, value)
+        return x + self._project(attended.reshape(x.shape))
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self._down(self._up(self._mlp_norm(x)))
 
 
@@ -51,27 +50,14 @@ class GPT2:
         activation = ACTIVATIONS[config.activation_function]
         self._token_embedding = transformer.wte.weight.detach()
         self._position_embedding = transformer.wpe.weight.detach()
-        self._blocks = [
+        self.layers = [
             _Block(layer, module, config.n_head, activation, kernels) for layer, module in enumerate(transformer.h)
         ]
         self._final_norm = bound_norm(kernels, transformer.ln_f)
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
 
-    def decoder(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        attention: Attention,
-        *,
-        wanted: torch.Tensor | None = None,
-        call: LayerCall = at_once,
-    ) -> torch.Tensor:
-        x: torch.Tensor = F.embedding(token_ids, self._token_embedding) + F.embedding(
-            positions, self._position_embedding
-        )
-        for block in self._blocks[:-1]:
-            x = call(partial(block, attention=attention), x)
-        return call(partial(self._blocks[-1], attention=attention, wanted=wanted), x)
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return F.embedding(token_ids, self._token_embedding) + F.embedding(positions, self._position_embedding)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head(self._final_norm(hidden))

@@ -1,13 +1,13 @@
-"""What the families' modules are made of: norms, activations by name, fused linear layers, how a layer is called."""
+"""What the families' modules are made of: what a layer offers, norms, activations by name, fused linear layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import torch
 
-from server.engine.kernels.base import Activation, Kernels, Linear, Norm
+from server.engine.kernels.base import Activation, Attention, Kernels, Linear, Norm
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
     "gelu_new": "gelu_new",
@@ -17,14 +17,23 @@ ACTIVATIONS: Final[dict[str, Activation]] = {
 }
 """A configuration's name -> the kernels'."""
 
-LayerCall = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor]
-"""Runs a layer over its input and gives its output; the trainer's may keep only the input and run it once more for the
-gradient."""
 
+class Layer(Protocol):
+    """A layer in two halves, over flattened tokens: ``(tokens, hidden)`` -> the same shape.
 
-def at_once(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """The usual ``LayerCall``."""
-    return layer(x)
+    Tokens meet in the first half alone. Whoever needs only some of the last layer's outputs gives the second half only
+    those.
+    """
+
+    def attend(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """``x`` with what its rows' contexts in ``attention`` add to it."""
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` with what the MLP adds to it, each token by itself."""
+
+    def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """Both halves."""
+        return self.feed_forward(self.attend(x, attention))
 
 
 def bound_norm(kernels: Kernels, module: Any) -> Norm:

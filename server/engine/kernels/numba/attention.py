@@ -124,17 +124,11 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
 @jit()
 def write_blocks(
     zero: Any, keys: int, values: int, slots: int, tokens: int, key: int, value: int, key_token: int, key_head: int,
-    value_token: int, value_head: int, blocks: int, kv_heads: int, block_size: int, width: int
-) -> Any:  # fmt: skip
-    """Copy each token's key and value, ``(tokens, kv_heads, width)`` with strides in bytes, to its slot.
-
-    Writes nothing and returns False if a slot is outside of the pool.
-    """
+    value_token: int, value_head: int, kv_heads: int, block_size: int, width: int
+) -> None:  # fmt: skip
+    """Copy each token's key and value, ``(tokens, kv_heads, width)`` with strides in bytes, to its slot."""
     size = itemsize(zero)
     places = carray(pointer(_INT64, slots), (tokens,))
-    for t in range(tokens):
-        if not 0 <= places[t] < blocks * block_size:
-            return False
     for t in range(tokens):
         block, offset = places[t] // block_size, places[t] % block_size
         for h in range(kv_heads):
@@ -146,7 +140,6 @@ def write_blocks(
             for d in range(width):
                 to_key[d] = from_key[d]
                 to_value[d] = from_value[d]
-    return True
 
 
 @jit()

@@ -18,16 +18,14 @@ import numba.core.types
 types: Any = numba.core.types  # its classes and instances confuse type checkers
 
 
-
-def cache_folder() -> Path | None:
+def cache_folder(sources: Path = Path(__file__).parent) -> Path | None:
     """Where compiled kernels are kept: below NUMBA_CACHE_DIR or the XDG cache; None if that cannot be written.
 
-    One folder per content of the kernels' sources: numba itself looks only at the file of the outermost function, and
-    would run a stale kernel after a change in one that it calls.
+    One folder per content of the kernels' ``sources``: numba itself looks only at the file of the outermost function,
+    and would run a stale kernel after a change in one that it calls.
     """
-    sources = sorted(Path(__file__).parent.glob("numba_*.py"))
     version = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
-    for source in sources:
+    for source in sorted(sources.glob("*.py")):
         version.update(source.read_bytes())
     root = os.environ.get("NUMBA_CACHE_DIR")
     xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -33,6 +33,7 @@ LINEAR, ATTENTION, NORM, TOP = 0, 1, 2, 3  # field 0 of every job
 JOB_FIELDS = 32
 MAX_CHUNKS = 2**22 - 1
 SPINS = 10_000
+SHARED_BYTES = 1 << 18  # what a job reads at least for its threads to share it
 
 # Bytes within the shared memory: one cache line for each word that several threads write, then mutex and conditions.
 _TICKET, _DONE, _SLEEPERS, _CALLER_SLEEPS, _STOP, _JOB = range(0, 6 * 64, 64)
@@ -233,7 +234,8 @@ class WorkerPool:
     """
 
     def __init__(self, threads: int, dtype: np.dtype[Any], spins: int = SPINS) -> None:
-        self._zero, self._spins, self._lock = dtype.type(0), spins, threading.Lock()
+        self.threads, self.zero = threads, dtype.type(0)
+        self._spins, self._lock = spins, threading.Lock()
         memory = np.zeros(2 * _MEMORY // 8 + 8, np.int64)
         self._shared = -(-memory.ctypes.data // 64) * 64
         self._alone = self._shared + _MEMORY  # the same without workers
@@ -243,7 +245,7 @@ class WorkerPool:
         no_job = np.zeros(JOB_FIELDS, np.int64)
         self._workers = [
             threading.Thread(
-                target=_run, args=(self._zero, self._shared, no_job, 0, index, spins), name=f"kernels-{index}",
+                target=_run, args=(self.zero, self._shared, no_job, 0, index, spins), name=f"kernels-{index}",
                 daemon=True,
             )
             for index in range(1, threads)
@@ -257,4 +259,4 @@ class WorkerPool:
         if not 0 <= chunks <= MAX_CHUNKS:
             raise ValueError(f"expected 0 to {MAX_CHUNKS} chunks in a job, got {chunks}")
         with self._lock:
-            _run(self._zero, self._shared if shared else self._alone, job, chunks, 0, self._spins)
+            _run(self.zero, self._shared if shared else self._alone, job, chunks, 0, self._spins)

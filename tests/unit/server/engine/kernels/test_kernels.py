@@ -6,7 +6,8 @@ import itertools
 import random
 import threading
 from collections.abc import Iterator
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def random_rows(rng: random.Random, causal: bool) -> list[Row]:
 
 
 def attend(kernels: Kernels, case: Case) -> torch.Tensor:
-    return kernels.paged_attention(case.qkv[:, 0], case.cache, 1, case.batch)
+    return kernels.prepare(case.cache, case.batch).attend(1, case.qkv[:, 0])
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 65, 1000])
@@ -200,7 +201,7 @@ def test_decode_rows_see_their_whole_prefix(
 def test_keys_and_values_land_at_their_slots_and_nowhere_else(kernels: Kernels, dtype: torch.dtype) -> None:
     case = make_case(random.Random(2), [Row(5, 40, 40), Row(0, 3, 0), Row(16, 9, 1)], dtype=dtype, block_size=8)
     before = KVCache(case.cache.keys.clone(), case.cache.values.clone())
-    kernels.write_kv(case.cache, 1, case.batch.slots, case.qkv[:, 1], case.qkv[:, 2])
+    kernels.prepare(case.cache, case.batch).write(1, case.qkv[:, 1], case.qkv[:, 2])
     block, offset = case.batch.slots // 8, case.batch.slots % 8
     for pool, old, written in ((case.cache.keys, before.keys, 1), (case.cache.values, before.values, 2)):
         old[1][block, :, offset] = case.qkv[:, written]
@@ -216,10 +217,8 @@ def test_a_row_does_not_depend_on_its_neighbours_to_the_last_bit(numba: NumbaKer
     rows = [Row(5, 20, 7), Row(17, 8, 1), Row(0, 1, 0), Row(1, 40, 40)]
     case = make_case(random.Random(3), rows, heads=2, head_dim=20)
     together = attend(numba, case)
-    batch = PagedBatch(
-        case.batch.query_start[:2], case.batch.tables[:1], case.batch.lengths[:1], case.batch.slots[:7], (7,), (5, 20)
-    )
-    assert torch.equal(numba.paged_attention(case.qkv[:7, 0], case.cache, 1, batch), together[:7])
+    alone = PagedBatch(case.batch.tables[:1], case.batch.lengths[:1], case.batch.slots[:7], (7,), (5, 20))
+    assert torch.equal(numba.prepare(case.cache, alone).attend(1, case.qkv[:7, 0]), together[:7])
 
 
 def test_what_is_large_enough_to_share_gives_the_same_as_alone(numba: NumbaKernels) -> None:
@@ -265,7 +264,7 @@ def test_no_kernel_is_compiled_after_the_set_is_made(numba: NumbaKernels) -> Non
     before = [len(function.signatures) for function in compiled]
     for rows in ([Row(0, 1, 1)], [Row(5, 40, 40), Row(3, 2, 1)]):  # a view of one token is contiguous, of two it is not
         case = make_case(random.Random(6), rows)
-        numba.write_kv(case.cache, 0, case.batch.slots, case.qkv[:, 1], case.qkv[:, 2])
+        numba.prepare(case.cache, case.batch).write(0, case.qkv[:, 1], case.qkv[:, 2])
         attend(numba, case)
         numba.linear(torch.ones(4, 48), None)(case.qkv[:, 0].reshape(-1, 48))
     assert [len(function.signatures) for function in compiled] == before
@@ -302,9 +301,42 @@ def test_tensors_that_do_not_fit_are_refused(numba: NumbaKernels) -> None:
     with pytest.raises(ValueError, match=r"expected torch.float32 .* got torch.float64"):
         linear(torch.ones(2, 3, dtype=torch.float64))
     case = make_case(random.Random(8), [Row(5, 9, 2)])
-    keys, slots = case.qkv[:, 1], torch.tensor([0, 10**9])
-    with pytest.raises(ValueError, match="slots: expected 0 to"):
-        numba.write_kv(case.cache, 0, slots, keys, keys)
-    case.batch.tables[0, 1, 0] = 99
-    with pytest.raises(ValueError, match=r"block tables: expected blocks 0 to \d+, got 0 to 99"):
-        attend(numba, case)
+    prepared = numba.prepare(case.cache, case.batch)
+    with pytest.raises(ValueError, match=r"key: expected torch.float32 \(2, 3, 16\) on cpu, got .*\(1, 3, 16\)"):
+        prepared.write(0, case.qkv[:1, 1], case.qkv[:, 2])
+    with pytest.raises(ValueError, match=r"value: expected torch.float32 .* got torch.float64"):
+        prepared.write(0, case.qkv[:, 1], case.qkv[:, 2].double())
+    with pytest.raises(ValueError, match="query: expected 2 tokens as the batch counts, got 1"):
+        prepared.attend(0, case.qkv[:1, 0])
+    with pytest.raises(ValueError, match=r"query: expected torch.float32 .* got torch.float64"):
+        prepared.attend(0, case.qkv[:, 0].double())
+
+
+def test_tables_that_point_outside_of_the_pool_are_refused_before_any_layer_runs(numba: NumbaKernels) -> None:
+    case = make_case(random.Random(8), [Row(5, 9, 2)])
+    blocks = case.cache.keys.shape[1]
+    bad: list[tuple[str, dict[str, Any]]] = [
+        (rf"slots: expected 0 to {blocks * 16 - 1}, got 0 to 1000000000", {"slots": torch.tensor([0, 10**9])}),
+        (rf"slots: expected 0 to {blocks * 16 - 1}, got -1 to 0", {"slots": torch.tensor([0, -1])}),
+        (rf"block tables: expected blocks 0 to {blocks - 1}, got 99 to 99", {"tables": case.batch.tables * 0 + 99}),
+        (r"lengths: expected 0 to \d+ for these tables, got 5 to 999", {"lengths": torch.tensor([[5, 999]]).int()}),
+        (r"lengths: expected at least the call's own \[2\], got \[1\]", {"lengths": torch.tensor([[5, 1]]).int()}),
+        (r"tables and lengths: expected 2 rows, got \(1, 2, \d+\)", {"counts": (1, 1)}),
+        (r"slots: expected torch.int64 .* got torch.int32", {"slots": case.batch.slots.int()}),
+    ]
+    for says, change in bad:
+        with pytest.raises(ValueError, match=says):
+            numba.prepare(case.cache, replace(case.batch, **change))
+    keys, values = case.cache.keys, case.cache.values
+    for pool in (KVCache(keys.double(), values), KVCache(keys, values.transpose(2, 3))):
+        with pytest.raises(ValueError, match=r"block pool: expected contiguous torch.float32, got"):
+            numba.prepare(pool, case.batch)
+
+
+def test_one_prepared_batch_serves_every_layer_of_a_call(kernels: Kernels, dtype: torch.dtype) -> None:
+    case = make_case(random.Random(11), [Row(5, 20, 7), Row(17, 8, 1), Row(0, 40, 40)], dtype=dtype, layers=3)
+    prepared = kernels.prepare(case.cache, case.batch)
+    for layer in (0, 2, 1, 2):
+        key, query = case.qkv[:, 1] + layer, case.qkv[:, 0] - layer
+        prepared.write(layer, key, case.qkv[:, 2])
+        assert_close(prepared.attend(layer, query), naive_attention(query, case, layer))

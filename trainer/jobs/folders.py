@@ -4,8 +4,7 @@
 
 A worker that takes a job over renames the folder of the delivery before to its own: one step of the file system, after
 which the one before, stopped or slow, finds no folder at the path it writes to: the last step of every write names the
-whole path (``prefixes.files``).
-Owns these names; knows not what is in a folder.
+whole path (``prefixes.files``). Owns these names; knows not what is in a folder.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 For each name in ``NAMES``: the compose secret of that name where it is not empty, else what stands in the folder from
 an earlier start, else a new random one. So nobody runs with a password that stands in a repository, and a first start
 needs no preparation. Owns files and their modes; knows no service. Prints names, never values.
+
+It runs without the package, with Python alone: so it writes its files itself and not by ``prefixes.files``.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ Owns these commands; the formats themselves are ``prefixes.artifact`` and ``pref
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +26,7 @@ from prefixes.cli.target import (
     reference,
     task_of,
 )
+from prefixes.files import write_new
 from prefixes.spec import DEFAULT_ALIAS, INPUT_SLOT
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def export_artifact(
 
     version, data = _fetched(ref, registry, server)
     read_prefix(data, expected_version=version)
-    _write_new(file, data)
+    write_new(file, data)
     _exported(version, file, as_json)
 
 
@@ -216,19 +215,6 @@ def _fetched(ref: str, registry: str | None, server: str | None) -> tuple[str, b
     with opened(registry, server) as source:
         found = source.resolve(reference(ref, source))
         return found.version, fetch(source, found.tenant, found.name, found.version)
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    """The whole file or none, and never over another."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        path.hardlink_to(temporary)  # unlike a rename, it fails where the file exists
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _warn_of_losses(prefix: Prefix) -> None:

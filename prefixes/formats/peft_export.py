@@ -6,16 +6,13 @@ Owns what PEFT can hold and the folder's files; the tensor's layout is ``peft_la
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save as save_safetensors
 
 from prefixes.artifact import Prefix, check_prefix
 from prefixes.errors import InvalidArtifact
+from prefixes.files import write_folder
 from prefixes.formats.peft import CONFIG, PEFT_TYPES, TENSOR, WEIGHTS
 from prefixes.formats.peft_layout import PeftType, fitting_layers, is_encoder_decoder, pack, taken_layers
 from prefixes.spec import BackboneSpec, SitePrefix, check_compatible
@@ -66,7 +63,7 @@ def export_peft(
         CONFIG: json.dumps(config, indent=2, sort_keys=True).encode() + b"\n",
         WEIGHTS: save_safetensors({TENSOR: flat}, metadata={"format": "pt"}),
     }
-    _write_folder(Path(folder), files)
+    write_folder(Path(folder), files)
 
 
 def _exportable(prefix: Prefix) -> SitePrefix:
@@ -87,23 +84,3 @@ def _exportable(prefix: Prefix) -> SitePrefix:
             got=sited.positions,
         )
     return sited
-
-
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All files or none: written beside the folder, then renamed into its place."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: expected a new or empty folder")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        for name, data in files.items():
-            with (temporary / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

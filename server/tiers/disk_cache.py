@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import secrets
 import stat
 import threading
 import time
@@ -24,10 +23,10 @@ from pathlib import Path
 from typing import Final
 
 from prefixes.errors import InvalidName
+from prefixes.files.folder import Folder
 from prefixes.spec import check_name, check_version
 
 MARKER: Final = ".prefixd-cache"
-TEMPORARY: Final = ".tmp-"
 RESCAN_S: Final = 60.0
 """How old the view of a folder may be that other processes may write to, before room is made in it."""
 ABANDONED_S: Final = 3600.0
@@ -35,7 +34,6 @@ ABANDONED_S: Final = 3600.0
 
 _REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE = re.compile(r"([0-9a-f]{64})\.safetensors")
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _log = logging.getLogger("prefixd.server")
 
 _Key = tuple[str, str, str]  # registry id, tenant, version
@@ -102,7 +100,7 @@ class DiskCache:
                 self._sizes[key] = len(data)  # the room is taken; the file itself is written outside the lock
             try:
                 with self._tenant_folder(key, create=True) as folder:
-                    _write(folder, _file(version), data)
+                    folder.write(_file(version), data, mode=0o600)
             except OSError:
                 with self._lock:
                     self._sizes.pop(key, None)
@@ -130,17 +128,17 @@ class DiskCache:
 
     def _unlink(self, key: _Key) -> None:
         with suppress(FileNotFoundError), self._tenant_folder(key, create=False) as folder:
-            os.unlink(_file(key[2]), dir_fd=folder)
+            folder.remove(_file(key[2]))
 
     def _scan(self) -> None:
         """Look at what is there, of all registries; other people's files are neither counted nor touched."""
         found: list[tuple[int, _Key, int]] = []
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for owner in filter(_REGISTRY_ID.fullmatch, _names(self.folder)):
-            with suppress(OSError):
-                if (self.folder / owner / MARKER).is_file():
-                    for tenant in _names(self.folder / owner):
-                        found += self._scan_tenant(owner, tenant)
+        with self._top(create=True) as top:
+            for owner in filter(_REGISTRY_ID.fullmatch, _folders(top)):
+                with suppress(OSError), top.folder(owner) as registry:
+                    if stat.S_ISREG(registry.status(MARKER).st_mode):
+                        for tenant in _folders(registry):
+                            found += self._scan_tenant(owner, tenant)
         self._sizes = {key: size for _, key, size in sorted(found)}
         self._scanned_at = time.monotonic()
 
@@ -148,28 +146,25 @@ class DiskCache:
         with suppress(OSError, InvalidName):
             key = (owner, check_name("tenant", tenant), "")
             with self._tenant_folder(key, create=False) as folder:
+                folder.sweep(older_s=ABANDONED_S)
                 return [(at, (owner, tenant, version), size) for at, version, size in _files(folder)]
         return []
 
+    def _top(self, *, create: bool) -> Folder:
+        return Folder.at(self.folder, make=0o700 if create else None, durable=False)
+
     @contextmanager
-    def _tenant_folder(self, key: _Key, *, create: bool) -> Iterator[int]:
-        """A descriptor of the folder of the key's tenant. No symbolic link below the cache's own folder is followed."""
+    def _tenant_folder(self, key: _Key, *, create: bool) -> Iterator[Folder]:
+        """The folder of the key's tenant. No symbolic link below the cache's own folder is followed."""
         owner, tenant, _ = key
-        if create:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        opened: list[int] = []
-        try:
-            opened.append(os.open(self.folder, _FOLDER))
-            opened.append(_open_folder(opened[-1], owner, create))
+        make = 0o700 if create else None
+        with self._top(create=create) as top, top.folder(owner, make=make) as registry:
+            registry.narrow(0o700)  # somebody else's folder says so here
             if create:
-                with suppress(FileExistsError):
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                    os.close(os.open(MARKER, flags, 0o600, dir_fd=opened[-1]))
-            opened.append(_open_folder(opened[-1], tenant, create))
-            yield opened[-1]
-        finally:
-            for descriptor in opened:
-                os.close(descriptor)
+                registry.touch(MARKER, mode=0o600)
+            with registry.folder(tenant, make=make) as folder:
+                folder.narrow(0o700)
+                yield folder
 
     @contextmanager
     def _tolerating(self, action: str) -> Iterator[None]:
@@ -192,59 +187,24 @@ def _file(version: str) -> str:
     return f"{version.removeprefix('sha256:')}.safetensors"
 
 
-def _names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+def _folders(folder: Folder) -> list[str]:
+    return [entry.name for entry in folder.entries() if entry.is_dir(follow_symlinks=False)]
 
 
-def _files(folder: int) -> Iterator[tuple[int, str, int]]:
-    """(time, version, bytes) of a tenant's artifacts; temporary files that nobody finishes are removed."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            facts = entry.stat(follow_symlinks=False)
-            if not stat.S_ISREG(facts.st_mode):
-                continue
-            if match := _FILE.fullmatch(entry.name):
-                yield facts.st_mtime_ns, f"sha256:{match[1]}", facts.st_size
-            elif entry.name.startswith(TEMPORARY) and time.time() - facts.st_mtime > ABANDONED_S:
-                os.unlink(entry.name, dir_fd=folder)
+def _files(folder: Folder) -> Iterator[tuple[int, str, int]]:
+    """(time, version, bytes) of a tenant's artifacts."""
+    for entry in folder.entries():
+        facts = entry.stat(follow_symlinks=False)
+        if stat.S_ISREG(facts.st_mode) and (match := _FILE.fullmatch(entry.name)):
+            yield facts.st_mtime_ns, f"sha256:{match[1]}", facts.st_size
 
 
-def _open_folder(parent: int, name: str, create: bool) -> int:
-    if create:
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
-    descriptor = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
-    if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
-        try:
-            os.fchmod(descriptor, 0o700)  # somebody else's folder says so here
-        except OSError:
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-def _read(folder: int, name: str, limit: int) -> bytes | None:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place would be waited for
-    descriptor = os.open(name, flags, dir_fd=folder)
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
+def _read(folder: Folder, name: str, limit: int) -> bytes | None:
+    with folder.open(name) as file:
+        facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
             return None
         data = file.read()
         with suppress(OSError):
-            os.utime(descriptor)  # used just now
+            os.utime(file.fileno())  # used just now
         return data
-
-
-def _write(folder: int, name: str, data: bytes) -> None:
-    temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
-            file.write(data)
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
-        raise

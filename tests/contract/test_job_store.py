@@ -304,7 +304,8 @@ def test_a_folder_survives_a_death_in_the_middle_of_a_write(tmp_path: Path) -> N
 
     job_id = asyncio.run(make())
     folder = tmp_path / "jobs" / job_id
-    (folder / ".job.json.x.part.json").write_text("{")
+    for half in (".tmp-0123", ".job.json.x.part.json", "job.json.part"):  # the latter as earlier releases left them
+        (folder / half).write_text("{")
     events = (folder / "events.jsonl").read_text()
     (folder / "events.jsonl").write_text(events[: -len('"state": "running"}}')])  # the last one, cut off
     (tmp_path / "jobs" / "job-000000000000-0000000000000000").mkdir()  # made, and nothing written
@@ -312,6 +313,7 @@ def test_a_folder_survives_a_death_in_the_middle_of_a_write(tmp_path: Path) -> N
     async def read() -> None:
         store = DiskJobStore(tmp_path)
         assert [job.id for job in await store.open_jobs()] == [job_id]
+        assert sorted(path.name for path in folder.iterdir()) == ["events.jsonl", "job.json"]
         assert len(await store.events("acme", job_id)) == 2
         job = await store.change("acme", job_id, lambda found: failed(found, 1, _failure()))
         assert [event.id for event in await store.events("acme", job_id)] == ["1", "2", "3"]

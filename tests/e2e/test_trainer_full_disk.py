@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prefixes.files.folder import TEMPORARY
 from tests.support.paths import ROOT
 from tests.support.server import make_world
 from tests.support.trainer_process import TrainerProcess, restaurants
@@ -22,7 +23,7 @@ def check(disk: Path, outside: Path) -> None:
         failure = trainer.wait_for_job(large, "failed")["failure"]
         assert failure["code"] == "disk_full", failure
         assert failure["message"] == "expected room on the disk for the run's files, got: No space left on device"
-        assert list(disk.rglob("*.part*")) == []
+        assert list(disk.rglob(f"{TEMPORARY}*")) == []
         small = trainer.wait_for_job(trainer.submit("small", dataset), "succeeded")
         assert small["attempt"] == 1
 

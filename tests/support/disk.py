@@ -122,20 +122,21 @@ CALLS: tuple[tuple[Any, str], ...] = (
 
 
 @contextmanager
-def watched(seen: Callable[[str, str], object]) -> Iterator[None]:
-    """Call ``seen(function, path)`` before each of CALLS, but for those of its own."""
+def watched(seen: Callable[[str, Path], object]) -> Iterator[None]:
+    """Call ``seen(function, place)`` before each of CALLS, but for its own; ``place`` is where the call leads."""
     looking = False
 
     def tell(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(path: Any = ".", *args: Any, **options: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             nonlocal looking
-            if isinstance(path, (str, bytes, os.PathLike)) and not looking:
+            if not looking:
                 looking = True
                 try:
-                    seen(name, os.fsdecode(path))
+                    for place in _places(name, args, options):
+                        seen(name, place)
                 finally:
                     looking = False
-            return real(path, *args, **options)
+            return real(*args, **options)
 
         return call
 
@@ -148,3 +149,22 @@ def watched(seen: Callable[[str, str], object]) -> Iterator[None]:
     finally:
         for patch in patches:
             patch.stop()
+
+
+def _places(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Iterator[Path]:
+    """Where a call's paths lead, those within a folder's descriptor too; links are followed where the call does."""
+    follows = options.get("follow_symlinks", True) if name == "stat" else name in ("open", "listdir", "scandir")
+    if name == "open" and len(args) > 1 and isinstance(args[1], int):
+        follows = not args[1] & os.O_NOFOLLOW
+    keys = ("src_dir_fd", "dst_dir_fd") if name == "replace" else ("dir_fd",)
+    for path, key in zip(args or (".",), keys, strict=False):
+        folder = options.get(key)
+        if isinstance(path, int):  # a descriptor
+            yield _open_at(path)
+            continue
+        place = Path.cwd() / (_open_at(folder) if folder is not None else "") / os.fsdecode(path)
+        yield place.resolve() if follows else place.parent.resolve() / place.name
+
+
+def _open_at(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()

@@ -68,7 +68,7 @@ class DatasetStore:
         if size != info.bytes:
             self.info(tenant, digest)  # or it was deleted between the two looks
             raise self._damaged(parts, f"expected {info.bytes} bytes, found {size}")
-        return self._files.path(*parts)
+        return self._files.root.joinpath(*parts)
 
     def delete(self, tenant: str, digest: str) -> None:
         """Remove a dataset; who has it open reads on. DatasetNotFound as in ``info``."""
@@ -91,7 +91,7 @@ class DatasetStore:
             except PrefixdError:
                 pass  # there is none, or it is damaged: its content mends it
             try:
-                self._files.place(source, *parts)
+                self._files.place(source[-1], *parts)
                 self._files.write_info(info)
             except BaseException:
                 with suppress(PrefixdError):

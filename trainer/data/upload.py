@@ -15,6 +15,7 @@ from threading import Lock
 from types import TracebackType
 
 from prefixes.errors import PrefixdError
+from prefixes.files.folder import write_all
 from trainer.data.files import UPLOAD, DatasetFiles, DatasetInfo, DatasetTooLarge, folder
 from trainer.data.lines import LineReader
 
@@ -62,7 +63,7 @@ class Upload:
                     pass
                 self._digest.update(chunk)
                 with self._named_errors():
-                    _write_all(descriptor, chunk)
+                    write_all(descriptor, chunk)
             except BaseException:
                 self._discard()
                 raise
@@ -98,7 +99,7 @@ class Upload:
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """As ``Files.guarded``, for a file that is open: its path was checked when it was made."""
+        """As ``Files``' own calls do, for a file that is open."""
         try:
             yield
         except OSError as error:
@@ -118,10 +119,3 @@ class Upload:
             self._descriptor = None
             with suppress(PrefixdError):
                 self._files.remove(*self._parts)
-
-
-def _write_all(descriptor: int, chunk: bytes) -> None:
-    """Write it all: the system may take a part only, as where a disk becomes full."""
-    rest = memoryview(chunk)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -24,6 +24,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from prefixes.files import write_json
+from prefixes.files.folder import TEMPORARY, Folder
 from trainer.jobs.base import MAX_EVENTS, Plan
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.job import Change, Event, Job, job_from, require_deletable
@@ -34,6 +35,8 @@ TAIL: Final = 1 << 16
 JOB_ID: Final = re.compile(r"job-[0-9a-f]{12}-[0-9a-f]{16}")
 EVENT_BYTES: Final = 500
 """More than most events take; of a long job's file no more is read than the newest need."""
+_LEFT: Final = (TEMPORARY, "job.json.part", ".job.json.")
+"""How the names of half-written records begin, those of earlier releases too."""
 _EVENT_ID: Final = re.compile(r"[0-9]{1,18}")
 
 
@@ -167,6 +170,8 @@ class DiskJobStore:
             return
         path = folder / "job.json"
         try:
+            with Folder.at(folder) as opened:
+                opened.sweep(_LEFT)
             document = json.loads(path.read_text())
             job, told = job_from(document["job"]), [Event(**event) for event in document["told"]]
             events = folder / "events.jsonl"
@@ -213,12 +218,7 @@ class DiskJobStore:
 def _to_disk(folder: Path, job: Job, events: list[Event], *, durable: bool) -> None:
     """The record is the change; its events follow. Progress is not worth a sync."""
     document = {"job": job.as_dict(), "told": [asdict(event) for event in events]}
-    if durable:
-        write_json(folder / "job.json", document)
-    else:
-        part = folder / "job.json.part"
-        part.write_text(json.dumps(document))
-        part.replace(folder / "job.json")
+    write_json(folder / "job.json", document, durable=durable)
     _append(folder / "events.jsonl", events)
 
 

@@ -3,8 +3,8 @@
     <root>/tenants/<tenant>/jobs/<job id>/run-<token>/
 
 A worker that takes a job over renames the folder of the delivery before to its own: one step of the file system, after
-which the one before, stopped or slow, finds no folder at the path it writes to. Nothing is written by a relative path.
-Owns these names; knows not what is in a folder.
+which the one before, stopped or slow, finds no folder at the path it writes to: the last step of every write names the
+whole path (``prefixes.files``). Owns these names; knows not what is in a folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from prefixes.files import sync_folder
 from prefixes.spec import check_name
 from trainer.jobs.errors import Fenced
 from trainer.jobs.job import Job
@@ -51,7 +52,7 @@ class JobFolders:
                     mine.mkdir()
             except (FileNotFoundError, FileExistsError):
                 continue  # another has just entered: look who
-            _flush(folder)
+            sync_folder(folder)
 
     def result(self, job: Job) -> Path | None:
         """The folder with what the last delivery made, or None before there is one."""
@@ -79,11 +80,3 @@ def _newest(folder: Path) -> int:
         matches = (_RUN.fullmatch(entry.name) for entry in os.scandir(folder))
         return max((int(match[1]) for match in matches if match), default=0)
     return 0
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

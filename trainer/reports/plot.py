@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefixes.files import write_atomic
+from prefixes.files import write_bytes
 
 
 def plot_losses(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -25,4 +26,6 @@ def plot_losses(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
         validation = training.twinx()
         validation.plot(*zip(*measured, strict=True), color="tab:orange", marker="o")
         validation.set_ylabel("validation loss per token", color="tab:orange")
-    write_atomic(path, lambda part: canvas.print_png(str(part)))
+    picture = io.BytesIO()
+    canvas.print_png(picture)
+    write_bytes(path, picture.getvalue())

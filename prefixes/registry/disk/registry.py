@@ -60,7 +60,7 @@ class DiskRegistry(TaskStore):
         self.restoring = restoring
         self._files = Files(Path(root), lock_timeout_s)
         self._log = ChangeLog(self._files)
-        self._cache: dict[Path, tuple[_Signature, TaskInfo]] = {}
+        self._cache: dict[tuple[str, str], tuple[_Signature, TaskInfo]] = {}
         self._cache_lock = Lock()
         if create:
             self._create(registry_id or uuid.uuid4().hex)
@@ -171,17 +171,17 @@ class DiskRegistry(TaskStore):
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         parts = ("tenants", tenant, "tasks", f"{name}.json")
         try:
-            with self._files.guarded("read", *parts) as path, path.open("rb") as file:
+            with self._files.opened(*parts) as file:
                 status = os.fstat(file.fileno())
                 signature = (status.st_ino, status.st_mtime_ns, status.st_size)
                 with self._cache_lock:
-                    cached = self._cache.get(path)
+                    cached = self._cache.get((tenant, name))
                 if cached and cached[0] == signature:
                     return cached[1]
                 data = file.read()
         except FileNotFoundError:
             with self._cache_lock:
-                self._cache.pop(self._files.root.joinpath(*parts), None)
+                self._cache.pop((tenant, name), None)
             self.check()  # a folder that was emptied or unmounted has not deleted its tasks
             return None
         task = parsed(data, task_from_dict, "/".join(parts))
@@ -189,7 +189,7 @@ class DiskRegistry(TaskStore):
             raise RegistryUnavailable(f"registry: {'/'.join(parts)}: expected the task {tenant}/{name}")
         if time.time() - status.st_mtime > _RACY_S:
             with self._cache_lock:
-                self._cache[path] = (signature, task)
+                self._cache[tenant, name] = (signature, task)
         return task
 
     def _find_deleted(self, tenant: str, key: str) -> DeletedTask | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from prefixes.errors import PrefixdError
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from prefixes.artifact import Prefix
 
 SiteBlocks = Mapping[Site, tuple[int, ...]]
+
+
+class LoadStatus(Enum):
+    """LOADING or in line for it, READY to take blocks (or in them already), FAILED for those who waited."""
+
+    LOADING = auto()
+    READY = auto()
+    FAILED = auto()
 
 
 @dataclass
@@ -31,6 +40,12 @@ class Entry:
     waiters: int = 0  # waiting rows: they pin the version, not its blocks
     users: int = 0  # running groups: their blocks stay
     pinned: bool = False
+
+    @property
+    def status(self) -> LoadStatus:
+        if self.resident or self.host is not None:
+            return LoadStatus.READY
+        return LoadStatus.FAILED if self.error else LoadStatus.LOADING
 
     @property
     def resident(self) -> bool:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from prefixes.errors import EngineFailure, PrefixdError
 from prefixes.spec import PrefixSpec, Site
 from server.engine.memory.blocks import BlockLedger
 from server.engine.observer import EngineObserver
-from server.engine.prefixes.entry import Entry, EntrySet, SiteBlocks
+from server.engine.prefixes.entry import Entry, EntrySet, LoadStatus, SiteBlocks
 from server.engine.prefixes.loader import PrefixLoader
 from server.engine.types import PrefixKey
 
@@ -26,14 +25,6 @@ if TYPE_CHECKING:
     from prefixes.artifact import Prefix
 
 log = logging.getLogger(__name__)
-
-
-class LoadStatus(Enum):
-    """LOADING or in line for it, READY to take blocks (or in them already), FAILED for those who waited."""
-
-    LOADING = auto()
-    READY = auto()
-    FAILED = auto()
 
 
 class PrefixStore:
@@ -84,10 +75,7 @@ class PrefixStore:
 
     def status(self, key: PrefixKey) -> LoadStatus:
         """Of a wanted key, as of the last ``settle``."""
-        entry = self._entries[key]
-        if entry.resident or entry.host is not None:
-            return LoadStatus.READY
-        return LoadStatus.FAILED if entry.error else LoadStatus.LOADING
+        return self._entries[key].status
 
     def error(self, key: PrefixKey) -> PrefixdError:
         """Why loading a FAILED key failed."""

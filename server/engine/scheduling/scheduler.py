@@ -23,7 +23,8 @@ from server.engine.config import EngineConfig
 from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse
 from server.engine.observer import EngineObserver
-from server.engine.prefixes.store import LoadStatus, PrefixStore
+from server.engine.prefixes.entry import LoadStatus
+from server.engine.prefixes.store import PrefixStore
 from server.engine.row import Group, GroupState
 from server.engine.scheduling.capacity import Capacity
 from server.engine.scheduling.encoding import EncoderBudget

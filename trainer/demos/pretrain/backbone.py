@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from prefixes.files import write_atomic, write_json
+from prefixes.files import write_bytes, write_json
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -51,4 +51,4 @@ def export_backbone(model: Any, tokenizer: Any, folder: Path, published: Mapping
     config.save_pretrained(str(folder))
     model.generation_config.save_pretrained(str(folder))
     halved = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights_of(model).items()}
-    write_atomic(folder / "model.safetensors", lambda part: save_file(halved, part, {"format": "pt"}))
+    write_bytes(folder / "model.safetensors", save(halved, {"format": "pt"}))

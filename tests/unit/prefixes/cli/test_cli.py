@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.cli import app
+from prefixes.files.folder import TEMPORARY
 from prefixes.formats.peft_export import export_peft
 from prefixes.registry import open_registry
 from tests.support.bart import save_tiny_bart
@@ -140,7 +141,7 @@ def test_export_of_the_artifact_is_the_artifact(shell: Shell) -> None:
     assert target.read_bytes() == write_prefix(PREFIXES[0])
     assert "File exists" in shell.error("export", "artifact", "e2e", str(target))
     assert target.read_bytes() == write_prefix(PREFIXES[0])
-    assert not list(shell.folder.glob(".out*"))
+    assert not list(shell.folder.glob(f"{TEMPORARY}*"))
     assert "No such file" in shell.error("export", "artifact", "e2e", str(shell.folder / "no" / "x"))
 
 

@@ -161,7 +161,7 @@ def touches_of_disk(root: Path, number: int) -> dict[str, int]:
     assert len(registry.tasks()) == number
     costs = {}
     for name, call in (CALLS | WRITES).items():
-        touched: list[str] = []
+        touched: list[Path] = []
         with disk.watched(lambda _, path: touched.append(path)):  # noqa: B023
             call(DiskRegistry(root))
         costs[name] = len(touched)

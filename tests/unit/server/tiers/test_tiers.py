@@ -275,8 +275,8 @@ def test_a_full_disk_costs_the_cache_and_not_the_load(
 
     source = Source()
     tiers = both(tmp_path, source)
-    real = os.rename
-    monkeypatch.setattr(os, "rename", full)
+    real = os.replace
+    monkeypatch.setattr(os, "replace", full)
     with caplog.at_level(logging.INFO):
         for version in (A, B):
             assert version_of(load(tiers, version)) == version
@@ -284,7 +284,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_load(
     assert caplog.text.count("the disk cache cannot be used") == 1, "said once, not at every load"
     assert list(file_of(tmp_path, A).parent.iterdir()) == [], "nothing half-written stays"
     assert kept(tiers, "disk") == []
-    monkeypatch.setattr(os, "rename", real)
+    monkeypatch.setattr(os, "replace", real)
     with caplog.at_level(logging.INFO):
         load(tiers, C)
     assert kept(tiers, "disk") == [C]

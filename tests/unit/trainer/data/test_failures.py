@@ -110,7 +110,7 @@ def test_a_failing_disk_is_a_named_error_and_leaves_nothing(
 ) -> None:  # fmt: skip
     """Each system call of an upload fails, one after the other."""
     real = getattr(os, call)
-    for failing in range(50):
+    for failing in range(300):
         shutil.rmtree(root, ignore_errors=True)
         count = 0
 
@@ -132,7 +132,7 @@ def test_a_failing_disk_is_a_named_error_and_leaves_nothing(
                 assert error.message.startswith(said)
                 assert str(root) not in error.message
         if count <= failing:
-            assert failing or call == "write"
+            assert failing
             break
         # A file that is in its place and whose folder could not be synced is whole all the same.
         assert files(root) in ([], [f"{FOLDER}/{HEX}.json", f"{FOLDER}/{HEX}.jsonl"])

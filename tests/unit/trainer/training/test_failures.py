@@ -16,6 +16,7 @@ import torch
 from prefixes.backbone import load_backbone
 from prefixes.errors import PrefixdError
 from prefixes.files import write_bytes
+from prefixes.files.folder import TEMPORARY, Folder
 from tests.support.paths import ROOT
 from tests.support.trainer import FAMILIES, TEMPLATE, toy_pairs, write_jsonl
 from trainer.data.errors import DiskFull, OutOfMemory, TrainingStopped
@@ -116,7 +117,7 @@ def test_a_run_without_memory_ends_with_advice(request_: RunRequest, tmp_path: P
     assert done.stdout.startswith("out_of_memory | expected enough memory for the run, got: "), done.stderr[-2000:]
     assert "takes 6 sequences at a time: a larger accumulate, a smaller batch_size" in done.stdout
     assert not (tmp_path / "out" / "report.json").exists()
-    assert not [entry for entry in (tmp_path / "out").iterdir() if ".part" in entry.name]
+    assert not [entry for entry in (tmp_path / "out").iterdir() if entry.name.startswith(TEMPORARY)]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +153,18 @@ def test_a_write_to_a_full_device_leaves_the_last_checkpoint(
 ) -> None:
     """The kernel's own ENOSPC, from /dev/full in place of the third checkpoint's temporary file."""
     written = 0
-    inner = Path.write_bytes
+    inner = Folder.create
 
-    def fill(path: Path, content: Any) -> int:
+    def fill(folder: Folder, name: str, *, mode: int | None = None) -> int:
         nonlocal written
-        written += path.name.startswith(".checkpoint")
-        return inner(Path("/dev/full") if written == 3 else path, content)
+        written += 1
+        descriptor = inner(folder, name, mode=mode)
+        if written == 4:  # behind the configuration and two checkpoints
+            os.close(descriptor)
+            descriptor = os.open("/dev/full", os.O_WRONLY)
+        return descriptor
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
+    monkeypatch.setattr(Folder, "create", fill)
     with pytest.raises(DiskFull):
         run_training(request_)
     monkeypatch.undo()

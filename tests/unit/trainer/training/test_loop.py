@@ -12,6 +12,7 @@ import torch
 from prefixes.artifact import read_prefix, write_prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
+from prefixes.files.folder import TEMPORARY
 from prefixes.spec import Site
 from tests.support.trainer import (
     FAMILIES,
@@ -221,7 +222,7 @@ def test_a_checkpoint_has_no_pickle_and_every_number_of_the_state(backbone: Back
     tensors, meta = load_state(path)
     assert meta["state"] == vars(trainer.state)
     assert {f"best.{site}.{part}" for site in backbone.spec.sites for part in ("key", "value")} < tensors.keys()
-    assert not [entry for entry in tmp_path.iterdir() if entry.name.endswith(".part.safetensors")]
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(TEMPORARY)]
 
 
 def test_linear_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:

@@ -95,7 +95,7 @@ def test_a_registry_from_before_references_and_the_audit_is_read_and_written(roo
 
 def counted(call: Callable[[DiskRegistry], object], registry: DiskRegistry) -> int:
     """How often the call touches the file system, by whatever function."""
-    touched: list[str] = []
+    touched: list[Path] = []
     with watched(lambda name, path: touched.append(path)):
         call(registry)
     return len(touched)

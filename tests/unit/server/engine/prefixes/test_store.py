@@ -13,7 +13,8 @@ from prefixes.errors import InvalidArtifact, PrefixdError
 from prefixes.spec import PrefixSpec, Site
 from server.engine.memory.blocks import BlockLedger
 from server.engine.observer import SilentObserver
-from server.engine.prefixes.store import LoadStatus, PrefixStore
+from server.engine.prefixes.entry import LoadStatus
+from server.engine.prefixes.store import PrefixStore
 from server.engine.types import PrefixKey
 from tests.support.prefixes import make_prefix
 

@@ -15,8 +15,8 @@ from prefixes.artifact import Prefix
 from prefixes.errors import InvalidArtifact, PrefixdError, RegistryUnavailable
 from server.engine.observer import SilentObserver
 from server.engine.prefixes import loader as prefix_loader
+from server.engine.prefixes.entry import LoadStatus
 from server.engine.prefixes.loader import PrefixLoader
-from server.engine.prefixes.store import LoadStatus
 from server.engine.types import PrefixKey
 from tests.support.prefixes import make_prefix
 from tests.support.scheduling import Machine

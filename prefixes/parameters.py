@@ -1,7 +1,7 @@
 """The closed set of decoding parameters: their names and basic types. Torch-free.
 
 Owns names and types for an artifact's defaults, a backbone's generation config and a request. Does not know ranges,
-contradictions or limits: those are ``server.parameters``.
+contradictions or limits: the server checks those.
 """
 
 from __future__ import annotations

@@ -73,10 +73,10 @@ COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {
 
 
 class LazyGroup(TyperGroup):
-    """Knows its commands by name and help; the real one takes its place when it is run."""
+    """Knows the commands by name and help text, and imports a command when it is run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Import the command that ``args`` names, then as usual."""
+        """Import the command that ``args`` names, then resolve it as typer does."""
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = typer.main.get_command(COMMANDS[args[0]][1]())
         return super().resolve_command(ctx, args)

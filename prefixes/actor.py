@@ -1,4 +1,4 @@
-"""Who acts from this machine, for the audit. A server knows its callers by other means."""
+"""Names who acts from this machine, for the audit. Does not know a server's callers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ def local_actor() -> str:
     """``cli:user@host``."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # in a container a user may have no name
         user = str(os.getuid())
     return f"cli:{user}@{platform.node()}"

@@ -1,7 +1,7 @@
 """The prefix artifact: one safetensors file, its digest, and every check between bytes and a usable prefix.
 
 Owns the file: header, tensor names ``<site>.key`` and ``<site>.value``, canonical content. Knows no registry and no
-backbone: whether a prefix fits one is ``spec.check_compatible``.
+backbone; ``spec.check_compatible`` says whether a prefix fits one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Prefix:
 
 
 def write_prefix(prefix: Prefix) -> bytes:
-    """The artifact's bytes, the same for the same content. Raises InvalidArtifact for what reading would refuse."""
+    """The artifact's bytes; equal content gives equal bytes. Raises InvalidArtifact for what reading would refuse."""
     check_prefix(prefix)
     header: dict[str, Any] = {"__metadata__": {_METADATA_KEY: _metadata(prefix.spec)}}
     chunks, offset = [], 0
@@ -68,15 +68,15 @@ def write_prefix(prefix: Prefix) -> bytes:
 
 
 def read_prefix(data: bytes, *, expected_version: str | None = None) -> Prefix:
-    """The prefix in ``data``, whole and validated; its tensors are its own memory.
+    """The prefix in ``data``, complete and validated. Its tensors share no memory with ``data``.
 
     Raises InvalidArtifact, saying expected and got, for bytes that are truncated, foreign, malformed or not finite, and
-    for content that is not ``expected_version``.
+    for content of another version than ``expected_version``.
     """
     spec = read_spec(data)
     try:
         entries = safetensors.deserialize(data)  # checks offsets, overlaps and sizes against the dtypes
-    except Exception as error:  # SafetensorError; whatever its parser raises, the bytes are at fault
+    except Exception as error:  # SafetensorError and anything else its parser raises: the bytes are at fault
         raise InvalidArtifact(f"artifact: expected a whole safetensors file, got: {str(error)[:200]}") from None
     by_code = dict(_DTYPES.values())
     tensors = {}
@@ -101,7 +101,7 @@ def read_prefix(data: bytes, *, expected_version: str | None = None) -> Prefix:
 
 
 def read_spec(data: bytes) -> PrefixSpec:
-    """The metadata alone, from the header; the tensors may be missing. Raises InvalidArtifact."""
+    """The metadata from the header alone; the tensors may be missing. Raises InvalidArtifact."""
     if len(data) < 8:
         raise InvalidArtifact(f"artifact: expected at least 8 bytes, got {len(data)}", expected=8, got=len(data))
     (length,) = struct.unpack_from("<Q", data)
@@ -132,9 +132,10 @@ def read_spec(data: bytes) -> PrefixSpec:
 
 
 def version_of(prefix: Prefix) -> str:
-    """``sha256:<hex>`` over the canonical content: metadata, then per tensor, sorted, name, dtype, shape and bytes.
+    """``sha256:<hex>`` over the canonical content: the metadata, then the tensors by name.
 
-    Every part stands behind its length, so that no two contents give the same stream.
+    Each tensor gives its name, dtype, shape and bytes. Each part follows its length, so different contents never give
+    the same stream.
     """
     parts: list[bytes | memoryview] = [_metadata(prefix.spec).encode()]
     for name in sorted(prefix.tensors):
@@ -143,7 +144,7 @@ def version_of(prefix: Prefix) -> str:
 
 
 def check_prefix(prefix: Prefix) -> None:
-    """Raise InvalidArtifact unless the tensors are exactly those the spec describes, and finite."""
+    """Raise InvalidArtifact unless the tensors are finite and exactly those that the spec describes."""
     spec_to_dict(prefix.spec)
     expected = {f"{site}.{part}": sited for site, sited in prefix.spec.sites.items() for part in ("key", "value")}
     if expected.keys() != prefix.tensors.keys():

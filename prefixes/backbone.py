@@ -25,9 +25,9 @@ from prefixes.spec import INPUT_SLOT, BackboneSpec
 class Backbone:
     """A frozen model and what belongs to it.
 
-    ``model`` is in eval mode, without gradients, in the dtype asked for. ``generation_defaults`` holds the decoding
-    parameters of our closed set that its generation config sets. ``eos_token_ids`` may be empty. An encoder-decoder's
-    outputs begin behind ``decoder_prompt``, which is empty for a decoder alone: there they begin behind the input.
+    ``model`` is in eval mode, without gradients, in the requested dtype. ``generation_defaults`` holds the
+    ``DECODING_PARAMETERS`` that its generation config sets. ``eos_token_ids`` may be empty. An encoder-decoder's output
+    begins behind ``decoder_prompt``. For a decoder-only model that is empty, and the output begins behind the input.
     """
 
     name: str
@@ -37,17 +37,17 @@ class Backbone:
     spec: BackboneSpec
     generation_defaults: Mapping[str, Any]
     eos_token_ids: tuple[int, ...]
-    input_template: str  # what a text is wrapped in where no task says otherwise: as in pretraining
+    input_template: str  # wraps a text as in pretraining, where no task has a template of its own
     decoder_prompt: tuple[int, ...]
-    forced_first: int | None  # an encoder-decoder's first and last tokens, whatever the model says (the last one
-    forced_last: int | None  # where an output reaches its limit)
-    pad_token_id: int  # the tokenizer's, else the first end token, else 0: for oracles and batches, never attended to
+    forced_first: int | None  # an encoder-decoder's first token, whatever its logits say
+    forced_last: int | None  # its last token where an output reaches its limit
+    pad_token_id: int  # the tokenizer's, else the first end token, else 0; attention never reads it
 
 
 def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Backbone:
     """Load the backbone ``name``: "demo" or "demo-bart" (bundled), a folder, or a hub id.
 
-    Reads safetensors only and runs no code of the checkpoint's. Raises BackboneError for an unknown family, a variant
+    Reads only safetensors and runs no code from the checkpoint. Raises BackboneError for an unknown family, a variant
     that the engine does not compute exactly, missing tensors, or no fast tokenizer.
     """
     folder = checkpoint_folder(name)
@@ -94,7 +94,7 @@ def _load_model(name: str, folder: str, family: Family, config: Any, dtype: torc
     except Exception as error:  # as above, and safetensors' own
         raise BackboneError(f"backbone {name!r}: cannot load its weights: {str(error)[:300]}") from error
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if missing:  # transformers would serve random weights in their place
+    if missing:  # transformers would fill them with random weights
         raise BackboneError(
             f"backbone {name!r}: expected every weight in the checkpoint, missing {', '.join(missing[:8])}",
             missing=missing[:8],
@@ -110,7 +110,7 @@ def _load_tokenizer(name: str, folder: str, vocab_size: int) -> Any:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BackboneError(f"backbone {name!r}: expected a fast tokenizer, got {type(tokenizer).__name__}")
     if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
-        # what transformers makes, without an error, of a folder that has no tokenizer files
+        # transformers makes such a tokenizer, without an error, for a folder that has no tokenizer files
         raise BackboneError(f"backbone {name!r}: expected a tokenizer beside the weights, found no vocabulary")
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
@@ -174,7 +174,7 @@ def _vocabulary_id(name: str, model: Any, key: str, token: Any) -> int:
 def _generation_defaults(name: str, model: Any) -> Mapping[str, Any]:
     configured = model.generation_config.to_dict()
     defaults = {key: configured[key] for key in DECODING_PARAMETERS if configured.get(key) is not None}
-    if model.config.is_encoder_decoder:  # lengths that count the decoder's start token, and never the input
+    if model.config.is_encoder_decoder:  # its lengths count the decoder's start token and not the input
         for ours, theirs in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
             length = configured.get(theirs)
             if ours not in defaults and isinstance(length, int) and length > 1:

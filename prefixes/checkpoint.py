@@ -1,6 +1,6 @@
-"""The files behind a backbone's name, and its fingerprint: the checkpoint's own tensors, before any cast.
+"""The files behind a backbone's name, and its fingerprint over the checkpoint's own tensors, before any cast.
 
-Owns where a checkpoint lies and what of it is hashed; knows not how a model computes.
+Owns where a checkpoint lies and which parts of it are hashed. Does not know how a model computes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def checkpoint_folder(name: str) -> str:
-    """What transformers is given for ``name``: a bundled demo's folder, a folder, or ``name`` itself as a hub id."""
+    """What transformers loads for ``name``: a bundled demo's folder, a folder, or ``name`` itself as a hub id."""
     if name in DEMOS:
         folder = Path(__file__).parent / "demo" / DEMOS[name]
         if not folder.is_dir():
@@ -44,7 +44,7 @@ def checkpoint_folder(name: str) -> str:
 def checkpoint_files(folder: str) -> dict[str, Path]:
     """Checkpoint tensor name -> the safetensors file that holds it. Downloads a hub id once.
 
-    Raises BackboneError where there is no safetensors checkpoint; pickled ones are never opened.
+    Raises BackboneError if there is no safetensors checkpoint. Pickled ones are never opened.
     """
     try:
         single = _locate(folder, _SINGLE)
@@ -64,7 +64,7 @@ def checkpoint_files(folder: str) -> dict[str, Path]:
 
 
 def _locate(folder: str, filename: str) -> Path | None:
-    """The file in a folder or, by download or cache, of a hub id; None where there is none."""
+    """The file in a folder, or of a hub id by download or cache. None if there is none."""
     try:
         found = cached_file(folder, filename)
     except OSError:
@@ -73,7 +73,7 @@ def _locate(folder: str, filename: str) -> Path | None:
 
 
 def _shard(folder: str, filename: str) -> Path:
-    if Path(filename).name != filename:  # the index comes with the checkpoint: it must not name files elsewhere
+    if Path(filename).name != filename:  # the index comes with the checkpoint and must not name files elsewhere
         raise BackboneError(f"backbone {folder!r}: expected shards beside {_INDEX}, got {filename[:80]!r}")
     path = _locate(folder, filename)
     if path is None:
@@ -86,8 +86,8 @@ def fingerprint(
 ) -> str:
     """``sha256:<hex>`` over family, architecture, every parameter as the checkpoint stores it, and the tokenizer.
 
-    Parameters go by the model's own names, tied ones once: a checkpoint saved with or without the base model's name
-    prefix, the tied head, or mask buffers is the same backbone.
+    Parameters have the model's own names, and tied ones count once. So the fingerprint does not depend on whether the
+    checkpoint was saved with the base model's name prefix, the tied head, or mask buffers.
     """
     identity = {"family": family, "architecture": dict(architecture), "tokenizer": canonical_tokenizer(tokenizer)}
 
@@ -100,10 +100,10 @@ def fingerprint(
 
 
 def canonical_tokenizer(tokenizer: Any) -> Any:
-    """What decides token ids and text, as JSON: no truncation, padding, format version or post-processor (it only adds
-    special tokens, which we never ask for).
+    """What decides token ids and text, as JSON, without truncation, padding, format version and post-processor.
 
-    Switches that are off are left out, so that a later release which writes one more of them gives the same value.
+    The post-processor only adds special tokens, which we never ask for. Switches that are off are left out, so that a
+    later release that writes one more of them gives the same value.
     """
     raw: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return _without_off({key: raw[key] for key in raw.keys() - {"truncation", "padding", "version", "post_processor"}})
@@ -118,8 +118,8 @@ def _without_off(value: Any) -> Any:
 def _stored_parameters(model: Any, files: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's parameters by name, sorted, each as its file stores it; shared ones once.
 
-    Buffers that are saved with them (BART's bias of the head) count where they are not all zero, which is what a
-    checkpoint without them means.
+    Buffers saved with them (the bias of BART's head) count unless they are all zero: a checkpoint without such a buffer
+    means zeros.
     """
     aliases: dict[str, list[str]] = {}
     for target, source in model.all_tied_weights_keys.items():

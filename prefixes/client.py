@@ -1,6 +1,6 @@
 """RemoteRegistry: the registry of a running server, over HTTP, behind the same Protocol as any other.
 
-Owns the HTTP contract of ``serve`` from the caller's side. Torch-free.
+Owns the caller's side of the HTTP contract of ``serve``. Knows no store. Torch-free.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["RemoteError", "RemoteRegistry"]
 
 
 class RemoteRegistry:
-    """See ``base.Registry``. Errors are the server's own, by their codes.
+    """Implements ``base.Registry``. Raises the server's own errors, by their codes.
 
-    ``fetch`` looks for the task that has the version; ``download`` is told the task and is cheaper.
+    ``fetch`` searches for the task that has the version. ``download`` is given the task and is cheaper.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, client: httpx.Client | None = None) -> None:
-        """``url`` is the server's, such as ``http://localhost:8000``. Raises RegistryUnavailable for another form."""
+        """``url`` is the server's, such as ``http://localhost:8000``. Raises RegistryUnavailable for any other form."""
         self._server = Remote("server", RegistryUnavailable, url, api_key=api_key, client=client)
 
     def summaries(self) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ class RemoteRegistry:
         return prefixes
 
     def tasks(self, tenant: str | None = None) -> list[TaskInfo]:
-        """As in the Protocol; one request per task."""
+        """As in the Protocol. Sends one request per task."""
         names = (str(item["task"]).partition("/") for item in self.summaries())
         found = sorted((owner, name) for owner, _, name in names if tenant in (None, owner))
         return [self.inspect(owner, name) for owner, name in found]
@@ -73,7 +73,7 @@ class RemoteRegistry:
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
     ) -> VersionInfo:
-        """As in the Protocol. The server knows who asks by the API key; ``actor`` is not sent, here and below."""
+        """As in the Protocol. The server knows the caller by the API key, so no method here sends ``actor``."""
         _path(tenant, name)
         fields = {"task": f"{tenant}/{name}", "alias": alias or "", "record": json.dumps(dict(record))}
         if idempotency_key is not None:

@@ -1,6 +1,6 @@
-"""Digests over content: what names an artifact's version and a backbone's fingerprint.
+"""Digests over content. They name an artifact's version and a backbone's fingerprint.
 
-Owns the length-delimited stream and the bytes of a tensor; knows not what is hashed, nor why.
+Owns the length-delimited stream and the bytes of a tensor. Does not know what is hashed, or why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def digest_of(parts: Iterable[bytes | memoryview]) -> str:
-    """``sha256:<hex>`` over ``parts`` in order, each behind its length: no two sequences of parts give one stream."""
+    """``sha256:<hex>`` over ``parts`` in order, each after its length: different parts never give the same stream."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(struct.pack("<Q", len(part)))
@@ -28,7 +28,7 @@ def tensor_parts(name: str, tensor: torch.Tensor) -> tuple[bytes | memoryview, .
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's bytes, little-endian, without a copy where it is contiguous and on the CPU."""
+    """The tensor's bytes, little-endian. A contiguous tensor on the CPU is not copied."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

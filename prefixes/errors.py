@@ -60,15 +60,15 @@ class RegistryUnavailable(PrefixdError):
 
 
 class WrongRegistry(RegistryUnavailable):
-    """What answers is not the registry that was opened: it was emptied, or is another. No reason to forget tasks."""
+    """The registry that answers is not the one that was opened, or was emptied. Its tasks do not count as deleted."""
 
 
 class RegistryMissing(WrongRegistry):
-    """The place was reached, and holds no registry: nothing yet, or nothing any more."""
+    """The place was reached but holds no registry: not yet, or no longer."""
 
 
 class RegistryRestoring(RegistryUnavailable):
-    """The registry is being restored, or that was cut short: what is not there yet is not gone."""
+    """A restore of the registry is running or was cut short. A task that is missing now may still come."""
 
 
 class BackboneError(PrefixdError):

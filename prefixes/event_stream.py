@@ -1,7 +1,7 @@
-"""Server-sent events from the caller's side: the bytes of a stream, as they come, to events and comments.
+"""Server-sent events on the caller's side: turns the bytes of a stream, as they come, into events and comments.
 
-Owns the form of HTML's chapter on server-sent events, as far as our services send it: lines end with a line feed or
-with both, never with a carriage return alone. Knows no client, no service and nothing of what an event's data mean.
+Owns the format (HTML standard, "Server-sent events") as far as our services send it: lines end with LF or CR LF, never
+with CR alone. Knows no client and no service, and not what an event's data mean.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServerSentEvent:
-    """One event. ``id`` and ``name`` are None where it has none; several lines of data are joined by line feeds."""
+    """One event. ``id`` and ``name`` are None if it has none. Line feeds join several lines of data."""
 
     id: str | None
     name: str | None
@@ -20,15 +20,15 @@ class ServerSentEvent:
 
 
 class EventDecoder:
-    """Reads one stream. What is left when it ends is no whole event and is dropped."""
+    """Decodes one stream. An event that is incomplete when the stream ends is dropped."""
 
     def __init__(self) -> None:
-        self._begun = b""  # a line whose end has not come yet
+        self._begun = b""  # an unfinished line
         self._fields: dict[str, str] = {}
 
     def feed(self, piece: bytes) -> Iterator[ServerSentEvent | None]:
-        """The events that ``piece``, of any length, completes; None for a comment, which is a sign of life."""
-        *lines, self._begun = (self._begun + piece).split(b"\n")  # other separators of Unicode's are text
+        """Yield the events that ``piece``, of any length, completes, and None for a comment (a sign of life)."""
+        *lines, self._begun = (self._begun + piece).split(b"\n")  # Unicode's other line separators are text
         for line in lines:
             text = line.removesuffix(b"\r").decode(errors="replace")
             if text.startswith(":"):

@@ -1,6 +1,7 @@
-"""The table of model families: what is read from a configuration, and which variants are refused. Torch-free.
+"""The table of model families: what each reads from a configuration, and which variants it refuses. Torch-free.
 
-Owns what differs between families when a backbone is loaded; how a family computes is ``server.engine.models``.
+Owns what differs between families when a backbone is loaded. Does not know how a family computes: that is
+``server.engine.models``.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from prefixes.spec import Site, SiteGeometry
 
 @dataclass(frozen=True)
 class Family:
-    """One family, as ``transformers`` configurations describe it."""
+    """One family, as its ``transformers`` configurations describe it."""
 
     name: Literal["gpt2", "bart"]
     auto_class: str  # of transformers
     architecture: Callable[[Any], Mapping[str, Any]]  # every number and switch that changes the output
     sites: Callable[[Any], Mapping[Site, SiteGeometry]]
-    window: Callable[[Any], int]  # positions, of the encoder and of the decoder each where there are two
-    wraps_input: bool  # whether an input stands between the tokenizer's special tokens, as in pretraining
+    window: Callable[[Any], int]  # positions; with an encoder, each of encoder and decoder has that many
+    wraps_input: bool  # whether the tokenizer's special tokens enclose an input, as in pretraining
     required: Mapping[str, tuple[Any, ...]]  # configuration key -> the values that the engine computes exactly
 
 
@@ -105,7 +106,7 @@ FAMILIES: Final[Mapping[str, Family]] = {"gpt2": GPT2, "bart": BART}
 
 
 def family_of(config: Any) -> Family:
-    """The family of a ``transformers`` configuration. Raises BackboneError for one that cannot be served exactly."""
+    """The family of a ``transformers`` configuration. Raises BackboneError if the engine cannot compute it exactly."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise BackboneError(

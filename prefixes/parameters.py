@@ -1,7 +1,7 @@
 """The closed set of decoding parameters: their names and basic types. Torch-free.
 
-Owns names and types, for an artifact's defaults, a backbone's generation config and a request alike. Ranges,
-contradictions and the server's limits belong to whoever decodes.
+Owns names and types for an artifact's defaults, a backbone's generation config and a request. Does not know ranges,
+contradictions or limits: the server checks those.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _is(expected: str, value: Any) -> bool:
         return isinstance(value, bool) or value == "never"
     if expected == "list of strings":
         return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    if isinstance(value, bool):  # a bool is an int to Python, not to us
+    if isinstance(value, bool):  # Python's bool is an int; here it is no number
         return False
     if expected == "integer":
         return isinstance(value, int)

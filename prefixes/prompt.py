@@ -1,11 +1,11 @@
-"""From a template and a user's text to token ids: the one rule, for the trainer and the server alike.
+"""Turns a template and a user's text into token ids. The trainer and the server share this one rule.
 
-The three pieces (the template's text before the input, the input, the text after it) are tokenised separately and
-joined. Tokenised as one string, merges could reach across the seams: the input would change the template's tokens, and
-could even complete a special token with it. Only the template's own text may contain special tokens; in the user's
-they are plain text and come out split.
+Three pieces are tokenised separately and joined: the template's text before the input, the input, and the text after
+it. In one string, merges could cross the seams: the input would change the template's tokens, and could even complete
+a special token with them. Only the template's text may contain special tokens. In the user's text they are plain text
+and are split.
 
-A prompt that is too long loses the end of the input's own tokens, never the template's.
+A prompt that is too long loses tokens from the end of the input, never from the template.
 
 Owns these rules; knows no window.
 """
@@ -25,8 +25,8 @@ from prefixes.spec import INPUT_SLOT, split_template
 class PromptEncoder:
     """Encodes prompts for one tokenizer. Thread-safe.
 
-    It has its own two copies of the backend: whether special tokens are split is a mutable switch there, and a thread
-    that flipped it would let another thread's user text through as special tokens.
+    It keeps two copies of the backend, because splitting special tokens is a mutable switch there. A thread that
+    flipped a shared switch would let another thread's user text through as special tokens.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -37,16 +37,16 @@ class PromptEncoder:
     def encode(self, template: str, text: str) -> list[int]:
         """Token ids of ``template`` with ``text`` for its ``{input}``.
 
-        Raises InvalidArtifact for a template without exactly one ``{input}``, InvalidParameter for text that is no
-        valid Unicode.
+        Raises InvalidArtifact unless the template has exactly one ``{input}``, and InvalidParameter for text that is
+        not valid Unicode.
         """
         before, after = split_template(template)
         return self.encode_literal(before) + self.encode_text(text) + self.encode_literal(after)
 
     def cut(self, template: str, token_ids: Sequence[int], room: int) -> list[int] | None:
-        """``encode``'s ``token_ids``, at most ``room`` of them: the input loses its end, the template stays whole.
+        """Cut ``token_ids`` from ``encode`` to at most ``room``. The input loses its end; the template stays whole.
 
-        None where the template leaves no room for any of the input.
+        None if the template leaves no room for any of the input.
         """
         if len(token_ids) <= room:
             return list(token_ids)
@@ -55,22 +55,22 @@ class PromptEncoder:
         return [*token_ids[:kept], *tail] if kept > len(head) else None
 
     def encode_literal(self, text: str) -> list[int]:
-        """Token ids of trusted text, special tokens recognised."""
+        """Token ids of trusted text. Special tokens are recognised."""
         return _encode(self._literal, text)
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of anybody's text, special tokens split into plain ones."""
+        """Token ids of untrusted text. Special tokens are split into plain ones."""
         return _encode(self._plain, text)
 
 
 def encode_prompt(tokenizer: Any, template: str, text: str) -> list[int]:
-    """``PromptEncoder(tokenizer).encode(template, text)``, the encoder kept for the tokenizers used last."""
+    """``PromptEncoder(tokenizer).encode(template, text)``. Keeps the encoders of the four tokenizers used last."""
     return _encoder(tokenizer, len(tokenizer)).encode(template, text)
 
 
 @lru_cache(maxsize=4)
 def _encoder(tokenizer: Any, size: int) -> PromptEncoder:
-    return PromptEncoder(tokenizer)  # `size`: tokens added meanwhile make another encoder
+    return PromptEncoder(tokenizer)  # `size` is in the key so that a tokenizer with new tokens gets a new encoder
 
 
 def _copy(tokenizer: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Remote: one of our HTTP services from the caller's side, as every client of ours speaks to it.
+"""Remote: one of our HTTP services from the caller's side. Every client of ours speaks through it.
 
-Owns the URL, the key, how an answer that is no success becomes a named error, and the way back from an error's code to
-its class. Knows no route. Torch-free.
+Owns the URL, the key, turning an unsuccessful answer into a named error, and finding an error's class by its code.
+Knows no route. Torch-free.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ TIMEOUT_S: Final = 120.0
 
 
 class RemoteError(PrefixdError):
-    """An error of the service's whose code belongs to no class here; ``code`` is the service's."""
+    """An error of the service whose code has no class here. ``code`` is the service's."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
-        self.code = code  # type: ignore[misc]  # this one's code is known only when it arrives
+        self.code = code  # type: ignore[misc]  # the code is known only when the answer arrives
 
 
 class Remote:
-    """Requests to one service. What cannot be reached, or answers as no service of ours does, is ``unavailable``."""
+    """Requests to one service. Raises ``unavailable`` if it cannot be reached or answers as no service of ours does."""
 
     def __init__(
         self,
@@ -37,8 +37,9 @@ class Remote:
         api_key: str | None = None,
         client: httpx.Client | None = None,
     ) -> None:
-        """``called`` is what messages call the service. Raises ``unavailable`` for a URL of another form than
-        ``http://host[:port]``."""
+        """``called`` is the service's name in messages. Raises ``unavailable`` unless ``url`` is http or https and has
+        a host.
+        """
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             base = httpx.URL(url)
@@ -52,7 +53,7 @@ class Remote:
         self._shown = str(base.copy_with(userinfo=b""))
 
     def send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """A successful answer. Raises the error that the service names, ``unavailable`` where there is none."""
+        """A successful answer. Raises the error that the service names, or ``unavailable`` if it names none."""
         with self._reaching():
             response = self._client.request(method, path, **content)
         if not response.is_success:
@@ -69,7 +70,7 @@ class Remote:
 
     @contextmanager
     def stream(self, method: str, path: str, **content: Any) -> Iterator[httpx.Response]:
-        """A successful answer whose body is read within the block. Raises as ``send`` does, there as well."""
+        """A successful answer, whose body is read within the block. Raises as ``send`` does, within the block too."""
         with self._reaching(), self._client.stream(method, path, **content) as response:
             if not response.is_success:
                 response.read()
@@ -77,7 +78,7 @@ class Remote:
             yield response
 
     def foreign(self, expected: str) -> PrefixdError:
-        """What to raise for an answer that is not what this service answers."""
+        """The error to raise for an answer that is not ``expected``."""
         return self._unavailable(f"the {self._called} at {self._shown}: expected {expected}, got another answer")
 
     def close(self) -> None:
@@ -93,7 +94,7 @@ class Remote:
             raise self._unavailable(f"cannot reach the {self._called} at {self._shown}: {reason}") from None
 
     def _error(self, response: httpx.Response) -> PrefixdError:
-        """The error that the service names, as its class here."""
+        """The error that the service names, in its class here, or ``unavailable`` if it names none."""
         try:
             raw = response.json()["error"]
             code, message, detail = str(raw["code"]), str(raw["message"]), raw.get("detail")
@@ -106,11 +107,11 @@ class Remote:
 
 
 def error_of(code: str, message: str) -> PrefixdError:
-    """An error of the class that has ``code``, of those that are imported; a RemoteError where none has."""
+    """An error of the imported class that has ``code``, or a RemoteError if none has it."""
     known = next((kind for kind in _kinds(PrefixdError) if kind.code == code), None)
     if known is None:
         return RemoteError(code, message)
-    error = known.__new__(known)  # its own way of making a message takes other arguments
+    error = known.__new__(known)  # its own __init__ may take other arguments
     PrefixdError.__init__(error, message)
     return error
 

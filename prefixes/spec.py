@@ -29,8 +29,8 @@ _VERSION = re.compile(r"sha256:[0-9a-f]{64}")
 def check_name(kind: str, name: str) -> str:
     """Return ``name`` if it is a valid tenant, task or alias name, else raise InvalidName.
 
-    Valid: 1 to 64 of ``a-z 0-9 . _ -``, first and last alphanumeric, no two dots in a row; safe as a file name,
-    a URL part and a Redis key.
+    Valid: 1 to 64 of ``a-z 0-9 . _ -``, first and last alphanumeric, no two dots in a row. Such a name is safe as a
+    file name, a URL part and a Redis key.
     """
     if not _NAME.fullmatch(name) or ".." in name:
         raise InvalidName(
@@ -43,7 +43,7 @@ def check_name(kind: str, name: str) -> str:
 
 
 def check_version(version: str) -> str:
-    """Return ``version`` if it reads ``sha256:<64 hex>``, else raise InvalidName."""
+    """Return ``version`` if it is ``sha256:<64 hex digits>``, else raise InvalidName."""
     if not _VERSION.fullmatch(version):
         raise InvalidName(f"version: expected sha256:<64 hex digits>, got {version[:80]!r}", got=version[:80])
     return version
@@ -63,7 +63,7 @@ class TaskRef:
 
     @classmethod
     def parse(cls, text: str, tenant: str = DEFAULT_TENANT) -> TaskRef:
-        """Parse a reference; ``tenant`` is the caller's own, used where the text names none."""
+        """Parse a reference. ``tenant`` is the caller's own, for a text that names none. Raises InvalidName."""
         path, at, selector = text.partition("@")
         head, slash, name = path.rpartition("/")
         owner = check_name("tenant", head if slash else tenant)
@@ -108,16 +108,16 @@ class BackboneSpec:
 
     @property
     def input_site(self) -> Site:
-        """The site whose own tokens are the input's: an encoder's, where there is one."""
+        """The site that reads the input: ``encoder`` if the backbone has one, else ``decoder``."""
         return "encoder" if "encoder" in self.sites else "decoder"
 
     def input_room(self, prefix: PrefixSpec | None) -> int:
-        """Tokens of input that the window has room for: behind a shifted prefix, and before one token of output."""
+        """How many input tokens fit the window, behind a shifted prefix and, in a decoder, before one output token."""
         offset = prefix.position_offset(self.input_site) if prefix else 0
         return self.max_positions - offset - (1 if self.input_site == "decoder" else 0)
 
     def input_limit(self, prefix: PrefixSpec | None) -> str:
-        """What ``input_room`` is made of, for messages."""
+        """How ``input_room`` comes about, for error messages."""
         offset = prefix.position_offset(self.input_site) if prefix else 0
         less = [f"{offset} of the prefix"] if offset else []
         less += ["one to generate"] if self.input_site == "decoder" else []
@@ -136,7 +136,7 @@ class SitePrefix:
 
 @dataclass(frozen=True)
 class PrefixSpec:
-    """A prefix's metadata, as it stands in the artifact's header (the tensors apart)."""
+    """A prefix's metadata without its tensors, as in the artifact's header."""
 
     fingerprint: str
     sites: Mapping[Site, SitePrefix]
@@ -145,7 +145,7 @@ class PrefixSpec:
     origin: Mapping[str, Any] = field(default_factory=dict)  # data digest, method, hyperparameters
 
     def length(self, site: Site) -> int:
-        """Virtual positions at ``site``; 0 where there is no prefix."""
+        """Virtual positions at ``site``; 0 without a prefix there."""
         prefix = self.sites.get(site)
         return prefix.length if prefix else 0
 
@@ -156,7 +156,7 @@ class PrefixSpec:
 
 
 def split_template(template: str) -> tuple[str, str]:
-    """Literal text before and after the one ``{input}``. Nothing else is interpreted; other braces are text."""
+    """The literal text before and after the one ``{input}``; other braces are text. Raises InvalidArtifact."""
     if template.count(INPUT_SLOT) != 1:
         raise InvalidArtifact(
             f"template: expected exactly one {INPUT_SLOT}, got {template.count(INPUT_SLOT)}",

@@ -1,6 +1,7 @@
-"""The JSON form of a PrefixSpec, the same in the artifact's header, the registry's index and over HTTP. Torch-free.
+"""The JSON form of a PrefixSpec. The artifact's header, the registry's index and HTTP share it. Torch-free.
 
-Owns the form and its validation: what passes here is well-formed, whether or not it fits a backbone. Knows no tensors.
+Owns the form and its validation: a spec that passes is well-formed. Knows no tensors, and not whether a spec fits a
+backbone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from prefixes.parameters import check_decoding_parameters
 from prefixes.spec import SITES, Positions, PrefixSpec, Site, SiteGeometry, SitePrefix, check_version, split_template
 
 DTYPES: Final = ("float32", "float16", "bfloat16", "float64")
-MAX_SIZE: Final = 1 << 24  # of any one dimension: far above every model, far below an overflow
+MAX_SIZE: Final = 1 << 24  # of each dimension; far above every model and far below an overflow
 MAX_DEPTH: Final = 32  # of nested lists and objects in `defaults` and `origin`
 
 _SPEC_KEYS: Final = frozenset({"fingerprint", "sites", "template", "defaults", "origin"})
@@ -23,7 +24,7 @@ _SITE_KEYS: Final = frozenset({"length", "positions", "layers", "kv_heads", "hea
 
 
 def spec_to_dict(spec: PrefixSpec) -> dict[str, Any]:
-    """``spec`` as plain JSON values. Raises InvalidArtifact where it is not well-formed."""
+    """``spec`` as plain JSON values. Raises InvalidArtifact if it is not well-formed."""
     raw = {
         "fingerprint": spec.fingerprint,
         "sites": {
@@ -45,7 +46,7 @@ def spec_to_dict(spec: PrefixSpec) -> dict[str, Any]:
 
 
 def spec_from_dict(raw: Any) -> PrefixSpec:
-    """The spec that ``raw``, parsed JSON, describes. Raises InvalidArtifact for anything missing, unknown or wrong."""
+    """The spec in ``raw`` (parsed JSON). Raises InvalidArtifact for anything missing, unknown or wrong."""
     fields = _object("metadata", raw, _SPEC_KEYS)
     fingerprint, template = fields["fingerprint"], fields["template"]
     try:
@@ -77,12 +78,12 @@ def spec_from_dict(raw: Any) -> PrefixSpec:
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, ASCII. What digests are taken over."""
+    """One text per value: sorted keys, no spaces, ASCII. Digests are taken over it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def parse_json(what: str, text: str | bytes) -> Any:
-    """Strict JSON: no NaN, no key twice. Raises InvalidArtifact naming ``what``."""
+    """Parse strict JSON: no NaN, no duplicate keys. Raises InvalidArtifact, which names ``what``."""
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
@@ -90,7 +91,7 @@ def parse_json(what: str, text: str | bytes) -> Any:
 
 
 def check_json(what: str, value: Any, depth: int = MAX_DEPTH) -> None:
-    """Raise InvalidArtifact unless ``value`` is JSON that reads back as it was: finite, string keys, valid Unicode."""
+    """Raise InvalidArtifact unless ``value`` is JSON: finite numbers of at most 64 bits, string keys, valid Unicode."""
     if depth < 0:
         raise InvalidArtifact(f"{what}: expected at most {MAX_DEPTH} levels, got more", expected=MAX_DEPTH)
     if isinstance(value, str):
@@ -110,7 +111,7 @@ def check_json(what: str, value: Any, depth: int = MAX_DEPTH) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise _wrong(what, "a finite number", value)
-    elif isinstance(value, int):  # bool is one
+    elif isinstance(value, int):  # bool too
         if abs(value) >= 1 << 64:
             raise InvalidArtifact(f"{what}: expected an integer of at most 64 bits, got a larger one", what=what)
     elif value is not None:
@@ -128,7 +129,7 @@ def _site_prefix(name: str, raw: Any) -> SitePrefix:
     fields = _object(f"site {name!r}", raw, _SITE_KEYS)
     if fields["positions"] not in get_args(Positions):
         raise _wrong(f"site {name!r}: positions", " or ".join(get_args(Positions)), fields["positions"])
-    if name == "cross" and fields["positions"] != "unshifted":  # nothing counts positions in cross-attention
+    if name == "cross" and fields["positions"] != "unshifted":  # cross-attention has no positions
         raise _wrong("site 'cross': positions", "unshifted", fields["positions"])
     if fields["dtype"] not in DTYPES:
         raise _wrong(f"site {name!r}: dtype", " or ".join(DTYPES), fields["dtype"])

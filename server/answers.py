@@ -1,6 +1,6 @@
-"""What a finished request looks like as JSON: plain dictionaries, bytes for the wire.
+"""A finished request as JSON: plain dictionaries.
 
-Owns the answer of ``/generate`` and its token events. Knows neither routes nor how an answer travels.
+Owns the answer of ``/generate`` and its token events. Knows neither routes nor how an answer is sent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def answer(identity: Identity, finished: Finished) -> dict[str, Any]:
 
 
 def output_body(output: Output) -> dict[str, Any]:
-    """One output; ``score`` with beams, ``logprobs`` where asked for."""
+    """One output, with ``score`` for beams and ``logprobs`` if requested."""
     body: dict[str, Any] = {
         "text": output.text,
         "token_ids": list(output.token_ids),
@@ -68,7 +68,7 @@ def token_body(event: TokenEvent) -> dict[str, Any]:
 
 
 def logprobs_body(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    """Per token, its log-probability and the likeliest alternatives, best first."""
+    """For each token, its log-probability and the likeliest alternatives, best first."""
     return [
         {
             "token_id": chosen.token_id,

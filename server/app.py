@@ -1,7 +1,7 @@
 """The applications: routes, middleware and error handlers around one assembled server.
 
-Owns their order, which route is for the public and which for those who run the server, and the engine's life within the
-event loop; knows no process, socket or signal.
+Owns their order, which routes are public and which are for operators, and the engine's life within the event loop.
+Knows no process, socket or signal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Applications:
 
 
 def create_apps(assembled: Assembled) -> Applications:
-    """The public application, and the admin's for a port of its own: no route of the latter is in the former."""
+    """The public application, and the admin application for a port of its own. Only the latter has ``routes.admin``."""
     public = _create_public(assembled)
     return Applications(public, _create_admin(assembled, public))
 
@@ -85,7 +85,7 @@ def _create_admin(assembled: Assembled, public: FastAPI) -> FastAPI:
     app.state = public.state  # the runtime, once the public application's lifespan has made it
     for module in (operations, admin):
         app.include_router(module.router)
-    _install(app, assembled, None)  # probes and scrapes are no traffic
+    _install(app, assembled, None)  # probes and scrapes do not count as traffic
     return app
 
 
@@ -121,7 +121,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
 def _hand_over(
     loop: asyncio.AbstractEventLoop, changed: Callable[[str, str], None], tenant: str, name: str
 ) -> None:
-    """Tell the event loop of a change that another thread has heard of."""
+    """Tell the event loop of a change that was announced to another thread."""
     with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(changed, tenant, name)
 

@@ -1,6 +1,6 @@
 """Puts a server together, before any socket listens: backbone, registry, kernels, engine, metrics.
 
-Owns the order and what "auto" means on this machine. Whatever is wrong with a setting shows here, as a named error.
+Owns the order and what "auto" means on this machine. A wrong setting raises its named error here. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from server.web.settings_sources import InvalidSettings
 
 DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
 WARM_UP_TOKENS: Final = 8
-WARM_UP_INPUT: Final = 256  # long enough that an encoder's pace can be told from it
+WARM_UP_INPUT: Final = 256  # long enough to measure an encoder's pace
 
 _log = logging.getLogger("prefixd.server")
 
 
 @runtime_checkable
 class Calibrated(Protocol):
-    """Kernels that measure, once their layers are bound, which implementation is quickest for each shape."""
+    """Kernels that measure which implementation is quickest for each shape, once their layers are bound."""
 
     def warm_up(self) -> None:
         """Measure and choose."""
@@ -61,7 +61,7 @@ class Calibrated(Protocol):
 
 @dataclass(frozen=True)
 class Assembled:
-    """All that is ready before the event loop runs. ``pinned`` are the versions that ``--pin`` meant at start."""
+    """All that is ready before the event loop runs. ``pinned`` are the versions that ``--pin`` named at start."""
 
     settings: Settings
     backbone: Backbone
@@ -100,7 +100,7 @@ def assemble(settings: Settings) -> Assembled:
     )
     metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
     try:
-        configure_threads(settings.threads)  # the command has called it before torch was imported; this sets the number
+        configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
         kernels = select_kernels(device, dtype, settings.kernels, settings.threads)
         engine = Engine(backbone, kernels, _engine_config(settings), catalog.load, metrics)
     except ValueError as error:
@@ -110,7 +110,7 @@ def assemble(settings: Settings) -> Assembled:
         kernels.warm_up()
     warm_up(engine)
     metrics.begin(metrics_registry)
-    trim_heap()  # of what loading and compiling took
+    trim_heap()  # gives back what loading and compiling took
     _log.info("engine warm", extra={"facts": {"kernels": kernels.name, "seconds": round(time.monotonic() - began, 3)}})
     return Assembled(
         settings=settings,
@@ -127,7 +127,7 @@ def assemble(settings: Settings) -> Assembled:
 def publish_demo(registry: Registry, demo: str, folders: Mapping[str, Path]) -> None:
     """Publish ``demo``'s artifacts, each under its file's name, if ``registry`` has none of them and nothing but demos.
 
-    ``folders`` are all demos', by name, with their artifacts under ``prefixes/``.
+    ``folders`` maps each demo's name to its folder, which has the artifacts under ``prefixes/``.
     """
     bundled = {name: sorted((folder / "prefixes").glob("*.safetensors")) for name, folder in folders.items()}
     demos = {path.stem for paths in bundled.values() for path in paths}
@@ -135,7 +135,7 @@ def publish_demo(registry: Registry, demo: str, folders: Mapping[str, Path]) -> 
         there = {task.name for task in registry.tasks()}
     except RegistryUnavailable:
         registry.check()
-        return  # somebody's registry, with something damaged in it: that is theirs to hear of, when they ask for it
+        return  # a user's registry with damaged data: the user gets that error on asking for the data
     if there - demos or there & {path.stem for path in bundled[demo]}:
         return
     source = {"source": "bundled with prefixd"}
@@ -145,8 +145,9 @@ def publish_demo(registry: Registry, demo: str, folders: Mapping[str, Path]) -> 
 
 
 def warm_up(engine: Engine) -> None:
-    """Run bare requests to their ends, greedy, sampled, with beams and with a long input, so that no user's pays for
-    first times.
+    """Run bare requests to their ends: greedy, sampled, with beams and with a long input.
+
+    So no user's request pays for what the first run costs.
     """
     greedy = SamplingParams(max_new_tokens=WARM_UP_TOKENS, min_new_tokens=WARM_UP_TOKENS)
     sampled = replace(greedy, do_sample=True, top_k=4, top_p=0.9, num_return_sequences=2, seed=0)
@@ -173,7 +174,7 @@ def warm_up(engine: Engine) -> None:
 
 
 def _tiers(settings: Settings, link: RegistryLink) -> PrefixTiers:
-    """What stands before the registry, the nearest first."""
+    """The caches, the nearest first, and behind them the registry."""
     registry = link.registry
     caches: list[Cache] = [HostCache(settings.host_cache_bytes)]
     if settings.disk_cache is not None:

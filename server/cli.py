@@ -1,6 +1,7 @@
-"""``prefixd serve``: its options are the settings, made from them one by one.
+"""``prefixd serve``: has one option per setting, made from the settings.
 
-Owns the command line. Torch and what needs it are imported when the command runs, so that ``--help`` is quick.
+Owns the command line and knows no setting by name. Torch and its users are imported when the command runs, so that
+``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Examples:
 
 
 def serve(config: Path | None, **flags: Any) -> None:
-    """Start the server and stay until a signal; exits with 1, and one line, when it cannot start."""
+    """Start the server and stay until a signal. Exits with 1, and one line on stderr, if it cannot start."""
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
         settings = load_settings(Settings, given, config=config)
@@ -41,7 +42,7 @@ def serve(config: Path | None, **flags: Any) -> None:
         from server.lifecycle import bind
 
         _configure_threads(settings.threads)
-        with bind(settings) as sockets:  # first: a taken port shows before minutes go into loading
+        with bind(settings) as sockets:  # first, so that a taken port fails before minutes of loading
             from server.app import create_apps
             from server.assembly import assemble
             from server.lifecycle import serve as serve_app

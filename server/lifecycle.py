@@ -1,9 +1,9 @@
 """The server's process: its two sockets, its signals, its drain, its exit code.
 
-Owns uvicorn, once for the public application and once for the admin's, on one event loop. On the first SIGTERM or
-SIGINT nothing new is admitted and running rows finish while both sockets stay open, so that ``/ready`` and every
-refused request get a proper answer; then it exits with 0. A second signal, or the drain timeout, aborts what still runs
-and the exit code is 1. The admin port closes last.
+Owns uvicorn, which runs the public and the admin application on one event loop. On the first SIGTERM or SIGINT nothing
+new is admitted and running rows finish. Both sockets stay open meanwhile, so that ``/ready`` and every refused request
+get a proper answer. Then the process exits with 0. A second signal, or the drain timeout, aborts what still runs, and
+the exit code is 1. The admin port closes last. Knows no route.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from server.settings import Settings
 from server.web.listening import SAME_SIGNAL_S, CannotListen, Listener, configured, url_of
 from server.web.listening import bind as bind_socket
 
-if TYPE_CHECKING:  # a taken port shows before torch is imported
+if TYPE_CHECKING:  # a taken port fails before torch is imported
 
     from server.app import Applications
     from server.runtime import Runtime
@@ -47,7 +47,7 @@ class Sockets:
 
 
 def bind(settings: Settings) -> Sockets:
-    """The sockets to serve on. Raises CannotListen: before minutes go into loading."""
+    """The sockets to serve on. Raises CannotListen before minutes go into loading."""
     public = bind_socket(settings.host, settings.port)
     try:
         return Sockets(public, bind_socket(settings.admin_host, settings.admin_port, " (--admin-port)"))
@@ -57,7 +57,7 @@ def bind(settings: Settings) -> Sockets:
 
 
 def serve(apps: Applications, sockets: Sockets, settings: Settings) -> int:
-    """Serve both applications until a signal; returns the process's exit code."""
+    """Serve both applications until a signal. Returns the process's exit code."""
     config = configured(apps.public, lifespan=True)
     server = _Server(config, apps, sockets, settings)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -67,7 +67,7 @@ def serve(apps: Applications, sockets: Sockets, settings: Settings) -> int:
 
 
 class _Server(Listener):
-    """The public listener, which carries the admin's through its own life."""
+    """The public listener. It starts and stops the admin listener with itself."""
 
     def __init__(self, config: uvicorn.Config, apps: Applications, sockets: Sockets, settings: Settings) -> None:
         super().__init__(config)
@@ -91,7 +91,7 @@ class _Server(Listener):
         return self._exit_code
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, then the admin's, which needs what the lifespan has made; and say where."""
+        """Start as uvicorn does, then the admin listener, which needs what the lifespan made. Log both addresses."""
         await super().startup(sockets)
         self._admin_serving = asyncio.create_task(self._admin.serve(sockets=[self._sockets.admin]))
         while not (self._admin.started or self._admin_serving.done()):

@@ -1,6 +1,6 @@
 """Metrics for Prometheus: the engine's reports and its state, in one registry of our own.
 
-Owns names, labels and buckets. Names are vLLM's where it has one, with our prefix. Knows neither HTTP (that is
+Owns names, labels and buckets. Where vLLM has a name, ours is the same with our prefix. Knows neither HTTP (that is
 ``http_metrics``) nor where the numbers come from.
 """
 
@@ -32,8 +32,8 @@ _TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 class EngineMetrics:
     """Implements ``EngineObserver`` with prometheus-client. Thread-safe.
 
-    A task is a label while fewer than ``max_task_labels`` have been seen; later ones are ``(other)`` and the bare
-    backbone is ``(bare)``, so that tenants cannot grow the output without bound.
+    The first ``max_task_labels`` tasks get labels of their own, later ones share ``(other)``, and the bare backbone is
+    ``(bare)``. So tenants cannot grow the output without bound.
     """
 
     def __init__(self, *, max_task_labels: int) -> None:
@@ -43,7 +43,7 @@ class EngineMetrics:
         self._create(None)
 
     def begin(self, registry: CollectorRegistry) -> None:
-        """Count from zero and show it in ``registry``: what was reported so far was the warm-up."""
+        """Count from zero again and show the counts in ``registry``. The reports so far were the warm-up."""
         self._create(registry)
 
     def _create(self, registry: CollectorRegistry | None) -> None:
@@ -145,7 +145,7 @@ class EngineMetrics:
         label = self._labels.get(task)
         if label is None:
             with self._lock:
-                if len(self._labels) > self._max_task_labels:  # the bare backbone is in there too
+                if len(self._labels) > self._max_task_labels:  # the labels include the bare backbone
                     return OTHER
                 label = self._labels.setdefault(task, task or BARE)
         return label

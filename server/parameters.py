@@ -1,12 +1,12 @@
-"""From four layers of decoding parameters to one SamplingParams: request, artifact, backbone, server.
+"""Merges four layers of decoding parameters into one SamplingParams: request, artifact, backbone, server.
 
-Owns precedence, implication and the server's limits. Knows no HTTP; ranges and contradictions are SamplingParams' own.
+Owns precedence, implication and the server's limits. Knows no HTTP. SamplingParams checks ranges and contradictions.
 
-- A layer's statement about how to decode (beams, sampling, greedy) drops what lower layers say about another way:
-  a lower layer never makes a request contradictory. Only a request can contradict itself, and that is an error.
+- If a layer says how to decode (beams, sampling, greedy), it drops the lower layers' parameters for another way. So a
+  lower layer never makes a request contradictory. A request that contradicts itself is an error.
 - In a request or an artifact, temperature, top_k or top_p without do_sample mean sampling. In a backbone's generation
   config they do not: there they wait for do_sample, as in transformers.
-- Beyond a limit, a request is an error and an artifact's or a backbone's default is cut to it.
+- A request beyond a limit is an error. An artifact's or a backbone's default beyond it is cut to the limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOT_WITH_BEAMS: Final = frozenset({"stop", "logprobs"})
 
 @dataclass(frozen=True)
 class ParameterLimits:
-    """The server's own: the default length, and the most that anyone gets."""
+    """The server's default output length, and the most that any request gets."""
 
     default_max_new_tokens: int
     max_new_tokens: int
@@ -48,7 +48,7 @@ def merge_parameters(
 ) -> tuple[SamplingParams, bool]:
     """The parameters to decode with, and whether a long input is to be truncated. Raises InvalidParameter.
 
-    ``request`` holds only what was said, with types already checked.
+    ``request`` holds only the parameters that were given, with types already checked.
     """
     _check_request(request, limits)
     above = _with_implied_sampling(request)
@@ -61,7 +61,7 @@ def merge_parameters(
     if above.get("num_beams", 1) == 1 and not above.get("do_sample") and "num_return_sequences" not in request:
         above.pop("num_return_sequences", None)
     if above.get("num_beams", 1) == 1 and not above.get("do_sample"):
-        above = {name: value for name, value in above.items() if name not in FILTERS}  # no meaning when greedy
+        above = {name: value for name, value in above.items() if name not in FILTERS}  # greedy ignores them
     truncate = bool(above.pop("truncate", False))
     if "stop" in above:
         above["stop"] = tuple(above["stop"])
@@ -99,7 +99,7 @@ def _with_implied_sampling(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
-    """``upper`` with what ``lower`` adds to it and does not contradict."""
+    """``upper``, and those parameters of ``lower`` that it neither has nor contradicts."""
     dropped: set[str] = set()
     if upper.get("num_beams", 1) > 1:
         dropped |= SAMPLING | NOT_WITH_BEAMS

@@ -1,4 +1,4 @@
-"""The names that a request to this server may hold, for guesses at misspelt ones."""
+"""The field names that a request to this server may have, for guesses at misspelt ones. Knows no handler."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ FIELDS: Final[KnownFields] = {
 
 
 def item_problems(error: Any) -> InvalidRequest:
-    """What is wrong with one item of a batch, from its ``pydantic.ValidationError``."""
+    """The error for one invalid item of a batch, from its ``pydantic.ValidationError``."""
     return explain(error.errors(include_url=False, include_input=False, include_context=False), FIELDS, "/generate")

@@ -1,6 +1,6 @@
-"""What the routes work with: one object per running server, reached from the request.
+"""Runtime: what the routes work with, one object per running server, which a request gives access to.
 
-Owns no behaviour but ``ready``. Built by ``assembly`` and the application's lifespan.
+Owns no behaviour but ``check_taking_work``. The application's lifespan builds it from what ``assembly`` made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MAX_UPLOADS_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Runtime:
-    """Everything that lives as long as the server serves. ``uploads`` bounds the memory that uploads take together."""
+    """All that lives while the server serves. ``uploads`` bounds the memory that uploads and downloads take together.
+    """
 
     settings: Settings
     backbone: Backbone
@@ -44,7 +45,7 @@ class Runtime:
         return self.settings.backbone.rstrip("/").rpartition("/")[2] or self.settings.backbone
 
     def check_taking_work(self) -> None:
-        """Raise ShuttingDown while the server drains, NotReady when the engine has stopped."""
+        """Raise ShuttingDown while the server drains, NotReady if the engine has stopped."""
         if self.engine.draining:
             raise ShuttingDown("the server is shutting down and takes no new work")
         if not self.engine.healthy:

@@ -1,7 +1,7 @@
-"""From what a caller asks to a running request: the one way in, for every route.
+"""Turns what a caller asks into a running request. Every route admits its requests here.
 
 Owns the order of admission: who, which version, which parameters, which tokens, does it fit, is there room. Each step
-raises its own named error and nothing has happened until the last one. Knows no HTTP.
+raises its own named error, and only the last one changes anything. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.registry.catalog import Catalog
 from server.web.auth import Action, Caller, authorize
 
 LONG_TEXT: Final = 4096
-"""Characters from which on a text is tokenised off the event loop; below, the hop would cost more than it spares."""
+"""A text with more characters is tokenised off the event loop. For a shorter one the hop costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Running:
-    """A request that the engine has accepted. Whoever holds it reads ``stream`` to its end, or aborts it."""
+    """A request that the engine has accepted. Its holder must read ``stream`` to its end or abort it."""
 
     identity: Identity
     stream: EventStream
@@ -58,7 +58,7 @@ class GenerationService:
     async def prepare(
         self, caller: Caller, task: str | None, text: str, parameters: Mapping[str, Any], request_id: str
     ) -> Prepared:
-        """Everything but the engine's own yes.
+        """Do every step of the admission but the engine's own.
 
         Raises InvalidName, Forbidden, TaskNotFound, RegistryUnavailable, IncompatiblePrefix, InvalidParameter,
         InputTooLong.
@@ -85,7 +85,7 @@ class GenerationService:
         return Prepared(Identity(request_id, label, resolved.version if resolved else None, truncated), request)
 
     def submit(self, prepared: Prepared) -> Running:
-        """Hand it to the engine. Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter."""
+        """Submit it to the engine. Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter."""
         return Running(prepared.identity, self._engine.submit(prepared.request), prepared.request.params)
 
     async def admit(

@@ -1,8 +1,8 @@
 """The server's settings: read once, validated, frozen.
 
-Owns names, defaults, limits and their help texts. Where values come from is ``web.settings_sources``; what they do is
-nobody's business here. The option ``--max-rows``, the variable ``PREFIXD_MAX_ROWS`` and the key ``max_rows`` in the
-file are the same setting.
+Owns names, defaults, limits and help texts. The option ``--max-rows``, the variable ``PREFIXD_MAX_ROWS`` and the key
+``max_rows`` in the file are the same setting. Does not know where values come from (``web.settings_sources``) or what
+they do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Tasks = Annotated[tuple[Annotated[str, AfterValidator(_check_task)], ...], NoDec
 
 
 class Settings(ServiceSettings):
-    """Everything that ``prefixd serve`` can be told."""
+    """All settings of ``prefixd serve``."""
 
     model_config = SettingsConfigDict(env_prefix="PREFIXD_")
 

@@ -1,7 +1,7 @@
-"""``POST /prefixes``: reading the multipart body of an upload, and the artifact in it.
+"""``POST /prefixes``: reads the multipart body of an upload, and the artifact in it.
 
-Owns the form's fields and their checks, and that the artifact is one for this backbone; the file stays on disk
-(spooled) until its turn to be read comes. Knows no registry.
+Owns the form's fields and their checks, and the check that the artifact fits this backbone. The file stays on disk
+(spooled) until its turn to be read. Knows no registry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIELDS: Final = frozenset({"task", "alias", "record", "once", "file"})
 
 @dataclass(frozen=True)
 class Upload:
-    """A well-formed upload. ``alias`` None moves none; ``idempotency_key`` is the form's field ``once``."""
+    """A well-formed upload. ``alias`` None moves no alias. ``idempotency_key`` is the form's field ``once``."""
 
     tenant: str
     name: str
@@ -38,7 +38,7 @@ class Upload:
 
 @asynccontextmanager
 async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]:
-    """The form of an upload, its temporary file removed afterwards. Raises InvalidRequest, InvalidName."""
+    """The form of an upload. Its temporary file is removed afterwards. Raises InvalidRequest, InvalidName."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InvalidRequest("content-type: expected multipart/form-data with the fields task and file")
     async with request.form(max_files=1, max_fields=8) as form:
@@ -62,7 +62,10 @@ async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]
 
 
 def validate_upload(data: bytes, backbone: BackboneSpec) -> Prefix:
-    """The prefix in ``data``, whole, finite and made for ``backbone``. Raises InvalidArtifact, IncompatiblePrefix."""
+    """The prefix in ``data``, complete, finite and made for ``backbone``.
+
+    Raises InvalidArtifact, IncompatiblePrefix.
+    """
     prefix = read_prefix(data)
     check_compatible(prefix.spec, backbone)
     return prefix

@@ -1,6 +1,7 @@
-"""``prefixd prefixes``: the commands on a registry or a running server, put together.
+"""``prefixd prefixes``: puts together the commands on a registry or a running server.
 
-Owns the sub-application ``app`` alone. Torch is imported by the commands that need it, so that ``--help`` is quick.
+Owns the sub-application ``app`` and knows no command's options. A command that needs torch imports it itself, so that
+``--help`` is quick.
 """
 
 from __future__ import annotations

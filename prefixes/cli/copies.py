@@ -1,6 +1,6 @@
 """``prefixd prefixes copy | backup | restore``: whole registries, from one to another.
 
-Owns these commands and what they tell while they run; what becomes of a task is ``prefixes.registry.transfer``'s.
+Owns these commands and their progress output. ``prefixes.registry.transfer`` decides what becomes of a task.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def copy(
     _check_two(checked_url(source), target)
     with opened_store(source, None) as store:
         if ref:
-            store.inspect(ref.tenant, ref.name)  # before a registry is made for nothing
+            store.inspect(ref.tenant, ref.name)  # fails before a registry is made for nothing
         with _target(target, dry_run) as found:
             _move(
                 store, found, target, replace=replace, dry_run=dry_run, as_json=as_json,
@@ -230,7 +230,8 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
 
 @contextmanager
 def _telling(as_json: bool) -> Iterator[Tell]:
-    """A line per task, and on a terminal a bar below them."""
+    """Yields what to call per task: it prints a line (not with --json); on a terminal, a bar and the failures' lines.
+    """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield lambda outcome, done, total: None if as_json else typer.echo(_line(outcome))
@@ -255,7 +256,7 @@ def _line(outcome: Outcome) -> str:
 
 @contextmanager
 def _target(url: str, dry_run: bool) -> Iterator[Store | None]:
-    """The registry at ``url``, made where there is none; None in a dry run that would make it."""
+    """The registry at ``url``, made if there is none. None in a dry run that would make it."""
     with telling(url):
         try:
             found = open_registry(url, create=not dry_run)
@@ -277,13 +278,13 @@ def _closing(store: Store | None) -> Iterator[None]:
 
 
 def _folder_url(folder: Path) -> str:
-    if ":/" in str(folder):  # a path has lost one of the slashes of a URL
+    if ":/" in str(folder):  # Path turns the // of a URL into one slash
         raise typer.BadParameter(f"expected a folder, got {str(folder)!r}; `copy` takes other registries")
     return f"disk://{quote(str(folder.expanduser().absolute()))}"
 
 
 def _check_two(source: str, target: str) -> None:
-    """Raise BadParameter where both are one: nothing would be copied, and it would look well."""
+    """Raise BadParameter if both are one registry: nothing would be copied, and it would look fine."""
     if is_redis(source) or is_redis(target):
         same = source == target
     else:

@@ -1,6 +1,6 @@
 """``prefixd prefixes list | inspect | promote | rollback | delete | verify``.
 
-Owns these commands; what they do is the registry's, how it looks is ``show``'s.
+Owns these commands. The registry does their work and ``show`` prints the results.
 """
 
 from __future__ import annotations

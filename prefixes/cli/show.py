@@ -1,6 +1,6 @@
-"""How tasks are shown: tables for people, JSON for programs.
+"""Prints tasks: tables for people, JSON for programs.
 
-Owns the looks; knows not where a task comes from.
+Owns the output's form. Does not know where a task comes from.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ SHORT = len("sha256:") + 12
 
 
 def show_json(value: Any) -> None:
-    """Indented JSON on stdout."""
+    """Print indented JSON."""
     typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
 
 
 def short(version: str | None) -> str:
-    """A digest as tables show it, and as commands take it back."""
+    """A digest shortened for tables. Commands accept it too."""
     return version[:SHORT] if version else "-"
 
 
 def show_list(summaries: list[dict[str, Any]]) -> None:
-    """A table of tasks."""
+    """Print a table of tasks."""
     resident = any("resident" in summary for summary in summaries)
     headings = ["task", "production", "versions", "prefix tokens", "other aliases"]
     rows = []
@@ -50,7 +50,7 @@ def show_list(summaries: list[dict[str, Any]]) -> None:
 
 
 def show_task(task: TaskInfo) -> None:
-    """A task: its versions, newest first, and the moves of its aliases, oldest first."""
+    """Print a task: its versions, newest first, and the moves of its aliases, oldest first."""
     typer.echo(f"{task.tenant}/{task.name}\n")
     rows = []
     for info in task.versions:
@@ -74,7 +74,7 @@ def show_task(task: TaskInfo) -> None:
 
 
 def show_audit(entries: Sequence[AuditEntry]) -> None:
-    """Changes, the latest first."""
+    """Print a table of changes, the latest first."""
     rows = [
         [entry.at, entry.actor, entry.action, entry.task, entry.alias or "-", short(entry.old), short(entry.new)]
         for entry in entries
@@ -83,7 +83,7 @@ def show_audit(entries: Sequence[AuditEntry]) -> None:
 
 
 def show_deleted(items: Sequence[DeletedTask]) -> None:
-    """Deleted tasks, the latest first."""
+    """Print a table of deleted tasks, the latest first."""
     rows = []
     for item in items:
         task, production = item.task, item.task.aliases.get(DEFAULT_ALIAS)
@@ -92,7 +92,7 @@ def show_deleted(items: Sequence[DeletedTask]) -> None:
 
 
 def show_aliases(task: TaskInfo, *, as_json: bool) -> None:
-    """Where the aliases point now, after a move."""
+    """Print where the aliases point after a move."""
     if as_json:
         show_json({"task": f"{task.tenant}/{task.name}", "aliases": dict(task.aliases)})
     else:
@@ -101,7 +101,7 @@ def show_aliases(task: TaskInfo, *, as_json: bool) -> None:
 
 
 def published(task: TaskInfo, version: str, *, as_json: bool) -> None:
-    """What was just published."""
+    """Print what was just published."""
     info = next(info for info in task.versions if info.version == version)
     if as_json:
         name = f"{task.tenant}/{task.name}"
@@ -112,7 +112,7 @@ def published(task: TaskInfo, version: str, *, as_json: bool) -> None:
 
 
 def show_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A plain table; in a pipe as wide as it needs."""
+    """Print a plain table. Outside a terminal it is up to 1,000 columns wide."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=1000)

@@ -1,6 +1,6 @@
 """What every command shares: where it works (a registry or a server), how it names tasks, how it fails.
 
-Owns the common options and the exit codes: 0, 1 for an error told in one line on stderr, 2 for wrong usage.
+Owns the common options and the exit codes: 0; 1 for an error, told in one line on stderr; 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ServerOption = Annotated[
         show_default=False,
     ),
 ]
-NoServerOption = Annotated[str | None, typer.Option("--server", hidden=True)]  # to say that there is none
+NoServerOption = Annotated[str | None, typer.Option("--server", hidden=True)]  # gives an error that says why not
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="[TENANT/]NAME", show_default=False)]
 RefArgument = Annotated[
@@ -59,7 +59,7 @@ AliasOption = Annotated[str, typer.Option("--alias", help="The alias to move.")]
 
 
 def application(help_text: str) -> typer.Typer:
-    """An application with the manners of all our commands."""
+    """A typer application with the settings that all our commands share."""
     return typer.Typer(
         help=help_text,
         no_args_is_help=True,
@@ -71,7 +71,7 @@ def application(help_text: str) -> typer.Typer:
 
 @contextmanager
 def errors_in_a_line() -> Iterator[None]:
-    """Errors of the library and of the system become one line on stderr and exit code 1, never a traceback."""
+    """Turn errors of the library and the system into one line on stderr and exit code 1, never a traceback."""
     try:
         yield
     except (PrefixdError, OSError) as error:
@@ -99,9 +99,9 @@ def command(
 
 @contextmanager
 def opened(registry: str | None, server: str | None, *, create: bool = False) -> Iterator[Registry]:
-    """The registry that the options name: a flag before the environment, else the default one.
+    """The registry that the options name, else the one that the environment names, else the default.
 
-    ``create`` makes a missing one, for commands that write. Both a registry and a server is wrong usage.
+    ``create`` makes a missing registry, for commands that write. Raises BadParameter for both a registry and a server.
     """
     if registry is None and server is None:
         registry, server = os.environ.get("PREFIXD_REGISTRY") or None, os.environ.get("PREFIXD_SERVER") or None
@@ -122,7 +122,7 @@ def opened(registry: str | None, server: str | None, *, create: bool = False) ->
 
 @contextmanager
 def opened_store(registry: str | None, server: str | None) -> Iterator[Store]:
-    """The registry itself, which must be there, for commands that no server offers: a server is wrong usage."""
+    """The registry itself, which must exist, for commands that no server offers. Raises BadParameter for a server."""
     if server is not None:
         raise typer.BadParameter("--server: this command works on the registry itself; give --registry")
     with telling(store_url(registry)) as url:
@@ -134,7 +134,7 @@ def opened_store(registry: str | None, server: str | None) -> Iterator[Store]:
 
 
 def store_url(registry: str | None) -> str:
-    """The URL of the registry that the option or the environment names, else the default one's; no server's."""
+    """The URL of the registry that the option or the environment names, else the default. BadParameter for a server."""
     url = registry or os.environ.get("PREFIXD_REGISTRY") or None
     if url is None and os.environ.get("PREFIXD_SERVER"):
         raise typer.BadParameter("PREFIXD_SERVER: this command works on the registry itself; give --registry")
@@ -142,7 +142,7 @@ def store_url(registry: str | None) -> str:
 
 
 def checked_url(url: str) -> str:
-    """``url``, unless it is a server's, which is wrong usage."""
+    """Return ``url``, or raise BadParameter if it is a server's."""
     if url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"expected a registry ({URL_FORMS}), not a server's URL: {url!r}")
     return url
@@ -150,24 +150,24 @@ def checked_url(url: str) -> str:
 
 @contextmanager
 def telling(url: str) -> Iterator[str]:
-    """Say in the error which registry it was: the library does not, as a server would tell its callers."""
+    """Add the registry's URL to the error. The library leaves it out, because a server would tell its callers."""
     try:
         yield url
     except RegistryUnavailable as error:
-        with suppress(RegistryUnavailable):  # no URL at all: the error says so
+        with suppress(RegistryUnavailable):  # `url` is no URL, and the error says so already
             error.message = f"{error.message} ({shown_url(url)})"
         raise
 
 
 def task_of(text: str) -> TaskRef:
-    """A task by name alone, for commands on all of its versions."""
+    """The task that ``text`` names, without version or alias, for commands on all of its versions."""
     if "@" in text:
         raise typer.BadParameter(f"expected [TENANT/]NAME without a version or an alias, got {text!r}")
     return TaskRef.parse(text, DEFAULT_TENANT)
 
 
 def reference(text: str, registry: Registry) -> TaskRef:
-    """The reference that ``text`` means, a shortened digest written out. Raises TaskNotFound, InvalidName."""
+    """The reference that ``text`` means. Completes a shortened digest. Raises TaskNotFound, InvalidName."""
     name, _, selector = text.partition("@")
     digits = selector.removeprefix("sha256:")
     if not selector.startswith("sha256:") or not 4 <= len(digits) < 64:
@@ -181,7 +181,7 @@ def reference(text: str, registry: Registry) -> TaskRef:
 
 
 def fetch(registry: Registry, tenant: str, name: str, version: str) -> bytes:
-    """The bytes of one version of a task, with one request where the registry is a server."""
+    """The bytes of one version of a task. A server gets only one request."""
     from prefixes.client import RemoteRegistry
 
     if isinstance(registry, RemoteRegistry):
@@ -190,7 +190,7 @@ def fetch(registry: Registry, tenant: str, name: str, version: str) -> bytes:
 
 
 def loaded(name: str) -> Backbone:
-    """The backbone of that name; its loading shows on a terminal alone, so that elsewhere stderr is for errors."""
+    """The backbone ``name``. Its progress shows only on a terminal, so that elsewhere stderr has only errors."""
     import transformers
 
     from prefixes.backbone import load_backbone
@@ -201,7 +201,7 @@ def loaded(name: str) -> Backbone:
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:
-    """The JSON object that an option holds; anything else is wrong usage."""
+    """The JSON object in an option's text. Raises BadParameter for anything else."""
     from prefixes.errors import InvalidArtifact
     from prefixes.spec_json import parse_json
 

@@ -1,6 +1,6 @@
-"""``prefixd prefixes undelete | gc | audit``: what was deleted, what nothing names, who changed what.
+"""``prefixd prefixes undelete | gc | audit``: deleted tasks, artifacts that no task names, and who changed what.
 
-Owns these commands; what they do is the registry's, how it looks is ``show``'s.
+Owns these commands. The registry does their work and ``show`` prints the results.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def audit(
 
 
 def _entries(store: Store, tenant: str, name: str, limit: int) -> list[AuditEntry]:
-    """The tenant's last entries, or those of one task: as many as are asked for, if there are."""
+    """The last ``limit`` entries of the tenant, or of one task if ``name`` is given; fewer if there are no more."""
     asked = limit
     while True:
         entries = store.audit(tenant, limit=asked)

@@ -1,1 +1,1 @@
-"""Prefixes made elsewhere, in and out: one module per format."""
+"""Imports and exports prefixes in other tools' formats: one module per format."""

@@ -1,16 +1,16 @@
-"""Prefixes of the paper's published code (XiangLi1999/PrefixTuning), folded: its MLP is run once, over all positions.
+"""Imports prefixes of the paper's published code (XiangLi1999/PrefixTuning): runs its MLP once, over all positions.
 
-Owns what its tensors mean. GPT-2 (`gpt2/train_control.py`): `wte` (P, d) goes through `control_trans`, Linear, Tanh,
-Linear (once more Tanh, Linear in the deep variant), to `(P, layers * 2 * d)`, key and value in turn from layer to
-layer; or `control_trans` is the keys and values themselves (the shallow variants). BART (`seq2seq/prefixTuning.py`):
-three such sets, `wte`/`control_trans` for the decoder, `wte_enc`/`control_trans_enc` for the encoder and
+Owns what its tensors mean. GPT-2 (`gpt2/train_control.py`): `wte` (P, d) goes through `control_trans`, which is Linear,
+Tanh, Linear (the deep variant adds Tanh, Linear). The result is `(P, layers * 2 * d)`: key and value in turn, layer by
+layer. In the shallow variants `control_trans` holds the keys and values themselves. BART (`seq2seq/prefixTuning.py`)
+has three such sets: `wte`/`control_trans` for the decoder, `wte_enc`/`control_trans_enc` for the encoder and
 `wte2`/`control_trans2` for cross-attention, all with the decoder's number of layers.
 
-Positions as in the code's own transformers: GPT-2's tokens stand behind the prefix (positions count from the cache's
-length), BART's do not (encoder and decoder positions count the tokens alone, with the cache as without).
+Positions count as in the code's own transformers. GPT-2's tokens stand behind the prefix: its positions count from the
+cache's length. BART's do not: its encoder and decoder positions count only tokens, with and without the cache.
 
-What depends on the input (infix, control codes) or lives in the embeddings is no prefix of keys and values: refused, as
-is everything unknown. How a checkpoint lies on disk is ``paper_file``.
+A variant that depends on the input (infix, control codes) or lives in the embeddings is no prefix of keys and values.
+It is refused, as is everything unknown. Does not know how a checkpoint lies on disk: that is ``paper_file``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MLPS: Final[Mapping[frozenset[str], tuple[int, ...]]] = {
     _EMBEDDING | {f"control_trans.{n}.{part}" for n in linears for part in ("weight", "bias")}: linears
     for linears in ((0, 2), (0, 2, 4))
 }
-"""The names of one set -> where its Linears stand; a Tanh stands between any two."""
+"""The tensor names of one set -> where its Linears stand. A Tanh stands between any two."""
 
 
 def import_paper(
@@ -48,12 +48,12 @@ def import_paper(
     template: str = INPUT_SLOT,
     defaults: Mapping[str, Any] | None = None,
 ) -> Prefix:
-    """The prefix in the published code's checkpoint at ``path``, for ``backbone``, which it must have been trained on.
+    """The prefix in the published code's checkpoint at ``path``. It must have been trained on ``backbone``.
 
-    Such a checkpoint has no fingerprint: geometry is all that can be compared. Folded in float32, or float64 where the
-    checkpoint is. ``template`` is how the inputs were written; for BART mostly ``Backbone.input_template``. Raises
-    InvalidArtifact for a file that holds something else or a variant that is no prefix of keys and values,
-    IncompatiblePrefix for another geometry, both with expected and got.
+    Such a checkpoint has no fingerprint, so only the geometry is compared. The MLP runs in float32, or in float64 if
+    the checkpoint is. ``template`` says how the inputs were written; for BART that is mostly
+    ``Backbone.input_template``. Raises InvalidArtifact for a file that holds something else or a variant that is no
+    prefix of keys and values, IncompatiblePrefix for another geometry, both with expected and got.
     """
     checkpoint = read_checkpoint(path)
     _check_config(checkpoint.config, backbone)
@@ -77,7 +77,7 @@ def import_paper(
 
 
 def _check_config(config: Mapping[str, Any], backbone: BackboneSpec) -> None:
-    """The variant must be one of keys and values, and its model the backbone's; heads, for one, no tensor shows."""
+    """Check that the variant has keys and values and that its model is the backbone's. No tensor shows the heads."""
     if config.get("use_infix") in (True, "yes") or config.get("format_mode") == "infix":
         raise _variant("infix-tuning, whose activations depend on the input")
     if config.get("optim_prefix") in (False, "no"):
@@ -100,7 +100,8 @@ def _check_config(config: Mapping[str, Any], backbone: BackboneSpec) -> None:
 
 
 def _sets(tensors: Mapping[str, torch.Tensor], backbone: BackboneSpec) -> dict[Site, dict[str, torch.Tensor]]:
-    """Per site its set, named as the decoder's: ``wte.weight``, ``control_trans.0.weight``, … Nothing may be left."""
+    """Each site's set, with the decoder's names: ``wte.weight``, ``control_trans.0.weight``, … None may be left over.
+    """
     sets: dict[Site, dict[str, torch.Tensor]] = {}
     unknown = []
     for name, tensor in tensors.items():
@@ -182,8 +183,9 @@ def _run_mlp(
 
 
 def _run_direct(tensor: torch.Tensor, backbone: BackboneSpec) -> torch.Tensor:
-    """``(P, layers * 2 * d)`` from the shallow variants: flat, in that order, or as a cache of GPT-2's
-    ``(layers * 2, 1, heads, P, head_dim)``.
+    """``(P, layers * 2 * d)`` from a shallow variant.
+
+    ``tensor`` is flat, in that order, or a GPT-2 cache ``(layers * 2, 1, heads, P, head_dim)``.
     """
     decoder, got = backbone.sites["decoder"], tuple(tensor.shape)
     size = decoder.layers * 2 * decoder.kv_heads * decoder.head_dim
@@ -200,7 +202,7 @@ def _run_direct(tensor: torch.Tensor, backbone: BackboneSpec) -> torch.Tensor:
 
 
 def _check_length(config: Mapping[str, Any], length: int) -> None:
-    """`preseqlen`, but where the words of an initialisation set the length instead."""
+    """Check `preseqlen`, unless the words of an initialisation set the length instead."""
     said = config.get("preseqlen")
     by_words = config.get("lowdata_token") or config.get("init_shallow_word")
     if said not in (length, None) and not by_words:

@@ -1,10 +1,10 @@
-"""Checkpoints of the paper's published code on disk: named tensors and a configuration, read without running a pickle.
+"""Reads checkpoints of the paper's published code: named tensors and a configuration, without running a pickle's code.
 
-Owns the files: the folders of `save_pretrained` (`pytorch_model.bin` and `config.json`; its BART code names them
-`checkpointepoch=N.ckpt`), and checkpoints of Lightning. The only place that opens pickled files at all, with torch's
-restricted unpickler (`weights_only=True`): it builds tensors and plain containers and runs nothing of the file's. One
-class more is allowed, `argparse.Namespace`, a plain bag of attributes: a Lightning file may carry its options in one.
-Knows not what the tensors mean.
+Owns the files: folders of `save_pretrained` (`pytorch_model.bin` and `config.json`; the BART code names the folders
+`checkpointepoch=N.ckpt`), and Lightning checkpoints. No other module opens pickled files. This one uses torch's
+restricted unpickler (`weights_only=True`), which builds tensors and plain containers and runs no code from the file.
+It allows one more class, `argparse.Namespace`, a plain bag of attributes, because a Lightning file may hold its options
+in one. Does not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The prefix model's tensors, on the CPU, by name; and its configuration or hyperparameters, empty where none."""
+    """The prefix model's tensors, on the CPU, by name, and its configuration or hyperparameters, empty if none."""
 
     tensors: Mapping[str, torch.Tensor]
     config: Mapping[str, Any]
@@ -39,8 +39,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint at ``path``: a folder of `save_pretrained`, its weights, or a Lightning file.
 
-    Raises InvalidArtifact, saying expected and got, for anything else: a file that is none of torch's, one that needs
-    other classes than tensors and plain containers, tensors that are not dense, floating and finite.
+    Raises InvalidArtifact, saying expected and got, for anything else: a file that torch did not write, a file that
+    needs other classes than tensors and plain containers, tensors that are not dense, floating and finite.
     """
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
@@ -76,7 +76,7 @@ def _load(path: Path) -> Any:
             "the file is trusted, load it with the code that wrote it and save the prefix model's state_dict() alone",
             needs=found[1][:80] if found else None,
         ) from None
-    except Exception as error:  # whatever torch's readers raise, the bytes are at fault
+    except Exception as error:  # anything that torch's readers raise: the bytes are at fault
         raise InvalidArtifact(f"{path.name}: expected a whole file of torch.save, got: {str(error)[:200]}") from None
 
 
@@ -93,7 +93,7 @@ def _hyperparameters(raw: Any) -> dict[str, Any]:
     fields = vars(raw) if isinstance(raw, argparse.Namespace) else raw
     if not isinstance(fields, Mapping):
         return {}
-    plain = (str, int, float, list, type(None))  # nothing that compares in its own way, as tensors do
+    plain = (str, int, float, list, type(None))  # values with an ordinary ==; a tensor compares elementwise
     return {str(key): value for key, value in fields.items() if isinstance(value, plain)}
 
 

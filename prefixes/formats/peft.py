@@ -1,9 +1,9 @@
-"""PEFT's prefix tuning and cartridges: a folder of theirs to a Prefix, without PEFT itself.
+"""Imports PEFT's prefix tuning and cartridges: reads a PEFT folder into a Prefix, without PEFT itself.
 
-Owns the reading of `adapter_config.json` and of the one tensor `prompt_embeddings`; its layout is ``peft_layout``. The
-saved tensor is what the prefix encoder put out, also where the configuration says `prefix_projection: true`: PEFT reads
-it as folded, and so do we. Tokens stand behind the prefix (`shifted`), because transformers counts positions from the
-cache's length, an encoder-decoder's decoder included.
+Owns reading `adapter_config.json` and the one tensor `prompt_embeddings`; ``peft_layout`` has the tensor's layout. The
+saved tensor is the prefix encoder's output, even if the configuration says `prefix_projection: true`: PEFT reads it as
+folded, and so do we. Tokens stand behind the prefix (`shifted`), because transformers counts positions from the cache's
+length, in an encoder-decoder's decoder too.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def import_peft(
     template: str = INPUT_SLOT,
     defaults: Mapping[str, Any] | None = None,
 ) -> Prefix:
-    """The prefix in a PEFT ``folder``: what PEFT computes with it on ``backbone``, at the decoder alone.
+    """The prefix in a PEFT ``folder``, as PEFT applies it to ``backbone``: at the decoder alone.
 
-    PEFT saves no fingerprint: geometry is all that can be compared. ``template`` is how the inputs were written; for
-    an encoder-decoder mostly ``Backbone.input_template``. Raises InvalidArtifact for a folder that holds something
+    PEFT saves no fingerprint, so only the geometry is compared. ``template`` says how the inputs were written; for an
+    encoder-decoder that is mostly ``Backbone.input_template``. Raises InvalidArtifact for a folder that holds something
     else, IncompatiblePrefix for another geometry or kind of model, both with expected and got.
     """
     folder = Path(folder)
@@ -78,7 +78,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_task(config: Mapping[str, Any], backbone: BackboneSpec) -> None:
-    """Each kind of model has one task type and number of submodules with which PEFT's prefixes work."""
+    """Check the one task type and number of submodules with which PEFT's prefixes work on this kind of model."""
     kind, submodules = ("SEQ_2_SEQ_LM", 2) if is_encoder_decoder(backbone) else ("CAUSAL_LM", 1)
     task = config.get("task_type")
     if task != kind and not (task is None and kind == "CAUSAL_LM"):
@@ -118,7 +118,7 @@ def _read_tensor(folder: Path) -> torch.Tensor:
 
 
 def _trained_layers(config: Mapping[str, Any], flat: torch.Tensor, backbone: BackboneSpec) -> int:
-    """How many layers ``flat`` holds, once configuration, tensor and backbone agree."""
+    """How many layers ``flat`` holds. Raises unless configuration, tensor and backbone agree."""
     decoder = backbone.sites["decoder"]
     width = decoder.kv_heads * decoder.head_dim
     trained = _layers_said(config, backbone)

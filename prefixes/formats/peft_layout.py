@@ -1,10 +1,11 @@
-"""PEFT's one tensor, `(P, layers * 2 * kv_heads * head_dim)`: what stands where, for both kinds of models.
+"""The layout of PEFT's one tensor, `(P, layers * 2 * kv_heads * head_dim)`, for both kinds of models.
 
-Owns the layout, as `PeftModel.get_prompt` takes it apart: per trained layer a key and a value, in turn. A decoder-only
-model's layer `i` takes trained layer `i`. For an encoder-decoder PEFT doubles the tensor along its layers and cuts it
-into groups of four, of which the first two are the decoder's self-attention and the other two, meant for
-cross-attention, are thrown away: decoder layer `i` takes trained layer `2i mod L`, and nothing reaches encoder or
-cross-attention. `L` is the configuration's `num_layers`, which PEFT itself sets to the number of encoder layers.
+Owns the layout, as `PeftModel.get_prompt` takes it apart: each trained layer has a key, then a value. In a decoder-only
+model, layer `i` takes trained layer `i`. For an encoder-decoder, PEFT doubles the tensor along its layers and cuts it
+into groups of four. The first two of a group go to the decoder's self-attention. The other two are meant for
+cross-attention and are thrown away. So decoder layer `i` takes trained layer `2i mod L`, and nothing reaches the
+encoder or cross-attention. `L` is the configuration's `num_layers`, which PEFT sets to the number of encoder layers.
+Knows no file.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ PeftType = Literal["PREFIX_TUNING", "CARTRIDGE"]
 
 
 def is_encoder_decoder(backbone: BackboneSpec) -> bool:
-    """Whether PEFT's task type for it is SEQ_2_SEQ_LM."""
+    """Whether PEFT's task type for ``backbone`` is SEQ_2_SEQ_LM."""
     return "encoder" in backbone.sites
 
 
 def taken_layers(backbone: BackboneSpec, trained: int) -> tuple[int, ...]:
-    """Per decoder layer, which of the ``trained`` layers PEFT gives it."""
+    """For each decoder layer, which of the ``trained`` layers PEFT gives it."""
     layers = range(backbone.sites["decoder"].layers)
     return tuple(2 * layer % trained for layer in layers) if is_encoder_decoder(backbone) else tuple(layers)
 
@@ -32,8 +33,8 @@ def taken_layers(backbone: BackboneSpec, trained: int) -> tuple[int, ...]:
 def fitting_layers(backbone: BackboneSpec) -> int:
     """A number of trained layers with which every decoder layer takes one of its own.
 
-    For an encoder-decoder it is the decoder's where that is odd, else one more: `2i mod L` meets no layer twice only
-    where `L` is odd (or twice as large), and PEFT fails where `L` is smaller than the decoder.
+    For an encoder-decoder it is the decoder's number if that is odd, else one more. `2i mod L` repeats no layer only if
+    `L` is odd (or at least twice the decoder's number), and PEFT fails if `L` is smaller than the decoder's number.
     """
     layers = backbone.sites["decoder"].layers
     return layers | 1 if is_encoder_decoder(backbone) else layers
@@ -47,7 +48,8 @@ def unpack(flat: torch.Tensor, geometry: SiteGeometry, taken: tuple[int, ...]) -
 
 
 def pack(key: torch.Tensor, value: torch.Tensor, taken: tuple[int, ...], trained: int) -> torch.Tensor:
-    """``unpack``'s reverse for a ``taken`` without repeats; trained layers that no decoder layer takes are zero."""
+    """The reverse of ``unpack``, for a ``taken`` without repeats. Trained layers that no decoder layer takes are zero.
+    """
     pairs = torch.stack([key, value], dim=2).transpose(0, 1)  # (P, layers, 2, kv_heads, head_dim)
     flat = pairs.new_zeros(pairs.shape[0], trained, *pairs.shape[2:])
     flat[:, list(taken)] = pairs

@@ -1,4 +1,4 @@
-"""The answer to ``POST /v1/completions``: all prompts of a request, in one piece or as a stream of chunks.
+"""The answer to ``POST /v1/completions``, for all prompts of a request: in one piece or as a stream of chunks.
 
 Owns the order in which the prompts' events become chunks, and what one prompt's failure does to the others. Knows no
 routes.
@@ -29,12 +29,12 @@ class Completion:
         self._running, self._token_text, self._include_usage = running, token_text, include_usage
 
     def abort(self) -> None:
-        """End all prompts."""
+        """Abort all prompts."""
         for running in self._running:
             running.stream.abort()
 
     async def whole(self) -> dict[str, Any]:
-        """The answer in one piece. The first prompt to fail fails the request, and the others end."""
+        """The answer in one piece. If a prompt fails, the request fails and the other prompts are aborted."""
         try:
             finished = [await running.stream.result() for running in self._running]
         finally:
@@ -42,7 +42,7 @@ class Completion:
         return completion(*self._frame, finished, self._token_text)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """``data:`` chunks, then ``data: [DONE]``; an error ends the stream, as OpenAI's does."""
+        """``data:`` chunks, then ``data: [DONE]``. An error ends the stream, as with OpenAI."""
         writers, first = [], 0
         for running in self._running:
             writers.append(ChunkWriter(first, self._token_text))
@@ -68,7 +68,7 @@ class Completion:
         yield data_event(b"[DONE]")
 
     async def _merged(self) -> AsyncIterator[tuple[int, list[Event]]]:
-        """The events of all prompts as they come, each with its prompt's number."""
+        """The events of all prompts as they come, with their prompt's index."""
         if len(self._running) == 1:
             stream = self._running[0].stream
             async for event in stream:

@@ -1,6 +1,7 @@
-"""The body of ``POST /v1/completions`` and what its fields mean in our parameters.
+"""The body of ``POST /v1/completions`` and the translation of its fields into our parameters.
 
-Owns the mapping and the refusals: what OpenAI has and we have not must stand at its neutral value, never be ignored.
+Owns the mapping and the refusals. A field of OpenAI's that we do not support must have its neutral value; it is never
+ignored. Knows no routes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class CompletionRequest(Body):
         return self.prompt
 
     def parameters(self) -> dict[str, Any]:
-        """In the names of ``/generate``. Raises InvalidParameter for what cannot be honoured."""
+        """The parameters in the names of ``/generate``. Raises InvalidParameter for what cannot be honoured."""
         self._refuse_unsupported()
         given = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
         ours = {name: value for name, value in given.items() if name in Parameters.model_fields}
@@ -81,13 +82,13 @@ class CompletionRequest(Body):
             ours["max_new_tokens"] = given["max_tokens"]
         if given.get("n", 1) != 1:
             ours["num_return_sequences"] = given["n"]
-        if given.get("temperature") == 0:  # greedy; a seed or top_p beside it changes nothing at OpenAI either
+        if given.get("temperature") == 0:  # greedy; as with OpenAI, a seed or top_p then changes nothing
             del ours["temperature"]
             ours.pop("top_p", None)
             ours["do_sample"] = False
             ours.setdefault("num_beams", 1)
         elif given.get("n", 1) > 1 and not {"do_sample", "num_beams"} & given.keys():
-            ours["do_sample"] = True  # OpenAI samples where temperature is left out; several greedy outputs are one
+            ours["do_sample"] = True  # OpenAI samples by default; several greedy outputs would all be equal
         return ours
 
     def _refuse_unsupported(self) -> None:

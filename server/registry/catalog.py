@@ -1,9 +1,10 @@
-"""What the registry holds, for the event loop and for the engine.
+"""Catalog: what the registry holds, for the event loop and for the engine.
 
-Owns how long a reference is believed, and the way from a PrefixKey to a verified prefix. A reference is believed for a
-moment, or, where the registry announces its changes, until one is announced; while the registry is away, for
-``max_stale_s`` since it was last known to be true; so that an outage finds none too old for that, what is known is read
-again now and then. The registry is synchronous: every call goes to a thread. Knows no HTTP.
+Owns how long a known reference is used, and the way from a PrefixKey to a verified prefix. A reference is used for
+``alias_ttl_s`` after its read. If the registry announces its changes, it is used until one is announced, at most for
+``ANNOUNCED_TTL_S``. While the registry is away, it is used for ``max_stale_s`` since it was last known to be true.
+Known references are read again now and then, so that an outage finds none too old. The registry is synchronous: every
+call goes to a thread. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from server.registry.outages import TenantOutages
 from server.tiers.tiers import PrefixTiers
 
 MAX_KNOWN: Final = 16384
-"""References that are remembered; beyond, the ones not asked for the longest are read anew when they are."""
+"""References that are remembered. Beyond that the least recently requested is dropped."""
 ANNOUNCED_TTL_S: Final = 10.0
-"""Announcements or not, a reference is read again after this long."""
+"""A reference is read again after this long, even if changes are announced."""
 KEEP_S: Final = 0.05
-"""The shortest pause between two looks at what is known, for a very small ``max_stale_s``."""
+"""The shortest pause between two rounds of ``keep_known``, for a very small ``max_stale_s``."""
 WAIT_S: Final = 2.0
-"""How long a request waits for the registry, which may be about to be found away."""
+"""How long a request waits for the registry. It may be away before the probe finds out."""
 RESOLVE_THREADS: Final = 8
 TRY_THREADS: Final = 2
-"""For tenants that did not answer the last time: however many they are, the others keep their threads."""
+"""For tenants whose last read failed slowly. However many they are, the others keep their threads."""
 CALL_THREADS: Final = 8
-"""Of their own: whoever uploads, changes or inspects never keeps a request from finding its task."""
+"""Uploads, changes and inspections have these of their own, so that they never keep a request from finding its task."""
 LISTS: Final = 1
-"""At once: a list of ten thousand tasks is seconds of work for the interpreter, which the engine needs as well."""
+"""At once. A list of ten thousand tasks takes seconds of the interpreter, which the engine needs as well."""
 LIST_WAIT_S: Final = 20.0
-"""How long one waits for those before it."""
+"""How long a list waits for the lists before it."""
 
 _log = logging.getLogger("prefixd.registry")
 _P = ParamSpec("_P")
@@ -53,15 +54,15 @@ _T = TypeVar("_T")
 @dataclass(frozen=True)
 class _Known:
     resolved: Resolved
-    at: float  # time.monotonic() seconds when its read began: true then
-    generation: int  # the announcements' at that time
-    outdated: bool = False  # there is, or may be, a change that has not been read yet
+    at: float  # time.monotonic() seconds when its read began; it was true then
+    generation: int  # of the announcements at that time
+    outdated: bool = False  # a change was, or may have been, made that has not been read yet
 
 
 class Catalog:
-    """Resolves references and loads prefixes for one backbone. All but ``load`` belongs to the event loop.
+    """Resolves references and loads prefixes for one backbone. Only ``load`` may be called outside the event loop.
 
-    Reads of one reference that are under way at the same time are one read; errors are never remembered.
+    Concurrent reads of one reference share one read. Errors are never remembered.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class Catalog:
         self.tiers = tiers
         self._link, self._backbone = link, backbone
         self._ttl, self._max_stale = alias_ttl_s, max_stale_s
-        self._known: dict[TaskRef, _Known] = {}  # least recently asked for first
+        self._known: dict[TaskRef, _Known] = {}  # least recently requested first
         self._reads: dict[TaskRef, asyncio.Task[Resolved]] = {}
-        self._refs: dict[tuple[str, str], set[TaskRef]] = {}  # of the known, by task
+        self._refs: dict[tuple[str, str], set[TaskRef]] = {}  # the known references, by task
         self._outages = TenantOutages()
         self._resolving, self._trying, self._calling, self._listing = (
             CapacityLimiter(most) for most in (RESOLVE_THREADS, TRY_THREADS, CALL_THREADS, LISTS)
@@ -86,13 +87,13 @@ class Catalog:
 
     @property
     def registry(self) -> Store:
-        """For ``call``."""
+        """The store whose methods ``call`` runs."""
         return self._link.registry
 
     async def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run a registry call off the loop, with few threads, so that a slow registry cannot take them all.
+        """Run a registry call off the loop, on few threads, so that a slow registry cannot take them all.
 
-        RegistryUnavailable at once while the registry is known to be away.
+        Raises RegistryUnavailable at once while the registry is known to be away.
         """
         self._link.require_up()
         operation = getattr(function, "__name__", "call").strip("_")
@@ -101,7 +102,7 @@ class Catalog:
         )
 
     async def call_alone(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """As ``call``, for what reads all tasks: one after the other."""
+        """As ``call``, but one at a time, for calls that read all tasks."""
         try:
             async with asyncio.timeout(LIST_WAIT_S):
                 await self._listing.acquire()
@@ -119,7 +120,7 @@ class Catalog:
         self._link.require_up()
 
     async def resolve(self, ref: TaskRef) -> Resolved:
-        """The version behind ``ref``, as fresh as the class says, and made for this backbone.
+        """The version behind ``ref``, as fresh as the module says, and made for this backbone.
 
         Raises TaskNotFound, RegistryUnavailable, IncompatiblePrefix.
         """
@@ -134,16 +135,16 @@ class Catalog:
         return resolved
 
     def forget(self, tenant: str, name: str) -> None:
-        """Believe nothing about a task any more: this process has just changed it. What was known is read again."""
+        """Forget what is known about a task that this process has just changed, and read it again."""
         self._abandon_reads(tenant, name)
         for ref in list(self._refs.get((tenant, name), ())):
             self._drop(ref)
             self._begin(ref)
 
     def changed(self, tenant: str, name: str) -> None:
-        """A change was announced, or may have been made: what is known is read again, before somebody asks.
+        """A change was announced, or may have been made. Read what is known again, before a request asks for it.
 
-        Should the registry go away before that, what was true until now stands in, as it does on every replica that the
+        If the registry goes away before that, the version known until now is used, as on every replica that the
         announcement has not reached.
         """
         self._abandon_reads(tenant, name)
@@ -153,16 +154,16 @@ class Catalog:
             self._begin(ref)
 
     async def keep_known(self) -> None:
-        """Until it is cancelled: read again, one by one, what was last known to be true ``max_stale_s / 4`` ago.
+        """Until cancelled, read again, one by one, what was last known to be true ``max_stale_s / 4`` ago.
 
-        Else an outage would find it too old to stand in: where changes are polled and nobody asked for it, or were
-        announced by a connection that has been made anew since.
+        Otherwise an outage could find a reference too old to use. That happens if changes are polled and nobody asked
+        for it, or if the connection that announced them has been made anew since.
         """
         while self._max_stale:
             await asyncio.sleep(max(KEEP_S, self._max_stale / 16))
             for number, ref in enumerate(list(self._known)):
                 if number % 256 == 0:
-                    await asyncio.sleep(0)  # there may be thousands, and nearly all are young
+                    await asyncio.sleep(0)  # there may be thousands, nearly all of them young
                 known = self._known.get(ref)
                 if known is None or time.monotonic() - self._true_at(known) < self._max_stale / 4:
                     continue
@@ -172,19 +173,19 @@ class Catalog:
                     async with asyncio.timeout(WAIT_S):
                         await asyncio.shield(self._reads.get(ref) or self._begin(ref))
                 except (PrefixdError, TimeoutError):
-                    pass  # a task that is gone, or cannot be read: see _begin
+                    pass  # the task is gone or cannot be read; _begin has settled that
                 except Exception:
                     _log.exception("a known task could not be read again")
 
     async def check(self) -> None:
-        """Raise RegistryUnavailable when the registry has been away for longer than known tasks are served."""
+        """Raise RegistryUnavailable if the registry has been away for longer than known tasks are served."""
         if not self._link.up and self._link.age_s > self._max_stale:
             self._link.require_up()
 
     def require_loadable(self, key: PrefixKey, is_resident: Callable[[], bool]) -> None:
-        """Raise RegistryUnavailable for a prefix that is in no tier while the registry is known to be away.
+        """Raise RegistryUnavailable if no tier has the prefix and the registry is known to be away.
 
-        So that a stream is refused with a status, before its first byte.
+        So a stream is refused with a status, before its first byte. The registry may be away for this tenant alone.
         """
         try:
             self._link.require_up()
@@ -194,10 +195,10 @@ class Catalog:
                 raise
 
     def load(self, key: PrefixKey) -> Prefix:
-        """A verified prefix, from the nearest tier that has it, in whichever thread the engine loads.
+        """A verified prefix, from the nearest tier that has it. May be called in any thread.
 
-        Raises RegistryUnavailable, TaskNotFound, IncompatiblePrefix; bytes that are not what was published are
-        EngineFailure: whoever asks for the task is not at fault.
+        Raises RegistryUnavailable, TaskNotFound, IncompatiblePrefix. Raises EngineFailure for bytes that are not what
+        was published, because the caller is not at fault.
         """
 
         def read(data: bytes) -> Prefix:
@@ -213,7 +214,7 @@ class Catalog:
     # --- inside ---
 
     def _resolve(self, ref: TaskRef, wanted_at: float) -> Resolved:
-        """In a thread: ask, and note whether the tenant's data is there."""
+        """In a thread: ask the registry, and note whether it answers for the tenant."""
         self._outages.require_none_since(ref.tenant, wanted_at)
         began = time.monotonic()
         try:
@@ -233,11 +234,11 @@ class Catalog:
         return not known.outdated and (age < self._ttl or announced)
 
     def _is_servable(self, known: _Known) -> bool:
-        """Whether it was true recently enough to stand in for a registry that is away."""
+        """Whether it was true recently enough to be used while the registry is away."""
         return time.monotonic() - self._true_at(known) <= self._max_stale
 
     def _true_at(self, known: _Known) -> float:
-        """When it was last known to be true: when it was read, or for as long as no change was announced."""
+        """When it was last known to be true: at its read, or later, as long as no change was announced."""
         announced = None if known.outdated else self._link.announced_until(known.generation)
         return max(known.at, announced or known.at)
 
@@ -256,7 +257,7 @@ class Catalog:
             raise
 
     def _abandon_reads(self, tenant: str, name: str) -> None:
-        """What they find may be older than a change: those who wait get it, nobody after."""
+        """Forget the running reads of a task, which may miss a change. Only the callers that wait already get them."""
         for ref in [ref for ref in self._reads if (ref.tenant, ref.name) == (tenant, name)]:
             del self._reads[ref]
 
@@ -267,7 +268,7 @@ class Catalog:
         self._reads[ref] = read
 
         def settle(read: asyncio.Task[Resolved]) -> None:
-            failure = None if read.cancelled() else read.exception()  # asking also marks it as seen
+            failure = None if read.cancelled() else read.exception()  # exception() also marks it as retrieved
             if self._reads.get(ref) is not read:
                 return
             del self._reads[ref]

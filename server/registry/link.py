@@ -1,8 +1,8 @@
-"""The registry as the server sees it: whether it is there, since when it is not, and who may ask it.
+"""RegistryLink: whether the registry answers, since when it does not, and its calls.
 
-Owns the probe that tells, a thread; the announcements of changes, where the registry has them; and the counts of what
-was asked. While the registry is known to be away nobody waits for it: whoever asks gets RegistryUnavailable at once.
-Knows no tasks, no HTTP and no event loop.
+Owns the probe (a thread that finds out), the announcements of changes if the registry has them, and the counts of
+calls. While the registry is known to be away, nobody waits for it: every call raises RegistryUnavailable at once. Knows
+no tasks, no HTTP and no event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prefixes.registry.base import Store, Subscription
 
 PROBE_S: Final = 0.5
 SILENT_S: Final = 3.0
-"""A probe that has not come back by now, from a file system that hangs for example, says that the registry is away."""
+"""The registry is away if no probe that began within this time has succeeded, for example because a disk hangs."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -27,15 +27,15 @@ _log = logging.getLogger("prefixd.registry")
 
 
 class LinkObserver(Protocol):
-    """Told of every call, and of probes that failed, as ``check``; the others would outnumber the calls."""
+    """Told of every call, and of each failed probe as ``check``. Successful probes would outnumber the calls."""
 
     def on_registry_call(self, operation: str, seconds: float, failed: bool) -> None:
-        """``failed``: the registry could not do it; an answer such as "no such task" is no failure."""
+        """``failed`` says that the registry could not do it. An answer such as "no such task" is no failure."""
 
 
 @dataclass(frozen=True)
 class LinkState:
-    """For metrics: ``wrong`` is a registry that answers, but is another or was emptied."""
+    """For metrics. ``wrong`` means that the registry answers but is another one or was emptied."""
 
     up: bool
     age_s: float
@@ -44,26 +44,26 @@ class LinkState:
 
 
 class RegistryLink:
-    """One registry, which has just been opened and checked. Thread-safe."""
+    """The link to one registry, which has just been opened and checked. Thread-safe."""
 
     def __init__(self, registry: Store, observer: LinkObserver | None = None) -> None:
         self.registry = registry
         self._observer = observer
-        self._answered_at = time.monotonic()  # the beginning of the last probe that went well
+        self._answered_at = time.monotonic()  # the start of the last successful probe
         self._error: RegistryUnavailable | None = None
         self._subscription: Subscription | None = None
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, on_change: Callable[[str, str], None]) -> None:
-        """Begin to probe, and to call ``on_change(tenant, name)`` from a thread where changes are announced."""
-        self._answered_at = time.monotonic()  # it did while the server was put together; now it is asked again at once
+        """Begin to probe. If changes are announced, call ``on_change(tenant, name)`` for each, from a thread."""
+        self._answered_at = time.monotonic()  # it answered during the assembly and is probed again at once
         self._subscription = self.registry.subscribe(on_change)
         self._thread = threading.Thread(target=self._probe_for_ever, name="registry-probe", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; the registry stays open."""
+        """Stop probing. The registry stays open."""
         self._closed.set()
         self._wake.set()
         if self._subscription:
@@ -80,7 +80,7 @@ class RegistryLink:
 
     @property
     def up(self) -> bool:
-        """Whether it answered the last probe."""
+        """Whether it answered the last probe, and within ``SILENT_S``."""
         return self._error is None and self.age_s < SILENT_S
 
     def require_up(self) -> None:
@@ -92,7 +92,7 @@ class RegistryLink:
             raise RegistryUnavailable("registry: it does not answer")
 
     def state(self) -> LinkState:
-        """As it is now."""
+        """The state now."""
         wrong = isinstance(self._error, WrongRegistry)
         return LinkState(self.up, max(0.0, self.age_s), wrong, self.is_announcing(self.generation))
 
@@ -100,31 +100,31 @@ class RegistryLink:
 
     @property
     def generation(self) -> int:
-        """Goes up whenever announcements may have been lost. 0: there are none, look for yourself."""
+        """Goes up whenever announcements may have been lost. 0 means that there are none, and changes are polled."""
         return self._subscription.generation if self._subscription else 0
 
     def is_announcing(self, generation: int) -> bool:
-        """Whether every change since ``generation`` has been announced, but for those of the last half second.
+        """Whether every change since ``generation`` has been announced, except those of the last half second.
 
-        A registry that is away, or is another one, announces nothing, whatever its place still says.
+        False for a registry that is away or is another one, even if its connection still answers.
         """
         subscription = self._subscription
         return self.up and subscription is not None and subscription.live() and generation == subscription.generation
 
     def announced_until(self, generation: int) -> float | None:
-        """Up to when, in time.monotonic() seconds, no change since ``generation`` can have gone unannounced, or None.
+        """The time, in time.monotonic() seconds, until which every change since ``generation`` was announced, or None.
 
-        Never later than the registry's last answer as itself: an emptied one goes on to announce that nothing happens.
+        Never later than the registry's last answer as itself, because an emptied registry still answers pings.
         """
         if self._subscription is None or generation == 0:
             return None
-        heard_at = self._subscription.heard_at  # before the generation, which goes up first
+        heard_at = self._subscription.heard_at  # read before the generation, which a new connection raises first
         return min(heard_at, self._answered_at) if generation == self._subscription.generation else None
 
     # --- asking ---
 
     def call(self, operation: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """``function``, a call of the registry, unless that is known to be away. Counted and timed."""
+        """Call ``function``, counted and timed. Raises RegistryUnavailable if the registry is known to be away."""
         self.require_up()
         began, failed = time.monotonic(), True
         try:
@@ -132,7 +132,7 @@ class RegistryLink:
             failed = False
             return result
         except RegistryUnavailable:
-            self._wake.set()  # perhaps it is away: see at once
+            self._wake.set()  # it may be away: probe at once
             raise
         except PrefixdError:
             failed = False
@@ -146,7 +146,7 @@ class RegistryLink:
             self._probe()
             if self._wake.wait(PROBE_S):
                 self._wake.clear()
-                self._closed.wait(PROBE_S / 10)  # a storm of failures is no storm of probes
+                self._closed.wait(PROBE_S / 10)  # so that a storm of failures makes no storm of probes
 
     def _probe(self) -> None:
         began, before = time.monotonic(), self._error
@@ -154,7 +154,7 @@ class RegistryLink:
             self.registry.check()
         except RegistryUnavailable as error:
             self._error = error
-        except Exception as error:  # whatever it is, the server goes on with what it knows
+        except Exception as error:  # on any error the server goes on with what it knows
             _log.exception("the registry's probe failed")
             self._error = RegistryUnavailable(f"registry: {type(error).__name__}")
         else:

@@ -1,6 +1,6 @@
-"""What a caller may see of the registry, all in one list.
+"""Lists all tasks that a caller may see.
 
-Owns that one tenant's damaged data is not the others' outage; knows no HTTP.
+Owns the rule that one tenant's damaged data is no outage for the others. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _log = logging.getLogger("prefixd.registry")
 def visible_tasks(registry: Store, caller: Caller) -> list[TaskInfo]:
     """The tasks of every tenant that ``caller`` may read, sorted by tenant and name.
 
-    A tenant whose tasks cannot be read is left out and logged; the caller's own raises RegistryUnavailable, as does a
-    registry that is away.
+    A tenant whose tasks cannot be read is left out and logged. Raises RegistryUnavailable if that is the caller's own
+    tenant, or if the registry is away.
     """
     found: list[TaskInfo] = []
     for tenant in registry.tenants():

@@ -1,6 +1,6 @@
-"""The registry's part in the metrics: whether it is there, and how long its calls take.
+"""The registry's metrics: whether it answers, and how long its calls take.
 
-Owns names and labels; knows neither the registry nor HTTP. Operations are the registry's methods: a closed set.
+Owns names and labels. Operations are the registry's methods, a closed set. Knows neither the registry nor HTTP.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class RegistryMetrics:
             ("operation",), registry=registry,
         )  # fmt: skip
         for operation in ("publish", "promote", "rollback", "delete", "undelete", "gc"):
-            self._errors.labels(operation)  # an increase shows from a 0 on, and an alert counts these one by one
+            self._errors.labels(operation)  # starts at 0: an alert counts these one by one and must see the first
 
     def on_registry_call(self, operation: str, seconds: float, failed: bool) -> None:
         """See LinkObserver."""
         self._seconds.labels(operation).observe(seconds)
-        errors = self._errors.labels(operation)  # shows as 0 before the first one
+        errors = self._errors.labels(operation)  # shows a 0 before the first error
         if failed:
             errors.inc()
 

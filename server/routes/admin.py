@@ -1,6 +1,7 @@
 """The admin port's own routes: metrics, what is in memory, the registry's audit and its clean-up.
 
-Owns answers for those who run the server, of all tenants: the port is the permission, it is never published.
+Owns answers for operators, about all tenants. Access to the port is the permission: the port is never published. Knows
+no engine's or registry's insides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``POST /generate`` and ``POST /generate/batch``."""
+"""``POST /generate`` and ``POST /generate/batch``. Owns a batch's items and a stream's events; knows no admission."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ async def generate_batch(body: BatchRequest, request: Request) -> Response:
 
 
 class _Batch:
-    """The items of one batch while they run. More items than the queue has room for wait for the batch's own ones."""
+    """The items of one batch while they run. An item that the queue has no room for waits until another of them ends.
+    """
 
     def __init__(self, runtime: Runtime, caller: Caller, request_id: str) -> None:
         self._runtime = runtime
@@ -85,7 +86,7 @@ class _Batch:
         return [self._answers.get(index, {}) for index in range(len(items))]
 
     def abort(self) -> None:
-        """End all items: nobody waits for them any more."""
+        """Abort all items: nobody waits for them any more."""
         self._aborted = True
         for running in self._streams.values():
             running.stream.abort()
@@ -122,7 +123,7 @@ class _Batch:
 
 
 async def _events(running: Running, request_id: str) -> AsyncIterator[bytes]:
-    """The stream's pieces: everything that is ready goes into one."""
+    """The stream's pieces. All events that are ready go into one piece."""
     stream, beams = running.stream, running.params.num_beams > 1
     async for first in stream:
         pieces = []

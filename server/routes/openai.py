@@ -1,4 +1,4 @@
-"""``/v1/completions`` and ``/v1/models``: what OpenAI's clients speak. A task is a model; its template applies."""
+"""``/v1/completions`` and ``/v1/models``, for OpenAI's clients. A task is a model; its template applies."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/prefixes", tags=["prefixes"])
 
 
 def _in_path(*names: str) -> dict[str, Any]:
-    """What OpenAPI says of path parameters that one handler takes from two paths."""
+    """OpenAPI's description of the path parameters, for a handler that has two paths."""
     schema = {"type": "string"}
     return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]}
 
@@ -55,14 +55,14 @@ async def upload(request: Request) -> Response:
     runtime.check_taking_work()
     async with read_upload(request, caller) as form:
         authorize(caller, Action.PUBLISH, form.tenant)
-        runtime.catalog.require_up()  # or it would wait for those before it, which wait for the registry
+        runtime.catalog.require_up()  # else it would wait for earlier uploads, which wait for the registry
         async with runtime.uploads:
             data = await form.file.read()
             try:
                 published = await runtime.catalog.call(_publish, runtime, form, data, caller.actor)
                 runtime.catalog.forget(form.tenant, form.name)
             except BaseException:
-                runtime.catalog.changed(form.tenant, form.name)  # perhaps: its answer may have been lost
+                runtime.catalog.changed(form.tenant, form.name)  # it may have been: the answer may be lost
                 raise
             finally:
                 runtime.trim_soon()
@@ -92,7 +92,7 @@ def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[st
 
 
 def _was_published(registry: Registry, form: Upload) -> bool:
-    """Whether the task knows the upload's key. Such an upload changes nothing, so its content need not fit either."""
+    """Whether the task knows the upload's key. Such an upload changes nothing, so its content need not be checked."""
     if form.idempotency_key is None:
         return False
     try:
@@ -208,7 +208,7 @@ async def undelete(request: Request) -> Response:
 
 
 def _target(request: Request, action: Action) -> tuple[str, str]:
-    """Tenant and name that the path says, checked and allowed."""
+    """The tenant and name in the path, checked and authorized."""
     caller = caller_of(request)
     tenant = check_name("tenant", request.path_params.get("tenant", caller.tenant))
     name = check_name("task", request.path_params["name"])

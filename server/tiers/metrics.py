@@ -1,4 +1,4 @@
-"""Where prefixes are and where loads were answered, for Prometheus. Reads snapshots; owns names and labels."""
+"""Metrics of the tiers: where prefixes are, and which tier answered loads. Owns names and labels; knows no cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICE: Final = "device"
 
 
 class TierCollector(Collector):
-    """Residency by tier, from the engine's pool to the disk; read when Prometheus asks."""
+    """Prefixes by tier, from the engine's pool to the disk, read when Prometheus asks."""
 
     def __init__(self, tiers: Callable[[], TiersStats], engine: Callable[[], EngineStats]) -> None:
         self._tiers, self._engine = tiers, engine

@@ -1,8 +1,8 @@
 """Where an artifact's bytes come from: host memory, then the local disk, then the registry.
 
-Owns the order, the bound on host memory, and that one artifact is loaded once however many ask. Knows no format and no
-store: it gets ``fetch``, and the reader's own check of the digest. What is kept is kept by tenant *and* version: a
-digest that one tenant has stored is never another's hit.
+Owns the order, the bound on host memory, and the rule that concurrent loads of one artifact share one load. Copies are
+kept by tenant *and* version: a digest that one tenant has stored is never another's hit. Knows no format and no store:
+it gets ``fetch``, and a reader that checks the digest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger("prefixd.server")
 
 
 class Cache(Protocol):
-    """A byte-bounded tier in front of the registry; thread-safe, and never the cause of an error."""
+    """A byte-bounded tier in front of the registry. It is thread-safe and raises no errors."""
 
     @property
     def name(self) -> str:
@@ -32,7 +32,7 @@ class Cache(Protocol):
 
     @property
     def limit_bytes(self) -> int:
-        """What ``nbytes`` stays within."""
+        """The most that ``nbytes`` may be."""
 
     @property
     def nbytes(self) -> int:
@@ -40,26 +40,26 @@ class Cache(Protocol):
 
     @property
     def failures(self) -> int:
-        """Operations that could not be done."""
+        """The number of operations that failed."""
 
     def entries(self) -> list[tuple[str, str, int]]:
         """(tenant, version, bytes), the least recently used first."""
 
     def holds(self, tenant: str, version: str) -> bool:
-        """Whether it has a copy, of whatever quality."""
+        """Whether it has a copy, which may be damaged."""
 
     def get(self, tenant: str, version: str) -> bytes | None:
-        """What is kept, unverified; None where nothing is."""
+        """The copy, unverified, or None."""
 
     def put(self, tenant: str, version: str, data: bytes) -> None:
-        """Keep ``data`` if it fits at all; others yield to it."""
+        """Keep ``data`` if it fits at all, and evict others for it."""
 
     def drop(self, tenant: str, version: str) -> None:
-        """Keep it no longer."""
+        """Delete the copy."""
 
 
 class HostCache:
-    """Artifacts in this process's memory, the least recently used out first."""
+    """Artifacts in this process's memory. The least recently used is evicted first."""
 
     name: Final = "host"
     failures: Final = 0
@@ -127,8 +127,8 @@ class TierStats:
 class TiersStats:
     """All tiers before the registry, and counts since the start.
 
-    ``reads``: loads by the tier that answered them, ``registry`` among them. ``damaged``: copies of a tier that were
-    not what had been published. ``failures``: operations that a tier could not do.
+    ``reads``: loads by the tier that answered, including ``registry``. ``damaged``: a tier's copies that were not what
+    had been published. ``failures``: operations that a tier could not do.
     """
 
     tiers: tuple[TierStats, ...]
@@ -138,10 +138,10 @@ class TiersStats:
 
 
 class PrefixTiers:
-    """Loads artifacts, the nearest tier first. Thread-safe."""
+    """Loads artifacts from the nearest tier that has them. Thread-safe."""
 
     def __init__(self, fetch: Callable[[str, str], bytes], caches: tuple[Cache, ...]) -> None:
-        """``fetch(tenant, version)`` is the registry's; ``caches`` stand before it, the nearest first."""
+        """``fetch(tenant, version)`` reads from the registry. ``caches`` stand before it, the nearest first."""
         self._fetch, self._caches = fetch, caches
         self._flights: dict[tuple[str, str], Future[Any]] = {}
         self._reads: Counter[str] = Counter(dict.fromkeys((*(cache.name for cache in caches), REGISTRY), 0))
@@ -149,10 +149,10 @@ class PrefixTiers:
         self._lock = threading.Lock()
 
     def load(self, tenant: str, version: str, read: Callable[[bytes], _T]) -> _T:
-        """``read`` of the artifact's bytes. All who ask for it meanwhile share the one load, its error included.
+        """The result of ``read`` on the artifact's bytes. Concurrent callers share one load, its error included.
 
-        ``read`` verifies the digest and raises InvalidArtifact for other bytes: a tier's spoiled copy is thrown away
-        and the next tier is asked. Raises what ``fetch`` raises, and InvalidArtifact for the registry's own copy alone.
+        ``read`` verifies the digest and raises InvalidArtifact for other bytes. Then the tier's copy is thrown away and
+        the next tier is asked. Raises what ``fetch`` raises, and InvalidArtifact only for the registry's own copy.
         """
         key = (tenant, version)
         with self._lock:
@@ -182,7 +182,7 @@ class PrefixTiers:
         return {cache.name: cache.entries() for cache in self._caches}
 
     def stats(self) -> TiersStats:
-        """For metrics."""
+        """The numbers for the metrics."""
         with self._lock:
             reads, damaged = dict(self._reads), dict(self._damaged)
         return TiersStats(

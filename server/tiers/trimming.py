@@ -1,7 +1,7 @@
-"""TrimSoon: freed memory goes back to the system a moment after somebody freed much, once for all who did.
+"""TrimSoon: gives freed memory back to the system, shortly after requests freed much, once for all of them.
 
-Owns the moment: behind the answer, when nothing of the request, nor an error's traceback, holds the memory any more.
-Called from the event loop alone.
+Owns the moment: after the answer, when neither the request nor an error's traceback holds the memory any more. Only the
+event loop calls it. Does not know who freed what.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ DELAY_S: Final = 0.5
 
 
 class TrimSoon:
-    """One of these for a server."""
+    """One per server."""
 
     def __init__(self, trim: Callable[[], None] = trim_heap, delay_s: float = DELAY_S) -> None:
         self._trim, self._delay_s = trim, delay_s
         self._is_due = False
 
     def __call__(self) -> None:
-        """Trim in ``delay_s`` seconds, in a thread; asked for meanwhile, that is the same one."""
+        """Trim in ``delay_s`` seconds, in a thread. Calls until then share that trim."""
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_later(self._delay_s, self._begin)

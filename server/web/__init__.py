@@ -1,1 +1,1 @@
-"""What every HTTP service of the project is made of; knows no engine, no registry and no job."""
+"""What every HTTP service of the project needs. Knows no engine, no registry and no job."""

@@ -28,13 +28,13 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks; ``tenant`` is where names without a tenant belong."""
+    """Who asks. Names without a tenant belong to ``tenant``."""
 
     tenant: str
 
     @property
     def actor(self) -> str:
-        """Who asks, for the registry's audit."""
+        """The caller's name in the registry's audit."""
         return f"tenant:{self.tenant}"
 
 
@@ -51,7 +51,7 @@ def authorize(caller: Caller, action: Action, tenant: str | None) -> None:
 
 
 def may(caller: Caller, action: Action, tenant: str | None) -> bool:
-    """``authorize`` as a question, for lists."""
+    """Whether ``authorize`` would return, for lists."""
     try:
         authorize(caller, action, tenant)
     except Forbidden:

@@ -1,7 +1,7 @@
-"""What FastAPI and Starlette raise, turned into our named errors and answered in the route's own form.
+"""Turns what FastAPI and Starlette raise into our named errors, and answers them in the route's own form.
 
-Owns the translation of validation errors: each names its field, and an unknown field gets a guess. Quotes no values:
-they may be prompts.
+Owns the translation of validation errors: each names its field, and an unknown field gets a guess. Quotes no values,
+because they may be prompts. Knows no route.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from server.web.suggest import did_you_mean
 
 MAX_PROBLEMS: Final = 16
 KnownFields = Mapping[str, frozenset[str]]
-"""The names to guess from: by path, by the name of an object within a body, and under "" for every other path."""
+"""The names to guess from. A key is a path, the name of an object within a body, or "" for every other path."""
 
 _log = logging.getLogger("prefixd.http")
 
@@ -41,7 +41,7 @@ def install_error_handlers(app: FastAPI, fields: KnownFields) -> None:
 
 
 def explain(problems: Iterable[Mapping[str, Any]], fields: KnownFields, path: str) -> InvalidRequest:
-    """Pydantic's problems with a body sent to ``path`` as one error."""
+    """Pydantic's problems with a body sent to ``path``, as one error."""
     listed = [_problem(problem, fields, path) for problem in list(problems)[:MAX_PROBLEMS]]
     field = listed[0]["field"] if listed else ""
     message = "; ".join(": ".join(filter(None, (entry["field"], entry["problem"]))) for entry in listed)

@@ -1,7 +1,7 @@
 """Errors over HTTP: stable codes, statuses, bodies.
 
-Owns the mapping from PrefixdError codes to statuses and the two bodies: ours, and OpenAI's under ``/v1``. What an
-answer says never comes from an unexpected exception: those are ``internal`` and go to the log.
+Owns the mapping from PrefixdError codes to statuses and the two bodies: ours, and OpenAI's under ``/v1``. An answer
+never quotes an unexpected exception: it says ``internal``, and the exception goes to the log. Knows no route.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _log = logging.getLogger("prefixd.http")
 
 
 class InvalidRequest(PrefixdError):
-    """The request is not of the form that the route takes."""
+    """The request does not have the form that the route takes."""
 
     code = "invalid_request"
 
@@ -91,17 +91,17 @@ class NotReady(PrefixdError):
 
 
 def status_of(error: PrefixdError) -> int:
-    """The HTTP status for ``error``; a code that nobody mapped is 500."""
+    """The HTTP status for ``error``: 500 for a code that is not in ``STATUSES``."""
     return STATUSES.get(error.code, 500)
 
 
 def internal_error() -> PrefixdError:
-    """What the world is told about an unexpected exception: nothing."""
+    """The error for an unexpected exception. It tells the caller nothing about it."""
     return PrefixdError("internal error; the request id finds it in the server's log")
 
 
 def error_of(error: Exception) -> PrefixdError:
-    """``error`` itself if it is one of ours, else ``internal``, and the log gets the rest."""
+    """``error`` itself if it is a PrefixdError, else ``internal``, and the log gets the exception."""
     if isinstance(error, PrefixdError):
         return error
     _log.error("unexpected error", exc_info=error)
@@ -132,13 +132,13 @@ def openai_error_body(error: PrefixdError) -> dict[str, Any]:
 
 
 def openai_status_of(error: PrefixdError) -> int:
-    """As ``status_of``, but OpenAI's clients expect 400 for what is wrong with a request."""
+    """As ``status_of``, but 400 instead of 422, as OpenAI's clients expect."""
     status = status_of(error)
     return 400 if status == 422 else status
 
 
 def error_response(error: PrefixdError, request_id: str | None, *, openai: bool = False) -> Response:
-    """The answer for ``error``, with Retry-After where coming back helps."""
+    """The answer for ``error``, with Retry-After if a retry helps."""
     headers = {}
     after = error.detail.get("retry_after_s", RETRY_AFTER_S.get(error.code))
     if isinstance(after, (int, float)) and math.isfinite(after):
@@ -153,12 +153,12 @@ def error_response(error: PrefixdError, request_id: str | None, *, openai: bool 
 
 
 def encode_error(body: Mapping[str, Any]) -> bytes:
-    """``{"error": body}`` as ASCII JSON: whatever a message quotes from a request, it can be sent."""
+    """``{"error": body}`` as ASCII JSON, which can carry anything that a message quotes from a request."""
     return json.dumps({"error": body}).encode()
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can carry it."""
+    """``value`` as plain JSON values."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

@@ -1,6 +1,6 @@
 """Counts and times of HTTP requests, by route template.
 
-Owns those two metrics; a path that no route matches is one label, whatever it says.
+Owns those two metrics. All paths that no route matches share one label. Knows no routes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OP
 
 
 class HttpMetrics:
-    """Filled by the middleware."""
+    """The middleware fills it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
@@ -26,7 +26,7 @@ class HttpMetrics:
         )
 
     def observe(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """One request has been answered, or its client has left (status 499)."""
+        """Count one request that was answered, or whose client has left (status 499)."""
         known = method if method in METHODS else "OTHER"
         self._requests.labels(known, route or UNMATCHED, str(status)).inc()
         self._seconds.labels(route or UNMATCHED).observe(seconds)

@@ -1,6 +1,6 @@
-"""Sockets and uvicorn, for services whose signals and drain are their own.
+"""Sockets and uvicorn, for services that handle their signals and their drain themselves.
 
-Owns how an address is bound, before anything slow is done, and uvicorn's configuration; knows no application.
+Owns how an address is bound, before anything slow happens, and uvicorn's configuration. Knows no application.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import uvicorn
 
 from prefixes.errors import PrefixdError
 
-if TYPE_CHECKING:  # a taken port shows before the application's imports
+if TYPE_CHECKING:  # a taken port fails before the application's imports
     from fastapi import FastAPI
 
 FLUSH_S: Final = 5
-"""Seconds that clients get, after the last row has ended, to read the rest of their answers."""
+"""Seconds that clients get to read the rest of their answers after the last row has ended."""
 
 SAME_SIGNAL_S: Final = 0.5
-"""A further signal this soon is the same one, delivered twice: to the process group and again by `make`, say."""
+"""A further signal within this time is the same one delivered twice, for example to the process group and by `make`."""
 
 
 class CannotListen(PrefixdError):
@@ -46,7 +46,7 @@ def bind(host: str, port: int, option: str = "") -> socket.socket:
 
 
 def configured(app: FastAPI, *, lifespan: bool) -> uvicorn.Config:
-    """uvicorn's configuration; with ``lifespan`` the application's is run."""
+    """uvicorn's configuration. ``lifespan`` says whether uvicorn runs the application's lifespan."""
     return uvicorn.Config(
         app,
         log_config=None,
@@ -66,9 +66,9 @@ def url_of(sock: socket.socket) -> str:
 
 
 class Listener(uvicorn.Server):
-    """uvicorn's server without its signal handlers: signals are the process's."""
+    """uvicorn's server without its signal handlers, because the service has its own."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are ours."""
+        """Capture none."""
         yield

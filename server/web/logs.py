@@ -1,6 +1,6 @@
 """Logs: one JSON object per line on stderr.
 
-Owns the form. Callers pass facts by ``extra={"facts": {...}}``; prompts, outputs and secrets are never among them.
+Owns the form. Callers pass facts by ``extra={"facts": {...}}``, never prompts, outputs or secrets. Knows no service.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """Send every logger's lines through JsonFormatter to stderr, from ``level`` up."""
+    """Send every logger's lines of ``level`` and above through JsonFormatter to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

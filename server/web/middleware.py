@@ -1,6 +1,7 @@
-"""Around every request, as pure ASGI: its id, the limit on its body, its metrics, its log line.
+"""The middleware around every request, in pure ASGI: its id, the limit on its body, its metrics, its log line.
 
-Owns what is the same for all routes. Adds one function call per sent piece, nothing more: streams pass through here.
+Owns what is the same for all routes and knows none of them. It adds only one function call per sent piece of a body,
+because streams pass through here.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from server.web.sse import ClientLeft
 REQUEST_ID_HEADER: Final = "x-request-id"
 OPENAI_PATHS: Final = "/v1/"
 PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
-"""Asked several times a second by proxies and monitors: counted where they are public, never logged."""
+"""Proxies and monitors ask for these several times a second. They are counted on the public port and never logged."""
 CLIENT_LEFT: Final = 499
 LINGER_S: Final = 2.0
-"""How long a refused body is still read and thrown away, so that its sender gets to see the answer."""
+"""How long a refused body is still read and thrown away, so that its sender sees the answer."""
 
 _WELL_FORMED: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _log = logging.getLogger("prefixd.http")
 
 
 class RequestMiddleware:
-    """Gives a request its id (the caller's, if well-formed), counts it, logs it and answers what nobody caught."""
+    """Gives a request its id (the caller's if well-formed), counts it, logs it and answers uncaught exceptions."""
 
     def __init__(self, app: ASGIApp, *, metrics: HttpMetrics | None, access_log: bool) -> None:
         self.app = app
@@ -84,10 +85,10 @@ class RequestMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies beyond their limit with 413, by Content-Length or while they stream in; keeps nothing of them."""
+    """Refuses bodies beyond their limit with 413, by Content-Length or while they stream in. Keeps nothing of them."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, uploads: Mapping[str, int]) -> None:
-        """``uploads`` are the paths with a limit of their own for what is posted there."""
+        """``uploads`` maps a path to the limit for what is posted there; ``max_bytes`` is for all else."""
         self.app = app
         self._max_bytes = max_bytes
         self._uploads = dict(uploads)
@@ -100,9 +101,9 @@ class BodyLimitMiddleware:
         limit = self._uploads.get(scope["path"], self._max_bytes) if scope["method"] == "POST" else self._max_bytes
         headers = Headers(scope=scope)
         declared = headers.get("content-length")
-        if declared is None or "transfer-encoding" in headers:  # the latter wins where both are sent
+        if declared is None or "transfer-encoding" in headers:  # the latter wins if both are sent
             await self._count(scope, receive, send, limit)
-        elif int(declared) > limit:  # the server has refused what is no number, and holds senders to it
+        elif int(declared) > limit:  # uvicorn has refused what is no number, and holds senders to the number
             await _discard(receive, limit)
             await _respond(_too_large(limit, int(declared)), scope, receive, send)
         else:
@@ -133,7 +134,7 @@ class BodyLimitMiddleware:
 
         with contextlib.suppress(BodyTooLarge):
             await self.app(scope, counted_receive, guarded_send)
-        if refused is not None and not answered:  # whatever the application made of it
+        if refused is not None and not answered:  # what the application answered was held back
             await _respond(refused, scope, receive, send)
 
 
@@ -142,7 +143,7 @@ def _too_large(limit: int, got: int) -> BodyTooLarge:
 
 
 async def _discard(receive: Receive, most: int) -> None:
-    """Read on for a moment: closing on a sender makes its kernel throw away the answer before it is read."""
+    """Read on for a moment. If we close while a sender sends, its kernel throws away the answer before it is read."""
     left = most
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):

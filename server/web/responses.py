@@ -1,4 +1,4 @@
-"""Answers: JSON on the wire, compact, UTF-8, no NaN; and metrics as Prometheus asks for them."""
+"""Answers: compact UTF-8 JSON without NaN, and metrics as Prometheus asks for them. Knows no body's content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def to_json(body: Any) -> bytes:
 
 
 def json_response(body: Any, status: int = 200) -> Response:
-    """``body`` as the answer."""
+    """An answer with ``body`` as its JSON."""
     return Response(to_json(body), status_code=status, media_type="application/json")
 
 

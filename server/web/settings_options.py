@@ -1,4 +1,4 @@
-"""A service's settings as the options of its command, made from them one by one."""
+"""Makes a command's options from a service's settings, one per setting. Knows no setting by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options_of(kind: type[ServiceSettings]) -> inspect.Signature:
 
 
 def _option(kind: type[ServiceSettings], name: str) -> inspect.Parameter:
-    """The option for one setting; unset is None, so that lower sources show through."""
+    """The option for one setting. Unset is None, so that lower sources show through."""
     field = kind.model_fields[name]
     default = "" if field.default in (None, PydanticUndefined, ()) else f" [default: {_shown(field.default)}]"
     parsed = _parsed(field.annotation)
@@ -39,7 +39,7 @@ def _option(kind: type[ServiceSettings], name: str) -> inspect.Parameter:
 
 
 def _parsed(annotation: Any) -> Any:
-    """What the command line parses itself; everything else is text that the settings validate."""
+    """The type that the command line parses itself. Everything else is text that the settings validate."""
     kinds = [annotation, *get_args(annotation)]
     kinds += [inner for kind in kinds for inner in get_args(kind)]
     for kind in (bool, int, float):

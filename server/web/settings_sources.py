@@ -1,6 +1,6 @@
-"""Where settings come from: flags over environment over file over defaults; an unknown name in any is an error.
+"""Where settings come from: flags over environment over file over defaults. An unknown name in any is an error.
 
-Owns precedence and messages; knows no setting by name.
+Owns precedence and messages. Knows no setting by name.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from prefixes.errors import PrefixdError
 from server.web.suggest import did_you_mean
 
 OTHER_VARIABLES: Final = frozenset({"PREFIXD_SERVER", "PREFIXD_TRAINER", "PREFIXD_API_KEY"})
-"""Variables of ours that are no service's settings."""
+"""Our variables that are no service's settings."""
 OTHER_PREFIXES: Final = ("PREFIXD_TRAINER_", "PREFIXD_TEST_", "PREFIXD_BENCH_")
-"""Beginnings of variables that other programs of this project read."""
+"""Prefixes of variables that other programs of this project read."""
 
 S = TypeVar("S", bound="ServiceSettings")
 
 
 class InvalidSettings(PrefixdError):
-    """A setting is unknown or has a value it cannot have; the message says where it came from."""
+    """A setting is unknown or has an invalid value. The message says where it came from."""
 
     code = "invalid_settings"
 
 
 class ServiceSettings(BaseSettings):
-    """A service's settings, frozen. A subclass has fields and ``env_prefix``, the beginning of its variables' names."""
+    """A service's settings, frozen. A subclass has the fields, and ``env_prefix`` for its environment variables."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="forbid", validate_default=True)
 
@@ -43,7 +43,9 @@ class ServiceSettings(BaseSettings):
 
 
 def load_settings(kind: type[S], flags: Mapping[str, Any], *, config: Path | None = None) -> S:
-    """Settings from ``flags`` (only those given), the environment and the TOML file ``config`` or its variable's.
+    """Settings from ``flags`` (only those given), the environment, and the TOML file ``config``.
+
+    Without ``config``, an environment variable may name the file.
 
     Raises InvalidSettings.
     """

@@ -1,4 +1,4 @@
-"""Types that several services' settings have: counts, seconds, lists that are written with commas. Knows no setting."""
+"""Types that several services' settings share: counts, seconds, comma-separated lists. Knows no setting."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ Count = Annotated[int, Field(ge=1, le=1 << 31)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 COMMA_SEPARATED = BeforeValidator(_split_commas)
-"""For a tuple; a variable's text is not taken as JSON where pydantic_settings.NoDecode stands beside it."""
+"""For a tuple. With pydantic_settings.NoDecode beside it, a variable's text is not parsed as JSON."""

@@ -1,7 +1,7 @@
-"""Server-sent events over raw ASGI: pre-encoded bytes, one send for whatever is ready.
+"""Server-sent events over raw ASGI: pre-encoded bytes, one send for all that is ready.
 
-Owns the wire form, the heartbeat and what happens when the client leaves; also the wait for a JSON answer that a
-disconnect cuts short. Knows no body's content.
+Owns the wire form, the heartbeat, and what happens when the client leaves, also while it waits for a JSON answer. Knows
+no body's content.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ HEARTBEAT: Final = b": \n\n"
 
 
 def event(name: str, data: bytes, *, event_id: str | None = None) -> bytes:
-    """One named event; ``data`` and ``event_id`` are one line each."""
+    """One named event. ``data`` and ``event_id`` are one line each."""
     numbered = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
     return numbered + b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
 
 
 def data_event(data: bytes) -> bytes:
-    """One event without a name, as OpenAI's streams have them."""
+    """One event without a name, as in OpenAI's streams."""
     return b"data: " + data + b"\n\n"
 
 
 class EventStreamResponse(Response):
-    """Sends what ``body`` yields, each piece at once, and a comment every ``heartbeat_s`` seconds.
+    """Sends each piece that ``body`` yields at once, and a comment every ``heartbeat_s`` seconds.
 
-    When the client disconnects, ``abort`` is called (once) and ``body`` is read to its end without sending: whoever
-    writes it must end it then. ``abort`` is called as well when sending fails or the task is cancelled.
+    When the client disconnects, ``abort`` is called and ``body`` is read to its end without sending, so ``abort`` must
+    make it end. ``abort`` is also called when sending fails, ``body`` raises, or the task is cancelled.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class EventStreamResponse(Response):
                 self._abort()
 
     async def _watch(self, receive: Receive, send: Send, left: asyncio.Event) -> None:
-        """Wait for the client to leave; meanwhile keep the connection from looking dead."""
+        """Wait for the client to leave. Meanwhile send heartbeats, so that the connection does not look dead."""
         while True:
             try:
                 async with asyncio.timeout(self._heartbeat_s):
@@ -89,14 +89,14 @@ class EventStreamResponse(Response):
 
 
 class ClientLeft(Exception):
-    """There is nobody to answer any more."""
+    """The client has disconnected: there is nobody to answer."""
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[Any], abort: Callable[[], None]) -> Any:
     """The result of ``work``.
 
-    If the client disconnects first, ``abort`` is called, ``work`` is awaited to its end and ClientLeft is raised.
-    ``abort`` is called as well when this task is cancelled.
+    If the client disconnects first, ``abort`` is called, ``work`` is awaited to its end, and ClientLeft is raised.
+    ``abort`` is also called when this task is cancelled.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.create_task(_disconnected(receive))

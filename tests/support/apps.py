@@ -1,6 +1,6 @@
-"""Both applications of an assembled server in this process, without sockets.
+"""Runs both applications of an assembled server in this process, without sockets.
 
-Owns their assembly over a tiny backbone and the clients; knows no test.
+Owns their assembly over a tiny backbone, and the clients. Knows no test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tiny random BARTs with a real tokenizer, and prefixes for any of their sites, made on the spot."""
+"""Makes tiny random BARTs with a real tokenizer, and prefixes for any of their sites. Knows no test."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 and values of all three sites.
 
 Reads the weights of a transformers ``BartForConditionalGeneration`` and computes with matmul and softmax alone, in the
-model's dtype, differentiable in the prefix. That it is BART is proven in ``tests/parity/test_bart_reference.py``.
-Greedy and beam search around it are transformers' own. Knows nothing of the engine.
+model's dtype, differentiable in the prefix. ``tests/parity/test_bart_reference.py`` proves that it is BART. Greedy and
+beam search around it are transformers' own. Knows nothing of the engine.
 """
 
 from __future__ import annotations

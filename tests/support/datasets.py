@@ -1,4 +1,4 @@
-"""Datasets for tests: lines, uploads cut anywhere, and what a store's folder holds."""
+"""Datasets for tests: lines, uploads in pieces cut anywhere, and what a store's folder holds. Knows no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk registry's folder for tests: made once, copied, and looked at as a fresh reader sees it."""
+"""A disk registry's folder for tests: makes it once, copies it, and reads it as a fresh reader does. Knows no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines over tiny random backbones, random mixes of requests, and the oracles they are compared with."""
+"""Makes engines over tiny random backbones, random mixes of requests, and the oracles to compare them with."""
 
 from __future__ import annotations
 

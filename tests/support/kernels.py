@@ -1,4 +1,4 @@
-"""Random ragged batches over block tables, and what attention over them must give, computed the slow way."""
+"""Makes random ragged batches over block tables, and computes the slow way what attention over them must give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counting what a call does, in lines of Python: for promises about cost that no stopwatch can keep."""
+"""Counts the lines of Python that a call runs, to test promises about cost without measuring time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A registry in trouble: two replicas on one Redis, and the ways to break and mend it.
+"""A registry that fails: two replicas on one Redis, and the ways to break and mend it.
 
-Owns the scene and what its replicas have at hand; what is asked of them is ``traffic``'s. Knows no test.
+Owns the scene and what its replicas hold in memory; ``traffic`` sends them requests. Knows no test.
 """
 
 from __future__ import annotations

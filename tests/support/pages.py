@@ -1,4 +1,4 @@
-"""The repository's pages, and what of them is prose."""
+"""Lists the repository's pages and tells their prose from the rest. Knows no page's content."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checkpoints in the key layout of the paper's published code, and what its forward pass makes of them.
+"""Makes checkpoints in the key layout of the paper's published code, and computes their keys and values as it does.
 
-The oracle of the importer: modules of the published shapes, their keys and values taken apart as its `get_prompt_p5`
-describes it: a view over layers and heads, the layers first, then cut into pairs.
+It is the importer's oracle: modules of the published shapes, whose output is taken apart as the code's `get_prompt_p5`
+does it. That is a view over layers and heads, with the layers moved to the front, cut into pairs.
 """
 
 from __future__ import annotations

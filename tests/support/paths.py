@@ -1,4 +1,4 @@
-"""Where the checkout is, and what lies beside it."""
+"""The paths of the checkout and of the shared data beside it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Places for registries, of either store, that a test can empty and look at behind the registry's back.
+"""Places for registries, of either store. A test can empty a place and look into it without the registry.
 
-Owns their URLs and contents; starts a Redis when a test first asks for one.
+Owns their URLs and contents. Starts a Redis when a test first asks for one. Knows no test.
 """
 
 from __future__ import annotations

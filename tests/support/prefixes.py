@@ -1,4 +1,4 @@
-"""Small random prefixes and backbones for tests: valid ones, of any geometry, made on the spot."""
+"""Makes small random prefixes and backbones for tests: valid ones of any geometry. Knows no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes that do the same thing at once. The children need no fresh import of torch: they are forks."""
+"""Runs the same function in several processes at once. They are forks, so they need not import torch again."""
 
 from __future__ import annotations
 

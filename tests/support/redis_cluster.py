@@ -1,6 +1,6 @@
 """A Redis Cluster of three masters, as real processes.
 
-Owns its servers and how they meet; knows no registry and no test.
+Owns its servers and how they join. Knows no registry and no test.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A door in front of a Redis server: TLS, delay, cut connections.
+"""A proxy in front of a Redis server: TLS, delay, cut connections.
 
-Owns a listening port and the bytes between it and the server, and the certificates of a test. The servers that the
-wheels carry are built without TLS, so TLS ends here, as it would at stunnel. Knows no Redis command.
+Owns a listening port, the bytes between it and the server, and a test's certificates. The servers from the wheels are
+built without TLS, so TLS ends here, as it would at stunnel. Knows no Redis command.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What tests of the registry in Redis share: artifacts, a look behind the registry's back, faults at a given command.
+"""What tests of the registry in Redis share: artifacts, reads of Redis without the registry, faults at a given command.
 
-Owns no server; see ``redis_server.py``.
+Owns no server: those are in ``redis_server.py``. Knows no test.
 """
 
 from __future__ import annotations

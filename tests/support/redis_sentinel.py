@@ -1,6 +1,6 @@
 """A master, its replica and the Sentinels that watch them, as real processes.
 
-Owns its servers and the failover; knows no registry and no test.
+Owns its servers and the failover. Knows no registry and no test.
 """
 
 from __future__ import annotations

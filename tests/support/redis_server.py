@@ -1,7 +1,7 @@
-"""A real Redis (or Valkey) server process of a test's own.
+"""A real Redis (or Valkey) server process for one test.
 
-Owns which servers this machine has, the process, its folder, its log and its port; knows no registry and no test.
-Cluster and Sentinel stand beside it, in ``redis_cluster.py`` and ``redis_sentinel.py``.
+Owns which servers this machine has, the process, its folder, its log and its port. Knows no registry and no test.
+Cluster and Sentinel are in ``redis_cluster.py`` and ``redis_sentinel.py``.
 """
 
 from __future__ import annotations

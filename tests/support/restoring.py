@@ -1,4 +1,4 @@
-"""Backups of a registry in Redis, what it loses, and restores, also ones that are cut short."""
+"""Backs up a registry in Redis, loses a part of it, and restores it, also in a way that is cut short. Knows no test."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A scheduler over a real ledger, prefix store and prompt reuse, driven as the engine drives it, without a model.
 
-In the place of keys and values stands what they would be of: each slot of a block holds the chain of tokens up to it.
-Every step checks that each row reads exactly its own context and that no write could be seen by another holder.
+Instead of keys and values, each slot of a block holds the chain of tokens up to it. Every step checks that each row
+reads exactly its own context and that no other holder of a block could see a write.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A real ``prefixd serve`` process over a tiny random backbone, for end-to-end tests.
 
-Owns the process, its logs and small helpers around its API; knows no test.
+Owns the process, its logs and small helpers around its API. Knows no test.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What an earlier commit stored, copied to a place of a test's own: see ``tests/stored/README.md``.
+"""Copies what an earlier commit stored to a place of a test's own: see ``tests/stored/README.md``.
 
-Owns how a folder is copied and how commands written down go into a Redis; knows not what they mean.
+Owns how a folder is copied and how recorded commands go into a Redis. Does not know what they mean.
 """
 
 from __future__ import annotations

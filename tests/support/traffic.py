@@ -1,6 +1,6 @@
-"""Requests to replicas and what was answered: one by one, and as load that goes on while something else happens.
+"""Sends requests to replicas and keeps the answers: one by one, and as load in the background.
 
-Owns requests, threads and the comparison with what must be said; knows no registry and no test.
+Owns requests, threads and the comparison with the expected answers. Knows no registry and no test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small backbones, data and runs for the trainer's tests."""
+"""Makes small backbones, data and runs for the trainer's tests. Knows no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real ``prefixd trainer`` process, its children, and small helpers around its API."""
+"""A real ``prefixd trainer`` process, its children, and small helpers around its API. Knows no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A registry to copy, and what became of the copy."""
+"""Makes a registry to copy and reads what became of the copy. Knows no test."""
 
 from __future__ import annotations
 

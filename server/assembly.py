@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import torch
 import transformers
@@ -49,14 +49,6 @@ WARM_UP_TOKENS: Final = 8
 WARM_UP_INPUT: Final = 256  # long enough to measure an encoder's pace
 
 _log = logging.getLogger("prefixd.server")
-
-
-@runtime_checkable
-class Calibrated(Protocol):
-    """Kernels that measure which implementation is quickest for each shape, once their layers are bound."""
-
-    def warm_up(self) -> None:
-        """Measure and choose."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +98,7 @@ def assemble(settings: Settings) -> Assembled:
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
     began = time.monotonic()
-    if isinstance(kernels, Calibrated):
-        kernels.warm_up()
+    kernels.warm_up()
     warm_up(engine)
     metrics.begin(metrics_registry)
     trim_heap()  # gives back what loading and compiling took
@@ -191,7 +182,6 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         encoder_step_ms=settings.encoder_step_ms,
         max_encoder_tokens=settings.max_encoder_tokens,
-        max_waiting=settings.max_waiting,
         reuse_prompts=settings.reuse_prompts,
     )
 

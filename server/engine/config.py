@@ -26,13 +26,12 @@ class EngineConfig:
     max_step_tokens: int = 512
     max_encoder_tokens: int = 4096
     encoder_step_ms: float = 250.0
-    max_waiting: int = 1024
     load_workers: int = 2
     max_staged_bytes: int = 256 << 20
     reuse_prompts: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_encoder_tokens", "max_waiting")
+        counts = ("kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_encoder_tokens")
         for name in (*counts, "load_workers", "max_staged_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

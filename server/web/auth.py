@@ -1,7 +1,8 @@
 """The one place that decides who may do what.
 
-Owns callers, actions and the decision. Every route asks here before it acts. There are no keys yet: every caller is
-the tenant ``default`` and may do everything, to its own tenant's tasks and to others'.
+Owns callers, actions and the decision. Every route that acts for a tenant asks here first; the admin port does not.
+There are no API keys yet: every caller is the tenant ``default`` and may do everything, to its own tenant's tasks and
+to others'.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class Caller:
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
-    """The caller behind a request. Without keys, everyone is the default tenant."""
+    """The caller behind a request. Without API keys everyone is the default tenant."""
     return Caller(DEFAULT_TENANT)
 
 
 def authorize(caller: Caller, action: Action, tenant: str | None) -> None:
     """Return if ``caller`` may do ``action`` to ``tenant``'s tasks (None: the bare backbone), else raise Forbidden.
 
-    Without keys nothing is forbidden.
+    The body is empty: there are no API keys, so that nothing is forbidden to anybody.
     """
 
 

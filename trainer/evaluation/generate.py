@@ -75,7 +75,7 @@ def generate(
         assert prefix is not None, "only rows with a prefix load one"
         return prefix
 
-    config = EngineConfig(kv_cache_bytes=kv_cache_bytes, max_waiting=max(1, len(inputs)))
+    config = EngineConfig(kv_cache_bytes=kv_cache_bytes)
     kernels = select_kernels(backbone.model.device, backbone.model.dtype, threads=threads)
     outputs: dict[int, Output] = {}
     with closing(_engine(backbone, kernels, config, load)) as engine:

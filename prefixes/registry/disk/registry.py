@@ -6,6 +6,7 @@
     tenants/<tenant>/deleted/<name>@<time>.json  a deleted task, the same JSON, until a clean-up takes it
     tenants/<tenant>/references/<hex>/<key>     hints that this task or deleted task has an artifact; its file decides
     tenants/<tenant>/audit.jsonl                every change, see ``disk.log``
+    tenants/<tenant>/last-change.json           the change that is under way or was the last, see ``disk.log``
 
 Owns this layout and the order of writes: the artifact first, the task's file last, both atomic, under the tenant's
 lock. Readers take no lock and see a task before a change or after it. Knows no server.

@@ -75,7 +75,7 @@ def test_rows_are_those_that_the_request_occupies(params: dict[str, Any], rows: 
 
 
 @pytest.mark.parametrize(
-    "name", ["kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_waiting", "load_workers"]
+    "name", ["kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_encoder_tokens", "load_workers"]
 )
 def test_an_engine_limit_below_one_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):

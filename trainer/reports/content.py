@@ -19,7 +19,7 @@ ADDED: Final = ("task", "cost", "metrics", "evaluation", "worst", "random")
 
 @dataclass(frozen=True)
 class Report:
-    """``facts`` are the run's: version, digests, hyperparameters, time. ``metrics`` are its lines, each with step, epoch,
+    """``facts`` are the run's: version, digests, hyperparameters, time. ``metrics`` are its lines with step, epoch,
     loss, learning_rate and perhaps validation_loss; empty without training. ``cost`` has the known ones of seconds,
     tokens, tokens_per_second and peak_memory_bytes. ``evaluation`` is a summary without texts.
     """

@@ -34,7 +34,7 @@ class InitialText:
         return f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
 
     def as_dict(self) -> dict[str, Any]:
-        """What an artifact says of it."""
+        """Its entry in an artifact's origin, JSON values."""
         return {"kind": "text", "digest": self.digest}
 
     def check(self, backbone: Backbone, plan: PrefixSpec) -> None:
@@ -60,7 +60,7 @@ class InitialVersion:
         return cls(version_of(prefix), prefix)
 
     def as_dict(self) -> dict[str, Any]:
-        """What an artifact says of it."""
+        """Its entry in an artifact's origin, JSON values."""
         return {"kind": "version", "version": self.version}
 
     def check(self, backbone: Backbone, plan: PrefixSpec) -> None:

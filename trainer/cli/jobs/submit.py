@@ -1,6 +1,6 @@
 """``prefixd jobs submit``: options become the body of ``POST /jobs``.
 
-Owns the options that ``prefixd train`` does not have. The trainer checks the values, since it knows what it has.
+Owns the options that ``prefixd train`` does not have. The trainer checks all values: only it knows what it has.
 """
 
 from __future__ import annotations

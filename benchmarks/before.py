@@ -22,17 +22,17 @@ from benchmarks.workload import WORKLOADS
 from server.engine.kernels.threads import available_cores
 
 LEAST: Final = 0.97
-"""A column's median ratio below this is a slower engine, not noise."""
+"""A median ratio below this means a slower engine, not noise."""
 
 
 def start(checkout: Path, folder: Path, geometry: str, threads: int) -> Process:
-    """The engine of ``checkout``, when it is ready."""
+    """Start the engine of ``checkout`` and wait until it is ready."""
     script = [sys.executable, "benchmarks/contenders.py", "engine", "--backbone", str(folder), "--geometry", geometry]
     return Process([*script, "--threads", str(threads)], folder / f"{checkout.name}.log", checkout)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Rates of both and their ratios, by mode and case."""
+    """Measure both in turns; return their rates and median ratios, by mode and case."""
     work = WORKLOADS[options.geometry]
     cases = [Case(beams, rows) for beams in work.beams for rows in options.rows or work.rows]
     entries = [entry for entry in ENTRIES[options.geometry] if entry.letter in options.entries]

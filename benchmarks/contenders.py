@@ -16,11 +16,11 @@ from typing import Any
 from benchmarks.workload import WORKLOADS, Workload, prompts, random_prefix
 from server.engine.kernels.threads import available_cores, configure_threads
 
-SEQUENTIAL_ROWS = 4  # how many of the rows PEFT generates, one after the other: the rate does not depend on it
+SEQUENTIAL_ROWS = 4  # most rows that PEFT generates, one after the other: its rate does not depend on their number
 
 
 class EngineContender:
-    """This engine; mode ``tasks``: every row another task, ``one``: one task for all, ``bare``: no prefix."""
+    """This engine. Mode ``tasks`` gives every row another task, ``one`` one task to all rows, ``bare`` no prefix."""
 
     def __init__(self, work: Workload, folder: str, kernels: str, threads: int) -> None:
         import torch
@@ -35,7 +35,7 @@ class EngineContender:
         self._work, self._backbone = work, load_backbone(folder)
         self._library: dict[PrefixKey, Prefix] = {}
         self._kernels = select_kernels("cpu", torch.float32, kernels, threads)
-        # Calls with 1, 8 and 32 rows begin with the same prompts; the other contenders compute them anew each time.
+        # Calls with 1, 8 and 32 rows share their first prompts. No reuse: the other contenders compute them each time.
         config = EngineConfig(kv_cache_bytes=2 << 30, reuse_prompts=False, max_rows=128)
         self._engine = Engine(self._backbone, self._kernels, config, self._library.__getitem__)
         self._kernels.warm_up()
@@ -79,7 +79,7 @@ class TransformersContender:
 
 
 class PeftContender:
-    """PEFT's prefix tuning: the adapter of one task at a time, its row, then the next."""
+    """PEFT's prefix tuning, one task at a time: sets the adapter, generates the row, takes the next."""
 
     def __init__(self, work: Workload, folder: str) -> None:
         from transformers import GPT2LMHeadModel
@@ -109,7 +109,7 @@ class PeftContender:
 
 
 def generate(model: Any, work: Workload, token_ids: list[list[int]], beams: int) -> tuple[float, int]:
-    """Seconds and new tokens of transformers' ``generate``, greedy or with beams."""
+    """Run transformers' ``generate``, greedy or with beams; return seconds and new tokens."""
     import torch
 
     inputs = torch.tensor(token_ids)
@@ -137,7 +137,7 @@ def main() -> None:
     contender: EngineContender | TransformersContender | PeftContender
     if options.kind == "engine":
         contender = EngineContender(work, options.backbone, options.kernels, configure_threads(options.threads))
-    else:  # as its users run it: torch's own threads, waiting as they do by default
+    else:  # as its users run it: torch's threads with their default waiting
         import torch
 
         torch.set_num_threads(options.threads)

@@ -1,6 +1,6 @@
 """``serve.py --http``: streaming clients over a real server process, against the engine's own tokens per second.
 
-Owns the server process and the load; the clients share the machine with the server, as the target says.
+Owns the server process and the load; knows no other contender. The clients share the machine with the server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PREFIX = 5
 
 
 async def stream(client: httpx.AsyncClient, task: str, text: str) -> tuple[float, int]:
-    """Seconds to the first token, and how many tokens came."""
+    """Stream one request; return the seconds to the first token and the number of tokens."""
     body = {"task": task, "input": text, "parameters": {"max_new_tokens": WORK.new_tokens}, "stream": True}
     began, first, tokens, decoder = time.perf_counter(), 0.0, 0, EventDecoder()
     async with client.stream("POST", "/generate", json=body) as response:
@@ -50,7 +50,7 @@ async def stream(client: httpx.AsyncClient, task: str, text: str) -> tuple[float
 
 
 async def load(url: str, seed: int) -> tuple[float, float]:
-    """Tokens per second of all clients together, and their median time to first token."""
+    """Run all clients; return their total tokens per second and their median time to first token."""
     limits = httpx.Limits(max_connections=CLIENTS)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         began = time.perf_counter()
@@ -61,7 +61,7 @@ async def load(url: str, seed: int) -> tuple[float, float]:
 
 
 def start_server(folder: Path, registry: Path, threads: int) -> tuple[subprocess.Popen[bytes], str]:
-    """A server on a free port, once it is ready."""
+    """Start a server on a free port and wait until it is ready; return its process and URL."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -84,7 +84,7 @@ def start_server(folder: Path, registry: Path, threads: int) -> tuple[subprocess
 
 
 def compare_http(options: argparse.Namespace, start: Callable[..., Any]) -> dict[str, Any]:
-    """Server and engine in turns; prints and returns rates and their ratio."""
+    """Measure server and engine in turns; print and return rates and their ratio."""
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
         folder = Path(name)
         WORK.save(folder)

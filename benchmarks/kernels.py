@@ -20,11 +20,11 @@ SHAPES = {"qkv": (2304, 768), "project": (768, 768), "up": (3072, 768), "down": 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 CONTEXTS = ((1, 1, 75), (8, 1, 75), (32, 1, 75), (32, 1, 400), (1, 40, 40), (8, 40, 40), (1, 512, 512), (4, 128, 512))
 HEADS, HEAD_DIM, BLOCK_SIZE, PREFIX = 12, 64, 16, 5
-COPIES = 6  # of each weight and cache, so that none is still in the processor's cache when its turn comes
+COPIES = 6  # of each weight and cache, used in turn, so that none is still in the processor's cache
 
 
 def fastest(runs: dict[str, Callable[..., Any]], clock: Callable[[], float], repeats: int) -> dict[str, float]:
-    """Milliseconds of the fastest repetition, taken in turns."""
+    """Run the functions in turns; return the milliseconds of each one's fastest repetition."""
     best = dict.fromkeys(runs, float("inf"))
     for repeat in range(repeats):
         for name, function in runs.items():

@@ -72,7 +72,7 @@ ENTRIES = {
         Entry("e", "transformers, one batch, no prefixes", "transformers"),
     ),
 }
-Targets = tuple[tuple[str, str, dict[int, float]], ...]  # over, under, the least ratio by rows
+Targets = tuple[tuple[str, str, dict[int, float]], ...]  # letters of numerator and denominator, least ratio by rows
 TARGETS: dict[str, Targets] = {
     "gpt2": (
         ("a", "c", {32: 0.97}), ("a", "b", {32: 0.97}), ("a", "e", {32: 1.5}), ("a", "f", {1: 1.8, 8: 1.8, 32: 1.3}),
@@ -86,7 +86,7 @@ class Process:
     """A contender in a process of its own."""
 
     def __init__(self, command: list[str], log: Path, checkout: Path = ROOT) -> None:
-        """``command`` runs in ``checkout``, with its code."""
+        """Run ``command`` in ``checkout``, with that checkout's code, and wait until it is ready."""
         self._log = log.open("w")
         self._process = subprocess.Popen(
             command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
@@ -95,7 +95,7 @@ class Process:
         self._read()
 
     def run(self, **job: Any) -> float:
-        """Tokens per second."""
+        """Run one job; return its tokens per second."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -103,7 +103,7 @@ class Process:
         return float(answer["tokens"] / answer["seconds"])
 
     def close(self) -> None:
-        """End it: it stops at the end of its input."""
+        """End the process by closing its input."""
         self._process.communicate()
         self._log.close()
 
@@ -117,7 +117,7 @@ class Process:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """Describe the machine that the numbers come from."""
     import torch
 
     model = platform.processor()
@@ -145,7 +145,7 @@ def start(kind: str, folder: Path, options: argparse.Namespace) -> Process:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Run all contenders in turns; rates by letter and case."""
+    """Run all contenders in turns; return rates by letter and case."""
     work, every = WORKLOADS[options.geometry], ENTRIES[options.geometry]
     cases = [Case(beams, rows) for beams in work.beams for rows in options.rows or work.rows]
     entries = [entry for entry in every if entry.kind != "vllm" or options.vllm_python]

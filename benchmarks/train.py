@@ -53,11 +53,11 @@ ENTRIES = (
     Entry("p", "PEFT, Trainer", ("peft",)),
     Entry("pg", "PEFT, Trainer, group_by_length", ("peft", "--group")),
 )
-RATE_TARGET, MEMORY_TARGET = 1.4, 0.8  # of (a) over (p)
+RATE_TARGET, MEMORY_TARGET = 1.4, 0.8  # ratios of (a) to (p)
 
 
 def prepare(folder: Path) -> None:
-    """Save the backbone to ``folder``, and ``examples.json``: token ids, and where the target begins."""
+    """Save to ``folder`` the backbone and ``examples.json``, pairs of token ids and the index of the target's first."""
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -77,7 +77,7 @@ def prepare(folder: Path) -> None:
 
 
 def run(entry: Entry, folder: Path, steps: int, threads: int) -> dict[str, Any]:
-    """One training run in a process of its own."""
+    """Run one training in its own process; return its figures and the machine's load."""
     command = [sys.executable, "benchmarks/train_contenders.py", *entry.command]
     options = ["--backbone", str(folder), "--examples", str(folder / "examples.json")]
     options += ["--steps", str(steps), "--threads", str(threads)]
@@ -92,7 +92,7 @@ def run(entry: Entry, folder: Path, steps: int, threads: int) -> dict[str, Any]:
 
 
 def show(medians: dict[str, dict[str, float]], entries: list[Entry]) -> dict[str, dict[str, float]]:
-    """Print the table; the ratios of (a) to each of PEFT's lines."""
+    """Print the table; return the ratios of (a) to each of PEFT's lines."""
     print(f"\n{'':40}{'learnt tokens/s':>16}{'s/step':>9}{'peak MiB':>10}{'training MiB':>16}")
     for entry in entries:
         row, label = medians[entry.letter], f"({entry.letter}) {entry.label}"

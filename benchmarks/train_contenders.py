@@ -22,7 +22,7 @@ PREFIX_LENGTH, MIDDLE, BATCH, RATE, CLIP = 5, 512, 10, 8e-5, 1.0
 
 
 def resident_mib(field: str) -> float:
-    """``VmHWM``, the peak so far, or ``VmRSS``, what is held now, in MiB."""
+    """Return ``VmHWM``, the peak so far, or ``VmRSS``, the memory held now, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024
@@ -30,22 +30,22 @@ def resident_mib(field: str) -> float:
 
 
 def clocks() -> tuple[float, float]:
-    """Now, by the wall and by the processor time of all threads, in seconds."""
+    """Return wall-clock time and processor time of all threads, in seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def since(began: tuple[float, float], ended: tuple[float, float]) -> dict[str, float]:
-    """What passed between two readings of ``clocks``."""
+    """Return the times between two readings of ``clocks``."""
     return {"seconds": ended[0] - began[0], "cpu_seconds": ended[1] - began[1]}
 
 
 def read_examples(path: Path) -> list[tuple[list[int], int]]:
-    """Token ids, and the index of the first one that is learnt."""
+    """Read examples: token ids, and the index of the first learnt one."""
     return [(ids, start) for ids, start in json.loads(path.read_text())]
 
 
 def train_prefixd(folder: str, pairs: list[tuple[list[int], int]], options: argparse.Namespace) -> dict[str, Any]:
-    """This trainer."""
+    """Train with this trainer."""
     import torch
 
     from prefixes.backbone import load_backbone
@@ -78,9 +78,9 @@ def train_prefixd(folder: str, pairs: list[tuple[list[int], int]], options: argp
 
 
 def train_peft(folder: str, pairs: list[tuple[list[int], int]], options: argparse.Namespace) -> dict[str, Any]:
-    """PEFT's prefix tuning under transformers' ``Trainer``, batches padded to their longest example.
+    """Train with PEFT's prefix tuning under transformers' ``Trainer``; batches are padded to their longest example.
 
-    Without dropout, as the paper has it, which also saves it time.
+    It runs without dropout, as in the paper, which also saves time.
     """
     import torch
     from peft import PrefixTuningConfig, get_peft_model
@@ -141,7 +141,7 @@ def train_peft(folder: str, pairs: list[tuple[list[int], int]], options: argpars
 
 @contextmanager
 def profiled(wanted: bool) -> Iterator[None]:
-    """torch's profiler, its table printed at the end, where that is wanted."""
+    """Run torch's profiler if ``wanted``, and print its table at the end."""
     if not wanted:
         yield
         return

@@ -1,4 +1,4 @@
-"""What every contender serves: a backbone of a known geometry with random weights, inputs, random prefixes.
+"""The workload of every contender: a backbone of a known geometry with random weights, inputs, random prefixes.
 
 Owns the numbers of the comparison; knows no contender.
 """
@@ -28,7 +28,7 @@ from prefixes.spec import BackboneSpec, PrefixSpec, Site, SitePrefix
 
 @dataclass(frozen=True)
 class Workload:
-    """One comparison: ``save`` writes the backbone, whose rows give exactly ``new_tokens`` each."""
+    """One comparison. ``save`` writes the backbone; each of its rows generates exactly ``new_tokens``."""
 
     save: Callable[[Path], None]
     input_tokens: int
@@ -38,9 +38,9 @@ class Workload:
 
 
 def save_gpt2(folder: Path) -> None:
-    """GPT-2 small with random weights and no end token, so that every row gives all its tokens.
+    """Save GPT-2 small with random weights and no end token, so that every row generates all its tokens.
 
-    The tokenizer has the right size and one token for every byte; prompts of letters have as many tokens as letters.
+    The tokenizer has the right size and one token for every byte, so that a prompt has one token per letter.
     """
     config = GPT2Config(bos_token_id=None, eos_token_id=None)
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def save_gpt2(folder: Path) -> None:
 
 
 def save_bart_base(folder: Path) -> None:
-    """BART base with random weights; its end token is never the likeliest, so that every row gives all its tokens."""
+    """Save BART base with random weights. Its end token is never the likeliest: every row generates all its tokens."""
     config = BartConfig(
         d_model=768, encoder_layers=6, decoder_layers=6, encoder_attention_heads=12, decoder_attention_heads=12,
         encoder_ffn_dim=3072, decoder_ffn_dim=3072, forced_eos_token_id=None,
@@ -77,23 +77,23 @@ WORKLOADS: Final[Mapping[str, Workload]] = {
     "gpt2": Workload(save_gpt2, input_tokens=40, new_tokens=64, rows=(1, 8, 32), beams=(1,)),
     "bart-base": Workload(save_bart_base, input_tokens=256, new_tokens=48, rows=(1, 8, 16), beams=(1, 4)),
 }
-FIRST_WORD: Final = 5  # ids below are special tokens of BART's
+FIRST_WORD: Final = 5  # lower ids are BART's special tokens
 
 
 def prompts(work: Workload, rows: int, seed: int, vocab_size: int = 50257) -> list[list[int]]:
-    """Random token ids, others for every repetition; more rows begin with the same ones."""
+    """Return random token ids, different for every ``seed``. More rows begin with the rows of fewer."""
     rng = random.Random(seed)
     return [[rng.randrange(FIRST_WORD, vocab_size) for _ in range(work.input_tokens)] for _ in range(rows)]
 
 
 def text_prompts(work: Workload, rows: int, seed: int) -> list[str]:
-    """The same in letters, for HTTP."""
+    """Return random letters for HTTP, one token each, different for every ``seed``."""
     rng = random.Random(seed)
     return ["".join(rng.choices(string.ascii_letters, k=work.input_tokens)) for _ in range(rows)]
 
 
 def random_prefix(backbone: BackboneSpec, length: int, seed: int) -> Prefix:
-    """Keys and values of ``length`` virtual positions at every site of the backbone."""
+    """Make random keys and values of ``length`` virtual positions at every site of the backbone."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     sites: dict[Site, SitePrefix] = {}

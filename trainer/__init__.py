@@ -1,1 +1,1 @@
-"""Produces prefixes: data, training loop, export. Imports ``prefixes`` and ``server.engine``."""
+"""Produces prefixes. Imports ``prefixes``, and of the server only ``engine``, ``web`` and ``parameters``."""

@@ -1,6 +1,6 @@
-"""``prefixd convert``: the command line of a corpus's conversion.
+"""``prefixd convert``: the command line that converts a corpus.
 
-Owns options and help; everything else happens in ``data.convert``. ``prefixd.py`` mounts the command.
+Owns options and help; ``data.convert`` does the rest. ``prefixd.py`` mounts the command.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``prefixd evaluate``: the command line of an evaluation.
 
-Owns options, help, the progress bar, the table and the files; everything else happens in ``evaluate``. ``prefixd.py``
+Owns options, help, the progress bar, the table and the files; ``evaluation.evaluate`` does the rest. ``prefixd.py``
 mounts the command.
 """
 

@@ -1,6 +1,6 @@
-"""What the trainer's command lines share: options, errors as a line, ``name=value`` pairs, texts to start from.
+"""What the trainer's command lines share: options, errors as one line, ``name=value`` pairs, texts to start from.
 
-Torch-free.
+Knows no command. Torch-free.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefixes.errors import InvalidParameter, PrefixdError
 from prefixes.parameters import check_decoding_parameters
 
 MAX_TEXT_BYTES: Final = 1 << 20
-"""A prefix takes a window's worth of tokens at most; more than this is not such a text."""
+"""Most bytes of a text to start from; a prefix uses at most a window of tokens."""
 
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="Of the frozen model: float32, bfloat16, float16, float64.")]
@@ -25,7 +25,7 @@ DtypeOption = Annotated[str, typer.Option(help="Of the frozen model: float32, bf
 
 @contextmanager
 def named_errors() -> Iterator[None]:
-    """Named errors become one line and exit code 1; anything else is a defect and keeps its traceback."""
+    """Turn a named error into one line and exit code 1. Any other error is a defect and keeps its traceback."""
     try:
         yield
     except PrefixdError as error:
@@ -34,7 +34,7 @@ def named_errors() -> Iterator[None]:
 
 
 def initial_text(path: Path) -> str:
-    """The text in a UTF-8 file that a prefix is to start from. Raises InvalidParameter."""
+    """Read the text that a prefix starts from, in UTF-8. Raises InvalidParameter."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)
@@ -47,7 +47,10 @@ def initial_text(path: Path) -> str:
 
 
 def decoding_parameters(option: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """``name=JSON value`` pairs of a repeatable ``option``, names and types checked. Raises InvalidParameter."""
+    """Parse the ``name=JSON value`` pairs of a repeatable ``option`` and check names and types.
+
+    Raises InvalidParameter.
+    """
     made: dict[str, Any] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")

@@ -1,4 +1,4 @@
-"""What a training run shows on a terminal: a progress bar and a closing table. Knows nothing of how it trains."""
+"""The terminal output of a training run: a progress bar and a closing table. Does not know how it trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.training.run import RunRequest
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
-    """A bar on ``console``; what it yields is told every step."""
+    """Show a bar on ``console``; yields the function that takes every step."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[rate]}"), console=console) as progress:
         bar, smooth = progress.add_task("loading", total=None, rate=""), [0.0]
@@ -38,7 +38,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
 
 
 def print_summary(console: Console, request: RunRequest, version: str, record: Mapping[str, Any]) -> None:
-    """A finished run's table."""
+    """Print the table of a finished run."""
     table = Table(show_header=False)
     table.add_row("version", version)
     table.add_row("validation loss per token", str(record["scores"]["validation_loss_per_token"]))

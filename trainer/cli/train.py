@@ -1,6 +1,6 @@
 """``prefixd train``: the command line of a training run.
 
-Owns options and help; everything else happens in ``run`` and ``terminal``. ``prefixd.py`` mounts the command.
+Owns options and help; ``training.run`` and ``terminal`` do the rest. ``prefixd.py`` mounts the command.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The options that ``prefixd train`` and ``prefixd jobs submit`` share: one declaration, one help text each.
+"""The options that ``prefixd train`` and ``prefixd jobs submit`` share, each with one declaration and one help text.
 
-Owns their flags and help; what a value may be is ``TrainConfig``'s. An option that is not given is None, so that the
-preset's value holds.
+Owns their flags and help; ``TrainConfig`` checks the values. An option that is not given is None: the preset's value
+holds.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ Seed = Annotated[int | None, typer.Option(help="Of initialisation and data order
 
 
 def site_names(text: str | None) -> tuple[str, ...] | None:
-    """The sites that ``--sites`` names, separated by commas."""
+    """Split the value of ``--sites`` at its commas."""
     return None if text is None else tuple(site.strip() for site in text.split(","))
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The values that are not None."""
+    """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,7 +1,7 @@
 """TrainerClient: a running trainer service over HTTP.
 
-Owns the contract of its routes from the caller's side: paths, bodies, the upload's bytes, what an event of a job is.
-Errors are the service's own, by their codes. Waits for nothing and tries nothing again, see ``watch``. Torch-free.
+Owns the caller's side of its routes: paths, bodies, the upload's bytes, the form of a job's events. The service's error
+codes become its named errors. Never waits or retries; ``watch`` does. Torch-free.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from trainer.data.files import DatasetNotFound, check_digest
 from trainer.data.lines import InvalidData
 
 CHUNK: Final = 1 << 20
-"""Bytes of a dataset in memory at once."""
+"""Bytes of a dataset that are in memory at a time."""
 _JOB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 
 
 class TrainerUnavailable(PrefixdError):
-    """The trainer cannot be reached, or what answers is none."""
+    """The trainer cannot be reached, or the answer is not a trainer's."""
 
     code = "trainer_unavailable"
 
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that happened to a job: ``state`` or ``progress``. ``id`` is what to go on behind."""
+    """A ``state`` or ``progress`` event of a job. ``id`` serves as ``after`` to continue behind it."""
 
     id: str
     name: str
     data: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """As one JSON object: ``id``, ``event``, ``data``."""
+        """JSON values: ``id``, ``event``, ``data``."""
         return {"id": self.id, "event": self.name, "data": dict(self.data)}
 
 
 class TrainerClient:
-    """Every method raises TrainerUnavailable, and the errors that the service names. A context manager."""
+    """A context manager. Every method raises TrainerUnavailable and the errors that the service names."""
 
     def __init__(self, url: str, *, api_key: str | None = None, client: httpx.Client | None = None) -> None:
-        """``url`` is the service's, such as ``http://localhost:8100``."""
+        """``url`` is the service's address, such as ``http://localhost:8100``."""
         self._trainer = Remote("trainer", TrainerUnavailable, url, api_key=api_key, client=client)
 
     def __enter__(self) -> Self:
@@ -71,22 +71,22 @@ class TrainerClient:
     # --- datasets ---
 
     def dataset(self, digest: str) -> dict[str, Any] | None:
-        """What is known of a dataset, None for one that is unknown."""
+        """Return a dataset's facts, or None if the service does not have it."""
         try:
             return self._object(self._trainer.json("GET", f"/datasets/{check_digest(digest)}"), "dataset", str)
         except DatasetNotFound:
             return None
 
     def datasets(self) -> list[dict[str, Any]]:
-        """What is known of every dataset, the newest first."""
+        """Return the facts of every dataset, newest first."""
         return self._listed(self._trainer.json("GET", "/datasets"), "datasets", "dataset")
 
     def upload(
         self, path: Path, size: int, *, name: str | None = None, sent: Callable[[int], object] = lambda count: None
     ) -> dict[str, Any]:
-        """What is known of the dataset that the first ``size`` bytes of a file have become.
+        """Upload the first ``size`` bytes of a file and return the dataset's facts.
 
-        ``sent`` is told how many bytes each part had. Raises InvalidData where the file cannot be read, or is shorter.
+        ``sent`` gets the number of bytes of each part. Raises InvalidData if the file cannot be read or is shorter.
         """
         answer = self._trainer.json(
             "POST",
@@ -98,21 +98,21 @@ class TrainerClient:
         return self._object(answer, "dataset", str)
 
     def delete_dataset(self, digest: str) -> None:
-        """Remove a dataset. Raises DatasetNotFound, Conflict for one that a job needs."""
+        """Delete a dataset. Raises DatasetNotFound, and Conflict if a job needs it."""
         self._trainer.send("DELETE", f"/datasets/{check_digest(digest)}")
 
     # --- jobs ---
 
     def submit(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The queued job that ``body``, a JobBody of the service's, asks for."""
+        """Submit ``body``, the service's JobBody, and return the queued job."""
         return self._job(self._trainer.json("POST", "/jobs", json=dict(body)))
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """What is known of a job. Raises JobNotFound."""
+        """Return a job. Raises JobNotFound."""
         return self._job(self._trainer.json("GET", _path(job_id)))
 
     def jobs(self, *, state: str | None = None, limit: int) -> list[dict[str, Any]]:
-        """The newest ``limit`` jobs, or the newest that are in ``state``; page after page, as far as that takes."""
+        """Return the newest ``limit`` jobs, or the newest in ``state``, from as many pages as it takes."""
         found: list[dict[str, Any]] = []
         before = None
         while len(found) < limit:
@@ -127,28 +127,27 @@ class TrainerClient:
         return found[:limit]
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        """The job, cancelled or about to be. Raises JobNotFound, Conflict."""
+        """Cancel a job; return it, cancelled or with the cancel requested. Raises JobNotFound, Conflict."""
         return self._job(self._trainer.json("POST", f"{_path(job_id)}/cancel"))
 
     def retry(self, job_id: str) -> dict[str, Any]:
-        """The job, queued again. Raises JobNotFound, Conflict."""
+        """Queue a job again and return it. Raises JobNotFound, Conflict."""
         return self._job(self._trainer.json("POST", f"{_path(job_id)}/retry"))
 
     def delete(self, job_id: str) -> None:
-        """Forget a job that has ended. Raises JobNotFound, Conflict."""
+        """Delete an ended job. Raises JobNotFound, Conflict."""
         self._trainer.send("DELETE", _path(job_id))
 
     def report(self, job_id: str, form: str) -> bytes:
-        """A finished job's report, ``form`` being html or json. Raises JobNotFound, Conflict."""
+        """Return a finished job's report; ``form`` is html or json. Raises JobNotFound, Conflict."""
         return self._trainer.send("GET", f"{_path(job_id)}/report", params={"format": form}).content
 
     @contextmanager
     def events(self, job_id: str, after: str | None = None) -> Iterator[Iterator[JobEvent | None]]:
-        """The job's events as they come, from the first on or behind the one with the id ``after``; None is a sign of
-        life.
+        """Stream the job's events from the first, or from behind the one with the id ``after``. None is a heartbeat.
 
-        They end with the job, or when the service does; none where the job has ended and all have been told. Within
-        the block the service has answered; the iterator raises as every method does.
+        The stream ends with the job or with the service. It is empty if the job has ended and no event is left. The
+        service has answered when the block begins; the iterator raises the same errors as every method.
         """
         headers = {"accept": "text/event-stream"} | ({} if after is None else {"last-event-id": after})
         with self._trainer.stream("GET", f"{_path(job_id)}/events", headers=headers) as response:
@@ -187,7 +186,7 @@ class TrainerClient:
 
 
 def _path(job_id: str) -> str:
-    """Nothing that is typed becomes another route."""
+    """Check the id, so that no input reaches another route. Raises InvalidName."""
     if not _JOB.fullmatch(job_id):
         raise InvalidName(f"job: expected an id, job-…, got {job_id[:80]!r}", got=job_id[:80])
     return f"/jobs/{job_id}"

@@ -1,6 +1,6 @@
-"""Following a job to its end, through broken connections and restarts of the service.
+"""Follows a job to its end, through broken connections and restarts of the service.
 
-Owns when to try again and when to give up; knows neither how a request is made nor how anything is shown.
+Owns when to retry and when to give up; knows neither how a request is made nor how a job is shown.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ PATIENCE_S: Final = 600.0
 FIRST_WAIT_S: Final = 0.25
 LONGEST_WAIT_S: Final = 5.0
 PASSING: Final = frozenset({"trainer_unavailable", "shutting_down", "not_ready", "jobs_unavailable", "no_trainer"})
-"""Codes of what may be over in a while; ``no_trainer`` is a proxy's."""
+"""Codes of errors that may pass; ``no_trainer`` comes from a proxy."""
 
 
 class JobWatch:
-    """A job that is followed. ``job`` is what was last known of it; once ``events`` has ended, how it ended."""
+    """Follows one job. ``job`` is its last known record; once ``events`` has ended, its final one."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class JobWatch:
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Ask for the job once: TrainerUnavailable, JobNotFound and the like are raised, not waited for.
+        """Ask for the job once, without a retry: raises TrainerUnavailable, JobNotFound and the like.
 
-        ``patience_s`` is how long a service is waited for that does not answer any more; ``interrupted`` is told why,
-        ``resumed`` that it is there again.
+        ``patience_s`` is how long to wait for a service that stopped answering. ``interrupted`` gets the reason;
+        ``resumed`` is called when the service is back.
         """
         self._client, self._patience_s = client, patience_s
         self._interrupted, self._resumed, self._sleep, self._clock = interrupted, resumed, sleep, clock
@@ -46,14 +46,14 @@ class JobWatch:
         self.job: dict[str, Any] = client.job(job_id)
 
     def events(self) -> Generator[JobEvent, None, None]:
-        """Every event once, from the first to the job's end. Raises TrainerUnavailable once patience is at its end."""
+        """Yield every event once, from the first to the job's end. Raises the last error when patience runs out."""
         after: str | None = None
         while True:
             told = False
             try:
                 with self._client.events(self.job["id"], after) as events:
                     for event in events:
-                        self._back()  # not before: a service that shuts down opens streams, and ends them
+                        self._back()  # only now: a service that shuts down still opens streams, and ends them
                         if event is not None:
                             after, told = event.id, True
                             yield event
@@ -66,7 +66,7 @@ class JobWatch:
                 if self.job["state"] in ENDED and not told:
                     return
                 if told:
-                    continue  # those were the last events of a job that has ended, or of a service that has
+                    continue  # the job may have ended, or the service: ask again behind the last event
                 why = TrainerUnavailable("the trainer has ended the stream, but not the job")
             self._away(why)
 

@@ -1,6 +1,7 @@
-"""From a corpus to the trainer's JSONL: one line per input and reference.
+"""Converts a corpus to the trainer's JSONL, one line per input and reference.
 
-Owns the choices (split, direction, case, spaces) and the file it writes; the corpora's formats are ``corpora``'s.
+Owns the choices (split, direction, case, spaces) and the file it writes; ``corpora`` and ``xsum`` own the corpora's
+formats.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
 @dataclass(frozen=True)
 class Conversion:
-    """How to convert. ``without`` names DART annotation sources, ``clean`` undoes E2E's tokenisation, ``paper_spaces``
-    writes `` source`` and `` target ``.
+    """How to convert. ``without`` leaves out DART annotation sources, ``clean`` undoes E2E's tokenisation,
+    ``paper_spaces`` writes `` source`` and `` target ``.
     """
 
     corpus: Corpus
@@ -36,7 +37,7 @@ class Conversion:
     clean: bool = False
     paper_spaces: bool = False
     without: tuple[str, ...] = ()
-    sample: int | None = None  # so many lines, drawn with ``seed``, in the corpus's order
+    sample: int | None = None  # number of lines, drawn with ``seed``, kept in the corpus's order; None for all
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -59,14 +60,14 @@ READERS: Final[Mapping[Corpus, Callable[[Conversion, Path], Iterator[Pair]]]] = 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was written."""
+    """The numbers of inputs and lines that were written."""
 
     inputs: int
     lines: int
 
 
 def convert(conversion: Conversion, source: Path, output: Path) -> Counts:
-    """Convert ``source`` to ``output``, which appears whole or not at all. Raises CorpusError."""
+    """Convert ``source`` to ``output``, written whole or not at all. Raises CorpusError, InvalidParameter."""
     records = list(_records(conversion, source))
     if not records:
         raise CorpusError(f"{source}: no reference is left after --split {conversion.split} and --without")
@@ -87,5 +88,5 @@ def _records(conversion: Conversion, source: Path) -> Iterator[tuple[str, str]]:
         sentence = detokenize(pair.target) if conversion.clean else pair.target
         sentence = sentence.lower() if conversion.lower else sentence
         text, target = (sentence, pair.source) if conversion.reverse else (pair.source, sentence)
-        # The tokens of ` {source} <|endoftext|> {target} <|endoftext|>` behind the template `{input} <|endoftext|>`.
+        # With the template `{input} <|endoftext|>` these spaces give ` {source} <|endoftext|> {target} <|endoftext|>`.
         yield (f" {text}", f" {target} ") if conversion.paper_spaces else (text, target)

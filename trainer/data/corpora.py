@@ -1,4 +1,4 @@
-"""Readers of the corpora: E2E, WebNLG 2017 and DART in the paper's input format, SciTLDR; all as source and target.
+"""Readers of the corpora: E2E, WebNLG 2017 and DART in the paper's input format, and SciTLDR. All give ``Pair``.
 
 Owns the corpora's file formats and the text form of their structured side; knows no tokenizer and no training.
 """
@@ -35,7 +35,7 @@ class Pair:
 
 
 def read_e2e(path: Path) -> Iterator[Pair]:
-    """``fields||text`` per line, as ``name : X | Type : Y`` and the sentence. CorpusError names file and line."""
+    """Read lines of ``fields||text``; fields look like ``name : X | Type : Y``. CorpusError names file and line."""
     for number, line in enumerate(read_lines(path), 1):
         source, bar, target = line.partition("||")
         if not bar or not source.strip() or not target.strip():
@@ -44,7 +44,7 @@ def read_e2e(path: Path) -> Iterator[Pair]:
 
 
 def read_webnlg(path: Path) -> Iterator[Pair]:
-    """WebNLG 2017 JSON; only lexicalisations marked good. `` | subject : relation : object`` for every triple."""
+    """Read WebNLG 2017 JSON, only lexicalisations marked good. See ``webnlg_source`` for the sources."""
     for wrapped, where in _entries(path, "entries"):
         with where:
             entry = next(iter(wrapped.values()))
@@ -55,7 +55,7 @@ def read_webnlg(path: Path) -> Iterator[Pair]:
 
 
 def read_dart(path: Path, *, without: Sequence[str] = ()) -> Iterator[Pair]:
-    """DART v1.1.1 JSON; ``without`` leaves out annotations of these sources (for example ``webnlg``)."""
+    """Read DART v1.1.1 JSON. ``without`` leaves out annotations of these sources (for example ``webnlg``)."""
     for entry, where in _entries(path, None):
         with where:
             source = dart_source([(subject, relation, obj) for subject, relation, obj in entry["tripleset"]])
@@ -66,7 +66,7 @@ def read_dart(path: Path, *, without: Sequence[str] = ()) -> Iterator[Pair]:
 
 
 def read_scitldr(path: Path) -> Iterator[Pair]:
-    """SciTLDR-A JSONL: the abstract's sentences joined by a space, once with each of its summaries, in file order.
+    """Read SciTLDR-A JSONL: an abstract, its sentences joined by a space, with each of its summaries, in file order.
 
     All references of a paper share source and origin. CorpusError names file and line.
     """
@@ -83,12 +83,12 @@ def read_scitldr(path: Path) -> Iterator[Pair]:
 
 
 def webnlg_source(triples: Sequence[Triple]) -> str:
-    """`` | s : r : o | s : r : o``, the leading bar included, as the published code writes it."""
+    """Write triples as `` | s : r : o | s : r : o``, with the leading bar of the published code."""
     return "".join(f" | {subject} : {relation} : {obj}" for subject, relation, obj in triples)
 
 
 def dart_source(triples: Sequence[Triple]) -> str:
-    """``s : r : o | s : r : o`` with the relation lower-cased."""
+    """Write triples as ``s : r : o | s : r : o``, with lower-cased relations."""
     return " | ".join(f"{subject} : {relation.lower()} : {obj}" for subject, relation, obj in triples)
 
 
@@ -103,14 +103,14 @@ def detokenize(text: str) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a list, single-spaced, without empty ones."""
+    """Return the texts of a list with single spaces, without empty ones."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"expected a list of texts, got {str(value)[:60]!r}")
     return [text for text in (" ".join(encodable(text).split()) for text in value) if text]
 
 
 def encodable(text: str) -> str:
-    """``text``, if UTF-8 can hold it. JSON's escapes can write half a character, which no file can: ValueError."""
+    """Return ``text`` if UTF-8 can hold it. Raises ValueError for a lone surrogate, which JSON's escapes can write."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -119,7 +119,7 @@ def encodable(text: str) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, cut at line feeds alone: texts hold other separators. CorpusError names the line."""
+    """Read a UTF-8 file and split it only at line feeds: texts hold other separators. CorpusError names the line."""
     lines = _read(path).split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
@@ -141,7 +141,7 @@ def _read(path: Path) -> str:
 
 
 def _entries(path: Path, key: str | None) -> Iterator[tuple[Any, AbstractContextManager[None]]]:
-    """Every entry, with a context that turns a fault in it into a CorpusError that names it."""
+    """Yield every entry with a context that turns a fault in the entry into a CorpusError with its number."""
     try:
         document = json.loads(_read(path))
     except ValueError as error:
@@ -162,10 +162,10 @@ def _named(path: Path, number: int) -> Iterator[None]:
 
 
 def held_out(source: str, percent: int = 5, *, salt: str = "") -> bool:
-    """Whether a structured source belongs to the held-out part: a fixed ``percent`` of the sources, by their hash.
+    """Whether a source belongs to the held-out part: a fixed ``percent`` of the sources, by their hash.
 
-    All references of a source, in whatever order its fields stand, fall on the same side. Another ``salt`` is another
-    split, independent of this one.
+    All references of a source fall on the same side, whatever the order of its fields. Another ``salt`` gives another,
+    independent split.
     """
     canonical = salt + "|".join(sorted(part.strip() for part in source.split("|")))
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") % 100 < percent

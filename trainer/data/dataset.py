@@ -1,6 +1,6 @@
 """Training data: a JSONL file of ``{"input", "target"}`` lines.
 
-Owns what is read from a file and the split by input; what a line looks like is ``dataset_lines``'. Knows no tokens.
+Owns the reading of a file and the split by input; ``lines`` owns the format of a line. Knows no tokens.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from trainer.data.lines import Example, InvalidData, LineReader
 __all__ = ["Dataset", "Example", "InvalidData", "read_dataset"]
 
 HOLD_OUT_SALT: Final = "validation:"
-"""Another split than ``prefixd convert --split``: by the same hash, nothing of its training side would be held out."""
+"""Makes this split independent of ``prefixd convert --split``: with its hash, none of its training side is held out."""
 _CHUNK: Final = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of a file, the sha256 of its bytes, and what errors call it."""
+    """The examples of a file, the sha256 of its bytes, and its name in errors."""
 
     examples: tuple[Example, ...]
     digest: str
     name: str = "data"
 
     def split(self, percent: int) -> tuple[Dataset, Dataset]:
-        """Training and validation part; ``percent`` of the inputs, by their hash, are held out with all their lines."""
+        """Return training and validation part. Inputs are held out by hash, about ``percent``, with all their lines."""
         sides: dict[bool, list[Example]] = {False: [], True: []}
         for example in self.examples:
             sides[held_out(example.input, percent, salt=HOLD_OUT_SALT)].append(example)
@@ -37,9 +37,9 @@ class Dataset:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read a JSONL file. InvalidData names the line, the field, what was expected and what was there.
+    """Read a JSONL file. InvalidData names the line, the field, and what was expected and found.
 
-    Besides the examples, a chunk of the file is in memory, never the whole.
+    Only the examples and one chunk of the file are in memory.
     """
     reader, digest = LineReader(path.name), hashlib.sha256()
     examples: list[Example] = []

@@ -1,4 +1,4 @@
-"""What can end a run besides its data and options: somebody asked, memory, disk. Torch-free."""
+"""What can end a run besides its data and options: a stop, too little memory, a full disk. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class TrainingStopped(PrefixdError):
 
 
 class OutOfMemory(PrefixdError):
-    """The machine or the device has not the memory that the run needs."""
+    """The machine or the device does not have the memory that the run needs."""
 
     code = "out_of_memory"
 
 
 class DiskFull(PrefixdError):
-    """There is no room, or no quota, for a file of the run; nothing half-written is left."""
+    """There is no room or quota for a file of the run. No half-written file is left."""
 
     code = "disk_full"

@@ -1,7 +1,7 @@
-"""The lines of a training file, as its bytes arrive: JSONL of ``{"input", "target"}``.
+"""Reads the lines of a training file as its bytes arrive: JSONL of ``{"input", "target"}``.
 
-Owns the format of a line and every message about a bad one, the same for a file that is read and for an upload that
-still comes in; holds one line at a time. Knows neither files nor sockets, and quotes no text in a message.
+Owns the format of a line and every message about a bad one, the same for files and uploads. Holds one line at a time.
+Knows neither files nor sockets, and quotes no text in a message.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from prefixes.errors import PrefixdError
 from trainer.data.corpora import encodable
 
 MAX_LINE: Final = 1 << 20
-"""Bytes of a line at most: many times what the window of a model here can hold."""
+"""Most bytes of a line: many times what a model's window holds."""
 FIELDS: Final = ("input", "target")
-_SHOWN: Final = 8  # names of other fields that a message shows, and
-_CUT: Final = 40  # so many characters of each
+_SHOWN: Final = 8  # most field names in a message
+_CUT: Final = 40  # most characters of each
 _BOM: Final = b"\xef\xbb\xbf"
 
 
 class InvalidData(PrefixdError):
-    """A training file is missing, or one of its lines is not what the format asks for."""
+    """A training file is missing, or one of its lines does not have the format."""
 
     code = "invalid_data"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One line: the input as the server will get it, and the output to learn."""
+    """One line: its number, the input as the server will get it, and the output to learn."""
 
     line: int
     input: str
@@ -38,22 +38,22 @@ class Example:
 
 
 class LineReader:
-    """Cuts bytes into lines and reads them. Lines end with a line feed, before which a carriage return is no text.
+    """Splits bytes into lines and reads them. A line ends with a line feed, with or without a carriage return.
 
-    Blank lines are skipped, and counted like any other. The last line needs no end.
+    Blank lines are skipped but counted. The last line needs no end.
     """
 
     def __init__(self, name: str) -> None:
-        """``name`` is what messages call the file."""
+        """``name`` is the file's name in messages."""
         self.examples = 0
         self._name = name
-        self._number = 0  # of lines that have ended
-        self._begun = bytearray()  # of the line that has not
+        self._number = 0  # of the last line that was read
+        self._begun = bytearray()  # the line that has not ended yet
 
     def feed(self, chunk: bytes) -> Iterator[Example]:
-        """The examples of the lines that end within ``chunk``; read it to its end before the next call.
+        """Yield the examples of the lines that end within ``chunk``. Exhaust it before the next call.
 
-        Raises InvalidData, which names the line, the field, what was expected and what was there.
+        Raises InvalidData, which names the line, the field, and what was expected and found.
         """
         begin = 0
         while (end := chunk.find(b"\n", begin)) >= 0:
@@ -66,7 +66,7 @@ class LineReader:
         self._begun += chunk[begin:]
 
     def finish(self) -> Iterator[Example]:
-        """The example of a last line without an end. Raises InvalidData, also where there was no line at all."""
+        """Yield the example of a last line without an end. Raises InvalidData, also if there was no example at all."""
         line = bytes(self._begun)
         self._begun.clear()
         yield from self._read(line)
@@ -97,7 +97,7 @@ class LineReader:
             record: Any = json.loads(text)
         except json.JSONDecodeError as error:
             raise self._bad(f"expected JSON, got {error.msg} at character {error.pos + 1}") from None
-        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets within brackets
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, deeply nested brackets
             raise self._bad(f"expected JSON, got {error}") from None
         if not isinstance(record, dict) or set(record) != set(FIELDS):
             got = _names(record) if isinstance(record, dict) else type(record).__name__
@@ -126,5 +126,5 @@ class LineReader:
 
 
 def _names(record: dict[str, Any]) -> list[str]:
-    """The fields that are there, cut so that no line's text fills a message."""
+    """Return the fields of a record, cut so that no line's text fills a message."""
     return [name[:_CUT] for name in sorted(record)[:_SHOWN]]

@@ -1,11 +1,11 @@
-"""From texts to token sequences to padded batches, for a decoder alone and for an encoder-decoder alike.
+"""Texts to token sequences to padded batches, for a decoder alone and for an encoder-decoder.
 
-Owns where input and target go, what is learnt, and the order of batches, which is a pure function of seed and epoch, so
-that a resumed run continues exactly. Knows no model.
+Owns the places of input and target, the learnt tokens, and the order of batches. The order is a pure function of seed
+and epoch, so that a resumed run continues exactly. Knows no model.
 
-Without an encoder a sequence is ``input target end``; with one the encoder reads the input, and the decoder
-``start begin target end``, BART's ``</s><s>…</s>``. Learnt is everything from the target's first token on, ``begin``
-included: the server generates it too.
+Without an encoder a sequence is ``input target end``. With one, the encoder reads the input, and the decoder reads
+``start begin target end``, BART's ``</s><s>…</s>``. ``begin``, ``target`` and ``end`` are learnt: the server generates
+``begin`` too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from prefixes.backbone import Backbone
 from prefixes.spec import PrefixSpec, split_template
 from trainer.data.dataset import Dataset, Example, InvalidData
 
-BUCKET_BATCHES = 50  # so many batches' worth of shuffled examples are sorted by length together
+BUCKET_BATCHES = 50  # shuffled examples are sorted by length in groups of this many batches
 
 
 @dataclass(frozen=True)
 class TokenExample:
-    """What the decoder reads, the index ``start`` of its first token to learn, and what the encoder reads, if any."""
+    """The decoder's tokens, the index ``start`` of the first learnt one, and the encoder's tokens, if any."""
 
     ids: tuple[int, ...]
     start: int
@@ -35,23 +35,23 @@ class TokenExample:
 
     @property
     def size(self) -> tuple[int, int]:
-        """To sort by, so that like lengths come together."""
+        """Sort key that brings similar lengths together."""
         return len(self.input_ids), len(self.ids)
 
     @property
     def learnt(self) -> int:
-        """How many of its tokens are learnt."""
+        """Number of learnt tokens."""
         return len(self.ids) - self.start
 
     @property
     def tokens(self) -> int:
-        """How many tokens go through the model: nothing is read behind the last one, which is learnt alone."""
+        """Number of tokens that go through the model: all but the last one, which is only a target."""
         return len(self.input_ids) + len(self.ids) - 1
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The examples that fit; how many were left out, and how many inputs were cut."""
+    """The examples that fit, the number left out, and the number whose input was cut."""
 
     examples: Sequence[TokenExample] = ()
     dropped: int = 0
@@ -63,14 +63,14 @@ class Inputs:
     """The encoder's part of a batch, right-padded."""
 
     ids: Tensor  # (sequences, input length) int64
-    lengths: Tensor  # (sequences,) int64: how many of them are real
+    lengths: Tensor  # (sequences,) int64: real tokens of each
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A right-padded batch. ``predict`` are flat indices into ``ids`` whose next token, ``targets``, is learnt.
+    """A right-padded batch. ``ids`` holds all tokens of a sequence but the last.
 
-    ``ids`` are all of a sequence but its last token.
+    ``predict`` are flat indices into ``ids``; the token that follows each one is learnt and stands in ``targets``.
     """
 
     ids: Tensor  # (sequences, length) int64
@@ -80,9 +80,9 @@ class Batch:
 
 
 def target_opening(backbone: Backbone) -> tuple[int, ...]:
-    """What every output begins with: the forced first token, else what the backbone's inputs begin with.
+    """Return the tokens that begin every output: the forced first one, else those that begin the backbone's inputs.
 
-    BART's ``<s>``; nothing for a decoder alone, whose outputs go on where the input ends.
+    For BART this is ``<s>``. It is empty for a decoder alone, whose output continues the input.
     """
     if backbone.forced_first is not None:
         return (backbone.forced_first,)
@@ -92,10 +92,10 @@ def target_opening(backbone: Backbone) -> tuple[int, ...]:
 def tokenize(
     backbone: Backbone, plan: PrefixSpec, dataset: Dataset, *, drop_long: bool = False, truncate: bool = False
 ) -> Tokenized:
-    """Tokenise every example as the server does its prompts, and put its target where the server generates.
+    """Tokenise every example as the server tokenises prompts, with the target where the server generates.
 
-    What passes the window raises InvalidData with file and line. With ``truncate`` an input loses its end instead, with
-    ``drop_long`` the line is left out; a target is never cut.
+    An example that exceeds the window raises InvalidData with file and line. With ``truncate`` its input loses its end
+    instead; with ``drop_long`` it is left out. A target is never cut.
     """
     opening = target_opening(backbone)
     made: list[TokenExample] = []
@@ -117,9 +117,9 @@ def tokenize(
 def _fit(
     backbone: Backbone, plan: PrefixSpec, opening: tuple[int, ...], example: Example, truncate: bool
 ) -> tuple[TokenExample, bool]:
-    """One example's sequences, and whether its input was cut.
+    """Return one example's sequences, and whether its input was cut.
 
-    Raises InvalidData, the file not yet named, where they pass the window.
+    Raises InvalidData, without the file's name, if they exceed the window.
     """
     encoder, spec, start = backbone.prompt_encoder, backbone.spec, backbone.decoder_prompt
     prompt = encoder.encode(plan.template, example.input)
@@ -148,7 +148,9 @@ def _too_long(example: Example, what: str, expected: int, got: int, remedy: str)
 
 
 def epoch_batches(examples: Sequence[TokenExample], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch, as indices: shuffled, like lengths together within a window, shuffled again."""
+    """Return the batches of an epoch, as indices. Examples are shuffled, sorted by length within groups of
+    ``BUCKET_BATCHES`` batches, and the batches are shuffled again.
+    """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(examples)))
     rng.shuffle(order)
@@ -161,7 +163,7 @@ def epoch_batches(examples: Sequence[TokenExample], size: int, seed: int, epoch:
 
 
 def collate(examples: Sequence[TokenExample], pad: int, device: torch.device | str = "cpu") -> Batch:
-    """Pad on the right; only what stands behind ``start`` is learnt. All examples have inputs, or none has."""
+    """Pad on the right. Tokens from ``start`` on are learnt. Either all examples have encoder inputs, or none has."""
     ids = _padded([example.ids[:-1] for example in examples], pad)
     predict, targets = [], []
     for row, example in enumerate(examples):
@@ -177,7 +179,7 @@ def collate(examples: Sequence[TokenExample], pad: int, device: torch.device | s
 
 
 def split_batch(examples: Sequence[TokenExample], parts: int) -> list[Sequence[TokenExample]]:
-    """``parts`` micro-batches, like lengths together, of as equal numbers as there can be; none is empty."""
+    """Split into ``parts`` micro-batches of similar lengths and nearly equal numbers. None is empty."""
     ordered = sorted(examples, key=lambda example: example.size)
     parts = min(parts, len(ordered))
     bounds = [len(ordered) * part // parts for part in range(parts + 1)]

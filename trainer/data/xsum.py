@@ -1,6 +1,6 @@
-"""Reader of XSum in the two forms it is passed around in: JSONL as dataset hubs give it, and line-aligned files.
+"""Reader of XSum in its two common forms: JSONL as dataset hubs give it, and line-aligned files.
 
-Owns these formats; knows no tokenizer and no training. XSum itself is not distributed with this project.
+Owns these formats; knows no tokenizer and no training. This project does not distribute XSum.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ FIELDS = ("document", "summary", "id")
 
 
 def read_xsum(path: Path) -> Iterator[Pair]:
-    """Articles and summaries, their line breaks as spaces.
+    """Read articles and summaries; line breaks become spaces.
 
-    ``path`` is a JSONL of ``{"document", "summary", "id"}`` lines, or, without an ending, the common beginning of
-    ``path.source`` and ``path.target``, of which line belongs to line (``xsum/train``, as the paper's code reads it).
-    CorpusError names file, line and field.
+    ``path`` is a JSONL of ``{"document", "summary", "id"}`` lines. Or it is the common beginning of two line-aligned
+    files, ``path.source`` and ``path.target`` (``xsum/train``, as the paper's code reads it). CorpusError names file,
+    line and field.
     """
     aligned = [path.with_name(f"{path.name}.{side}") for side in ("source", "target")]
     if path.is_file():

@@ -1,9 +1,9 @@
-"""Make the demo prefixes that ship with the demo backbones: convert, train, score, and put the artifacts in place.
+"""Makes the demo prefixes that ship with the demo backbones: converts, trains, scores, and puts the artifacts in place.
 
     python -m trainer.demos.demo --corpora ../shared/data
 
-Owns the demo's settings, the same as ``docs/demo.md`` gives as ``prefixd`` commands; the backbones themselves come from
-``trainer.demos.pretrain``. WebNLG, and DART's part of it, never go in.
+Owns the demos' settings, which ``docs/demo.md`` gives as ``prefixd`` commands. ``trainer.demos.pretrain`` makes the
+backbones. WebNLG's data, including the part inside DART, is never used.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
 SUMMARY_DECODING: Final[Mapping[str, Any]] = {
     "num_beams": 4, "max_new_tokens": 60, "length_penalty": 0.8, "no_repeat_ngram_size": 3, "truncate": True,
 }  # fmt: skip
-BART_TEMPLATE: Final = "<s><mask> ||{input}</s>"  # a hidden text before what it belongs to, as in the pretraining
+BART_TEMPLATE: Final = "<s><mask> ||{input}</s>"  # a hidden text before its table or abstract, as in the pretraining
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One prefix: what it is trained, validated and tested on, and how."""
+    """One prefix: its training, validation and test data, and its settings."""
 
     name: str
     train: Conversion
@@ -127,7 +127,7 @@ def _gpt2_tasks(seed: int) -> tuple[DemoTask, ...]:
 
 
 def make(task: DemoTask, corpora: Path, work: Path) -> Path:
-    """Train ``task``; the result folder. A folder that holds a killed run of it is gone on with."""
+    """Train ``task``, or continue its killed run; return the result folder."""
     data, validation = work / f"{task.name}.jsonl", work / f"{task.name}-validation.jsonl"
     convert(task.train, corpora / task.train_file, data)
     convert(replace(task.train, split="held-out", sample=task.validation_sample), corpora / task.train_file, validation)

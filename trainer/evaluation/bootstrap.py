@@ -1,7 +1,7 @@
-"""Bootstrap intervals of scores: inputs drawn anew, with replacement, the same draws for every score.
+"""Bootstrap intervals of scores: draws inputs with replacement, the same draws for every score.
 
-Owns the draws. Two versions scored on the same inputs with the same seed are drawn alike too, so that the difference of
-their scores can be judged pair by pair (Koehn 2004).
+Owns the draws; knows no metric. Two versions with the same inputs and seed get the same draws, so that the difference
+of their scores can be judged pair by pair (Koehn 2004).
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from trainer.evaluation.scores.base import Floats, Score
 
 RESAMPLES: Final = 1000
 CONFIDENCE: Final = 0.95
-_AT_ONCE: Final = 1 << 22  # counts held at a time
+_AT_ONCE: Final = 1 << 22  # counts in memory at a time
 
 
 def intervals(
     scores: Sequence[Score], *, seed: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> dict[str, tuple[float, float] | None]:
-    """The percentile interval of each score by name; None where it is no sum over inputs, or of a single input."""
+    """Return the percentile interval of each score by name.
+
+    It is None for a score that is no function of sums over inputs, for fewer than two inputs, and without resamples.
+    """
     summed = {score.name: score for score in scores if score.statistics is not None and score.of_sums is not None}
     inputs = {len(score.statistics) for score in summed.values() if score.statistics is not None}
     assert len(inputs) <= 1, "the scores are of one corpus"

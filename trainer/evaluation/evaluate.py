@@ -1,7 +1,7 @@
 """An evaluation: a prefix's outputs on a test set, scored against every input's references, with intervals.
 
-Owns what an evaluation says and its JSON; generation is ``generate``'s, the scores are ``scores``'s, the intervals are
-``bootstrap``'s. Knows no registry and no terminal.
+Owns an evaluation's fields and JSON. The outputs come from ``generate``, the scores from ``scores``, the intervals from
+``bootstrap``. Knows no registry and no terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCORERS: Final = ("sacrebleu", "rouge-score")
 
 @dataclass(frozen=True)
 class ScoreValue:
-    """A score and its 95 % interval; None where it has none (see ``bootstrap``)."""
+    """A score and its 95 % interval, or None where it has none (see ``bootstrap``)."""
 
     value: float
     low: float | None
@@ -35,11 +35,10 @@ class ScoreValue:
 
 @dataclass(frozen=True)
 class ScoredOutput:
-    """What came out of one input.
+    """The output of one input.
 
-    ``score`` is the input's own, after ``Evaluation.ranked_by``, higher is better; None where nothing ranks.
-    ``truncated``: the input lost its end to the window. ``finish_reason`` is ``length`` where the output reached its
-    limit.
+    ``score`` is this input's value of ``Evaluation.ranked_by``, higher is better; None if no score ranks inputs.
+    ``truncated``: the input was cut to the window. ``finish_reason`` is ``length`` if the output reached its limit.
     """
 
     input: str
@@ -55,13 +54,13 @@ class ScoredOutput:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ScoredOutput:
-        """Raises KeyError or TypeError for what ``as_dict`` did not make."""
+        """Read what ``as_dict`` wrote. Raises KeyError or TypeError for anything else."""
         return cls(**{**document, "references": tuple(document["references"])})
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All of one evaluation. ``scores`` stand in the order asked for; ``seconds`` are of the generation alone."""
+    """One evaluation. ``scores`` are in the requested order; ``seconds`` is the time of generation alone."""
 
     version: str
     data: str  # the digest of the test set's file
@@ -83,12 +82,12 @@ class Evaluation:
         return asdict(self) | {"outputs": [row.as_dict() for row in self.outputs]}
 
     def summary(self) -> dict[str, Any]:
-        """JSON values without inputs and outputs: what may be printed, logged and kept beside the version."""
+        """JSON values without inputs and outputs, which may be printed, logged and kept beside the version."""
         return {key: value for key, value in self.as_dict().items() if key != "outputs"}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
-        """Raises InvalidParameter for what ``as_dict`` did not make."""
+        """Read what ``as_dict`` wrote. Raises InvalidParameter for anything else."""
         try:
             return cls(**{
                 **document,
@@ -99,16 +98,16 @@ class Evaluation:
             raise InvalidParameter(f"evaluation: expected its own JSON, got {type(error).__name__}: {error}") from None
 
     def record(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """What goes into the registry beside a version whose record is ``known``: its scores stay, ours are added."""
+        """Return the record for the registry. It keeps the scores of the ``known`` record and adds these."""
         old = known.get("scores")
         scores = {name: score.value for name, score in self.scores.items()}
         return {"scores": {**(old if isinstance(old, Mapping) else {}), **scores}, "evaluation": self.summary()}
 
 
 def references(data: Dataset, preset: ScorePreset, limit: int | None = None) -> dict[str, list[str]]:
-    """Input -> its references, in the file's order; only the first ``limit`` inputs.
+    """Map each input to its references, in the file's order; only the first ``limit`` inputs.
 
-    Inputs that ``preset`` takes for one are the first of them, with the targets of all.
+    Inputs with the same ``preset.meaning`` become one: the first, with the targets of all.
     """
     first: dict[str, str] = {}
     grouped: dict[str, list[str]] = {}
@@ -136,9 +135,9 @@ def evaluate(
 ) -> Evaluation:
     """Generate for every input of ``data`` as the server would, without sampling, and score.
 
-    ``metrics`` are the preset's where none are named; ``parameters`` go over the artifact's and the backbone's
-    defaults. ``seed`` is of the intervals' draws. ``report`` may raise, which ends the work. Raises InvalidParameter,
-    ScorerMissing, InputTooLong, IncompatiblePrefix.
+    Without ``metrics`` the preset's are used. ``parameters`` override the artifact's and the backbone's defaults.
+    ``seed`` is for the intervals' draws. ``report`` may raise to end the work. Raises InvalidParameter, ScorerMissing,
+    InputTooLong, IncompatiblePrefix.
     """
     chosen, settings = preset_of(preset), dict(parameters or {})
     names = metrics_of(chosen, metrics)
@@ -180,7 +179,7 @@ def evaluate(
 
 
 def _ranks(scores: Sequence[Score], inputs: int) -> tuple[str | None, Sequence[float | None]]:
-    """The name of the first score that each input has for itself, and these, higher is better."""
+    """Return the name and values of the first score with a value per input, negated if lower is better."""
     for score in scores:
         if score.per_input is not None:
             if score.lower_is_better:

@@ -1,4 +1,4 @@
-"""Texts from a prefix, or from a bare backbone, through the engine that will serve it.
+"""Generates texts with a prefix, or with the backbone alone, through the engine that will serve it.
 
 Owns the batch of requests and how they decode; knows no score and no server.
 """
@@ -23,23 +23,23 @@ from server.engine.types import Failed, Finished, GenerationRequest, Output, Pre
 from server.parameters import SAMPLING, ParameterLimits, merge_parameters
 
 KV_CACHE_BYTES: Final = 1 << 29
-"""For rows and the prefix: two long inputs of a large BART with beams. More rows run at once where they are smaller."""
+"""Memory for rows and the prefix: enough for two long inputs of BART large with beams, or for more, smaller rows."""
 UNLIMITED: Final = sys.maxsize
 LIMITS: Final = ParameterLimits(128, UNLIMITED, UNLIMITED, UNLIMITED)
-"""A server's default length, and no limit of its own: a score is of the prefix, not of a server's settings."""
+"""A server's default length and no other limit, so that a score does not depend on a server's settings."""
 SCORED: Final = (
     "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty",
     "early_stopping", "stop",
 )  # fmt: skip
-"""How an evaluation may be told to decode; nothing here samples."""
+"""The decoding parameters that an evaluation takes; none of them samples."""
 
 Report = Callable[[int, int], None]
-"""Told after every step of the engine: inputs done, inputs in all."""
+"""Called after every step of the engine with the inputs done and the total."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The best output of one input. ``truncated``: the input lost its end to the window."""
+    """The best output of one input. ``truncated``: the input was cut to the window."""
 
     output: Output
     truncated: bool
@@ -57,12 +57,11 @@ def generate(
     threads: int | None = None,
     report: Report = lambda done, total: None,
 ) -> list[Generated]:
-    """The best output per input, in batches, inputs in the prefix's template.
+    """Return the best output of each input, put into the prefix's template.
 
-    Without a prefix it is what the backbone does by itself, or by words in ``template`` (None: the backbone's usual
-    one). ``threads`` bounds the kernels' own (None: all cores). An input past the window raises InputTooLong, or with
-    ``truncate`` loses its end, as in a request. Raises a request's own error, IncompatiblePrefix, and whatever
-    ``report`` raises, which ends the work.
+    Without a prefix the backbone alone answers, in ``template`` (None: its usual one). ``threads`` bounds the kernels'
+    threads (None: all cores). An input that exceeds the window raises InputTooLong; with ``truncate`` it loses its end,
+    as in a request. Raises a request's error, IncompatiblePrefix, and what ``report`` raises, which ends the work.
     """
     key, spec = None, None
     if prefix is not None:
@@ -98,14 +97,14 @@ def _engine(
 ) -> Engine:
     try:
         return Engine(backbone, kernels, config, load)
-    except ValueError as error:  # too little memory for this backbone: it says how much it wants
+    except ValueError as error:  # too little memory for this backbone; the message says how much it needs
         raise InvalidParameter(str(error), got=config.kv_cache_bytes) from None
 
 
 def _prompt(
     backbone: Backbone, template: str, text: str, room: int, truncate: bool, index: int
 ) -> tuple[tuple[int, ...], bool]:
-    """Token ids, and whether some were cut."""
+    """Return the prompt's token ids, and whether the input was cut."""
     ids = backbone.prompt_encoder.encode(template, text)
     if len(ids) <= room:
         return tuple(ids), False
@@ -121,9 +120,9 @@ def _prompt(
 
 
 def decoding(backbone: Backbone, prefix: Prefix, given: Mapping[str, Any]) -> tuple[SamplingParams, bool]:
-    """How the server would decode a request of ``given``, and whether it would cut long inputs.
+    """Return how the server would decode a request with ``given``, and whether it would cut long inputs.
 
-    Where ``given`` says nothing of sampling, it is a request with ``do_sample`` false. Raises InvalidParameter.
+    ``do_sample`` is false unless ``given`` has a parameter of sampling. Raises InvalidParameter.
     """
     request = dict(given) if SAMPLING & given.keys() else {**given, "do_sample": False}
     return merge_parameters(request, prefix.spec.defaults, backbone.generation_defaults, LIMITS)

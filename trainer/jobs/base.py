@@ -1,7 +1,7 @@
 """The two Protocols behind the service: where jobs are kept, and how deliveries reach workers.
 
-A store is the truth about a job; a queue is only the way to a worker. What a queue loses, ``worker`` finds in the store
-and delivers anew under another token.
+A store is the truth about a job; a queue is only the way to a worker. If a queue loses a delivery, ``Worker.reconcile``
+finds the job in the store and delivers it again under a new token.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from trainer.jobs.job import Change, Event, Job
 from trainer.jobs.signals import Watch
 
 Plan = Callable[[Job], Change]
-"""A move as ``job`` has them: pure, and called again when another change came between."""
+"""A pure function, such as ``job.claimed``. A store calls it again if another change came first."""
 
 Handler = Callable[[str, str, int], Awaitable[None]]
-"""Runs the delivery (tenant, job id, token) to its end."""
+"""Runs a delivery, given as tenant, job id and token, to its end."""
 
 MAX_EVENTS: Final = 10_000
-"""Events kept per job, the newest; the report has the whole curve."""
+"""The newest events kept per job; the report has the whole curve."""
 
 
 class JobStore(Protocol):
     """Jobs and their events. Every method raises JobStoreUnavailable when the store cannot be reached or read."""
 
     async def create(self, change: Change) -> Job:
-        """Keep a new job and its first events."""
+        """Store a new job and its first events."""
 
     async def get(self, tenant: str, job_id: str) -> Job:
-        """JobNotFound for none, or another tenant's."""
+        """Raises JobNotFound for an unknown job or another tenant's."""
 
     async def change(self, tenant: str, job_id: str, plan: Plan) -> Job:
-        """Apply ``plan`` to the job as it is, atomically together with its events. JobNotFound, or what plan raises."""
+        """Apply ``plan`` to the stored job, atomically with its events. Raises JobNotFound and what ``plan`` raises."""
 
     async def jobs(self, tenant: str, *, limit: int, before: str | None = None) -> list[Job]:
-        """The tenant's jobs, the newest first, from behind the job ``before`` on."""
+        """Return the tenant's jobs, newest first; with ``before``, only those older than that job."""
 
     async def open_jobs(self) -> list[Job]:
-        """All queued and running jobs of all tenants, in the order of their queueing."""
+        """Return the queued and running jobs of all tenants, in the order in which they were queued."""
 
     async def events(self, tenant: str, job_id: str, after: str | None = None) -> list[Event]:
-        """The job's events behind the one with the id ``after``. JobNotFound."""
+        """Return the job's events that follow the event with the id ``after``. Raises JobNotFound."""
 
     def watch(self, job_id: str) -> AbstractContextManager[Watch]:
-        """Within the block, the watch wakes when something happens to the job."""
+        """Give a watch that wakes whenever the job changes, until the block ends."""
 
     async def delete(self, tenant: str, job_id: str) -> Job:
-        """Forget a job that has ended, and its events; the job as it was. JobNotFound, JobConflict."""
+        """Delete an ended job and its events, and return the job. Raises JobNotFound, JobConflict."""
 
     async def check(self) -> None:
         """Raise JobStoreUnavailable unless the store answers."""
@@ -58,22 +58,22 @@ class JobStore(Protocol):
 
 
 class Queue(Protocol):
-    """Deliveries to workers, each at most once. Raises JobStoreUnavailable when it cannot be reached."""
+    """Delivers to workers, each delivery at most once. Raises JobStoreUnavailable when it cannot be reached."""
 
     async def put(self, job: Job) -> None:
-        """Deliver ``job`` under its present token to one worker; nothing for a delivery that is on its way."""
+        """Deliver ``job`` under its current token to one worker. Does nothing if that delivery is on its way."""
 
     async def dead(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of ``jobs`` whose token's delivery neither waits nor is with a worker that was heard of lately."""
+        """Return those of ``jobs`` whose delivery is lost: it does not wait, and no live worker has it."""
 
     async def work(self, handler: Handler, concurrency: int) -> None:
-        """Take deliveries and hand them to ``handler``, ``concurrency`` at once, until this is cancelled.
+        """Take deliveries and pass them to ``handler``, ``concurrency`` at once, until cancelled.
 
-        What runs then is cancelled as well, and awaited.
+        A cancel also cancels the handlers that run, and waits for them.
         """
 
     async def heartbeat(self, job: Job) -> None:
-        """The worker that has ``job`` lives."""
+        """Report that the worker that has ``job`` is alive."""
 
     async def close(self) -> None:
         """Release connections."""

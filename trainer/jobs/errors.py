@@ -1,4 +1,4 @@
-"""What can go wrong with a job, from outside and from inside."""
+"""The errors of jobs: those a caller sees, and ``Fenced``, which only a worker sees."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class JobNotFound(PrefixdError):
 
 
 class JobConflict(PrefixdError):
-    """The job is in a state in which this cannot be done."""
+    """The job's state does not allow this."""
 
     code = "conflict"
 
 
 class JobStoreUnavailable(PrefixdError):
-    """The place where jobs are kept cannot be reached or read."""
+    """The job store cannot be reached or read."""
 
     code = "jobs_unavailable"
 
 
 class Fenced(PrefixdError):
-    """A worker asks for a job that is not, or no longer, its own."""
+    """A worker asks to change a job that another delivery owns."""
 
     code = "fenced"
 

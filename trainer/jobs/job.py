@@ -1,24 +1,24 @@
-"""A training job: its five states, and every move between them, as pure functions.
+"""A training job: its five states, and each move between them as a pure function.
 
     queued     waits for a worker
     running    a worker has it; the token in the record is that worker's
-    succeeded  trained, and published where that was asked for
+    succeeded  trained and published
     failed     ended by an error, which the record names
-    cancelled  ended because somebody asked
+    cancelled  ended because its owner asked
 
     queued -> running                    claimed
     queued -> cancelled                  cancel
     running -> succeeded, failed         by its worker
     running -> cancelled                 by its worker, within a training step of the cancel
-    running -> queued                    its worker shut down, or was lost and can be replaced
+    running -> queued                    its worker shut down, or was lost and is replaced
     running -> failed, cancelled         its worker was lost once too often, or with a cancel pending
     failed, cancelled -> queued          retry
 
-A trained job, one whose record has a version, may be published already: only the registry can tell, by the job's
-idempotency key. From then on a cancel is too late, and other workers finish the job if this one is lost.
+A job is trained once its record has a version. It may already be published; only the registry knows, by the job's
+idempotency key. A cancel is then too late, and another worker finishes the job if this one is lost.
 
-Owns these rules; knows no store, no queue and no process. The ``token`` is the fence: it goes up with every delivery to
-a worker, and whatever a worker asks for is refused once the record has another one.
+Owns these rules; knows no store, no queue and no process. The ``token`` is the fence: every delivery to a worker raises
+it, and a change under an older token is refused.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 ENDED: Final = frozenset[State]({"succeeded", "failed", "cancelled"})
 MAX_LOST: Final = 3
-"""Workers that a job may lose before it fails: what kills every worker is the job."""
+"""A job fails when it has lost this many workers in one attempt: then the job itself kills them."""
 MAX_LOST_TRAINED: Final = 10
-"""Of a trained job, which may be published already: many, but not for ever. A retry finds what was published."""
+"""The same for a trained job. It is higher because the job may already be published; a retry finds what was."""
 
 
 @dataclass(frozen=True)
@@ -51,41 +51,41 @@ class Failure:
 
 @dataclass(frozen=True)
 class Job:
-    """A job's record; JSON values alone. Times are UTC, ISO 8601."""
+    """A job's record, JSON values only. Times are UTC in ISO 8601."""
 
     id: str
     tenant: str
     actor: str  # who submitted it
     spec: Mapping[str, Any]  # what was asked for, see JobService
     state: State
-    token: int  # of the delivery that runs, or is to run
-    attempt: int  # 1, and one more with every retry by its owner
+    token: int  # number of the newest delivery
+    attempt: int  # 1, and one more with each retry by its owner
     created_at: str
     queued_at: str
     started_at: str | None = None
     finished_at: str | None = None
-    worker: str | None = None  # who has it, or had it last
+    worker: str | None = None  # the worker that has it, or had it last
     lost: int = 0  # workers lost in this attempt
     cancel_requested: bool = False
-    stage: str | None = None  # while it runs: loading, training, evaluating, publishing
-    progress: Mapping[str, Any] = field(default_factory=dict)  # the last that its worker told
+    stage: str | None = None  # while it runs: loading, training, evaluating, reporting, publishing
+    progress: Mapping[str, Any] = field(default_factory=dict)  # the newest that its worker sent
     failure: Failure | None = None
-    version: str | None = None  # of the finished prefix, from before it is published
+    version: str | None = None  # of the finished prefix; set before it is published
     result: Mapping[str, Any] = field(default_factory=dict)  # once succeeded: task, version, alias, scores
 
     @property
     def delivery(self) -> str:
-        """The name of the delivery that the token stands for; no two deliveries share one."""
+        """The unique name of the newest delivery."""
         return f"{self.id}.{self.token}"
 
     @property
     def ended(self) -> bool:
-        """Whether nothing happens to it any more by itself."""
+        """Whether the job is in an end state; only a retry or a delete changes it then."""
         return self.state in ENDED
 
     @property
     def to_be_cancelled(self) -> bool:
-        """Whether somebody asked in time."""
+        """Whether a cancel was requested and is not too late."""
         return self.cancel_requested and self.version is None
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job: ``state`` or ``progress``. ``id`` is the store's, growing."""
+    """A ``state`` or ``progress`` event of a job. The store gives the ``id``, in rising order."""
 
     name: str
     data: Mapping[str, Any]
@@ -104,26 +104,26 @@ class Event:
 
 @dataclass(frozen=True)
 class Change:
-    """What a move makes of a job, and what those who watch are told."""
+    """The result of a move: the new record, and the events for its watchers."""
 
     job: Job
     events: tuple[Event, ...] = ()
 
 
 def job_from(values: Mapping[str, Any]) -> Job:
-    """What ``as_dict`` gave. A field that this version does not know is dropped."""
+    """Read what ``as_dict`` wrote. Unknown fields are dropped."""
     known = {name: value for name, value in values.items() if name in Job.__dataclass_fields__}
     failure = known.get("failure")
     return Job(**{**known, "failure": Failure(**failure) if failure else None})
 
 
 def now() -> str:
-    """The time as records have it."""
+    """The current time in the format of the records."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def new_job(tenant: str, actor: str, spec: Mapping[str, Any]) -> Change:
-    """A queued job. Its id grows with time, and cannot be guessed."""
+    """Create a queued job. Ids sort by time and cannot be guessed."""
     made = now()
     job = Job(
         id=f"job-{int(time.time() * 1000):012x}-{secrets.token_hex(8)}",
@@ -143,7 +143,10 @@ def new_job(tenant: str, actor: str, spec: Mapping[str, Any]) -> Change:
 
 
 def cancelled(job: Job) -> Change:
-    """A queued job is cancelled, a running one about to be, a trained one not. JobConflict for one that has ended."""
+    """Cancel a queued job at once; ask a running one to stop. A trained job goes on, and a second cancel does nothing.
+
+    Raises JobConflict for a job that has ended.
+    """
     if job.state == "cancelled" or job.cancel_requested:
         return Change(job)
     if job.state == "queued" and job.version is None:
@@ -154,7 +157,7 @@ def cancelled(job: Job) -> Change:
 
 
 def retried(job: Job) -> Change:
-    """Queued again; it goes on from its last checkpoint. JobConflict unless it failed or was cancelled."""
+    """Queue the job again; it resumes from its last checkpoint. Raises JobConflict unless failed or cancelled."""
     if job.state not in ("failed", "cancelled"):
         raise JobConflict(f"retry: expected a failed or cancelled job, got one that is {job.state}", state=job.state)
     fresh = replace(
@@ -169,13 +172,13 @@ def require_deletable(job: Job) -> None:
         raise JobConflict(f"delete: expected a job that has ended, got one that is {job.state}", state=job.state)
 
 
-# --- what its worker tells ---
+# --- what its worker reports ---
 
 
 def claimed(job: Job, token: int, worker: str) -> Change:
-    """Running, with ``worker``. Fenced for a delivery that is not the newest, or not wanted any more."""
+    """Give the job to ``worker``. Raises Fenced if the delivery is not the newest or the job is no longer queued."""
     if (job.token, job.state, job.worker) == (token, "running", worker):
-        return Change(job)  # asked twice: the first answer was lost
+        return Change(job)  # a repeated claim: the first answer was lost
     if job.token != token or job.state != "queued":
         raise Fenced(job.id, token, job.token, job.state)
     return _told(
@@ -184,7 +187,7 @@ def claimed(job: Job, token: int, worker: str) -> Change:
 
 
 def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) -> Change:
-    """How far it is. Fenced for another's."""
+    """Record progress and stage. Raises Fenced for an old token."""
     require_owner(job, token)
     changed = replace(job, progress=dict(progress), stage=stage)
     events = [_state_event(changed)] if stage != job.stage else []
@@ -194,7 +197,10 @@ def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) ->
 
 
 def trained(job: Job, token: int, version: str) -> Change:
-    """Its training has ended in ``version``, which is published next; a job that was to be cancelled is. Fenced."""
+    """Record the finished ``version``, which is published next. A requested cancel ends the job instead.
+
+    Raises Fenced for an old token.
+    """
     if job.token == token and job.state == "cancelled":
         return Change(job)
     require_owner(job, token)
@@ -204,7 +210,7 @@ def trained(job: Job, token: int, version: str) -> Change:
 
 
 def succeeded(job: Job, token: int, result: Mapping[str, Any]) -> Change:
-    """Done. Fenced for another's."""
+    """End the job with ``result``. Raises Fenced for an old token."""
     if (job.token, job.state) == (token, "succeeded"):
         return Change(job)
     require_owner(job, token)
@@ -212,7 +218,7 @@ def succeeded(job: Job, token: int, result: Mapping[str, Any]) -> Change:
 
 
 def failed(job: Job, token: int, failure: Failure) -> Change:
-    """Ended by ``failure``; one that was to be cancelled is. Fenced for another's."""
+    """End the job with ``failure``, or as cancelled if a cancel was requested. Raises Fenced for an old token."""
     if job.token == token and job.ended:
         return Change(job)
     require_owner(job, token)
@@ -222,7 +228,7 @@ def failed(job: Job, token: int, failure: Failure) -> Change:
 
 
 def stopped(job: Job, token: int) -> Change:
-    """Its training has stopped on a cancel. Fenced for another's."""
+    """End the job as cancelled, once its training has stopped. Raises Fenced for an old token."""
     if job.token == token and job.ended:
         return Change(job)
     require_owner(job, token)
@@ -230,22 +236,28 @@ def stopped(job: Job, token: int) -> Change:
 
 
 def handed_back(job: Job, token: int) -> Change:
-    """Its worker shuts down: another goes on from the last checkpoint. Fenced for another's."""
+    """Queue the job again because its worker shuts down; the next one resumes from the last checkpoint.
+
+    A requested cancel ends the job instead. Raises Fenced for an old token.
+    """
     require_owner(job, token)
     return _ended(job, "cancelled") if job.to_be_cancelled else _queued(job)
 
 
 def require_owner(job: Job, token: int) -> None:
-    """Raise Fenced unless the delivery ``token`` is the one that runs."""
+    """Raise Fenced unless the job runs under ``token``."""
     if job.token != token or job.state != "running":
         raise Fenced(job.id, token, job.token, job.state)
 
 
-# --- what those find who look after the others ---
+# --- what other workers find ---
 
 
 def lost(job: Job, token: int) -> Change:
-    """The worker of delivery ``token`` is gone: another takes over, unless that has happened too often. Fenced."""
+    """Queue the job again because its worker is gone; fail it if that has happened too often.
+
+    A requested cancel ends the job instead. Raises Fenced for an old token.
+    """
     require_owner(job, token)
     if job.to_be_cancelled:
         return _ended(job, "cancelled")

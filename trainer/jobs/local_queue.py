@@ -1,4 +1,4 @@
-"""Deliveries within one process: for a service without Redis."""
+"""The queue of a service without Redis: deliveries within one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every call of the jobs' Redis is made within. Knows no command and no key."""
+"""The context that wraps every call to the jobs' Redis. Knows no command and no key."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainer.jobs.errors import JobStoreUnavailable
 
 @asynccontextmanager
 async def redis_call() -> AsyncIterator[None]:
-    """redis-py's errors as ours, since its messages may hold addresses; and no cancellation lost in it.
+    """Turn redis-py's errors into JobStoreUnavailable, since their texts may hold addresses; lose no cancellation.
 
-    redis-py sends through ``asyncio.wait_for``, which below Python 3.12 swallows a cancellation that comes in the
-    moment in which the sending is done (cpython issue 86296). A loop around such a command would then go on for ever.
+    redis-py sends through ``asyncio.wait_for``. Before Python 3.12 it swallows a cancellation that arrives just as the
+    sending finishes (cpython issue 86296). A loop around such a command would then never end.
     """
     before = _cancellations()
     try:

@@ -6,7 +6,7 @@
     prefixd-trainer:events:<id>           stream of events
     prefixd-trainer:changed               channel: the id of every job that changed
 
-One script makes every change: it compares the record with the one that the change was planned on and writes record,
+One script makes every change. It compares the record with the one that the change was planned on, and writes record,
 indexes and events, or nothing. Owns these keys; knows no rule of a job.
 """
 
@@ -34,8 +34,8 @@ OPEN: Final = f"{PREFIX}open"
 CHANGED: Final = f"{PREFIX}changed"
 RECONNECT_S: Final = 0.5
 
-# KEYS record, the tenant's jobs, open jobs, events; ARGV expected and new record ("" for none), job id, member of the
-# open jobs, its time ("" for a job that is not open), most events, then name and JSON of each event.
+# KEYS: record, the tenant's jobs, open jobs, events. ARGV: expected and new record ("" for none), job id, member of the
+# open jobs, its time ("" for a job that is not open), largest number of events, then name and JSON of each event.
 CHANGE: Final = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then
@@ -57,7 +57,7 @@ _log = logging.getLogger("prefixd.trainer")
 
 
 class RedisJobStore:
-    """A JobStore over a client that belongs to the same event loop."""
+    """A JobStore over a client of the same event loop."""
 
     def __init__(self, client: Redis) -> None:
         """``close`` closes ``client``."""
@@ -70,7 +70,7 @@ class RedisJobStore:
         """See JobStore."""
         if not await self._write(None, change) and await self.get(change.job.tenant, change.job.id) != change.job:
             raise JobStoreUnavailable(f"{change.job.id}: expected a new id, found a job that has it")
-        return change.job  # or its own record: the first answer was lost, and the client asked again
+        return change.job  # also if the record was there: the first answer was lost, and the client sent it again
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """See JobStore."""
@@ -155,7 +155,7 @@ class RedisJobStore:
             return bool(await self._script(keys=keys, args=arguments))
 
     async def _listen(self) -> None:
-        """Pass on what is told on the channel; what was missed while it was away, everybody looks for."""
+        """Pass on the channel's messages. After a reconnect wake every watch: messages may have been missed."""
         while True:
             try:
                 async with redis_call(), self._client.pubsub(ignore_subscribe_messages=True) as channel:

@@ -1,7 +1,7 @@
-"""Deliveries through Redis, by SAQ: its list of what waits, its workers and their heartbeats, JSON payloads alone.
+"""Deliveries through Redis by SAQ: its waiting list, its workers and their heartbeats, with JSON payloads only.
 
-A delivery is one SAQ job that is never retried: what was lost is delivered anew under the next token, which is what
-makes the old one harmless. Owns this use of SAQ; knows no rule of a job.
+A delivery is one SAQ job that SAQ never retries. A lost one is delivered again under the next token, which makes the
+old one harmless. Owns this use of SAQ; knows no rule of a job.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 NAME: Final = "prefixd-trainer"
 FUNCTION: Final = "run"
 WAIT_S: Final = 1.0
-"""How long a worker waits for a delivery before it asks again; less than the client's time-out."""
+"""A worker waits this long for a delivery before it asks again; less than the client's time-out."""
 PATIENCE: Final = 5.0
-"""What the client's time-out must be a multiple of, for that."""
+"""Factor on the client's time-out, so that it exceeds ``WAIT_S``."""
 STOP_S: Final = 30.0
 LIVING: Final = frozenset({Status.NEW, Status.QUEUED, Status.ACTIVE})
 
@@ -38,12 +38,12 @@ _log = logging.getLogger("prefixd.trainer")
 
 
 class SaqQueue:
-    """A Queue over a client that belongs to the same event loop."""
+    """A Queue over a client of the same event loop."""
 
     def __init__(self, client: Redis, worker: str, *, lease_s: int, stop_s: float = STOP_S) -> None:
-        """``close`` closes ``client``. A worker that was not heard of is lost as ``Lease`` says of ``lease_s`` seconds.
+        """``close`` closes ``client``. ``Lease`` says when a silent worker is lost under a lease of ``lease_s``.
 
-        ``stop_s`` is how long a handler gets to hand its job back when its worker ends.
+        ``stop_s`` is the time that a handler gets to hand its job back when its worker ends.
         """
         self._queue = _Deliveries(client, NAME)
         self._worker, self._lease_s, self._stop_s = worker, lease_s, stop_s
@@ -100,7 +100,7 @@ class SaqQueue:
         """See Queue."""
         delivery = self._running.get(job.delivery)
         if delivery is not None:
-            await delivery.update(status=Status.ACTIVE)  # whatever a sleeper made of it that woke up late
+            await delivery.update(status=Status.ACTIVE)  # a worker that slept may have written another status
 
     async def close(self) -> None:
         """See Queue."""
@@ -110,18 +110,18 @@ class SaqQueue:
 class _Worker(Worker[Any]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.SIGNALS = []  # signals are the process's
+        self.SIGNALS = []  # the process handles signals
 
 
 class _Deliveries(RedisQueue):
-    """SAQ's queue, but that a Redis that is away is waited for, and that sweeping never delivers again."""
+    """SAQ's queue with two changes: it waits for a Redis that is away, and a sweep never delivers again."""
 
     def __init__(self, client: Redis, name: str) -> None:
         super().__init__(client, name)
         self._suspects: set[bytes] = set()
 
     def __repr__(self) -> str:
-        return f"<deliveries of {self.name}>"  # SAQ logs it, and the client's tells where its Redis is
+        return f"<deliveries of {self.name}>"  # SAQ logs it; the default one shows the address of the Redis
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> Delivery | None:
         try:
@@ -136,9 +136,10 @@ class _Deliveries(RedisQueue):
             await super().update(job, **fields)
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
-        """Forget deliveries whose worker was lost.
+        """Delete the deliveries of lost workers.
 
-        One that was taken and is not yet marked so, twice in a row, was taken by a worker that died in that moment.
+        A delivery that was taken but is still marked as queued in two sweeps in a row belongs to a worker that died
+        between the two writes.
         """
         swept, taken = [], set()
         async with redis_call():

@@ -1,4 +1,4 @@
-"""Waking those who watch a job, within one event loop."""
+"""Wakes the watchers of a job within one event loop. Knows no job and no event."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 
 
 class Watch:
-    """One who watches. What happened since the last wait ends the next one at once: nothing falls between the two."""
+    """One watcher. A wake between two waits ends the next wait at once, so none is lost."""
 
     def __init__(self) -> None:
         self._happened = asyncio.Event()
 
     def wake(self) -> None:
-        """Something happened."""
+        """End the present wait, or the next one."""
         self._happened.set()
 
     async def wait(self, timeout_s: float) -> None:
-        """Return when something has happened, or after ``timeout_s`` seconds; perhaps for nothing."""
+        """Return after a wake or ``timeout_s`` seconds. A wake may be spurious."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._happened.wait()
@@ -26,18 +26,18 @@ class Watch:
 
 
 class Signals:
-    """``send`` wakes every watch of the same name."""
+    """The watches of an event loop by name, such as a job's id."""
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
 
     def send(self, name: str) -> None:
-        """Wake those who watch ``name``."""
+        """Wake every watch of ``name``."""
         for watch in self._watches.get(name, ()):
             watch.wake()
 
     def send_all(self) -> None:
-        """Wake everybody: something may have been missed."""
+        """Wake every watch: signals may have been missed."""
         for name in self._watches:
             self.send(name)
 

@@ -1,7 +1,7 @@
-"""What a report says: what happened in a run, how good the result is, what it cost, where it came from.
+"""The content of a report: the course of a run, the scores of the result, its cost and its origin.
 
-Owns the report's fields and their JSON, a superset of the run's own ``report.json``. Texts in it come from outside and
-are data: nothing here may be taken for markup, a path or a command.
+Owns the report's fields and their JSON, a superset of the run's ``report.json``; knows no HTML. Its texts come from
+outside: never treat them as markup, a path or a command.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from prefixes.errors import InvalidParameter
 from trainer.evaluation.evaluate import ScoredOutput
 
 ADDED: Final = ("task", "cost", "metrics", "evaluation", "worst", "random")
-"""The names beside the run's own facts."""
+"""The keys that a report adds to the run's facts."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """``facts`` are the run's own: version, digests, hyperparameters, time. ``metrics`` are its lines: step, epoch,
-    loss, learning_rate and perhaps validation_loss each; none where nothing was trained. ``cost`` names seconds,
-    tokens, tokens_per_second, peak_memory_bytes, each only where it is known. ``evaluation`` is a summary, without
-    texts.
+    """``facts`` are the run's: version, digests, hyperparameters, time. ``metrics`` are its lines with step, epoch,
+    loss, learning_rate and perhaps validation_loss; empty without training. ``cost`` has the known ones of seconds,
+    tokens, tokens_per_second and peak_memory_bytes. ``evaluation`` is a summary without texts.
     """
 
     facts: Mapping[str, Any]
@@ -34,7 +33,7 @@ class Report:
     random: tuple[ScoredOutput, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values: the facts at the top, beside them what the report adds. ``from_dict`` takes them back."""
+        """JSON values: the facts and the added keys at one level. ``from_dict`` takes them back."""
         return {
             **self.facts,
             "task": self.task,
@@ -47,7 +46,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Report:
-        """Raises InvalidParameter for what ``as_dict`` did not make."""
+        """Read what ``as_dict`` wrote. Raises InvalidParameter for anything else."""
         try:
             return cls(
                 facts={key: value for key, value in document.items() if key not in ADDED},

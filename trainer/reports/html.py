@@ -1,7 +1,7 @@
-"""The report as one HTML file: no script, nothing loaded from anywhere, every text from outside escaped.
+"""The report as one HTML file without scripts. It loads nothing and escapes every text from outside.
 
-Owns the page; what it says is ``content``'s, its style ``style``'s. Its content security policy allows the one
-style sheet, by its hash, and nothing else: even a text that broke out of its place could not run or fetch anything.
+Owns the page; ``content`` owns what it says, ``style`` its style sheet. The content security policy allows only this
+style sheet, by its hash: even a text that escaped its element could not run or fetch anything.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ POLICY: Final = (
     "base-uri 'none'; form-action 'none'"
 )
 _CONTROLS: Final = {*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}
-_REORDERING: Final = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # would show a text other than it is
+_REORDERING: Final = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # these change the order in which a text shows
 _INVISIBLE: Final = dict.fromkeys(_CONTROLS | _REORDERING, "\N{REPLACEMENT CHARACTER}")
 
 
 def render_html(report: Report) -> str:
-    """The whole page; it says only what the report says."""
+    """Return the whole page."""
     title = "Training report" if report.metrics else "Evaluation report"
     heading = f"{title}: {report.task}" if report.task else title
     sections = [
@@ -48,7 +48,7 @@ def render_html(report: Report) -> str:
 
 
 def escaped(value: object) -> str:
-    """Any value as text that is safe between tags and in a quoted attribute; what is invisible shows as �."""
+    """Return a value as text that is safe between tags and in quoted attributes. Invisible characters become �."""
     text = str(value).encode("utf-8", "replace").decode()  # a lone surrogate has no bytes
     return html.escape(text.translate(_INVISIBLE), quote=True)
 
@@ -102,7 +102,7 @@ def _scores(report: Report) -> str:
 
 
 def _told(name: str, value: Any) -> bool:
-    """Whether a decoding parameter says something: these two always do."""
+    """Whether to show a decoding parameter: these two always, the others if they differ from the default."""
     return name in ("num_beams", "max_new_tokens") or value not in (getattr(SamplingParams, name, False), [])
 
 
@@ -140,7 +140,7 @@ def _cost(report: Report) -> str:
 
 
 def _provenance(report: Report) -> str:
-    """And the hyperparameters, which stand inside of the artifact's origin."""
+    """The tables of hyperparameters and provenance. The hyperparameters are part of the artifact's origin."""
     shown = ("seconds", "tokens", "finished_at", "origin")
     facts = {name: value for name, value in report.facts.items() if name not in shown}
     origin = dict(report.facts.get("origin", {}))
@@ -158,7 +158,7 @@ def _table(heading: str, rows: Mapping[str, object]) -> str:
 
 
 def flattened(facts: Mapping[str, Any], under: str = "") -> dict[str, object]:
-    """Nested mappings as one, the names joined; what is empty is left out."""
+    """Flatten nested mappings into one with joined names; leave out empty values."""
     rows: dict[str, object] = {}
     for name, value in facts.items():
         full = f"{under} · {name}" if under else str(name)

@@ -1,6 +1,6 @@
-"""Makes the report of a run from its facts, its metrics and its evaluation, and writes it as HTML and JSON.
+"""Makes the report of a run from its facts, metrics and evaluation, and writes it as HTML and JSON.
 
-Owns which outputs the report shows and how long their texts may be. ``content`` is what it says, ``html`` how it looks.
+Owns which outputs the report shows and how long their texts may be. ``content`` owns its fields, ``html`` its page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.reports.content import ADDED, Report
 from trainer.reports.html import render_html
 
 SHOWN: Final = 10
-MAX_CHARACTERS: Final = 4000  # of one text in the report; an input may be a megabyte
+MAX_CHARACTERS: Final = 4000  # of one text in the report; an input may have a megabyte
 MAX_REFERENCES: Final = 8
 
 
@@ -32,9 +32,10 @@ def build_report(
     cost: Mapping[str, float] | None = None,
     seed: int = 1,
 ) -> Report:
-    """The report of a run with these facts and metrics: ten worst outputs, and ten drawn with ``seed``.
+    """Return the report of a run, with its ten worst outputs and ten drawn with ``seed``.
 
-    Both are in the order of the test set where nothing ranks them; long texts are cut, and say so.
+    The worst start with the lowest score; there are none if no score ranks outputs. The drawn ones keep the order of
+    the test set. Long texts are cut and marked.
     """
     outputs = evaluation.outputs if evaluation else ()
     ranked = sorted((output for output in outputs if output.score is not None), key=lambda output: output.score or 0.0)
@@ -57,7 +58,7 @@ def report_of(
     task: str | None = None,
     cost: Mapping[str, float] | None = None,
 ) -> Report:
-    """The report of the finished run in ``folder``. Raises InvalidParameter where there is none."""
+    """Return the report of the finished run in ``folder``. Raises InvalidParameter if there is none."""
     try:
         facts = json.loads((folder / "report.json").read_text())
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -67,7 +68,7 @@ def report_of(
 
 
 def write_reports(folder: Path, report: Report) -> None:
-    """``report.html`` and ``report.json`` in ``folder``, which is there, each whole or not at all."""
+    """Write ``report.html`` and ``report.json`` to the existing ``folder``, each whole or not at all."""
     write_text(folder / "report.html", render_html(report))
     write_json(folder / "report.json", report.as_dict())
 

@@ -1,4 +1,4 @@
-"""The report's style sheet: light and dark by the reader's choice, wide and narrow. No colour stands anywhere else."""
+"""The report's style sheet, light or dark by the reader's setting, for wide and narrow screens. Owns all colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A curve as inline SVG, drawn with classes that the page's style sheet colours. Knows numbers only, no report."""
+"""Draws a curve as inline SVG, with classes that the page's style sheet colours. Knows only numbers, no report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_chart(points: Points, *, kind: str, label: str, mark_lowest: bool = False) -> str:
-    """An ``<svg>`` of y over step, with ``kind`` as the class of its line; empty without a finite point.
+    """Return an ``<svg>`` of y over step whose line has the class ``kind``; empty without a finite point.
 
-    Many points become means of equal stretches. ``label`` is trusted text of ours.
+    ``thinned`` averages many points. ``label`` is not escaped: it must be our own text.
     """
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
@@ -58,14 +58,14 @@ def line_chart(points: Points, *, kind: str, label: str, mark_lowest: bool = Fal
 
 
 def thinned(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most ``most`` points: where there are more, means of stretches of equal count."""
+    """Return at most ``most`` points: more points become means of groups of equal size."""
     stretch = -(-len(points) // most)
     groups = [points[start : start + stretch] for start in range(0, len(points), stretch)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers that reach from below ``low`` to above ``high``."""
+    """Return three to seven round numbers that cover ``low`` to ``high``."""
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     rough = (high - low) / 4
@@ -76,5 +76,5 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """As short as a label allows."""
+    """Format a number briefly for a label."""
     return f"{value:,.0f}" if value == round(value) else f"{value:.6g}"

@@ -1,1 +1,1 @@
-"""The trainer as a service: the HTTP API, the workers behind it, and the processes that train."""
+"""The trainer service: the HTTP API, the workers behind it, and the processes that train."""

@@ -1,6 +1,6 @@
 """The trainer's applications: routes, middleware and error handlers around one runtime.
 
-Owns which route is for the public and which for those who run the service; knows no process, socket or signal.
+Owns which routes are public and which are on the admin port; knows no process, socket or signal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
 
 
 def create_public(runtime: TrainerRuntime) -> FastAPI:
-    """The API."""
+    """The public API."""
     app = FastAPI(
         title="prefixd trainer",
         summary="Upload data, submit a job, watch it, serve the result.",
@@ -40,11 +40,11 @@ def create_public(runtime: TrainerRuntime) -> FastAPI:
 
 
 def create_admin(runtime: TrainerRuntime) -> FastAPI:
-    """For a port of its own: no route of it, probes apart, is in the public one."""
+    """The application of the admin port. Only the probes are in the public one too."""
     app = FastAPI(title="prefixd trainer admin", version=package_version(), docs_url=None, redoc_url=None)
     for router in (operations.admin, operations.probes):
         app.include_router(router)
-    _install(app, runtime, None)  # probes and scrapes are no traffic
+    _install(app, runtime, None)  # probes and scrapes do not count as traffic
     return app
 
 

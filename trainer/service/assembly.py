@@ -1,6 +1,6 @@
 """Puts a trainer together: registry, job store, queue, worker.
 
-Owns the choice between Redis and the folder, and what is checked before anything is served.
+Owns the choice between Redis and the folder, and the checks before the service starts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger("prefixd.trainer")
 
 @dataclass(frozen=True)
 class AssembledTrainer:
-    """All that one process is made of; it belongs to the event loop that it was assembled on."""
+    """The parts of one process. They belong to the event loop that they were assembled on."""
 
     runtime: TrainerRuntime
     worker: Worker
@@ -50,7 +50,7 @@ class AssembledTrainer:
 
 
 async def assemble(settings: TrainerSettings) -> AssembledTrainer:
-    """Connect to everything. Raises InvalidSettings, RegistryUnavailable, JobStoreUnavailable."""
+    """Connect to registry, job store and queue. Raises InvalidSettings, RegistryUnavailable, JobStoreUnavailable."""
     if settings.redis is None and not settings.api:
         raise InvalidSettings("api: without --redis one process is the whole service; expected no --no-api")
     if not (settings.api or settings.workers):

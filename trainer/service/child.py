@@ -1,7 +1,8 @@
 """The process that trains one job: ``python -m trainer.service.child FOLDER``, started by a worker.
 
-Owns the conversation with the worker: what it does goes out as JSON lines, "stop" or the end of its input ends it. Has
-no credentials and knows neither registry nor queue; everything it makes lies in the folder.
+Owns the messages between it and the worker. It reports progress as JSON lines. "stop" on its input ends it before the
+next training step, and the end of its input ends it at once. It has no credentials and knows neither registry nor
+queue; all its results lie in the folder.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from prefixes.errors import PrefixdError
 from trainer.service.process import LOG
 
 RATE_S: Final = 10.0
-"""Speed and time left are of the last so many seconds."""
+"""Speed and time left are averages over this many seconds."""
 
 
 class Worker:
-    """The other end: told what happens, asked whether to go on."""
+    """The worker at the other end of the pipes: takes messages, and may ask to stop."""
 
     def __init__(self, said: TextIO) -> None:
         self._said = said
@@ -31,7 +32,7 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def tell(self, event: str, **facts: Any) -> None:
-        """One message. A worker that is gone is noticed by the thread that listens."""
+        """Send one message. If the worker is gone, end this process."""
         try:
             self._said.write(json.dumps({"event": event, **facts}) + "\n")
             self._said.flush()
@@ -46,17 +47,17 @@ class Worker:
         for line in sys.stdin:
             if line.strip() == "stop":
                 self._stop.set()
-        os._exit(1)  # the worker is dead: another takes over, and what this one does is lost
+        os._exit(1)  # the worker is dead: another takes over, and the work of this process is lost
 
 
 class Pace:
-    """Speed over the last seconds, from counts that only grow."""
+    """Speed over the last ``RATE_S`` seconds, from rising counts."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[float, int, int]] = []  # time, steps, tokens
 
     def at(self, step: int, tokens: int, total: int) -> Mapping[str, float]:
-        """``tokens_per_s``, ``steps_per_s`` and ``seconds_left``; nothing before there are two steps."""
+        """Return ``tokens_per_s``, ``steps_per_s`` and ``seconds_left``; nothing before the second step."""
         now = time.monotonic()
         self._marks.append((now, step, tokens))
         while len(self._marks) > 2 and now - self._marks[1][0] > RATE_S:
@@ -73,19 +74,19 @@ class Pace:
 
 
 def main(folder: Path) -> int:
-    """Train, score and report; 0, or 1 after a ``failed`` message."""
+    """Train, score and report. Return 0, or 1 after a ``failed`` message."""
     said = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints goes to the log, not into the conversation
+    os.dup2(2, 1)  # prints of libraries go to the log, not among the messages
     worker = Worker(said)
     try:
-        from trainer.service.run_job import run_job  # torch, only now: "stop" is heard while it is imported
+        from trainer.service.run_job import run_job  # imports torch; the thread above already hears "stop"
 
         version = run_job(folder, worker, Pace())
     except PrefixdError as error:
         worker.tell("failed", code=error.code, message=error.message)
         return 1
     except Exception as error:
-        # Its text may quote what is trained on: that stays in the log of the folder.
+        # The error's text may quote training data, so it stays in the folder's log.
         message = f"unexpected {type(error).__name__}; {LOG} in the job's folder says more"
         worker.tell("failed", code="internal", message=message)
         raise

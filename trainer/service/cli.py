@@ -1,4 +1,4 @@
-"""``prefixd trainer``: its options are the settings, made from them one by one."""
+"""``prefixd trainer``: one option per setting."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the API does: from a request's body to a job in the store and the queue.
+"""The API's actions: turns a request's body into a job in the store and the queue.
 
-Owns the checks that a job can be trained at all, made before anybody waits for it; knows no HTTP. Who may do what is
-``server.web.auth``'s.
+Owns the checks that a job can be trained, made before it is queued. Knows no HTTP; ``server.web.auth`` decides who may
+do what.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.training.config import PRESETS, TrainConfig
 
 @dataclass(frozen=True)
 class JobService:
-    """Everything the routes need; all of it belongs to one event loop."""
+    """The actions of the routes and the parts they use, all of one event loop."""
 
     settings: TrainerSettings
     store: JobStore
@@ -40,7 +40,7 @@ class JobService:
     registry: Registry
 
     async def submit(self, caller: Caller, body: JobBody) -> Job:
-        """A queued job. Raises what is wrong with ``body``, DatasetNotFound, TaskNotFound, QueueFull."""
+        """Check ``body`` and queue a job. Raises what is wrong with it, DatasetNotFound, TaskNotFound, QueueFull."""
         spec = await asyncio.to_thread(self._spec, caller, body)
         open_jobs = [job for job in await self.store.open_jobs() if job.tenant == caller.tenant]
         most = self.settings.max_open_jobs
@@ -61,12 +61,12 @@ class JobService:
         return job
 
     async def delete(self, caller: Caller, job_id: str) -> None:
-        """Forget a job that has ended, and its folder. What it published stays."""
+        """Delete an ended job and its folder. What it published stays."""
         job = await self.store.delete(caller.tenant, job_id)
         await asyncio.to_thread(self.folders.remove, job)
 
     async def delete_dataset(self, caller: Caller, dataset: str) -> None:
-        """Remove a dataset. Raises Conflict for one that a queued or running job needs, DatasetNotFound."""
+        """Delete a dataset. Raises Conflict if a queued or running job needs it, DatasetNotFound."""
         for job in await self.store.open_jobs():
             if job.tenant == caller.tenant and dataset in (job.spec["dataset"], job.spec["validation_dataset"]):
                 raise Conflict(f"dataset {dataset}: expected one that no job needs, {job.id} is {job.state}")
@@ -75,11 +75,11 @@ class JobService:
     # --- inside ---
 
     async def _deliver(self, job: Job) -> None:
-        with contextlib.suppress(JobStoreUnavailable):  # it is kept: whoever looks after the queue finds it
+        with contextlib.suppress(JobStoreUnavailable):  # the job is stored: ``Worker.reconcile`` will deliver it
             await self.queue.put(job)
 
     def _spec(self, caller: Caller, body: JobBody) -> Mapping[str, Any]:
-        """What the worker will do, with everything resolved that may mean something else tomorrow."""
+        """Return the job's spec. Names that may change their meaning later are resolved now."""
         task = TaskRef.parse(body.task, caller.tenant)
         if "@" in body.task:
             raise InvalidParameter("task: expected [tenant/]name; alias has its own field", parameter="task")
@@ -127,7 +127,7 @@ class JobService:
         }
 
     def _start(self, caller: Caller, text: str | None) -> str | None:
-        """The version that a warm start means now."""
+        """Resolve the reference of a warm start to a version."""
         if text is None:
             return None
         ref = TaskRef.parse(text, caller.tenant)

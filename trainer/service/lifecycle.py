@@ -1,7 +1,7 @@
 """The trainer's process: its sockets, its workers, its signals, its exit code.
 
-On the first SIGTERM or SIGINT nothing new is taken; the jobs that run here write a checkpoint and are handed back, and
-the process exits with 0. A second signal, or the drain's time-out, kills them: they go on from an older checkpoint.
+On the first SIGTERM or SIGINT the process takes no new work. Its jobs write a checkpoint and are handed back, and it
+exits with 0. A second signal, or the drain's time-out, kills them; they resume from an older checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger("prefixd.trainer")
 
 
 def run(settings: TrainerSettings) -> int:
-    """Serve and work until a signal; the process's exit code. Raises CannotListen and what ``assemble`` does."""
+    """Serve and work until a signal; return the exit code. Raises CannotListen and what ``assemble`` raises."""
     with contextlib.ExitStack() as sockets:
         admin = sockets.enter_context(bind(settings.admin_host, settings.admin_port, " (--admin-port)"))
         public = sockets.enter_context(bind(settings.host, settings.port)) if settings.api else None
@@ -90,10 +90,10 @@ class _Process:
             await asyncio.Event().wait()
 
     async def _look_after(self, made: AssembledTrainer) -> None:
-        """See what waits, and find what was lost; a store that is away is looked at again.
+        """Count the open jobs and deliver lost ones again, at every ``Lease.look_s``; go on if the store is away.
 
-        Where it was away for a part of a lease, or this process was stopped, nobody is held to be lost for one lease:
-        those who live could not say so, and get the time to.
+        If the store was away for ``Lease.absence_s``, or this process was suspended, no worker counts as lost for one
+        lease: live workers could not send heartbeats and need time for them.
         """
         worker, lease = made.worker, Lease(self._settings.lease_s)
         seen = judging = time.monotonic()

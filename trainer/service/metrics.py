@@ -1,6 +1,6 @@
 """The trainer's metrics.
 
-Owns names and labels. A job is a label only while it runs here, so that there are as many series as workers.
+Owns names and labels. A job's id is a label only while the job runs here, which bounds the series by the workers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.jobs.job import STATES, Job
 
 
 class JobMetrics:
-    """What this process's workers do."""
+    """The metrics of this process's workers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._by_job = {
@@ -40,7 +40,7 @@ class JobMetrics:
         self._counted: dict[str, int] = {}
 
     def progressed(self, job: Job, progress: Mapping[str, Any]) -> None:
-        """A running job's newest numbers."""
+        """Set a running job's gauges and count its new tokens."""
         for name, gauge in self._by_job.items():
             if isinstance(progress.get(name), (int, float)):
                 gauge.labels(job.id).set(progress[name])
@@ -49,24 +49,24 @@ class JobMetrics:
         self._counted[job.id] = tokens
 
     def ended(self, job: Job) -> None:
-        """A job has ended with a worker of this process."""
+        """Count a job that ended with a worker of this process."""
         self._ended.labels(job.state, job.failure.code if job.failure else "").inc()
 
     def forget(self, job_id: str) -> None:
-        """A job runs here no more."""
+        """Drop the series of a job that no longer runs here."""
         self._counted.pop(job_id, None)
         for gauge in self._by_job.values():
             gauge.remove_by_labels({"job_id": job_id})
 
 
 class QueueCollector(Collector):
-    """The open jobs of all tenants, as they were last looked at; every process of a deployment tells the same."""
+    """The open jobs of all tenants at the last look. Every process of a deployment reports the same numbers."""
 
     def __init__(self) -> None:
         self._open: tuple[Job, ...] = ()
 
     def see(self, jobs: Iterable[Job]) -> None:
-        """The open jobs now."""
+        """Take the jobs that are open now."""
         self._open = tuple(jobs)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:

@@ -1,6 +1,7 @@
-"""How a job's process ended, and what its owner is told of that.
+"""How a job's process ended, and what its owner is told about it.
 
-Owns the reading of a process's last word and exit code, and that no message tells of the machine; knows no store.
+Owns how the process's last message and exit code are read, and keeps the machine's paths out of failure messages.
+Knows no store.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from trainer.service.process import LOG
 from trainer.service.settings import TrainerSettings
 
 MAX_MESSAGE: Final = 2000
-"""Characters of a failure's message at most."""
+"""Most characters of a failure's message."""
 _PATH: Final = re.compile(r"""(?:(?<=file://)|(?<![\w/.<>~-]))/(?:[^\s/'"`,;:()<>]+/)+[^\s/'"`,;:()<>]*""")
-"""An absolute path of two names or more, such as of a library's cache or of Python itself."""
+"""An absolute path of two or more names, such as a library's cache or Python itself."""
 
 
 class Cancelled(Exception):
@@ -26,7 +27,7 @@ class Cancelled(Exception):
 
 
 class JobFailed(Exception):
-    """The job ended by an error that its process named, or by its process's death."""
+    """The job's process reported an error, or died."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -34,7 +35,10 @@ class JobFailed(Exception):
 
 
 def version_of(last: Mapping[str, Any], code: int, settings: TrainerSettings) -> str:
-    """What the process said in the end; how it exited after that says nothing. Raises Cancelled, JobFailed."""
+    """Return the version from the process's ``last`` message. The exit ``code`` counts only without one.
+
+    Raises Cancelled, JobFailed.
+    """
     if last.get("event") == "done":
         return str(last["version"])
     if last.get("event") == "failed":
@@ -54,14 +58,14 @@ def version_of(last: Mapping[str, Any], code: int, settings: TrainerSettings) ->
 
 
 def public(message: str, settings: TrainerSettings) -> str:
-    """``message`` for the job's owner: names in place of where things are on this machine, and not too long."""
+    """Return ``message`` for the job's owner: paths of this machine become names, and a long text is cut."""
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path's own raises where there is none)
     places = {home: "<home>"} if home.is_absolute() else {}
     places |= {settings.data.absolute(): "<data>", settings.data.resolve(): "<data>"}
     for name, text in settings.backbones.items():
-        if (place := Path(text)).is_absolute() or place.is_dir():  # else it is a name of the hub
+        if (place := Path(text)).is_absolute() or place.is_dir():  # otherwise it is a hub name
             places |= {place.absolute(): f"<{name}>", place.resolve(): f"<{name}>"}
     for place in sorted(places, key=lambda place: len(str(place)), reverse=True):
-        if place != place.parent:  # the root is in every path
+        if place != place.parent:  # the root is part of every path
             message = message.replace(str(place), places[place])
     return _PATH.sub("<path>", message)[:MAX_MESSAGE]

@@ -1,8 +1,8 @@
-"""A job's own process, seen from the worker: started without the worker's secrets, heard, stopped, killed.
+"""A job's process as the worker sees it: starts it without the worker's secrets, reads its messages, stops or kills it.
 
-Owns the pipes and the environment; knows neither store nor job. The process says what it does as JSON lines on its
-standard output; "stop" on its standard input asks it to end before the next training step, and the input's end, which
-comes with the worker's death, ends it at once.
+Owns the pipes and the environment; knows neither store nor job. The process writes JSON lines to its standard output.
+"stop" on its standard input asks it to end before the next training step. The end of the input, which the worker's
+death causes, ends it at once.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ KEPT_BEGINNINGS: Final = (
     "LC_", "OMP_", "MKL_", "KMP_", "TORCH", "PYTORCH_", "CUDA_", "NVIDIA_", "CUBLAS_", "HF_HOME", "HF_HUB_",
     "XDG_CACHE_", "NUMBA_", "MPL", "TRITON_", "NO_COLOR",
 )  # fmt: skip
-"""What of the worker's environment its children get: where things are and how to compute, no credentials."""
+"""The variables that children inherit from the worker: paths and compute settings, no credentials."""
 
 
 class ChildProcess:
-    """A running child; ``started`` makes them."""
+    """A running child process, made by ``started``."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def messages(self) -> AsyncIterator[Mapping[str, Any]]:
-        """What it says, until it ends; what is no JSON object is not its own and is left out.
+        """Yield its messages until it ends. Lines that are no JSON object come from elsewhere and are skipped.
 
-        A number that is not finite, as the loss of a run that diverges, is None: no answer of the API could carry it.
+        A number that is not finite, such as the loss of a diverged run, becomes None: the API's JSON cannot hold it.
         """
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
@@ -49,11 +49,11 @@ class ChildProcess:
                     yield message
 
     async def wait(self) -> int:
-        """Its exit code; negative is the signal that killed it."""
+        """Wait for its exit code; a negative one is the signal that killed it."""
         return await self._process.wait()
 
     async def ended(self, timeout_s: float) -> int:
-        """The exit code of one that has said its last word, or was asked to stop; killed when it stays for too long."""
+        """Wait for the exit code of a process that should end now; kill it after ``timeout_s`` seconds."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.wait()
@@ -68,14 +68,14 @@ class ChildProcess:
             self._process.stdin.write(b"stop\n")
 
     def kill(self) -> None:
-        """End it now, and whatever it has started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the number may be another's by now
+        """Kill it and every process that it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # another process may have the id by now
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
 @asynccontextmanager
 async def started(folder: Path, threads: int | None) -> AsyncIterator[ChildProcess]:
-    """A child that works in ``folder``; it is dead when the block has ended."""
+    """Start a child that works in ``folder``. The child is dead when the block ends."""
     with (folder / LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "trainer.service.child", str(folder),
@@ -91,6 +91,6 @@ async def started(folder: Path, threads: int | None) -> AsyncIterator[ChildProce
 
 
 def environment(mine: Mapping[str, str], threads: int | None) -> dict[str, str]:
-    """What a child gets of the environment ``mine``."""
+    """Return the environment of a child whose worker has the environment ``mine``."""
     kept = {name: value for name, value in mine.items() if name in KEPT or name.startswith(KEPT_BEGINNINGS)}
     return kept if threads is None else {**kept, "OMP_NUM_THREADS": str(threads)}

@@ -1,6 +1,6 @@
 """Writes a running job's progress to its record, less often than the process sends it.
 
-Owns the rate and what of several messages stays; knows no process.
+Owns the rate and how several messages become one; knows no process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.service.metrics import JobMetrics
 
 
 class ProgressWriter:
-    """Takes progress messages as they come; the record gets the newest, at most every ``interval_s`` seconds."""
+    """Takes progress messages and writes the newest to the record, at most every ``interval_s`` seconds."""
 
     def __init__(self, job: Job, store: JobStore, metrics: JobMetrics, interval_s: float) -> None:
         self._job, self._store, self._metrics, self._interval_s = job, store, metrics, interval_s
@@ -25,7 +25,7 @@ class ProgressWriter:
         self._changed = asyncio.Event()
 
     def receive(self, message: Mapping[str, Any]) -> None:
-        """A ``stage`` or ``progress`` message."""
+        """Take a ``stage`` or ``progress`` message. The last validation loss stays until a new one comes."""
         if message["event"] == "stage":
             self._stage = str(message["stage"])
         else:
@@ -36,19 +36,19 @@ class ProgressWriter:
         self._changed.set()
 
     async def run(self) -> None:
-        """Write what is new, at most every ``interval_s`` seconds."""
+        """Write new progress at most every ``interval_s`` seconds, until cancelled."""
         while True:
             await self._changed.wait()
             await self.flush()
             await asyncio.sleep(self._interval_s)
 
     async def flush(self) -> None:
-        """Write what is new, if it can be written just now."""
+        """Write new progress now; keep it for the next time if the store is away."""
         if not self._changed.is_set():
             return
         self._changed.clear()
         job, stage, progress = self._job, self._stage, self._progress
-        with contextlib.suppress(JobNotFound, Fenced):  # the guard finds out about a fence
+        with contextlib.suppress(JobNotFound, Fenced):  # ``Worker._guard`` handles both
             try:
                 await self._store.change(
                     job.tenant, job.id, lambda found: progressed(found, job.token, progress, stage)

@@ -1,6 +1,6 @@
-"""Trying a registry again that does not answer, while the job is still this worker's and is not to be cancelled.
+"""Retries a registry that does not answer, while this worker still has the job and no cancel is requested.
 
-Owns the time between two tries and the time in all; knows no registry.
+Owns the time between two tries and the total time; knows no registry.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ RETRY_S: Final = 1.0
 
 
 class RegistryRetry:
-    """For one job and one step of it, for ``limit_s`` seconds from now on."""
+    """The retries of one step of one job, for ``limit_s`` seconds from now."""
 
     def __init__(self, limit_s: float, owned: Callable[[], Awaitable[Job]], watch: Watch) -> None:
-        """``owned`` reads the job's record and raises Fenced for one that has become another's."""
+        """``owned`` reads the job's record, and raises Fenced if another worker has the job."""
         self._owned, self._watch = owned, watch
         self._deadline = time.monotonic() + limit_s
 
     async def wait(self, error: RegistryUnavailable) -> None:
-        """Return when it may be tried again. Raises ``error`` after the limit, Cancelled, Fenced."""
+        """Return when it is time to try again. Raises ``error`` after the limit, Cancelled, Fenced."""
         if time.monotonic() > self._deadline:
             raise error
         with contextlib.suppress(JobStoreUnavailable):

@@ -1,6 +1,6 @@
-"""What passes between a worker and the process that trains for it, as files in the job's folder. Torch-free.
+"""The files in the job's folder that a worker and its training process exchange. Torch-free.
 
-Owns these files: ``prepare`` writes what the process needs, which has nothing else; ``finished`` reads what it made.
+Owns these files: ``prepare`` writes everything that the process gets, ``finished`` reads its results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AS_ASKED: Final = ("config", "template", "hold_out", "defaults", "drop_long", "t
 
 
 class Unfinished(PrefixdError):
-    """The process said that it was done, and what it made is not there."""
+    """The process reported success, but its results are missing."""
 
     code = "crashed"
 
@@ -33,8 +33,8 @@ class Unfinished(PrefixdError):
 def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registry) -> None:
     """Write the run's request and, for a warm start, the version to start from into ``folder``.
 
-    Raises DatasetNotFound for data deleted since, TaskNotFound and RegistryUnavailable for the version, BackboneError
-    where this worker has not the backbone.
+    Raises DatasetNotFound for deleted data, TaskNotFound and RegistryUnavailable for the version, and BackboneError if
+    this worker does not have the backbone.
     """
     spec, store = job.spec, DatasetStore(settings.data)
     place = settings.backbones.get(spec["backbone"])
@@ -53,7 +53,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
             "task": spec["task"],
             "evaluation": spec["evaluation"],
             "threads": settings.threads,
-            "start_text": spec.get("start_text"),  # a job of an older trainer has none
+            "start_text": spec.get("start_text"),  # a job from an older trainer lacks the key
             "run": {
                 "data": str(store.path(job.tenant, spec["dataset"])),
                 "validation": None if validation is None else str(store.path(job.tenant, validation)),
@@ -67,7 +67,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
 
 
 def finished(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    """The artifact, and the record to publish beside it. Raises Unfinished; the registry validates the artifact."""
+    """Read the artifact and the record to publish beside it. Raises Unfinished; the registry checks the artifact."""
     try:
         artifact = (folder / ARTIFACT).read_bytes()
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(), parse_constant=lambda _: None)

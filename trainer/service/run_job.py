@@ -1,6 +1,6 @@
-"""What a job's process does, step by step: train, score on what was held out, report.
+"""The steps of a job's process: train, score on the held-out data, report.
 
-Owns the order, and that a step which a process before has finished is not done again; knows no worker and no registry.
+Owns their order, and skips a step that an earlier process has finished. Knows no worker and no registry.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from trainer.training.run import RunRequest, RunResult, read_datasets, run_train
 
 EVALUATION: Final = "evaluation.json"
 PROGRESS_INTERVAL_S: Final = 0.1
-"""Seconds between two messages about progress; steps may be quicker than anybody wants to read."""
+"""Least seconds between two progress messages; steps may be much faster."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,26 @@ class JobRequest:
 
 
 class Listener(Protocol):
-    """Who started the process."""
+    """The side that started the process."""
 
     def tell(self, event: str, **facts: Any) -> None:
-        """Something happened."""
+        """Send a message."""
 
     def should_stop(self) -> bool:
         """Whether to end before the next step."""
 
 
 class Pace(Protocol):
-    """Counts to speeds."""
+    """Turns counts into speeds."""
 
     def at(self, step: int, tokens: int, total: int) -> Mapping[str, float]:
-        """Speeds and the time left."""
+        """Return speeds and the time left."""
 
 
 def run_job(folder: Path, listener: Listener, pace: Pace) -> str:
-    """The finished prefix's version; everything about it lies in ``folder``. Raises PrefixdError."""
+    """Run the job in ``folder``, where its results lie then; return the version of the prefix. Raises PrefixdError."""
     job = read_request(folder)
-    metrics = None if job.evaluation is None else _metrics(job.evaluation)  # what is missing is missed before hours
+    metrics = None if job.evaluation is None else _metrics(job.evaluation)  # fails before training, not after it
     _check_data(job)
     listener.tell("stage", stage="training")
     result = run_training(job.run, resume=True, report=_reporter(listener, pace), should_stop=listener.should_stop)
@@ -91,9 +91,9 @@ def run_job(folder: Path, listener: Listener, pace: Pace) -> str:
 
 
 def read_request(folder: Path) -> JobRequest:
-    """What the worker wrote."""
+    """Read the request that the worker wrote."""
     values = json.loads((folder / REQUEST).read_text())
-    # A run goes on as it began, also on a machine that would have begun it otherwise.
+    # A resumed run keeps its first dtype and autocast, even if this machine would choose others.
     run, start = {**values["run"], **begun_with(folder)}, folder / START
     config, validation = run["config"], run["validation"]
     return JobRequest(
@@ -127,9 +127,9 @@ def _device(wanted: str) -> str:
 
 
 def _metrics(how: Mapping[str, Any]) -> Sequence[str]:
-    """The metrics that were named, or those of the preset that this machine can compute.
+    """Return the named metrics, or those of the preset that this machine can compute.
 
-    Raises ScorerMissing for a named one that it cannot.
+    Raises ScorerMissing for a named metric that it cannot compute.
     """
     preset = preset_of(how["preset"])
     if how["metrics"]:
@@ -141,7 +141,7 @@ def _metrics(how: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _check_data(job: JobRequest) -> None:
-    """Raise InvalidData for a file that is not the dataset that the job was submitted with."""
+    """Raise InvalidData if a file's digest is not that of the job's dataset."""
     for path in filter(None, (job.run.data, job.run.validation)):
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -177,7 +177,7 @@ def _evaluated(
     how: Mapping[str, Any],
     listener: Listener,
 ) -> Evaluation | None:
-    """The scores on what was held out, from the file where they are known; None where nothing was held out."""
+    """Score on the held-out data, or read the scores of an earlier process. None if nothing was held out."""
     path, run = folder / EVALUATION, job.run
     if path.exists():
         return Evaluation.from_dict(json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""What the trainer's routes work with: one object per process, reached from the request."""
+"""The object that the trainer's routes work with, one per process, reached from the request. Knows no route."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_UPLOADS_AT_ONCE = 4
 
 @dataclass
 class TrainerRuntime:
-    """Everything that lives as long as the process. ``draining`` is set once, when a signal came."""
+    """The parts that live as long as the process. The shutdown sets ``draining`` once."""
 
     settings: TrainerSettings
     service: JobService
@@ -39,7 +39,7 @@ def runtime_of(request: Request) -> TrainerRuntime:
 
 
 def allowed(request: Request) -> Caller:
-    """The caller, who may train for the own tenant. Raises Forbidden."""
+    """Return the caller, if it may train for its own tenant. Raises Forbidden."""
     caller = caller_of(request)
     authorize(caller, Action.TRAIN, caller.tenant)
     return caller

@@ -1,4 +1,4 @@
-"""Bodies and queries of the trainer's routes: closed sets, unknown fields are errors."""
+"""Bodies and queries of the trainer's routes. Unknown fields are errors. Knows no job and no store."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trainer.jobs.job import State
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 Digest = Annotated[str, Field(pattern=DIGEST)]
 MAX_DEFAULTS: Final = 10_000
-"""Characters of the decoding parameters as JSON; a record is read often."""
+"""Most characters of the decoding parameters as JSON: they are part of the record, which is read often."""
 MAX_TEXT: Final = 10_000
-"""Characters of a text to start from, for the same reason; a prefix takes its first tokens alone."""
+"""Most characters of a text to start from, for the same reason; a prefix uses only its first tokens."""
 
 
 def _storable(values: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def _encodable(text: str) -> str:
 
 
 class Closed(BaseModel):
-    """Frozen, and without any other field."""
+    """A frozen model that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

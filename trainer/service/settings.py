@@ -95,6 +95,6 @@ class TrainerSettings(ServiceSettings):
 
     @property
     def backbones(self) -> dict[str, str]:
-        """Name -> what to load."""
+        """Name -> the folder or hub name to load."""
         pairs = (text.partition("=") for text in self.backbone)
         return {name: place or name for name, _, place in pairs}

@@ -1,7 +1,7 @@
-"""A worker: takes deliveries, has a process of its own train each, and publishes what comes of it.
+"""A worker: takes deliveries, starts a process that trains each, and publishes the result.
 
-Owns a job's life between claim and end on this machine. Only the worker has the registry; the process that trains gets
-a folder. Everything it writes goes through the fence: the record's token, the folder's name, the publish's key.
+Owns a job's life between claim and end on this machine. Only the worker has the registry; the training process gets a
+folder. Every write goes through the fence: the record's token, the folder's name, the publish key.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from trainer.service.request import finished, prepare
 from trainer.service.settings import TrainerSettings
 
 LOOK_S: Final = 2.0
-"""How often a worker looks at its job's record when nothing wakes it."""
+"""How often a worker reads its job's record when no signal wakes it."""
 STOP_S: Final = 10.0
-"""How long a process whose job was cancelled may go on: loading and scoring ask less often than every step."""
+"""How long the process of a cancelled job may go on: loading and scoring check for a stop less often than training."""
 HAND_BACK_S: Final = 2.0
-"""What of the time to drain is kept for telling the others."""
+"""The part of the drain time that is kept for handing jobs back."""
 
 LOST: Final = "job lost to another worker"
 
@@ -59,7 +59,7 @@ _log = logging.getLogger("prefixd.trainer")
 
 @dataclass(frozen=True)
 class Worker:
-    """``handle`` runs one delivery. ``name`` tells this process from every other."""
+    """``handle`` runs one delivery. ``name`` is unique to this process."""
 
     name: str
     settings: TrainerSettings
@@ -70,12 +70,12 @@ class Worker:
     metrics: JobMetrics
 
     async def handle(self, tenant: str, job_id: str, token: int) -> None:
-        """See base.Handler. Cancelled, it hands the job back first."""
+        """See base.Handler. When cancelled, it first hands the job back."""
         try:
             job = await self.store.change(tenant, job_id, lambda job: claimed(job, token, self.name))
         except (Fenced, JobNotFound):
-            return  # of a delivery that was replaced, or a job that is gone
-        except asyncio.CancelledError:  # perhaps it was claimed all the same
+            return  # the delivery was replaced, or the job deleted
+        except asyncio.CancelledError:  # the claim may have succeeded
             await asyncio.shield(self._hand_back(tenant, job_id, token))
             raise
         self._tell("job claimed", job)
@@ -106,10 +106,10 @@ class Worker:
             self.metrics.forget(job.id)
 
     async def reconcile(self) -> list[Job]:
-        """Find jobs that nobody has, and have them delivered anew. All open jobs, as they were before."""
+        """Deliver lost jobs again. Return all open jobs as they were before."""
         found = await self.store.open_jobs()
         for job in await self.queue.dead(found):
-            with contextlib.suppress(Fenced, JobNotFound):  # something happened to it just now
+            with contextlib.suppress(Fenced, JobNotFound):  # the job has changed meanwhile
                 if job.state == "running":
                     job = await self.store.change(job.tenant, job.id, lambda found, t=job.token: lost(found, t))  # type: ignore[misc]
                     self._tell("worker lost", job)
@@ -147,7 +147,7 @@ class Worker:
                 await retry.wait(error)
 
     async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
-        """The version that came of it. Raises Fenced, Cancelled, JobFailed."""
+        """Train in a child process and return the version. Raises Fenced, Cancelled, JobFailed."""
         async with started(folder, self.settings.threads) as child:
             progress = ProgressWriter(job, self.store, self.metrics, self.settings.progress_s)
             receiving = asyncio.create_task(self._receive(child, progress))
@@ -156,10 +156,10 @@ class Worker:
             try:
                 await asyncio.wait({receiving, guarding}, return_when=asyncio.FIRST_COMPLETED)
                 if not receiving.done():
-                    await guarding  # raises Fenced, or Cancelled for a process that did not stop
+                    await guarding  # raises Fenced, or Cancelled if the process did not stop
                 last = await receiving
                 code = await child.ended(STOP_S)
-            except asyncio.CancelledError:  # this worker ends: the process gets to write a checkpoint
+            except asyncio.CancelledError:  # this worker ends: the process gets time to write a checkpoint
                 child.stop()
                 await child.ended(max(1.0, self.settings.drain_timeout_s - HAND_BACK_S))
                 raise
@@ -171,7 +171,7 @@ class Worker:
         return version_of(last, code, self.settings)
 
     async def _receive(self, child: ChildProcess, progress: ProgressWriter) -> Mapping[str, Any]:
-        """Pass on progress until the process ends; its last word."""
+        """Pass on progress until the process ends. Return its ``done`` or ``failed`` message, empty without one."""
         last: Mapping[str, Any] = {}
         async for message in child.messages():
             if message.get("event") in ("done", "failed"):
@@ -181,10 +181,13 @@ class Worker:
         return last
 
     async def _guard(self, job: Job, child: ChildProcess, watch: Watch) -> None:
-        """Stop the process when its job is to be cancelled; raise Fenced when it has become another's."""
+        """Stop the process when a cancel is requested. Raises Fenced when another worker has the job.
+
+        Raises Cancelled if the process has not stopped after ``STOP_S``.
+        """
         asked_at: float | None = None
         while True:
-            with contextlib.suppress(JobStoreUnavailable):  # it trains on meanwhile
+            with contextlib.suppress(JobStoreUnavailable):  # training goes on without the store
                 found = await self._owned(job)
                 if found.to_be_cancelled and asked_at is None:
                     child.stop()
@@ -194,7 +197,7 @@ class Worker:
             await watch.wait(LOOK_S)
 
     async def _owned(self, job: Job) -> Job:
-        """The record, if it is still this delivery's and this worker's. Raises Fenced."""
+        """Return the record if this worker still has this delivery. Raises Fenced."""
         try:
             found = await self.store.get(job.tenant, job.id)
         except JobNotFound:
@@ -203,13 +206,13 @@ class Worker:
         return found
 
     def _require_own(self, found: Job, token: int) -> None:
-        """Raise Fenced where another has the job, also under the same token: a Redis may forget who was given it."""
+        """Raise Fenced if another worker has the job. It may have the same token: a Redis can lose the last claim."""
         if found.worker != self.name:
             raise Fenced(found.id, token, found.token, found.state)
         require_owner(found, token)
 
     async def _require_kept(self, job: Job) -> None:
-        """Raise Fenced for a job that was deleted before its folder was entered; it was made for nobody, then."""
+        """Raise Fenced if the job was deleted before its folder was entered; remove the new, empty folder."""
         with contextlib.suppress(JobStoreUnavailable):
             try:
                 await self.store.get(job.tenant, job.id)
@@ -224,13 +227,13 @@ class Worker:
             await asyncio.sleep(Lease(self.settings.lease_s).heartbeat_s)
 
     async def _publish(self, job: Job, folder: Path, watch: Watch) -> dict[str, Any]:
-        """Publish once, whoever else tries; a registry that is away is waited for. What the job resulted in."""
+        """Publish once, under the job's key; wait for a registry that is away. Return the job's result."""
         artifact, record = await asyncio.to_thread(finished, folder)
         task, alias = TaskRef.parse(job.spec["task"]), job.spec["alias"]
         retry = self._registry_retry(job, watch)
         while True:
-            with contextlib.suppress(JobStoreUnavailable):  # the idempotency key below sees to the rest
-                await self._owned(job)  # it may have slept since, and the job have ended or begun again
+            with contextlib.suppress(JobStoreUnavailable):  # the idempotency key below prevents a second publish
+                await self._owned(job)  # this worker may have slept while the job ended or began again
             try:
                 info = await asyncio.to_thread(
                     self.registry.publish,
@@ -252,7 +255,7 @@ class Worker:
         return RegistryRetry(self.settings.publish_patience_s, lambda: self._owned(job), watch)
 
     async def _write(self, job: Job, plan: Plan) -> Job:
-        """A change that must be made: a store that is away is waited for. Raises Fenced."""
+        """Apply a change that must not be lost: wait for a store that is away. Raises Fenced."""
 
         def own(found: Job) -> Change:
             if found.worker != self.name:
@@ -286,7 +289,7 @@ class Worker:
             self._require_own(found, token)
             return handed_back(found, token)
 
-        with contextlib.suppress(Fenced, JobNotFound, JobStoreUnavailable):  # else it is found by ``reconcile``
+        with contextlib.suppress(Fenced, JobNotFound, JobStoreUnavailable):  # otherwise ``reconcile`` finds the job
             back = await self.store.change(tenant, job_id, plan)
             self._tell("job handed back", back)
             if back.state == "queued":

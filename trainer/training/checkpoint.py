@@ -1,6 +1,6 @@
-"""A training state in one safetensors file: tensors by name, and everything else as JSON in its header.
+"""A training state in one safetensors file: tensors by name, and all other state as JSON in its header.
 
-Owns the file: written whole or not at all, read without pickle. Knows nothing of what the tensors mean.
+Owns the file, which is written whole or not at all and read without pickle. Does not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CheckpointError(PrefixdError):
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and ``meta`` (JSON values; floats keep every bit) to ``path``, atomically."""
+    """Write ``tensors`` and ``meta`` (JSON values; floats keep every bit) atomically to ``path``."""
     content = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"state": json.dumps(meta)}
     )
@@ -34,7 +34,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What ``save_state`` wrote. CheckpointError when the file is absent or is not one."""
+    """Read what ``save_state`` wrote. Raises CheckpointError for a missing or different file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -45,7 +45,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as flat tensors and JSON, for ``save_state``."""
+    """Return an optimizer's state as flat tensors and JSON, for ``save_state``."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], packed: Mapping[str, Any]
 ) -> None:
-    """Put back what ``pack_optimizer`` took."""
+    """Restore what ``pack_optimizer`` returned."""
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

@@ -1,6 +1,6 @@
-"""What a training run is asked to do, and the paper's defaults per task.
+"""The options of a training run, and the paper's defaults per task.
 
-Owns the options' meaning and validation; knows no tensors. Stored in the result folder; a resumed run must match it.
+Owns the options' meaning and validation; knows no tensors. The result folder stores them; a resumed run must match.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from prefixes.spec import SITES, Positions, Site
 Method = Literal["mlp", "direct"]
 Reduction = Literal["sequence", "token"]
 
-GPT2_TEMPLATE: Final = "{input} <|endoftext|>"  # the paper's; its other spaces are `convert --paper-spaces`
-DEMO_TEMPLATE: Final = "{input}<|endoftext|>"  # what the demo backbone was pretrained with
+GPT2_TEMPLATE: Final = "{input} <|endoftext|>"  # the paper's; `convert --paper-spaces` adds the paper's other spaces
+DEMO_TEMPLATE: Final = "{input}<|endoftext|>"  # the demo backbone was pretrained with it
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. ``reduction``: ``sequence`` sums over a sequence's tokens and means over the batch (the paper's GPT-2
-    code), ``token`` means over all learnt tokens (its BART code). ``init`` is ``random`` or words for the frozen model.
+    """The options of one run. ``init`` is ``random``, or words whose activations in the frozen model start the prefix.
+
+    ``reduction``: ``sequence`` sums the loss over a sequence's tokens and averages over the batch (the paper's GPT-2
+    code); ``token`` averages over all learnt tokens (its BART code).
     """
 
     prefix_length: int = 5  # at every site
-    sites: tuple[Site, ...] = ()  # empty: all that the backbone has
-    positions: Positions | None = None  # of self-attention; None: as the paper has it for this kind of backbone
+    sites: tuple[Site, ...] = ()  # empty: all of the backbone's
+    positions: Positions | None = None  # of self-attention; None: the paper's choice for this kind of backbone
     method: Method = "mlp"
     middle: int = 512  # the MLP's hidden size, the paper's k
     frozen_positions: int = 0  # direct only: leading positions that keep their initial values
     init: str = "random"
     epochs: int = 5
     batch_size: int = 10
-    accumulate: int = 1  # micro-batches that a batch is computed in, one after the other: less memory, the same sum
-    checkpoint_activations: bool = False  # keep each layer's input alone, and compute the layer again for the gradient
+    accumulate: int = 1  # micro-batches per batch, computed in turn: less memory, the same sum
+    checkpoint_activations: bool = False  # keep only each layer's input, and compute the layer again for the gradient
     learning_rate: float = 8e-5
     warmup_steps: int = 0
     weight_decay: float = 0.0
@@ -49,7 +51,7 @@ class TrainConfig:
         for site in self.sites:
             if site not in SITES:
                 raise InvalidParameter(f"sites: expected some of {', '.join(SITES)}, got {site!r}", got=site)
-        object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))  # one order, no doubles
+        object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))  # fixed order, unique
         positive = (
             "prefix_length",
             "middle",
@@ -84,10 +86,10 @@ class TrainConfig:
 
     @classmethod
     def of(cls, preset: str, options: Mapping[str, Any], *, from_text: bool = False) -> TrainConfig:
-        """The paper's settings under ``preset``, with ``options`` over them.
+        """Return the paper's settings for ``preset``, overridden by ``options``.
 
-        ``from_text``: the prefix starts from the activations of a text; then they are trained directly, the first
-        one frozen, where ``options`` do not say otherwise.
+        ``from_text``: the prefix starts from the activations of a text. Unless ``options`` say otherwise, it is then
+        trained directly with its first position frozen.
         """
         settings = {**PRESETS[preset].options, **options}
         if from_text:
@@ -103,7 +105,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """The paper's settings for one task: how to train, and how the prefix decodes where a request does not say."""
+    """The paper's settings for one task: how to train, and the prefix's default decoding parameters."""
 
     options: Mapping[str, Any]
     decoding: Mapping[str, Any]
@@ -114,7 +116,7 @@ TABLE_DECODING: Final[Mapping[str, Any]] = {"num_beams": 5, "max_new_tokens": 10
 XSUM_DECODING: Final[Mapping[str, Any]] = {
     "num_beams": 6, "length_penalty": 0.8, "min_new_tokens": 10, "max_new_tokens": 61
 }  # fmt: skip
-"""The published code's min_length 11 and max_length 62, which in transformers count the decoder's start token."""
+"""The published code has min_length 11 and max_length 62: in transformers these count the decoder's start token."""
 
 _SUMMARY: Final[Mapping[str, Any]] = {"learning_rate": 5e-5, "middle": 800, "reduction": "token"}
 
@@ -122,16 +124,16 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "e2e": Preset({"learning_rate": 8e-5, "epochs": 5, "batch_size": 10, "prefix_length": 5}, TABLE_DECODING),
     "webnlg": Preset({"learning_rate": 5e-5, "epochs": 5, "batch_size": 5, "prefix_length": 5}, TABLE_DECODING),
     "dart": Preset({"learning_rate": 5e-5, "epochs": 10, "batch_size": 5, "prefix_length": 10}, TABLE_DECODING),
-    # P is 100 in the paper's table of hyperparameters, 200 in its figure over lengths and in the code's README.
+    # The prefix length is 100 in the paper's table, but 200 in its figure over lengths and in the code's README.
     "xsum": Preset({**_SUMMARY, "epochs": 30, "batch_size": 14, "prefix_length": 100}, XSUM_DECODING),
     "xsum-news": Preset({**_SUMMARY, "epochs": 30, "batch_size": 36, "prefix_length": 80}, XSUM_DECODING),
     "xsum-news-to-sports": Preset({**_SUMMARY, "epochs": 15, "batch_size": 36, "prefix_length": 40}, XSUM_DECODING),
 }
-"""The paper's table: GPT-2 medium and large for tables to text, BART-large for summaries, with the MLP."""
+"""The paper's table of hyperparameters: GPT-2 medium and large for table-to-text, BART-large for summaries, by MLP."""
 
 
 def linear_schedule(step: int, total: int, warmup: int) -> float:
-    """Factor on the learning rate at ``step`` (0-based): up over ``warmup`` steps, then linearly down to 0."""
+    """Factor on the learning rate at ``step`` (0-based): rises over ``warmup`` steps, then falls linearly to 0."""
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))

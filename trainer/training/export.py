@@ -1,7 +1,7 @@
-"""From a trained prefix to an artifact's content: fold, and describe.
+"""Turns a trained prefix into an artifact's content, and describes its origin.
 
-Owns what the artifact and the record beside it say. What a repetition of the run would give again stands in the
-artifact; what depends on chance or on who ran it stands in the record.
+Owns what the artifact says: only facts that a repeated run would give again. Facts that depend on chance or on the user
+go into the record beside it. Knows no file and no registry.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from trainer.training.reparam import PrefixKV
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the prefix was made from."""
+    """The data and steps that the prefix comes from."""
 
     train_digest: str
     train_examples: int
-    train_cut: int  # inputs that lost their end to the window
+    train_cut: int  # inputs that were cut to the window
     validation_digest: str | None
     validation_examples: int
     steps: int
     best_step: int
-    initial: Mapping[str, Any] | None = None  # the text or version it started from, where there was one
+    initial: Mapping[str, Any] | None = None  # the text or version it started from, if any
 
 
 def origin_of(config: TrainConfig, provenance: Provenance, backbone: str) -> dict[str, Any]:
-    """The artifact's ``origin``: data, method, hyperparameters. A folder's path is private: only its name is kept."""
+    """Return the artifact's ``origin``: data, method, hyperparameters. Of the backbone's path only the name is kept."""
     made: dict[str, Any] = {
         "trainer": "prefixd",
         "method": f"prefix-tuning/{config.method}",
@@ -53,7 +53,7 @@ def origin_of(config: TrainConfig, provenance: Provenance, backbone: str) -> dic
 
 
 def fold(kv: PrefixKV, plan: PrefixSpec, origin: Mapping[str, Any]) -> Prefix:
-    """The artifact's content from keys and values ``(layers, prefix_len, kv_heads, head_dim)`` at each of its sites."""
+    """Make the artifact's content from keys and values ``(layers, prefix_len, kv_heads, head_dim)`` per site."""
     tensors = {}
     for site in plan.sites:
         for part, tensor in zip(("key", "value"), kv[site], strict=True):
@@ -62,5 +62,5 @@ def fold(kv: PrefixKV, plan: PrefixSpec, origin: Mapping[str, Any]) -> Prefix:
 
 
 def unfold(prefix: Prefix) -> PrefixKV:
-    """Keys and values per site, as the loop and the dense kernels take them."""
+    """Return keys and values per site in the form that the loop and the dense kernels take."""
     return {site: (prefix.tensors[f"{site}.key"], prefix.tensors[f"{site}.value"]) for site in prefix.spec.sites}

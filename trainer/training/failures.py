@@ -1,4 +1,4 @@
-"""What the machine raises when it has no more memory or disk, as the errors that a user is told.
+"""Turns errors of exhausted memory or disk into named errors.
 
 Owns how such failures are recognised; knows no training.
 """
@@ -14,24 +14,24 @@ import torch
 from trainer.data.errors import NO_ROOM, DiskFull, OutOfMemory
 
 ALLOCATOR_TEXTS: Final = ("can't allocate memory", "not enough memory", "out of memory")
-"""torch's allocators raise a plain RuntimeError on the CPU: its text on Linux, on Windows, and of a device's driver."""
+"""Parts of the RuntimeError texts of torch's allocators: on Linux, on Windows, and from a device's driver."""
 
 
 @contextmanager
 def named_failures(advice: str) -> Iterator[None]:
-    """OutOfMemory, which ends in ``advice``, and DiskFull in place of what Python and torch raise."""
+    """Raise OutOfMemory, with ``advice`` at its end, or DiskFull in place of Python's and torch's errors."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        # torch's text goes on for lines, with addresses of its own code.
+        # torch's text has many lines, with addresses of its code: only the first is kept.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise OutOfMemory(f"expected enough memory for the run, got: {reason}; {advice}") from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        # The path stays in the error's cause: folders of the machine are nobody's business.
+        # The message leaves the path out: it may be shown to other users. The error's cause has it.
         raise DiskFull(f"expected room on the disk for the run's files, got: {error.strerror}") from error
 
 

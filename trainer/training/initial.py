@@ -1,7 +1,7 @@
-"""What a prefix starts from, apart from random numbers and words: the head of a text, or another version.
+"""Starts of a prefix other than random numbers and ``config.init``'s words: the head of a text, or another version.
 
-Owns checking and naming it (what an artifact says it came from); ``words.py`` owns the activations over texts,
-the parameterisation how it takes them over: ``direct`` exactly, ``mlp`` by a regression whose error the report tells.
+Owns their checks and their names in artifacts. ``words.py`` owns the activations of texts. The parameterisation owns
+how it takes activations: ``direct`` exactly, ``mlp`` by a regression whose error the report shows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.training.words import text_activations, text_tokens
 
 @dataclass(frozen=True)
 class InitialText:
-    """A text whose first tokens, as many as the prefix is long, the frozen model's own keys and values are taken of."""
+    """A text. The prefix starts from the frozen model's keys and values of its first tokens, one per position."""
 
     text: str = field(repr=False)
 
@@ -34,37 +34,37 @@ class InitialText:
         return f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
 
     def as_dict(self) -> dict[str, Any]:
-        """What an artifact says of it."""
+        """Its entry in an artifact's origin, JSON values."""
         return {"kind": "text", "digest": self.digest}
 
     def check(self, backbone: Backbone, plan: PrefixSpec) -> None:
-        """Raise InvalidParameter for a text that is shorter than the prefix."""
+        """Raise InvalidParameter if the text has fewer tokens than the prefix positions."""
         text_tokens(backbone, self.text, _length(plan))
 
     def activations(self, model: Model, backbone: Backbone, plan: PrefixSpec) -> PrefixKV:
-        """Keys and values at each of ``plan``'s sites. Raises as ``check`` does."""
+        """Return keys and values at each of ``plan``'s sites. Raises the errors of ``check``."""
         return text_activations(model, backbone, self.text, _length(plan), plan.sites)
 
 
 @dataclass(frozen=True)
 class InitialVersion:
-    """A finished prefix to go on from: a warm start."""
+    """A warm start: a finished prefix to continue from."""
 
     version: str
     prefix: Prefix = field(repr=False)
 
     @classmethod
     def read(cls, artifact: bytes) -> InitialVersion:
-        """From an artifact's bytes. Raises InvalidArtifact."""
+        """Read an artifact's bytes. Raises InvalidArtifact."""
         prefix = read_prefix(artifact)
         return cls(version_of(prefix), prefix)
 
     def as_dict(self) -> dict[str, Any]:
-        """What an artifact says of it."""
+        """Its entry in an artifact's origin, JSON values."""
         return {"kind": "version", "version": self.version}
 
     def check(self, backbone: Backbone, plan: PrefixSpec) -> None:
-        """Raise IncompatiblePrefix for another backbone's, InvalidParameter for other sites, lengths or positions."""
+        """Raise IncompatiblePrefix for another backbone, InvalidParameter for other sites, lengths or positions."""
         check_compatible(self.prefix.spec, backbone.spec)
         wanted, found = (
             {site: _shape(sited) for site, sited in spec.sites.items()} for spec in (plan, self.prefix.spec)
@@ -77,7 +77,7 @@ class InitialVersion:
             )
 
     def activations(self, model: Model, backbone: Backbone, plan: PrefixSpec) -> PrefixKV:
-        """Its keys and values. Raises as ``check`` does."""
+        """Return the version's keys and values. Raises the errors of ``check``."""
         self.check(backbone, plan)
         device, dtype = next(backbone.model.parameters()).device, getattr(torch, dtype_of(backbone))
         return {

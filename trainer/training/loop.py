@@ -1,7 +1,7 @@
-"""The training loop: a frozen backbone, a prefix that learns, a run that survives a kill.
+"""The training loop: trains a prefix on a frozen backbone, and resumes after a kill.
 
-Owns optimisation, validation, the best prefix and the checkpoint; knows neither the command line nor the registry. All
-randomness comes from the seed, so that a resumed run ends in the same prefix, bit for bit, as one never interrupted.
+Owns optimisation, validation, the best prefix and the checkpoint; knows neither command line nor registry. All
+randomness comes from the seed, so a resumed run ends in the same prefix, bit for bit, as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.training.plan import dtype_of
 from trainer.training.reparam import DirectPrefix, MlpPrefix, PrefixKV
 from trainer.training.words import word_activations
 
-LOG_EVERY = 10  # steps whose mean loss makes one line of the metrics
+LOG_EVERY = 10  # steps per line of the metrics, which has their mean loss
 
 
 class TrainingDiverged(PrefixdError):
@@ -41,10 +41,10 @@ class TrainingDiverged(PrefixdError):
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop tells after each step. ``validation_loss`` is per learnt token, set when it was just measured.
+    """The loop's report after each step. ``validation_loss`` is per learnt token; None if this step measured none.
 
-    ``tokens`` went through the model since the run's beginning, kills and resumes included, padding and validation not;
-    ``learnt`` of them are targets' and end tokens.
+    ``tokens`` counts the tokens through the model since the run began, across resumes, without padding and validation.
+    ``learnt`` counts the learnt tokens.
     """
 
     step: int
@@ -59,7 +59,7 @@ class Progress:
 
 @dataclass
 class State:
-    """Where a run stands, apart from parameters and optimizer. Everything in it is JSON."""
+    """The state of a run besides parameters and optimizer, all JSON values."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last line of the metrics
@@ -69,11 +69,11 @@ class State:
     initial_error: float | None = None
     tokens: int = 0
     learnt: int = 0
-    seconds: float = 0.0  # of all processes that trained it, up to the last checkpoint
+    seconds: float = 0.0  # of all processes that trained the run, up to the last checkpoint
 
 
 def build_prefix(config: TrainConfig, plan: PrefixSpec, hidden: int) -> MlpPrefix | DirectPrefix:
-    """The parameters that ``config`` asks for, at every site of ``plan``, each on its own, randomly initialised."""
+    """Make the randomly initialised parameters that ``config`` asks for, separate ones for every site of ``plan``."""
     sites = {site: planned.geometry for site, planned in plan.sites.items()}
     if config.method == "mlp":
         return MlpPrefix(sites, config.prefix_length, hidden=hidden, middle=config.middle)
@@ -81,7 +81,7 @@ def build_prefix(config: TrainConfig, plan: PrefixSpec, hidden: int) -> MlpPrefi
 
 
 class Trainer:
-    """One run. ``run`` trains to the end, or goes on from ``checkpoint`` when that file exists."""
+    """One run. ``run`` trains to the end, from ``checkpoint`` if that file exists."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class Trainer:
         initial: Initial | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """``plan`` comes from ``plan_prefix``. ``identity`` names backbone and data; a checkpoint with another identity
-        or configuration is refused. ``initial`` is what the prefix starts from in place of ``config.init``.
-        ``autocast`` is the dtype of matrix products, see ``Compute``; None is the model's own.
+        """``plan`` comes from ``plan_prefix``. ``identity`` names backbone and data; ``run`` refuses a checkpoint with
+        another identity or configuration. ``initial`` replaces ``config.init``. ``autocast`` is the dtype of matrix
+        products, see ``Compute``; None is the model's.
         """
         self.config, self.state, self._plan = config, State(), plan
         self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
@@ -108,7 +108,7 @@ class Trainer:
         self._should_stop: Callable[[], bool] = lambda: False
         self._device = next(backbone.model.parameters()).device
         self.total = config.epochs * -(-len(train) // config.batch_size)
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay its own
+        with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
             torch.manual_seed(config.seed)
             self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)
         self.prefix.to(self._device, getattr(torch, dtype_of(backbone)))
@@ -121,10 +121,10 @@ class Trainer:
     def run(
         self, report: Callable[[Progress], None] = lambda _: None, should_stop: Callable[[], bool] = lambda: False
     ) -> PrefixKV:
-        """Train, and return the folded prefix that validated best (the last one without validation data).
+        """Train, and return the keys and values that validated best, or the last ones without validation data.
 
-        ``should_stop`` is asked before every step, of the initialisation and of the validation too; where it says so
-        TrainingStopped is raised, between two training steps behind a checkpoint.
+        Asks ``should_stop`` before every step of training, initialisation and validation. Raises TrainingStopped when
+        it is true; between two training steps it first writes a checkpoint. Raises CheckpointError, TrainingDiverged.
         """
         self._should_stop, self._began = should_stop, time.monotonic()
         if self._checkpoint is not None and self._checkpoint.exists():
@@ -188,9 +188,9 @@ class Trainer:
         return value, rate
 
     def _accumulate_gradients(self, examples: Sequence[TokenExample]) -> float:
-        """Loss of a batch; its gradient is left in the parameters.
+        """Return the loss of a batch, and leave its gradient in the parameters.
 
-        The prefix is made once, and its gradient summed over the micro-batches before it goes on into the MLP.
+        The prefix is computed once. Its gradient is summed over the micro-batches and then propagated into the MLP.
         """
         made = self.prefix()
         leaves = {

@@ -1,7 +1,7 @@
-"""What a run will make, as the metadata of its artifact: sites, lengths, positions, template. No tensor exists yet.
+"""Plans a run's prefix as the metadata of its artifact: sites, lengths, positions, template. Knows no tensor.
 
-Owns what depends on the kind of backbone before training: the template that is used where none is asked for, and how
-positions count. Everything later (data, loop, export) reads the plan and asks nothing of the kind.
+Owns the choices that depend on the kind of backbone: the default template, and how positions count. Data, loop and
+export read the plan and never ask for the kind.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from prefixes.spec import Positions, PrefixSpec, Site, SitePrefix, check_compati
 from trainer.training.config import DEMO_TEMPLATE, GPT2_TEMPLATE, TrainConfig
 
 PAPER_POSITIONS: Final[Mapping[Site, Positions]] = {"decoder": "shifted", "encoder": "unshifted"}
-"""By the site that reads the input: a decoder alone counts on behind its prefix, an encoder-decoder does not."""
+"""By the site that reads the input: positions continue behind the prefix for a decoder alone, not with an encoder."""
 
 
 def plan_prefix(
     config: TrainConfig, backbone: Backbone, template: str | None = None, defaults: Mapping[str, Any] | None = None
 ) -> PrefixSpec:
-    """The artifact's metadata, its origin apart, which only the finished run knows.
+    """Return the artifact's metadata without its origin, which only the finished run knows.
 
     ``template`` None is the backbone's usual one. Raises InvalidParameter for a site that the backbone does not have,
-    IncompatiblePrefix for a length that its window does not have.
+    IncompatiblePrefix for a length that its window does not hold.
     """
     spec = backbone.spec
     for site in config.sites:
@@ -35,7 +35,7 @@ def plan_prefix(
     chosen = config.positions or PAPER_POSITIONS[spec.input_site]
     sites: dict[Site, SitePrefix] = {}
     for site in config.sites or spec.sites:
-        # Cross-attention's keys have no positions of their own: nothing there can shift.
+        # Keys of cross-attention have no positions, so none can shift.
         positions: Positions = "unshifted" if site == "cross" else chosen
         sites[site] = SitePrefix(config.prefix_length, positions, spec.sites[site], dtype_of(backbone))
     template = usual_template(backbone) if template is None else template
@@ -46,9 +46,9 @@ def plan_prefix(
 
 
 def usual_template(backbone: Backbone) -> str:
-    """What stands around an input where no template is asked for.
+    """Return the template for runs that ask for none.
 
-    An encoder reads what it was pretrained on; a decoder alone needs a mark between input and output as well.
+    An encoder gets the form it was pretrained on; a decoder alone also needs a mark between input and output.
     """
     if backbone.spec.input_site == "encoder":
         return backbone.input_template
@@ -56,5 +56,5 @@ def usual_template(backbone: Backbone) -> str:
 
 
 def dtype_of(backbone: Backbone) -> str:
-    """What a prefix is trained in: float32, also under a half-precision model; float64 under a float64 one."""
+    """Return the dtype that a prefix is trained in: float64 for a float64 model, float32 for any other."""
     return "float64" if next(backbone.model.parameters()).dtype == torch.float64 else "float32"

@@ -1,6 +1,6 @@
-"""Publishing a finished prefix, and fetching one to start from: a registry or a running server, by ``prefixes/``.
+"""Publishes a finished prefix, and fetches one to start from, at a registry or a running server.
 
-Owns the choice between the two; knows neither's protocol.
+Owns the choice between the two; ``prefixes/`` owns their protocols.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from prefixes.spec import TaskRef
 
 
 class Targets:
-    """Where a run publishes to: a registry, a server, both or nothing. A context manager."""
+    """The places that a run publishes to: a registry, a server, both or none. A context manager."""
 
     def __init__(self, registry: str | None, server: str | None) -> None:
-        """Open and check every target, before hours of training. Raises RegistryUnavailable.
+        """Open and check every target before training, which may take hours. Raises RegistryUnavailable.
 
-        A server's key is read from ``PREFIXD_API_KEY``.
+        The server's key comes from ``PREFIXD_API_KEY``.
         """
         with ExitStack() as opened:
             stores: list[Registry] = []
@@ -45,7 +45,7 @@ class Targets:
         self._opened.close()
 
     def fetch(self, ref: TaskRef) -> bytes:
-        """The artifact that ``ref`` means now, in the first target.
+        """Return the artifact that ``ref`` means now in the first target.
 
         Raises InvalidParameter without a target, TaskNotFound.
         """
@@ -55,7 +55,10 @@ class Targets:
         return store.fetch(ref.tenant, store.resolve(ref).version)
 
     def publish(self, ref: TaskRef, artifact: bytes, record: Mapping[str, Any], alias: str | None) -> int:
-        """Publish under ``ref``'s tenant and name, moving ``alias`` (None moves none); the number of targets."""
+        """Publish to every target under ``ref``'s tenant and name, and move ``alias`` (None moves none).
+
+        Return the number of targets.
+        """
         for store in self._stores:
             store.publish(ref.tenant, ref.name, artifact, alias=alias, record=record, actor=local_actor())
         return len(self._stores)

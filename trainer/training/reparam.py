@@ -1,7 +1,7 @@
-"""How the trainable prefix is parameterised: directly as keys and values, or through the paper's MLP.
+"""The parameterisation of the trainable prefix: directly as keys and values, or through the paper's MLP.
 
-Owns the parameters and their initialisation, per site; knows no data and no loop. ``forward`` gives, per site, keys and
-values ``(layers, prefix_len, kv_heads, head_dim)``, computed once per step whatever the batch.
+Owns the parameters and their initialisation per site; knows no data and no loop. ``forward`` returns keys and values
+``(layers, prefix_len, kv_heads, head_dim)`` per site, computed once per step whatever the batch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DirectPrefix(nn.Module):
 
     @torch.no_grad()
     def initialise(self, activations: PrefixKV, between: Callable[[], None] = lambda: None) -> float:
-        """Start from ``activations``; the mean squared error left is 0."""
+        """Copy ``activations``; return the remaining mean squared error, 0."""
         for site, pair in activations.items():
             for part, tensor in zip(("key", "value"), pair, strict=True):
                 self.get_buffer(f"{site}_{part}_first").copy_(tensor[:, : self.frozen])
@@ -82,9 +82,9 @@ class MlpPrefix(nn.Module):
         return made
 
     def initialise(self, activations: PrefixKV, between: Callable[[], None] = lambda: None) -> float:
-        """Regress the MLP onto ``activations``, as the published code does; gives the mean squared error left.
+        """Fit the MLP to ``activations`` by regression, as the published code does.
 
-        ``between`` is called before each step.
+        Return the remaining mean squared error. ``between`` is called before each step.
         """
         optimizer = torch.optim.Adam(self.parameters(), lr=REGRESSION_RATE)
         error = float("inf")

@@ -1,6 +1,6 @@
-"""Whether a run may use a result folder: a free one, or with ``resume`` one that holds this very run.
+"""Decides whether a run may use a result folder: a free one, or with ``resume`` one that holds this run.
 
-Owns the comparison of what was asked for then and now; knows no training.
+Owns the comparison of the stored and the new options; knows no training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RunExists(PrefixdError):
 
 
 def check_folder(folder: Path, request: Mapping[str, Any], resume: bool) -> None:
-    """Raise unless ``folder`` is free, or holds a run of the very options ``request`` and ``resume`` is asked for."""
+    """Raise RunExists if ``folder`` holds a run and ``resume`` is false, CheckpointError if its options differ."""
     path, wanted = folder / "config.json", json.loads(json.dumps(request))
     if not path.exists():
         return
@@ -38,9 +38,9 @@ def check_folder(folder: Path, request: Mapping[str, Any], resume: bool) -> None
 
 
 def begun_with(folder: Path) -> dict[str, Any]:
-    """How a run in ``folder`` computes, which a machine with another device would choose otherwise: dtype and autocast.
+    """Return dtype and autocast of the run in ``folder``: another machine might choose others.
 
-    Nothing for a folder without a run. Raises CheckpointError.
+    Empty for a folder without a run. Raises CheckpointError.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -53,7 +53,7 @@ def begun_with(folder: Path) -> dict[str, Any]:
 
 
 def check_identity(folder: Path, wanted: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless the finished run in ``folder`` was of this backbone, template and data."""
+    """Raise CheckpointError unless the finished run in ``folder`` has the ``wanted`` backbone, template and data."""
     path = folder / "report.json"
     try:
         found = json.loads(path.read_text())["identity"]

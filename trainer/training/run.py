@@ -1,4 +1,4 @@
-"""One training run and its result folder: read, tokenise, train, fold, write.
+"""One training run and its result folder: reads, tokenises, trains, folds, writes.
 
 Owns the folder (``config.json``, ``metrics.jsonl``, ``loss.png``, ``prefix.safetensors``, ``report.json``, and a
 checkpoint while it runs); knows neither terminal nor registry.
@@ -36,15 +36,15 @@ from trainer.training.plan import plan_prefix
 from trainer.training.resume import check_folder, check_identity
 
 DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
-PLOT_EVERY_S: Final = 20.0  # drawing takes longer than a step
+PLOT_EVERY_S: Final = 20.0  # least time between two plots: drawing takes longer than a step
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """Everything that decides the result. ``hold_out`` percent of the inputs validate where no file is given.
+    """Everything that decides the result. Without ``validation``, ``hold_out`` percent of the inputs validate.
 
-    ``initial`` is what the prefix starts from where that is neither random nor words (``config.init``). ``autocast``:
-    matrix products in bfloat16, the rest in float32; None is yes on a GPU under a float32 model, else no.
+    ``initial`` is a text or version to start from, in place of ``config.init``. ``autocast``: matrix products in
+    bfloat16, the rest in float32; None means yes for a float32 model on a GPU, else no.
     """
 
     data: Path
@@ -80,9 +80,9 @@ class RunRequest:
             raise InvalidParameter("init: expected words, or a text or version to start from, got both")
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; what the prefix starts from is named by its digest."""
+        """JSON values; a text or version to start from is named by its digest."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        # A run may be moved; which backbone it is, the fingerprint in its identity says.
+        # A run may move to other folders and devices. The fingerprint in its identity names the backbone.
         for place in ("output", "backbone", "device"):
             del plain[place]
         paths = {name: None if plain[name] is None else plain[name].name for name in ("data", "validation")}
@@ -106,13 +106,12 @@ def run_training(
     report: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
-    """Run to the end. With ``resume`` go on where a killed run stopped; a finished one is read back.
+    """Run to the end. With ``resume``, continue a killed run, or read back a finished one.
 
-    Where the folder is not there it is made, once; one that is moved away meanwhile is not made again, the next write
-    fails with FileNotFoundError.
+    A missing folder is made once. If it is moved away meanwhile, the next write raises FileNotFoundError.
     ``should_stop`` is asked before every step. Raises RunExists for a folder with a run unless ``resume``,
-    CheckpointError for one of another configuration, backbone or data, TrainingStopped, OutOfMemory, DiskFull; the last
-    checkpoint stays, and ``resume`` goes on from it.
+    CheckpointError for another configuration, backbone or data, TrainingStopped, OutOfMemory, DiskFull. The last
+    checkpoint stays, and ``resume`` continues from it.
     """
     micro_batch = -(-request.config.batch_size // request.config.accumulate)
     advice = f"this run takes {micro_batch} sequences at a time: a larger accumulate, a smaller batch_size or "
@@ -210,7 +209,7 @@ def _run(
 
 
 def read_result(folder: Path) -> RunResult:
-    """A finished run's artifact and record, validated. Raises CheckpointError, InvalidArtifact."""
+    """Read and validate a finished run's artifact and record. Raises CheckpointError, InvalidArtifact."""
     try:
         report = json.loads((folder / "report.json").read_text())
         artifact = (folder / "prefix.safetensors").read_bytes()
@@ -223,9 +222,9 @@ def read_result(folder: Path) -> RunResult:
 
 
 def read_datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
-    """Training and validation data; the validation part is empty only for ``hold_out`` 0.
+    """Read training and validation data. The validation part is empty only for ``hold_out`` 0.
 
-    Raises InvalidParameter where the inputs are so few that one of the parts would be empty.
+    Raises InvalidParameter if there are too few inputs for both parts.
     """
     everything = read_dataset(request.data)
     if request.validation is not None:

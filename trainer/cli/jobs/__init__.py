@@ -1,6 +1,6 @@
-"""``prefixd jobs`` and ``prefixd datasets``: a running trainer from the command line, put together.
+"""``prefixd jobs`` and ``prefixd datasets``: the command line of a running trainer.
 
-Owns the two sub-applications alone. No command imports torch: what is trained is trained by the service.
+Puts the two sub-applications together and owns nothing else. No command imports torch: the service trains.
 """
 
 from __future__ import annotations

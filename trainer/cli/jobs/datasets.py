@@ -1,7 +1,7 @@
 """``prefixd datasets upload | list | delete``, and how ``jobs submit`` sends its files.
 
-Owns what happens before the first byte goes out: the file is read once, for its digest and for bad lines, so that
-nothing is sent in vain and nothing twice.
+Owns the check before an upload: it reads the file once for its digest and for bad lines, so that no bad file is sent
+and none is sent twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Checked:
-    """A file without bad lines: the dataset that its bytes are."""
+    """A file without bad lines, and its dataset's digest."""
 
     digest: str
     size: int
@@ -85,7 +85,7 @@ def delete(
 
 
 def send_dataset(client: TrainerClient, data: str) -> str:
-    """The id of the dataset that ``data`` names, ``sha256:…`` or a file, which is sent if the trainer has it not.
+    """Return the dataset id for ``data``, an id ``sha256:…`` or a file. Send the file if the trainer lacks it.
 
     Raises InvalidData for a file that is missing, has a bad line, or changes meanwhile.
     """
@@ -109,7 +109,7 @@ def send_dataset(client: TrainerClient, data: str) -> str:
 
 
 def check_file(path: Path, advance: Advance = lambda count: None) -> Checked:
-    """Read a file once, a chunk and a line in memory. Raises InvalidData, which names the line and the field."""
+    """Read a file once, with a chunk and a line in memory. Raises InvalidData, which names line and field."""
     reader, digest, size = LineReader(path.name), hashlib.sha256(), 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -128,7 +128,7 @@ def check_file(path: Path, advance: Advance = lambda count: None) -> Checked:
 
 @contextmanager
 def _bar(text: str, size: int) -> Iterator[Advance]:
-    """Bytes on a terminal's stderr; elsewhere nothing."""
+    """Show a bar of bytes on stderr if it is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda count: None
@@ -140,7 +140,7 @@ def _bar(text: str, size: int) -> Iterator[Advance]:
 
 
 def _name(path: Path) -> str | None:
-    """The file's name for lists, where it is of the form of a name."""
+    """Return the file's name for lists, or None if it is no valid name."""
     try:
         return check_name("dataset", path.stem.lower())
     except InvalidName:

@@ -1,6 +1,6 @@
-"""How a job that is watched is shown on stderr: live on a terminal, lines elsewhere.
+"""Shows a watched job on stderr: a live line on a terminal, plain lines elsewhere.
 
-Owns the looks; gets the events' data and knows not where they come from.
+Owns how events look; does not know where they come from.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 LINE_EVERY_S: Final = 10.0
-"""Of progress, where there is no terminal; a new validation loss always gets a line."""
+"""Least time between two lines of progress without a terminal; a new validation loss always gets a line."""
 
 WIDE: Final = 120
-"""Columns of a terminal that has room for a bar of any size."""
+"""Columns from which a terminal gets the wide bar."""
 
 
 class Display(Protocol):
-    """Is told what happens."""
+    """Shows the events of a job."""
 
     def event(self, name: str, data: Mapping[str, Any]) -> None:
-        """A ``state`` or ``progress`` event's data."""
+        """Show the data of a ``state`` or ``progress`` event."""
 
     def interrupted(self, why: str) -> None:
         """The connection broke."""
 
     def resumed(self) -> None:
-        """It is there again."""
+        """The connection is back."""
 
 
 @contextmanager
 def display(*, quiet: bool, console: Console | None = None) -> Iterator[Display]:
-    """A display on ``console``, by default stderr; a ``quiet`` one tells of interruptions alone."""
+    """Give a display on ``console``, by default stderr. A ``quiet`` one shows only interruptions."""
     console = console or Console(stderr=True, highlight=False)
     if quiet or not console.is_terminal:
         yield Lines(console, quiet=quiet)
@@ -57,7 +57,7 @@ class Numbers(ProgressColumn):
 
 
 class Lines:
-    """A line for every change of state or stage, and now and then one of progress."""
+    """Prints a line for every change of state or stage, and progress at most every ``LINE_EVERY_S``."""
 
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._quiet, self._clock = console, quiet, clock
@@ -99,7 +99,7 @@ class Lines:
 
 
 class Live:
-    """One line that moves, and above it what happened."""
+    """Shows a live line, and above it a line for every change of state or stage."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -129,13 +129,13 @@ class Live:
         self._progress.update(self._bar, description=self._stage)
 
     def _begin(self, stage: str) -> None:
-        """A bar of its own for a stage: what the one before had to do says nothing of this one."""
+        """Begin a new bar for a stage: each stage has its own total."""
         self._stage = stage
         self._bar = self._progress.add_task(stage, total=None, numbers="")
 
 
 def state_text(data: Mapping[str, Any]) -> str:
-    """A ``state`` event in a line."""
+    """Describe a ``state`` event in one line."""
     text = str(data.get("state"))
     if data.get("stage"):
         text += f": {data['stage']}"
@@ -145,14 +145,14 @@ def state_text(data: Mapping[str, Any]) -> str:
 
 
 def progress_text(data: Mapping[str, Any]) -> str:
-    """A ``progress`` event in a line."""
+    """Describe a ``progress`` event in one line."""
     done, total = counts(data)
     what = "step" if "step" in data else "outputs" if "evaluated" in data else str(data.get("stage"))
     return "  ".join(filter(None, (f"{what} {done}/{total}" if total else what, numbers_text(data))))
 
 
 def numbers_text(data: Mapping[str, Any]) -> str:
-    """The time left, loss, validation loss and speed, as far as they are known."""
+    """Join time left, loss, validation loss and speed, as far as they are known."""
     left = data.get("seconds_left")
     parts = (
         f"{timedelta(seconds=round(left))} left" if isinstance(left, (int, float)) else "",
@@ -164,7 +164,7 @@ def numbers_text(data: Mapping[str, Any]) -> str:
 
 
 def counts(data: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Done and to do: training steps, or inputs whose outputs are scored."""
+    """Return done and total: of training steps, or of inputs whose outputs are scored."""
     names = ("step", "total") if "step" in data else ("evaluated", "inputs")
     done, total = (value if isinstance(value := data.get(name), int) else None for name in names)
     return done, total

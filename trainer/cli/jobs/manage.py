@@ -1,6 +1,6 @@
 """``prefixd jobs list | show | cancel | retry | delete | report``.
 
-Owns these commands; what they do is the trainer's.
+Owns these commands' options and output; the trainer does the work.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def report(
     """
     path = output if output is not None or as_json else Path(f"report-{job}.html")
     with opened(trainer) as client:
-        client.job(job)  # what is no id becomes no file's name
+        client.job(job)  # raises for a bad id before it becomes a file name
         if path is not None and path.exists() and not force:
             raise InvalidParameter(f"{path}: expected no such file yet; --force overwrites it")
         content = client.report(job, "json" if as_json else "html")
@@ -151,7 +151,7 @@ def _row(job: Mapping[str, Any]) -> list[str]:
 
 
 def _state(job: Mapping[str, Any]) -> str:
-    """In a word, and how far it is while it runs."""
+    """Describe the state in a few words, with the progress of a running job."""
     progress = job.get("progress") or {}
     if job["state"] != "running":
         return str(job["state"])
@@ -171,7 +171,7 @@ def _outcome(job: Mapping[str, Any]) -> str:
 
 
 def _facts(job: Mapping[str, Any]) -> dict[str, str]:
-    """What `show` shows, empty for what there is not."""
+    """Return the rows of `show`, with empty values for missing facts."""
     spec, failure, result = _spec(job), job.get("failure") or {}, job.get("result") or {}
     config = spec.get("config") or {}
     attempt = job.get("attempt")

@@ -1,6 +1,6 @@
 """``prefixd jobs submit``: options become the body of ``POST /jobs``.
 
-Owns the options that ``prefixd train`` has not; what any may be is checked by the trainer, which is the one that knows.
+Owns the options that ``prefixd train`` does not have. The trainer checks all values: only it knows what it has.
 """
 
 from __future__ import annotations

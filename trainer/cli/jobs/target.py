@@ -1,7 +1,7 @@
-"""What ``prefixd jobs`` and ``prefixd datasets`` share: which trainer, how a command fails.
+"""What ``prefixd jobs`` and ``prefixd datasets`` share: the choice of trainer, and how a command fails.
 
-Owns the common options and the exit codes: 0; 1 for an error told in one line on stderr, and for a job that failed; 2
-for wrong usage; 3 for a job that was cancelled; 130 for Ctrl-C.
+Owns the common options and the exit codes: 0 for success; 1 for an error, shown in one line on stderr, or a failed job;
+2 for wrong usage; 3 for a cancelled job; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id, job-…
 
 
 def opened(trainer: str | None) -> TrainerClient:
-    """A client of the trainer that the option or the environment names, else of this machine's."""
+    """Return a client of the trainer that the option or the environment names, else of ``DEFAULT_URL``."""
     url = trainer or os.environ.get("PREFIXD_TRAINER") or DEFAULT_URL
     return TrainerClient(url, api_key=os.environ.get("PREFIXD_API_KEY") or None)
 
 
 def note(text: str) -> None:
-    """Something for people, on stderr; stdout is for what a script wants."""
+    """Print a note for people on stderr; stdout is for scripts."""
     typer.echo(text, err=True)

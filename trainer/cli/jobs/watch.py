@@ -1,6 +1,6 @@
-"""``prefixd jobs watch``, which ``submit`` and ``retry`` can go on as.
+"""``prefixd jobs watch``, which ``submit --watch`` and ``retry --watch`` use too.
 
-Owns the exit code, what Ctrl-C means, and JSON lines; how it looks is ``display``'s, how it goes on ``client.watch``'s.
+Owns the exit code, Ctrl-C and JSON lines. ``display`` owns how it looks, ``client.watch`` how it retries.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def watch(
 
 
 def follow(client: TrainerClient, job: str, *, as_json: bool = False, patience_s: float = PATIENCE_S) -> None:
-    """Show ``job`` until it ends; returns for one that succeeded, else raises typer.Exit with the command's code."""
+    """Show ``job`` until it ends. Return if it succeeded; otherwise raise typer.Exit with the command's code."""
     try:
         with display(quiet=as_json) as shown:
             ended = _shown(client, job, shown, as_json, patience_s)
@@ -68,7 +68,7 @@ def follow(client: TrainerClient, job: str, *, as_json: bool = False, patience_s
 
 
 def _shown(client: TrainerClient, job: str, shown: Display, as_json: bool, patience_s: float) -> dict[str, Any]:
-    """The job as it ended."""
+    """Show the job's events and return its final record."""
     watch = JobWatch(client, job, patience_s=patience_s, interrupted=shown.interrupted, resumed=shown.resumed)
     with closing(watch.events()) as events:
         for event in events:
@@ -87,5 +87,5 @@ def _result(result: dict[str, Any]) -> str:
 
 
 def show_number(value: Any) -> str:
-    """A score for people."""
+    """Format a score for people."""
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,11 +1,11 @@
-"""Pretrain a demo backbone, with its own tokenizer, from random weights.
+"""Pretrains a demo backbone, with its own tokenizer, from random weights.
 
     python -m trainer.demos.pretrain gpt2 --e2e ../shared/data/e2e/src1_train.txt --dart ../shared/data/dart/dev.json \
         --output prefixes/demo/gpt2
     python -m trainer.demos.pretrain bart --e2e ../shared/data/e2e/src1_train.txt --dart ../shared/data/dart/dev.json \
         --scitldr ../shared/data/scitldr/train.jsonl --output prefixes/demo/bart
 
-Owns the two commands' options.
+Owns the two commands' options; knows no data and no model.
 """
 
 from __future__ import annotations

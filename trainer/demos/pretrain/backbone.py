@@ -1,6 +1,6 @@
 """The folder that a demo backbone ships in: its tokenizer, configuration and float16 weights.
 
-Owns the files and their form; knows no family, no data and no training.
+Owns the files and their format; knows no family, no data and no training.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from prefixes.files import write_bytes, write_json
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in ``folder``, as a server loads it."""
+    """Load the tokenizer in ``folder`` as a server does."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save to ``folder`` without what only describes this machine's way of loading."""
+    """Save the tokenizer to ``folder``, without the settings that only say how this machine loaded it."""
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text())
@@ -32,7 +32,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    """The model's tensors, each once, under the first of its names: tied ones are written a single time."""
+    """Return the model's tensors, each once under the first of its names, so that tied ones are written once."""
     seen: set[int] = set()
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -43,7 +43,10 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def export_backbone(model: Any, tokenizer: Any, folder: Path, published: Mapping[str, Any]) -> None:
-    """The folder that a server loads, with the configuration's ``published`` values; the weights last, and whole."""
+    """Write the folder that a server loads, with ``published`` values in the configuration.
+
+    The weights come last, whole or not at all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, folder)
     config = model.config.__class__.from_dict(model.config.to_dict() | dict(published))

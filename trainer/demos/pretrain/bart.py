@@ -1,6 +1,6 @@
 """The demo BART: its sizes, its tokenizer, and its denoising as a ``Recipe``.
 
-Owns the model and the loss; knows neither how documents are drawn nor how a run is kept.
+Owns the model and the loss; knows neither how documents are drawn nor how a run is stored.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainer.demos.pretrain.backbone import load_tokenizer, save_tokenizer
 from trainer.demos.pretrain.bart_documents import SEPARATOR, Document, Example, document, draw, encode
 from trainer.demos.pretrain.tables import Corpora, batches, proper_names
 
-SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # BART's ids 0 to 3; its mask stands last
+SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # the first four have BART's ids 0 to 3
 START, PADDING, END, UNKNOWN = range(4)
 VOCABULARY, LAYERS, HIDDEN, HEADS, FEED_FORWARD, WINDOW = 3072, 3, 256, 8, 1024, 512
 CHUNK = 1024  # documents drawn, tokenised and sorted by length at a time
-INITIAL_DEVIATION = 0.04  # at BART's own 0.02 a hidden size of 256 starts with nearly uniform attention
+INITIAL_DEVIATION = 0.04  # with BART's 0.02, a hidden size of 256 starts with nearly uniform attention
 BATCH_TOKENS = 2048  # of encoder and decoder together
 
 
@@ -61,12 +61,12 @@ class BartRecipe:
 
 
 def bart_recipe(corpora: Corpora, held_out: Corpora, seed: int) -> BartRecipe:
-    """The recipe with ``seed``'s invented names."""
+    """Make the recipe, with names invented from ``seed``."""
     return BartRecipe(corpora, held_out, proper_names(corpora.e2e, corpora.dart, random.Random(seed)))
 
 
 def tokenizer_texts(corpora: Corpora) -> list[str]:
-    """What the tokenizer is trained on: every text, the smaller corpora several times, and the separator."""
+    """Return the tokenizer's training texts: every text, the smaller corpora several times, and the separator."""
     repeated = [*corpora.e2e, *[*corpora.dart] * 3, *[*corpora.scitldr] * 4]
     return [text for pair in repeated for text in (pair.source, pair.target)] + [SEPARATOR] * 1000
 
@@ -86,7 +86,7 @@ def train_tokenizer(texts: Sequence[str], folder: Path) -> Any:
 
 
 def build_model(vocabulary: int) -> Any:
-    """A fresh BART without dropout: the budget shows it E2E about once."""
+    """Make an untrained BART. It has no dropout, since the budget is about one pass over E2E."""
     from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig
 
     config = BartConfig(
@@ -107,10 +107,10 @@ def build_model(vocabulary: int) -> Any:
 
 @torch.no_grad()
 def align(model: Any) -> None:
-    """Let an untrained decoder look at what resembles it in the encoder, so that it learns to copy within the budget.
+    """Make an untrained decoder attend to similar encoder states, so that it learns to copy within the budget.
 
-    Both sides start from the same sinusoids as positions, which no document need have reached before; and in
-    cross-attention the queries start from the keys' projection, which makes the score a likeness.
+    Both sides start with the same sinusoids as positions, which also serve positions that no document has reached. In
+    cross-attention the query projection starts as the key projection, so that the score measures similarity.
     """
     encoder, decoder = model.model.encoder, model.model.decoder
     offset = encoder.embed_positions.offset
@@ -129,9 +129,9 @@ def _sinusoids(positions: int, size: int) -> Tensor:
 
 
 def loss_of(model: Any, batch: Sequence[Example]) -> tuple[Tensor, int]:
-    """Summed cross-entropy of the learnt tokens, and how many they are. Logits are made only where they are learnt.
+    """Return the summed cross-entropy of the learnt tokens and their number. Only learnt tokens get logits.
 
-    The decoder reads ``</s>`` and the target but its last token. Its padding on the right needs no mask: causal order
+    The decoder reads ``</s>`` and the target without its last token. Its right padding needs no mask: the causal mask
     hides it from every real token.
     """
     longest, widest = max(len(one.corrupted) for one in batch), max(len(one.target) for one in batch)
@@ -152,8 +152,10 @@ def loss_of(model: Any, batch: Sequence[Example]) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def validation(model: Any, tokenizer: Any, held_out: Corpora, per_measure: int = 32) -> dict[str, float]:
-    """Mean loss per token on held-out pairs: ``denoising`` of whole documents under infilling and permutation, and of a
-    text or summary alone, written first, from a table or an abstract that stands behind a mask.
+    """Return mean losses per token on held-out pairs, by corpus.
+
+    ``denoising`` restores whole documents under infilling and permutation. ``text`` writes only a text or summary; its
+    mask stands before its table or abstract.
     """
     losses = {}
     for corpus, pairs in (("e2e", held_out.e2e), ("dart", held_out.dart), ("scitldr", held_out.scitldr)):
@@ -173,5 +175,5 @@ def _mean_loss(model: Any, examples: Sequence[Example]) -> float | None:
 
 
 def _first_part(one: Example) -> Example:
-    """Only the hidden first part and the separator are learnt: what the input has only a mask for."""
+    """Limit the loss to ``<s>``, the hidden first part and the separator: the input shows the rest."""
     return replace(one, learnt=len(one.target) - len(one.corrupted) + 3)

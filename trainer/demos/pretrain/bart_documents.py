@@ -1,9 +1,9 @@
-"""What the demo BART learns: to restore documents of E2E, DART and SciTLDR that noise has corrupted.
+"""The demo BART's training documents: noised texts of E2E, DART and SciTLDR that it learns to restore.
 
-Owns the mixture of documents and their token form; the noise itself is ``noise``'s; knows no model. A document is a
-table or an abstract, its sentences or summary, or both, joined by `` ||``. The target is always the whole document. Its
-input is the document under infilling and sentence permutation, or, in the ``hidden`` kinds, the document with one of
-its two parts hidden as a single long span: ``<mask> ||{table}`` or ``{table} ||<mask>``.
+Owns the mixture of documents and their token form; ``noise`` owns the noise; knows no model. A document is a table or
+an abstract, its sentences or summary, or both, joined by `` ||``. The target is always the whole document. The input is
+the document under infilling and sentence permutation. In the ``hidden`` kinds it is the document with one of its two
+parts hidden as a single long span: ``<mask> ||{table}`` or ``{table} ||<mask>``.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from trainer.demos.pretrain.tables import SHUFFLED_SHARE, Corpora, rename, shuff
 SEPARATOR = " ||"
 TABLE_KINDS = {"target": 0.12, "source": 0.08, "both": 0.25, "hidden target": 0.40, "hidden source": 0.15}
 PAPER_KINDS = {"target": 0.12, "source": 0.28, "both": 0.25, "hidden target": 0.30, "hidden source": 0.05}
-DART_SHARE = 0.17  # of the documents that are no papers; the rest is E2E
+DART_SHARE = 0.17  # of the documents from tables; the rest is E2E
 FIRST_SCITLDR_SHARE, LAST_SCITLDR_SHARE = 0.12, 0.30  # of the documents, in the first and the second half of the budget
 RENAMED_SHARE = 0.4
-HIDDEN_FIRST_SHARE = 0.8  # generated from the encoder's side alone; the rest after a copy of the other part
-PERMUTED_SHARE = 0.5  # not all: an input that is served has its sentences in order
+HIDDEN_FIRST_SHARE = 0.8  # generated from the encoder's input alone; the rest comes behind a copy of the other part
+PERMUTED_SHARE = 0.5  # not all: served inputs have their sentences in order
 
 
 @dataclass(frozen=True)
 class Document:
-    """One or two parts; ``permuted`` are the same with their sentences in the input's order; ``hidden`` the part that
-    the input lacks."""
+    """One or two parts. ``permuted`` has the same parts with their sentences in the input's order. ``hidden`` is the
+    index of the part that the input lacks."""
 
     parts: tuple[str, ...]
     permuted: tuple[str, ...]
@@ -39,8 +39,8 @@ class Document:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of the encoder's input and of what the decoder writes, both from ``<s>`` to ``</s>``; ``learnt``
-    counts the target's tokens, from its first, that the loss is on."""
+    """Token ids of the encoder's input and of the decoder's output, both from ``<s>`` to ``</s>``. The loss is on the
+    first ``learnt`` tokens of the target."""
 
     corrupted: list[int]
     target: list[int]
@@ -53,9 +53,9 @@ class Example:
 
 
 def draw(corpora: Corpora, names: Sequence[str], rng: random.Random, fraction: float) -> Document:
-    """One training document of the mixture, at ``fraction`` of the budget: tables, being short, teach to copy first.
+    """Draw a training document at ``fraction`` of the budget. More tables come early: short ones teach to copy first.
 
-    Names and the order of fields are varied in a share of E2E and DART.
+    A share of E2E gets other names, and a share of E2E and DART another order of fields.
     """
     papers = FIRST_SCITLDR_SHARE if fraction < 0.5 else LAST_SCITLDR_SHARE
     shares = ((1 - papers) * (1 - DART_SHARE), (1 - papers) * DART_SHARE, papers)
@@ -70,7 +70,7 @@ def draw(corpora: Corpora, names: Sequence[str], rng: random.Random, fraction: f
 
 
 def document(pair: Pair, kind: str, rng: random.Random) -> Document:
-    """``pair`` as a document of ``kind`` (a key of the tables of kinds)."""
+    """Turn ``pair`` into a document of ``kind``, a key of ``TABLE_KINDS`` or ``PAPER_KINDS``."""
     if kind in ("target", "source"):
         parts: tuple[str, ...] = (getattr(pair, kind),)
     else:
@@ -87,9 +87,9 @@ def document(pair: Pair, kind: str, rng: random.Random) -> Document:
 
 
 def encode(tokenizer: Any, documents: Sequence[Document], limit: int, rng: random.Random) -> list[Example]:
-    """Noised examples; documents of more than ``limit`` tokens are left out.
+    """Encode and noise documents; leave out those of more than ``limit`` tokens.
 
-    Every part is encoded apart, as the server does with a template around its input.
+    Every part is encoded separately, as the server encodes a template and its input.
     """
     pieces = [piece for doc in documents for piece in (*doc.parts, *doc.permuted)]
     encoded = iter(tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"])  # long ones are left out

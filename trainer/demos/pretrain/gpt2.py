@@ -1,6 +1,6 @@
 """The demo GPT-2: its sizes, its tokenizer, and its instructed operations as a ``Recipe``.
 
-Owns the model and the loss; knows neither how documents are drawn nor how a run is kept.
+Owns the model and the loss; knows neither how documents are drawn nor how a run is stored.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Gpt2Recipe:
 
 
 def gpt2_recipe(corpora: Corpora, held_out: Corpora, seed: int) -> Gpt2Recipe:
-    """The recipe with ``seed``'s invented names."""
+    """Make the recipe, with names invented from ``seed``."""
     return Gpt2Recipe(corpora, held_out, proper_names(corpora.e2e, corpora.dart, random.Random(seed)))
 
 
 def tokenizer_texts(corpora: Corpora) -> list[str]:
-    """What the tokenizer is trained on: every text, DART's three times, and the instructions."""
+    """Return the tokenizer's training texts: every text, DART's three times, and the instructions."""
     texts = [text for pair in [*corpora.e2e, *[*corpora.dart] * 3] for text in (pair.source, pair.target)]
     return texts + [name for name in [*E2E_OPERATIONS, *DART_OPERATIONS] if name] * 1000
 
@@ -91,7 +91,7 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Any:
 
 
 def build_model(end: int) -> Any:
-    """A fresh GPT-2 without dropout. Its fused tanh-GELU is ``gelu_new``, faster; the exported config says gelu_new."""
+    """Make an untrained GPT-2 without dropout. Its fused tanh-GELU is a faster ``gelu_new``, which the export names."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -103,9 +103,9 @@ def build_model(end: int) -> Any:
 
 
 def loss_of(model: Any, batch: Sequence[TokenDocument]) -> tuple[Tensor, int]:
-    """Summed cross-entropy of the learnt tokens, and how many they are. Logits are made only where they are learnt.
+    """Return the summed cross-entropy of the learnt tokens and their number. Only learnt tokens get logits.
 
-    Padding on the right needs no mask: causal order hides it from every real token.
+    The right padding needs no mask: the causal mask hides it from every real token.
     """
     longest = max(len(doc.ids) for doc in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -121,7 +121,7 @@ def loss_of(model: Any, batch: Sequence[TokenDocument]) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def validation(model: Any, tokenizer: Any, held_out: Corpora, per_operation: int = 128) -> dict[str, float]:
-    """Mean loss per learnt token on held-out pairs, per operation, with its instruction."""
+    """Return mean losses per learnt token on held-out pairs, by operation, with its instruction."""
     rng = random.Random(0)
     losses = {}
     for operation in ("table-to-text:", "text-to-table:", "triples-to-text:"):

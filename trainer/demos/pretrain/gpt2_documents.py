@@ -1,8 +1,8 @@
-"""What the demo GPT-2 learns: several operations on E2E and DART, half of them named by an instruction.
+"""The demo GPT-2's training documents: several operations on E2E and DART, half of them named by an instruction.
 
 Owns the mixture of documents and their token form; knows no model. A document is
-``{instruction}?{source}<|endoftext|>{target}<|endoftext|>``; the loss is on the target and the end. Without an
-instruction the operation is ambiguous: that is what a trained prefix then decides.
+``{instruction}{source}<|endoftext|>{target}<|endoftext|>``, where the instruction may be missing. The loss is on the
+target and the end. Without an instruction the operation is ambiguous; a trained prefix decides it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RENAMED_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Document:
-    """Three texts; an empty ``source`` makes plain text, whose every token is learnt."""
+    """Three texts. An empty ``source`` and instruction make plain text, all of whose tokens are learnt."""
 
     instruction: str
     source: str
@@ -33,14 +33,14 @@ class Document:
 
 @dataclass(frozen=True)
 class TokenDocument:
-    """Token ids, and the index of the first one to learn."""
+    """Token ids, and the index of the first learnt one."""
 
     ids: list[int]
     start: int
 
 
 def document(pair: Pair, operation: str, *, instructed: bool) -> Document:
-    """``pair`` under ``operation`` (a key of the operation tables)."""
+    """Turn ``pair`` into a document of ``operation``, a key of ``E2E_OPERATIONS`` or ``DART_OPERATIONS``."""
     instruction = operation if instructed else ""
     if operation in ("text-to-table:", "text-to-triples:"):
         return Document(instruction, pair.target, pair.source)
@@ -52,7 +52,7 @@ def document(pair: Pair, operation: str, *, instructed: bool) -> Document:
 
 
 def draw(corpora: Corpora, names: Sequence[str], rng: random.Random) -> Document:
-    """One training document of the mixture."""
+    """Draw a training document of the mixture."""
     from_dart = rng.random() < DART_SHARE
     pair = rng.choice(corpora.dart if from_dart else corpora.e2e)
     table = DART_OPERATIONS if from_dart else E2E_OPERATIONS
@@ -65,7 +65,10 @@ def draw(corpora: Corpora, names: Sequence[str], rng: random.Random) -> Document
 
 
 def tokenize(tokenizer: Any, documents: Sequence[Document], limit: int) -> list[TokenDocument]:
-    """Encode the pieces apart, as the server does with a template around its input; leave out what passes ``limit``."""
+    """Encode the pieces separately, as the server encodes a template and its input.
+
+    Documents of more than ``limit`` tokens are left out.
+    """
     pieces = [piece for doc in documents for piece in (doc.instruction, doc.source, doc.target)]
     encoded = tokenizer(pieces, add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id

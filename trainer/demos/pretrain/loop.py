@@ -1,9 +1,9 @@
-"""The loop that every demo backbone is pretrained in.
+"""The pretraining loop of every demo backbone.
 
-Owns the budget, the optimizer, the checkpoint and the progress; what is learnt comes as a ``Recipe``. The budget is
-wall-clock time: the learning rate follows the elapsed fraction, so that a slower machine makes fewer steps but always a
-finished model. A killed run goes on from its last checkpoint; because the schedule follows the clock, two runs do not
-give the same weights.
+Owns the budget, the optimizer, the checkpoint and the progress; knows no family: a ``Recipe`` has model and data. The
+budget is wall-clock time and the learning rate follows its elapsed fraction, so that a slower machine makes fewer steps
+but always a finished model. A killed run resumes from its last checkpoint. Because the schedule follows the clock, two
+runs do not give the same weights.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from torch import Tensor
 from trainer.demos.pretrain.backbone import export_backbone, load_tokenizer, weights_of
 from trainer.training.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
 
-FINAL_FRACTION = 0.03  # of the peak rate, at the end
-STATE = ("family", "seed", "step", "chunk", "elapsed", "optimizer")  # what a saved run says beside its tensors
+FINAL_FRACTION = 0.03  # final learning rate as a fraction of the peak
+STATE = ("family", "seed", "step", "chunk", "elapsed", "optimizer")  # the facts in a checkpoint beside the tensors
 
 Example = TypeVar("Example")
 
 
 class Recipe(Protocol[Example]):
-    """What one family learns, and from what."""
+    """One family's model, data and loss."""
 
     @property
     def family(self) -> str:
-        """As in a configuration's ``model_type``."""
+        """The ``model_type`` of its configuration."""
         ...
 
     @property
@@ -44,16 +44,16 @@ class Recipe(Protocol[Example]):
 
     @property
     def warmup_steps(self) -> int:
-        """Steps until the rate is reached."""
+        """Steps until the peak rate."""
         ...
 
     @property
     def published(self) -> Mapping[str, Any]:
-        """Configuration values that the export states otherwise than the training."""
+        """Configuration values that differ in the export from the training."""
         ...
 
     def describe(self) -> str:
-        """The data, in a line."""
+        """Describe the data in one line."""
         ...
 
     def train_tokenizer(self, folder: Path) -> Any:
@@ -61,19 +61,19 @@ class Recipe(Protocol[Example]):
         ...
 
     def build_model(self, tokenizer: Any) -> Any:
-        """The untrained model, from torch's global random state."""
+        """Make the untrained model from torch's global random state."""
         ...
 
     def chunk(self, tokenizer: Any, rng: random.Random, fraction: float) -> list[list[Example]]:
-        """The next few dozen batches or more, at ``fraction`` of the budget."""
+        """Make the next batches, a few dozen or more, at ``fraction`` of the budget."""
         ...
 
     def loss(self, model: Any, batch: Sequence[Example]) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the learnt tokens, and how many they are."""
+        """Return the summed cross-entropy of the learnt tokens and their number."""
         ...
 
     def validate(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        """Mean losses per learnt token on held-out data, by what is measured."""
+        """Return mean losses per learnt token on held-out data, by the measure's name."""
         ...
 
 
@@ -84,10 +84,10 @@ def learning_rate(peak: float, warmup_steps: int, step: int, fraction: float) ->
 
 
 class Pretraining(Generic[Example]):
-    """Model, optimizer and position of a run, with the file they are kept in."""
+    """Model, optimizer and position of a run, and the checkpoint's file."""
 
     def __init__(self, recipe: Recipe[Example], folder: Path, seed: int) -> None:
-        """Start a run in ``folder``, or take up the one that is there. Raises CheckpointError for another run's."""
+        """Start a run in ``folder``, or resume the one in it. Raises CheckpointError for another run's checkpoint."""
         self.recipe, self.seed, self._file = recipe, seed, folder / "state.safetensors"
         torch.manual_seed(seed)
         resumed = self._file.exists()
@@ -109,11 +109,11 @@ class Pretraining(Generic[Example]):
             self._restore()
 
     def next_chunk(self, fraction: float = 0.0) -> list[list[Example]]:
-        """The batches of the next chunk, a function of the seed, the chunk's number, and ``fraction`` of the budget."""
+        """Make the next chunk's batches, a function of seed, chunk number and ``fraction`` of the budget."""
         return self.recipe.chunk(self.tokenizer, random.Random(f"{self.seed}/{self.chunk}"), fraction)
 
     def train(self, batch: Sequence[Example], fraction: float) -> None:
-        """One step, at ``fraction`` of the budget."""
+        """Train one step, at ``fraction`` of the budget."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe.peak_rate, self.recipe.warmup_steps, self.step, fraction)
         loss, count = self.recipe.loss(self.model, batch)
@@ -125,7 +125,7 @@ class Pretraining(Generic[Example]):
         self.loss = 0.98 * self.loss + 0.02 * loss.item() / count if self.loss else loss.item() / count
 
     def save(self) -> None:
-        """Keep the run as it stands."""
+        """Write a checkpoint."""
         packed, optimizer = pack_optimizer(self._optimizer)
         weights = {f"model.{name}": tensor for name, tensor in weights_of(self.model).items()}
         position = {"seed": self.seed, "step": self.step, "chunk": self.chunk, "elapsed": self.elapsed}
@@ -133,7 +133,7 @@ class Pretraining(Generic[Example]):
         save_state(self._file, weights | packed, position | described)
 
     def validate(self) -> dict[str, float]:
-        """Held-out losses of the model as it stands."""
+        """Return the held-out losses of the current model."""
         return self.recipe.validate(self.model, self.tokenizer)
 
     def _restore(self) -> None:
@@ -150,7 +150,7 @@ class Pretraining(Generic[Example]):
         missing = sorted(weights_of(self.model).keys() - weights.keys())
         if missing:
             raise CheckpointError(f"{self._file}: expected the model's tensors, missing {', '.join(missing)}")
-        self.model.load_state_dict(weights, strict=False)  # a tied tensor is there under one of its names
+        self.model.load_state_dict(weights, strict=False)  # not strict: tied tensors are stored under one name
         try:
             unpack_optimizer(self._optimizer, tensors, meta["optimizer"])
         except (KeyError, TypeError, ValueError) as error:
@@ -159,7 +159,7 @@ class Pretraining(Generic[Example]):
 
 
 def pretrain(run: Pretraining[Any], output: Path, minutes: float, checkpoint_minutes: float) -> None:
-    """Train until the budget is used up, and export to ``output``. A run that has used it up is only exported."""
+    """Train until the budget is used up, then export to ``output``. A finished run is only exported."""
     console, budget = Console(), 60 * minutes
     count = sum(p.numel() for p in run.model.parameters())
     console.print(f"{run.recipe.describe()}; {count:,} parameters", soft_wrap=True)
@@ -184,5 +184,5 @@ def pretrain(run: Pretraining[Any], output: Path, minutes: float, checkpoint_min
                     soft_wrap=True,
                 )
     export_backbone(run.model, run.tokenizer, output, run.recipe.published)
-    run.model.half().float()  # what the exported weights give
+    run.model.half().float()  # rounds the weights as the export did
     console.print({"seed": run.seed, "steps": run.step, "held out, in float16": run.validate()})

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 MASKED_SHARE = 0.3  # of the tokens
 MEAN_SPAN = 3.0
 
-# A full stop is the end of a sentence where a capital follows: "et al. (2016)" and "0.5 points" are none.
+# A full stop ends a sentence only before a capital: not in "et al. (2016)" or "0.5 points".
 _SENTENCE_END = re.compile(r"""(?<=[.!?]) (?=["'(\[]?[A-Z£])""")
 
 
 def infill(ids: Sequence[int], mask: int, rng: random.Random) -> list[int]:
-    """``ids`` with ``round(0.3 * len(ids))`` of them in Poisson(3) spans, each span replaced by a single ``mask``.
+    """Hide ``round(0.3 * len(ids))`` of ``ids`` in spans of Poisson(3) lengths, each replaced by a single ``mask``.
 
-    A span of length 0 inserts a mask. No two spans touch: each hides what stands between two kept tokens. The last span
-    is cut to the number of tokens to hide.
+    A span of length 0 inserts a mask. No two spans touch: a kept token lies between them. The last span drawn is cut to
+    the number of tokens left to hide.
     """
     hidden = round(MASKED_SHARE * len(ids))
     gaps = len(ids) - hidden + 1  # before, between and after the kept tokens
@@ -36,7 +36,7 @@ def infill(ids: Sequence[int], mask: int, rng: random.Random) -> list[int]:
             insertions_left -= 1
         lengths.append(length)
         left -= length
-    rng.shuffle(lengths)  # else the span that was cut would always stand last
+    rng.shuffle(lengths)  # otherwise the cut span would always be the last
     corrupted: list[int] = []
     position = kept = 0
     for gap, length in zip(sorted(rng.sample(range(gaps), len(lengths))), lengths, strict=True):
@@ -47,19 +47,19 @@ def infill(ids: Sequence[int], mask: int, rng: random.Random) -> list[int]:
 
 
 def permute_sentences(text: str, rng: random.Random) -> str:
-    """``text`` with its sentences in random order."""
+    """Put the sentences of ``text`` in random order."""
     parts = sentences(text)
     rng.shuffle(parts)
     return " ".join(parts)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of ``text``, which a single space joins again."""
+    """Split ``text`` into sentences; single spaces join them again."""
     return _SENTENCE_END.split(text)
 
 
 def _poisson(rng: random.Random) -> int:
-    """A Poisson variate by multiplication of uniforms (Knuth)."""
+    """Draw a Poisson variate with mean ``MEAN_SPAN`` by multiplying uniforms (Knuth)."""
     count, product = 0, rng.random()
     while product > math.exp(-MEAN_SPAN):
         count, product = count + 1, product * rng.random()

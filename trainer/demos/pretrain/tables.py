@@ -1,4 +1,4 @@
-"""What both pretrainings do with pairs: read them, hold some out, vary their tables, batch their documents.
+"""The work on pairs that both pretrainings share: reads them, holds some out, varies their tables, batches documents.
 
 Owns the choice of pairs and the variation of names and fields; knows no tokenizer and no model.
 """
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Corpora:
-    """Pairs by the corpus that they come from."""
+    """Pairs by corpus."""
 
     e2e: Sequence[Pair]
     dart: Sequence[Pair]
@@ -32,9 +32,9 @@ class Corpora:
 
 
 def read_corpora(e2e: Path, dart: Path, scitldr: Path | None = None) -> tuple[Corpora, Corpora]:
-    """The pairs to learn from, and those of the held-out sources.
+    """Return the pairs to learn from, and the pairs of held-out sources.
 
-    E2E's texts are without the corpus's tokenisation, DART's pairs without WebNLG's. Raises CorpusError.
+    E2E's texts are detokenised; DART's pairs from WebNLG are left out. Raises CorpusError.
     """
     tables = [Pair(pair.source, detokenize(pair.target), pair.origin) for pair in read_e2e(e2e)]
     triples = list(read_dart(dart, without=("webnlg",)))
@@ -47,7 +47,7 @@ def read_corpora(e2e: Path, dart: Path, scitldr: Path | None = None) -> tuple[Co
 
 
 def rename(pair: Pair, names: Sequence[str], rng: random.Random) -> Pair:
-    """``pair`` with other proper names, so that names are copied and not learnt by heart."""
+    """Replace the proper names of ``pair``, so that the model copies names instead of memorising them."""
     source, target = pair.source, pair.target
     for part in pair.source.split(" | "):
         field, _, value = part.partition(" : ")
@@ -60,11 +60,11 @@ def rename(pair: Pair, names: Sequence[str], rng: random.Random) -> Pair:
 
 
 def proper_names(e2e: Sequence[Pair], dart: Sequence[Pair], rng: random.Random, count: int = 4000) -> list[str]:
-    """Up to ``count`` invented names of one to three words that occur in the corpora with a capital."""
+    """Invent up to ``count`` names of one to three capitalised words from the corpora."""
     every = {word for pair in [*e2e, *dart] for word in pair.source.split()}
     words = sorted(word for word in every if word.isalpha() and word.istitle())
     names: set[str] = set()
-    for _ in range(20 * count):  # a small vocabulary may not have as many
+    for _ in range(20 * count):  # a bound: a small vocabulary may not give ``count`` names
         if len(names) == count or not words:
             break
         name = " ".join(rng.choice(words) for _ in range(rng.choice((1, 2, 2, 3))))
@@ -73,14 +73,17 @@ def proper_names(e2e: Sequence[Pair], dart: Sequence[Pair], rng: random.Random, 
 
 
 def shuffle_fields(pair: Pair, rng: random.Random) -> Pair:
-    """``pair`` with the fields or triples of its source in random order."""
+    """Put the fields or triples of the pair's source in random order."""
     parts = pair.source.split(" | ")
     rng.shuffle(parts)
     return Pair(" | ".join(parts), pair.target, pair.origin)
 
 
 def batches(documents: Sequence[T], size: Callable[[T], int], tokens: int, rng: random.Random) -> Iterator[list[T]]:
-    """Batches of documents of like ``size`` in tokens, each of at most ``tokens`` padded tokens, in random order."""
+    """Yield batches of documents of similar ``size``, each of at most ``tokens`` padded tokens, in random order.
+
+    A single longer document is a batch of its own.
+    """
     ordered = sorted(documents, key=lambda document: (size(document), rng.random()))
     made: list[list[T]] = [[]]
     for document in ordered:

@@ -1,5 +1,5 @@
-"""Scores of texts against references: what a metric takes and gives (``base``), one module per family of metrics, and
-the settings that each corpus is scored with (``presets``).
+"""Scores of texts against references: the types (``base``), one module per family of metrics, and the settings for each
+corpus (``presets``).
 
-Knows texts only: no model, no prefix, no file.
+Knows only texts: no model, no prefix, no file.
 """

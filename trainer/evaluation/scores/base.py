@@ -1,6 +1,6 @@
-"""What every metric takes and gives: a corpus in, named scores out, each with what a resample of its inputs needs.
+"""The input and output of every metric: a corpus, and named scores with the statistics that a resample needs.
 
-Owns these shapes and the errors that metrics share; knows no metric.
+Owns these types and the errors that metrics share; knows no metric.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ScorerMissing(PrefixdError):
 
 @dataclass(frozen=True)
 class Corpus:
-    """One output per input, and that input's references, at least one. Raises InvalidParameter."""
+    """One output per input and that input's references, at least one. Raises InvalidParameter."""
 
     outputs: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
@@ -44,12 +44,12 @@ class Corpus:
         return cls(tuple(outputs), tuple(tuple(texts) for texts in references))
 
     def mapped(self, prepare: Callable[[str], str]) -> Corpus:
-        """Every text through ``prepare``."""
-        outputs = [prepare(text) for text in self.outputs]  # first: ``prepare`` may go by the order
+        """Apply ``prepare`` to every text: first to the outputs, then to the references, in order."""
+        outputs = [prepare(text) for text in self.outputs]  # ``prepare`` may rely on this order
         return Corpus.of(outputs, [[prepare(text) for text in texts] for texts in self.references])
 
     def with_at_most(self, references: int | None) -> Corpus:
-        """Only the first ``references`` of each input; None keeps all."""
+        """Keep only the first ``references`` of each input; None keeps all."""
         return Corpus(self.outputs, tuple(texts[:references] for texts in self.references))
 
 
@@ -57,9 +57,9 @@ class Corpus:
 class Score:
     """One named score of a corpus.
 
-    ``per_input`` is the same measure of each input alone, to rank outputs by, where it has a meaning there.
-    ``statistics``, ``(inputs, n)``, add up over inputs, and ``of_sums`` makes ``(samples,)`` scores of ``(samples, n)``
-    such sums: with both the score of a resample costs nothing. None where the score does not decompose so.
+    ``per_input`` is the score of each input alone, to rank outputs by, if that has a meaning. ``statistics``
+    ``(inputs, n)`` add up over inputs, and ``of_sums`` turns sums ``(samples, n)`` into scores ``(samples,)``, which
+    makes the scores of resamples cheap. Both are None if the score does not decompose into such sums.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Score:
 
 
 def mean_score(name: str, per_input: Sequence[float]) -> Score:
-    """The mean over inputs."""
+    """Return the mean over inputs as a score."""
     column = np.asarray(per_input, np.float64)
     return Score(
         name,

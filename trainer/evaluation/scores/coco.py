@@ -1,8 +1,8 @@
 """METEOR, CIDEr and COCO's ROUGE-L through ``pycocoevalcap``, over the tokens of Stanford's PTB tokenizer.
 
-Owns that the package and a Java are there, and the tokens; METEOR's own conversation with its program is in
-``meteor``. The tokenizer is run from here and not by the package, which writes its input beside its own code and leaves
-the encoding to the machine's locale. ``meteor``, ``cider`` and ``coco_rouge`` take the corpus that ``tokenized`` made.
+Owns the checks for the package and for Java, and the tokens; ``meteor`` talks to METEOR's program. This module runs the
+tokenizer itself: the package would write the input beside its own code and leave the encoding to the machine's locale.
+``meteor``, ``cider`` and ``coco_rouge`` take the corpus that ``tokenized`` made.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from trainer.evaluation.scores.meteor import meteor_statistics
 PUNCTUATION: Final = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-"""Tokens that COCO's scores leave out; pycocoevalcap's list."""
+"""Tokens that COCO's scores leave out, from pycocoevalcap's list."""
 TIMEOUT_S: Final = 600.0
 _JAR: Final = "stanford-corenlp-3.4.1.jar"
 
 
 def tokenized(corpus: Corpus) -> Corpus:
-    """Tokens joined by single spaces, lower-cased, without punctuation. Raises ScorerMissing."""
+    """Turn every text into lower-cased tokens without punctuation, joined by spaces. Raises ScorerMissing."""
     texts = [*corpus.outputs, *(text for texts in corpus.references for text in texts)]
     lines = iter(_run([" ".join(text.splitlines()) for text in texts]))
     return corpus.mapped(lambda _: " ".join(word for word in next(lines).split() if word not in PUNCTUATION))
 
 
 def meteor(corpus: Corpus) -> Score:
-    """METEOR 1.5 with its parameters for English, 0 to 100, over all inputs' statistics. Raises ScorerMissing."""
+    """METEOR 1.5 with its parameters for English, 0 to 100, from the statistics of all inputs. Raises ScorerMissing."""
     return meteor_statistics(corpus, java(), package("meteor"))
 
 
 def cider(corpus: Corpus) -> Score:
-    """CIDEr, 0 to 10. No interval: what an n-gram is worth comes from all references together."""
+    """CIDEr, 0 to 10. It has no interval: an n-gram's weight comes from all references together."""
     package("cider")
     from pycocoevalcap.cider.cider import Cider
 
@@ -46,8 +46,9 @@ def cider(corpus: Corpus) -> Score:
 
 
 def coco_rouge(corpus: Corpus) -> Score:
-    """COCO's ROUGE-L, 0 to 100, mean over inputs: F with beta 1.2 of the best precision and the best recall, which may
-    be of different references.
+    """COCO's ROUGE-L, 0 to 100, mean over inputs: F with beta 1.2 of the best precision and the best recall.
+
+    The two may come from different references.
     """
     package("rouge")
     from pycocoevalcap.rouge.rouge import Rouge
@@ -57,7 +58,7 @@ def coco_rouge(corpus: Corpus) -> Score:
 
 
 def package(part: str) -> Path:
-    """The folder of that part of pycocoevalcap. Raises ScorerMissing."""
+    """Return the folder of a part of pycocoevalcap. Raises ScorerMissing."""
     found = importlib.util.find_spec("pycocoevalcap")
     for folder in (found.submodule_search_locations if found else None) or ():
         if (Path(folder) / part).is_dir():
@@ -69,7 +70,7 @@ def package(part: str) -> Path:
 
 
 def java() -> str:
-    """The ``java`` program. Raises ScorerMissing."""
+    """Return the path of the ``java`` program. Raises ScorerMissing."""
     program = shutil.which("java")
     if program is None:
         raise ScorerMissing(
@@ -99,7 +100,7 @@ def _run(lines: list[str]) -> list[str]:
 
 
 def _as_dicts(corpus: Corpus) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """References and outputs as pycocoevalcap takes them."""
+    """Return references and outputs in pycocoevalcap's form."""
     return {i: list(texts) for i, texts in enumerate(corpus.references)}, {
         i: [text] for i, text in enumerate(corpus.outputs)
     }

@@ -1,4 +1,4 @@
-"""F1 over exact ``field : value`` parts: how well a text was turned into a table. Owns what a part is."""
+"""F1 over exact ``field : value`` parts, for texts turned into tables. Owns what a part is; knows no corpus."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from trainer.evaluation.scores.base import Corpus, Floats, Score, mean_score
 
 
 def fields(corpus: Corpus) -> list[Score]:
-    """Micro precision, recall and F1 over exact parts between ``|``, and the share of inputs wholly right; 0 to 1.
+    """Micro precision, recall and F1 over exact parts between ``|``, and the share of exact outputs; 0 to 1.
 
-    Of several references the one that agrees best counts.
+    Of several references the best one counts, by F1.
     """
     rows, exact = [], []
     for output, texts in zip(corpus.outputs, corpus.references, strict=True):

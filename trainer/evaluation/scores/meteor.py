@@ -1,7 +1,7 @@
-"""METEOR 1.5's program: what is said to it, its statistics, and its formula over their sums.
+"""METEOR 1.5's program: its protocol, its statistics, and its formula over their sums.
 
-Owns the conversation and the formula (Denkowski & Lavie 2014; parameters of the task ``rank`` for English). The value
-is the program's own; the formula serves resamples, and a test holds it to the program.
+Owns the protocol and the formula (Denkowski & Lavie 2014; parameters of the task ``rank`` for English). The program
+gives the value; the formula serves resamples, and a test compares it with the program.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from trainer.evaluation.scores.base import Corpus, Floats, Score, ScorerMissing
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
 _WEIGHTS: Final = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 _FIELDS: Final = 23
-"""Of one input: words of output and reference, of these function words; per kind of match content words of output and
-reference, function words of both; chunks; matched words of output and reference."""
+"""Statistics of one input: words of output and reference; function words of both; for each of four kinds of match, the
+matched content words and function words of both; chunks; matched words of output and reference."""
 
 
 def meteor_statistics(corpus: Corpus, java: str, folder: Path) -> Score:
-    """METEOR, 0 to 100, of a tokenised corpus, by the program in ``folder``. Raises ScorerMissing where it fails."""
+    """METEOR, 0 to 100, of a tokenised corpus, by the program in ``folder``. Raises ScorerMissing if it fails."""
     with _program(java, folder) as (told, heard):
 
         def tell(line: str) -> None:
@@ -38,16 +38,16 @@ def meteor_statistics(corpus: Corpus, java: str, folder: Path) -> Score:
             lines.append(heard.readline().strip())
         rows = np.array([_row(line) for line in lines])
         whole = (rows[:, 20] == 1) & (rows[:, 21] == rows[:, 0]) & (rows[:, 22] == rows[:, 1])
-        rows[whole, 20] = 0  # as the program adds them up: an output that matches as a whole is not fragmented
+        rows[whole, 20] = 0  # the program does the same: an output that matches as a whole is not fragmented
         tell("EVAL ||| " + " ||| ".join(lines))
         each = [_number(heard) for _ in lines]
-        value = _number(heard)  # of all of them together
+        value = _number(heard)  # the score of the whole corpus
     per_input = [100 * score for score in each]
     return Score("meteor", 100 * value, per_input, statistics=rows, of_sums=lambda sums: 100 * formula(sums))
 
 
 def formula(sums: Floats) -> Floats:
-    """``(samples,)`` scores, 0 to 1, of ``(samples, 23)`` sums of statistics."""
+    """Turn sums of statistics ``(samples, 23)`` into scores ``(samples,)``, 0 to 1."""
     length, reference_length, functions, reference_functions = sums[:, :4].T
     matches = sums[:, 4:20].reshape(-1, 4, 4)  # (samples, kind, content of both and function words of both)
     content, reference_content, function, reference_function = np.moveaxis(matches, 2, 0) @ _WEIGHTS
@@ -86,7 +86,7 @@ def _number(heard: IO[str]) -> float:
 
 @contextmanager
 def _program(java: str, folder: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """Its input and output. It answers line by line and ends with its input."""
+    """Run the program and give its input and output. It answers line by line."""
     command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", "meteor-1.5.jar"]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
     with subprocess.Popen(

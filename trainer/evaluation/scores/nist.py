@@ -1,9 +1,9 @@
-"""NIST as mteval-v13a computes it, case-insensitive: n-grams weighted by what the references make them worth.
+"""NIST as mteval-v13a computes it, case-insensitive: n-grams weighted by their information in the references.
 
-Owns the score (Doddington 2002, in the form of ``mteval-v13a.pl``); the tokenization is sacreBLEU's ``13a``, the same
-script's. Where inputs differ in their number of references, the script has no good answer to what length outputs are
-compared with; E2E's scorer takes the mean over each input's own, and so do we: on that scorer's example pair both give
-7.7889. nltk's ``corpus_nist`` is another measure, 6.22 there.
+Owns the score (Doddington 2002, in the form of ``mteval-v13a.pl``); the tokenization is sacreBLEU's ``13a``, from the
+same script. The script does not define the reference length if inputs differ in their number of references. Like E2E's
+scorer, this module takes the mean over each input's references: both give 7.7889 on that scorer's example pair. nltk's
+``corpus_nist`` is another measure and gives 6.22 there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ngram = tuple[str, ...]
 
 
 def nist(corpus: Corpus) -> Score:
-    """NIST-5, 0 and up. No interval: the weights come from all references together, it is no sum over inputs."""
+    """NIST-5, 0 and up. It has no interval: an n-gram's weight comes from all references together."""
     tokenize = Tokenizer13a()
     outputs = [tokenize(text.lower()).split() for text in corpus.outputs]
     references = [[tokenize(text.lower()).split() for text in texts] for texts in corpus.references]
@@ -52,7 +52,7 @@ def _ngrams(words: list[str]) -> Counter[Ngram]:
 
 
 def _information(references: list[list[Counter[Ngram]]]) -> dict[Ngram, float]:
-    """Bits of the last word of an n-gram, given the others: log2(count of the others / count of the n-gram)."""
+    """Bits of an n-gram's last word given the words before it: log2(count of those words / count of the n-gram)."""
     total: Counter[Ngram] = Counter()
     for texts in references:
         for counts in texts:
@@ -64,7 +64,7 @@ def _information(references: list[list[Counter[Ngram]]]) -> dict[Ngram, float]:
 
 
 def _penalty(ratio: float) -> float:
-    """For outputs shorter than the references, ``ratio`` of their length."""
+    """The factor for outputs that are shorter than the references; ``ratio`` is output length to reference length."""
     if ratio >= 1:
         return 1.0
     return math.exp(-_BETA * math.log(ratio) ** 2) if ratio > 0 else 0.0

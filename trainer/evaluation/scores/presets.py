@@ -1,6 +1,6 @@
-"""The one table of how each corpus is scored: which metrics, under which settings, and what counts as one input.
+"""How each corpus is scored: its metrics, their settings, and which inputs count as one.
 
-Owns the presets, the metrics by name, and the order of work; every metric's arithmetic is in a module of its own.
+Owns the presets, the metrics' names, and the order of work; other modules own the metrics' arithmetic.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def same(text: str) -> str:
 
 
 def same_fields(text: str) -> str:
-    """E2E: what two inputs share that are of one meaning representation, whatever the order of its fields."""
+    """E2E: sort the fields, so that inputs with the same meaning representation are equal."""
     return " | ".join(sorted(part.strip() for part in text.split("|")))
 
 
 def split_words(text: str) -> str:
-    """WebNLG: a space around everything that is no letter, digit or underscore, as its own script does, lower-cased."""
+    """WebNLG: lower-case, with spaces around all but letters, digits and underscores, as in WebNLG's script."""
     return " ".join(re.split(r"(\W)", text)).lower()
 
 
@@ -40,8 +40,8 @@ def split_words(text: str) -> str:
 class ScorePreset:
     """How a corpus is scored.
 
-    ``meaning`` of two inputs is equal where they are one, whose targets are references to both. ``prepare`` is what
-    BLEU and TER see of every text; the other metrics have a tokenization of their own. ``references``: only so many.
+    Inputs with equal ``meaning`` count as one, with all their targets as references. BLEU and TER get texts through
+    ``prepare``; the other metrics have their own tokenization. ``references`` is the most per input; None is no limit.
     """
 
     about: str
@@ -83,17 +83,17 @@ PRESETS: Final[Mapping[str, ScorePreset]] = {
 
 
 def preset_of(name: str) -> ScorePreset:
-    """Raises InvalidParameter for an unknown name."""
+    """Return the preset. Raises InvalidParameter for an unknown name."""
     if name not in PRESETS:
         raise InvalidParameter(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}", got=name)
     return PRESETS[name]
 
 
 def metrics_of(preset: ScorePreset, chosen: Sequence[str]) -> tuple[str, ...]:
-    """``chosen``, or the preset's where nothing is, without doubles.
+    """Return the ``chosen`` metrics, or the preset's if none are, without duplicates.
 
-    Raises InvalidParameter for an unknown metric, and ScorerMissing where one needs what is not installed: before hours
-    of generation, not after.
+    Raises InvalidParameter for an unknown metric and ScorerMissing for a missing package or program, before hours of
+    generation.
     """
     _check_names(chosen)
     metrics = tuple(dict.fromkeys(chosen or preset.metrics))
@@ -104,7 +104,7 @@ def metrics_of(preset: ScorePreset, chosen: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_metrics(preset: str, chosen: Sequence[str]) -> None:
-    """Raise InvalidParameter for an unknown preset or metric; says nothing of what this machine can compute."""
+    """Raise InvalidParameter for an unknown preset or metric. Does not check what this machine can compute."""
     preset_of(preset)
     _check_names(chosen)
 
@@ -116,7 +116,7 @@ def _check_names(chosen: Sequence[str]) -> None:
 
 
 def scores_of(corpus: Corpus, preset: ScorePreset, metrics: Sequence[str]) -> list[Score]:
-    """Every score of ``metrics``, in their order."""
+    """Compute the scores of ``metrics``, in their order."""
     corpus = corpus.with_at_most(preset.references)
     words = corpus.mapped(preset.prepare)
     tokens = coco.tokenized(corpus) if NEED_JAVA & set(metrics) else corpus

@@ -1,6 +1,6 @@
 """ROUGE of summaries against one or several references.
 
-Owns how several references become one score; the arithmetic is the package ``rouge-score``'s, with stemming, as in the
+Owns how several references become one score; the package ``rouge-score`` has the arithmetic, with stemming as in the
 paper.
 """
 
@@ -16,9 +16,9 @@ KINDS: Final = ("rouge1", "rouge2", "rougeL")
 def rouge(corpus: Corpus) -> list[Score]:
     """F1 of ROUGE-1, -2 and -L, 0 to 100, mean over the inputs.
 
-    Of several references the one with the best ROUGE-1 counts, for all three, as SciTLDR's own scorer takes it.
+    Of several references the one with the best ROUGE-1 counts for all three, as in SciTLDR's scorer.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # takes a second, which nobody waits for who only asks for names
+    from rouge_score.rouge_scorer import RougeScorer  # takes a second; imported here so that only scoring waits
 
     scorer = RougeScorer(list(KINDS), use_stemmer=True)
     columns: dict[str, list[float]] = {kind: [] for kind in KINDS}

@@ -1,15 +1,15 @@
-"""BLEU, TER and chrF by sacreBLEU, and the settings under which its BLEU is mteval-v13a's and multi-bleu's.
+"""BLEU, TER and chrF by sacreBLEU, and the settings that make its BLEU equal mteval-v13a and multi-bleu.
 
-Owns those settings and how sacreBLEU's statistics become resamples; the arithmetic is the package's.
+Owns those settings and how sacreBLEU's statistics serve resamples; the package has the arithmetic.
 
-- ``tokenize="13a", lowercase=True, smooth="exp"`` is mteval-v13a, case-insensitive, as E2E's scorer runs it: on the
-  example pair of that scorer both give 72.03. Without lower-casing it is 67.83, with the tokenizer ``intl`` 73.93.
-- ``tokenize="none", lowercase=True, smooth="none"`` is ``multi-bleu.perl -lc``: words between spaces, 0 where one order
-  of n-grams has no match.
-- ``pad_references``: multi-bleu reads references as files with a line for every input, and an input that has fewer
-  references than another gets empty lines. An empty line counts as a reference of length 0 when the closest length is
-  sought, which spares an output of less than half of its shortest reference the brevity penalty. To equal multi-bleu
-  so do we under its settings; elsewhere a missing reference is none, as in E2E's scorer.
+- ``tokenize="13a", lowercase=True, smooth="exp"`` is mteval-v13a, case-insensitive, as in E2E's scorer: both give 72.03
+  on that scorer's example pair. Without lower-casing it is 67.83, with the tokenizer ``intl`` 73.93.
+- ``tokenize="none", lowercase=True, smooth="none"`` is ``multi-bleu.perl -lc``: it splits at spaces, and gives 0 if one
+  order of n-grams has no match.
+- ``pad_references``: multi-bleu reads references from files with a line per input; an input with fewer references gets
+  empty lines. An empty line counts as a reference of length 0 in the search for the closest length. So an output of
+  less than half its shortest reference gets no brevity penalty. multi-bleu's settings do the same here; without
+  ``pad_references`` a missing reference does not count, as in E2E's scorer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.evaluation.scores.base import Corpus, Floats, Score
 
 @dataclass(frozen=True)
 class BleuSettings:
-    """See the module. BLEU is of 1- to 4-grams, 0 to 100."""
+    """See the module. BLEU takes 1- to 4-grams and runs from 0 to 100."""
 
     tokenize: Literal["13a", "none"] = "13a"
     lowercase: bool = True
@@ -37,10 +37,10 @@ class BleuSettings:
 
 
 def bleu(corpus: Corpus, settings: BleuSettings) -> Score:
-    """Corpus BLEU against all references; each input's with smoothing and the effective order."""
+    """Corpus BLEU against all references. The score of a single input uses smoothing and the effective order."""
     metric = BLEU(
         tokenize=settings.tokenize, lowercase=settings.lowercase, smooth_method=settings.smooth, force=True
-    )  # force: no warning of texts that are split already
+    )  # force: no warning about texts that are already tokenised
 
     def of_one(row: list[float]) -> float:
         counts = [int(count) for count in row]
@@ -51,7 +51,7 @@ def bleu(corpus: Corpus, settings: BleuSettings) -> Score:
 
 
 def ter(corpus: Corpus) -> Score:
-    """Translation edit rate, 0 and up, lower is better: edits to the nearest reference over the mean length of all."""
+    """Translation edit rate, 0 and up, lower is better: edits to the nearest reference over their mean length."""
     return _score("ter", TER(), corpus, lower_is_better=True)
 
 
@@ -69,7 +69,7 @@ def _score(
     missing: str | None = None,
     lower_is_better: bool = False,
 ) -> Score:
-    """The statistics are those that sacreBLEU's own bootstrap adds up; a test holds the value to ``corpus_score``."""
+    """Compute a score from the statistics of sacreBLEU's bootstrap; a test compares it with ``corpus_score``."""
     most = max(len(texts) for texts in corpus.references)
     streams = [[texts[i] if i < len(texts) else missing for texts in corpus.references] for i in range(most)]
     rows = np.asarray(metric._extract_corpus_statistics(list(corpus.outputs), streams), np.float64)

@@ -1,4 +1,4 @@
-"""``/datasets``: what jobs train on, uploaded once, named by its content."""
+"""``/datasets``: uploads, lists and deletes the data of jobs. Each dataset is named by the digest of its content."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.data.store import DatasetInfo, DatasetStore, Upload
 from trainer.service.runtime import allowed, runtime_of
 
 CHUNK = 1 << 20
-"""Bytes that are checked and written at once, off the event loop."""
+"""Bytes that are checked and written at a time, off the event loop."""
 IDLE_S = 60.0
-"""How long an upload may stand still: it holds one of few places."""
+"""Longest pause of an upload: it holds one of few places."""
 SLOWEST: Final = 1 << 10
-"""Bytes per second that must come in the long run, for the same reason."""
+"""Least average bytes per second, for the same reason."""
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 

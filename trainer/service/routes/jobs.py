@@ -19,7 +19,7 @@ from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
 from trainer.service.schemas import JobBody, JobsQuery
 
 LOOK_S = 2.0
-"""How often a stream looks for events when nothing wakes it."""
+"""How often a stream looks for events when no signal wakes it."""
 REPORTS = {"html": ("report.html", "text/html; charset=utf-8"), "json": ("report.json", "application/json")}
 SAFE = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
@@ -106,7 +106,7 @@ async def delete(request: Request, job_id: str) -> Response:
 
 
 def job_body(job: Job) -> dict[str, Any]:
-    """A job as the API tells it: nothing of this machine."""
+    """Return the job for the API, without the fields that concern only workers."""
     told = job.as_dict()
     for inner in ("token", "worker", "lost", "actor", "tenant"):
         del told[inner]

@@ -1,4 +1,4 @@
-"""``/health``, ``/ready`` and ``/backbones`` on the public port; probes and metrics on the admin's."""
+"""``/health``, ``/ready`` and ``/backbones`` on the public port; probes and ``/metrics`` on the admin port."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from prefixes.errors import PrefixdError
+from trainer.data.errors import NO_ROOM
 from trainer.jobs.job import Failure
 from trainer.service.process import LOG
 from trainer.service.settings import TrainerSettings
@@ -55,6 +57,18 @@ def version_of(last: Mapping[str, Any], code: int, settings: TrainerSettings) ->
         )
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     raise JobFailed(Failure("crashed", f"the training process ended by {how}; {LOG} in the job's folder says more"))
+
+
+def failure_of(error: Exception, settings: TrainerSettings) -> Failure:
+    """Return what the job's owner is told of ``error``. An unexpected one shows nothing but that it happened."""
+    if isinstance(error, JobFailed):
+        return error.failure
+    if isinstance(error, PrefixdError):
+        return Failure(error.code, public(error.message, settings))
+    if isinstance(error, OSError):
+        code = "disk_full" if error.errno in NO_ROOM else "worker_failed"
+        return Failure(code, f"the worker cannot use its folder: {error.strerror}")
+    return Failure("internal", "unexpected error; the worker's log says more")
 
 
 def public(message: str, settings: TrainerSettings) -> str:

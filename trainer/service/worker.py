@@ -18,13 +18,11 @@ from typing import Any, Final
 from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
-from trainer.data.errors import NO_ROOM
 from trainer.jobs.base import JobStore, Plan, Queue
 from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
 from trainer.jobs.job import (
     Change,
-    Failure,
     Job,
     claimed,
     failed,
@@ -38,7 +36,7 @@ from trainer.jobs.job import (
 from trainer.jobs.lease import Lease
 from trainer.jobs.signals import Watch
 from trainer.service.metrics import JobMetrics
-from trainer.service.outcome import Cancelled, JobFailed, public, version_of
+from trainer.service.outcome import Cancelled, JobFailed, failure_of, version_of
 from trainer.service.process import ChildProcess, started
 from trainer.service.progress_writer import ProgressWriter
 from trainer.service.registry_retry import RETRY_S, RegistryRetry
@@ -85,22 +83,13 @@ class Worker:
             self._tell(LOST, job)
         except Cancelled:
             await self._end(job, lambda job: stopped(job, token))
-        except JobFailed as error:
-            await self._end(job, lambda job, failure=error.failure: failed(job, token, failure))  # type: ignore[misc]
-        except PrefixdError as error:
-            failure = Failure(error.code, public(error.message, self.settings))
-            await self._end(job, lambda job: failed(job, token, failure))
-        except OSError as error:
-            _log.exception("job failed", extra={"facts": {"job": job.id}})
-            code = "disk_full" if error.errno in NO_ROOM else "worker_failed"
-            failure = Failure(code, f"the worker cannot use its folder: {error.strerror}")
-            await self._end(job, lambda job: failed(job, token, failure))
         except asyncio.CancelledError:
             await asyncio.shield(self._hand_back(tenant, job_id, token))
             raise
-        except Exception:
-            _log.exception("job failed", extra={"facts": {"job": job.id}})
-            failure = Failure("internal", "unexpected error; the worker's log says more")
+        except Exception as error:
+            if not isinstance(error, JobFailed | PrefixdError):
+                _log.exception("job failed", extra={"facts": {"job": job.id}})
+            failure = failure_of(error, self.settings)
             await self._end(job, lambda job: failed(job, token, failure))
         finally:
             self.metrics.forget(job.id)

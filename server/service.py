@@ -65,8 +65,8 @@ class GenerationService:
         """
         resolved = await self._resolve(caller, task)
         spec = resolved.spec if resolved else None
-        if resolved:
-            key = PrefixKey(resolved.tenant, resolved.version)
+        key = PrefixKey(resolved.tenant, resolved.version) if resolved else None
+        if key:
             self._catalog.require_loadable(key, lambda: key in self._engine.residents())
         params, truncate = merge_parameters(
             parameters, spec.defaults if spec else {}, self.backbone.generation_defaults, self.limits
@@ -75,10 +75,10 @@ class GenerationService:
         label = f"{resolved.tenant}/{resolved.name}" if resolved else None
         request = GenerationRequest(
             request_id=f"{request_id}#{next(self._numbers)}",  # a caller may send one id twice
-            tenant=resolved.tenant if resolved else caller.tenant,
+            caller=caller.tenant,
             token_ids=tuple(token_ids),
             params=params,
-            prefix=PrefixKey(resolved.tenant, resolved.version) if resolved else None,
+            prefix=key,
             prefix_spec=spec,
             task=label,
         )

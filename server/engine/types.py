@@ -114,16 +114,22 @@ class GenerationRequest:
     """One admitted request: everything resolved, validated and tokenised.
 
     ``prefix`` None is the bare backbone. ``prefix_spec`` goes with ``prefix`` (lengths and positions are needed before
-    the tensors are loaded). ``task`` labels metrics only. ``tenant`` is the caller's.
+    the tensors are loaded). ``task`` labels metrics only. ``caller`` is the tenant that asks: it shares reused prompts
+    with nobody else. ``owner`` is the tenant whose task it is.
     """
 
     request_id: str
-    tenant: str
+    caller: str
     token_ids: tuple[int, ...]
     params: SamplingParams
     prefix: PrefixKey | None = None
     prefix_spec: PrefixSpec | None = None
     task: str | None = None
+
+    @property
+    def owner(self) -> str | None:
+        """The owner of the prefix; None for the bare backbone."""
+        return self.prefix.tenant if self.prefix else None
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,7 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
         assert isinstance(event, Failed)
         assert event.error.code == "engine_failure"
         assert "secret" not in event.error.message
-    again = [GenerationRequest(f"again {r.request_id}", r.tenant, r.token_ids, r.params, r.prefix, r.prefix_spec)
+    again = [GenerationRequest(f"again {r.request_id}", r.caller, r.token_ids, r.params, r.prefix, r.prefix_spec)
              for r in requests[:3]]
     ended = run(engine, again)
     check_neighbours({name.removeprefix("again "): done for name, done in ended.items()}, alone)

@@ -1,7 +1,7 @@
 """Reuse of repeated prompts: which kept block holds the keys and values of which tokens. Torch-free.
 
-Owns the mapping from a chain of tokens to blocks; the ledger owns the blocks. A chain's digest begins with the tenant,
-the prefix version and the caller, so that content is never shared across tenants or versions.
+Owns the mapping from a chain of tokens to blocks; the ledger owns the blocks. A chain's digest begins with the caller,
+the prefix's owner and its version, so that content is never shared across callers, owners or versions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def chain_root(request: GenerationRequest, encoder_ids: Sequence[int] = ()) -> b
     What a decoder computes depends on all of an encoder's input, so that it is part of the root.
     """
     prefix = f"{request.prefix.tenant}\n{request.prefix.version}" if request.prefix else "bare"
-    identity = f"{request.tenant}\n{prefix}\n".encode() + array("q", encoder_ids).tobytes()
+    identity = f"{request.caller}\n{prefix}\n".encode() + array("q", encoder_ids).tobytes()
     return hashlib.blake2b(identity, digest_size=16).digest()
 
 

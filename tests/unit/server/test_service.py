@@ -13,6 +13,7 @@ from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.registry import open_registry
 from server.engine.async_engine import AsyncEngine
+from server.engine.memory.prompt_reuse import chain_root
 from server.engine.types import PrefixKey
 from server.parameters import ParameterLimits
 from server.registry.catalog import Catalog
@@ -42,6 +43,7 @@ def prepare(
     task: str | None = "e2e",
     template: str = TEMPLATE,
     positions: Any = "shifted",
+    caller: str = "default",
     **parameters: Any,
 ) -> Prepared:
     registry = open_registry(str(tmp_path / "registry"))
@@ -56,7 +58,7 @@ def prepare(
         link, tiers = RegistryLink(registry), PrefixTiers(registry.fetch, ())
         catalog = Catalog(link, backbone.spec, tiers, alias_ttl_s=0.5, max_stale_s=300)
         service = GenerationService(backbone, catalog, no_engine, limits)
-        return await service.prepare(Caller("default"), task, text, parameters, "id")
+        return await service.prepare(Caller(caller), task, text, parameters, "id")
 
     return asyncio.run(run())
 
@@ -70,6 +72,18 @@ def test_a_prepared_request_names_its_version_and_merges_the_artifacts_defaults(
     assert request.prefix == PrefixKey("default", identity.version)
     assert (identity.id, identity.task, request.task, identity.truncated) == ("id", "default/e2e", "default/e2e", False)
     assert (request.params.max_new_tokens, request.params.repetition_penalty) == (3, 1.5)
+
+
+def test_a_request_carries_its_caller_and_the_tasks_owner(backbone: Backbone, tmp_path: Path) -> None:
+    """The owner of the task stood for the caller: callers of one task would have shared their prompts' blocks."""
+    mine = prepare(backbone, tmp_path, "x").request
+    theirs = prepare(backbone, tmp_path, "x", task="default/e2e", caller="guest").request
+    bare = prepare(backbone, tmp_path, "x", task=None, caller="guest").request
+    assert [(request.caller, request.owner) for request in (mine, theirs, bare)] == [
+        ("default", "default"), ("guest", "default"), ("guest", None),
+    ]  # fmt: skip
+    assert mine.prefix == theirs.prefix
+    assert chain_root(mine) != chain_root(theirs)
 
 
 def test_the_bare_backbone_has_no_prefix_and_no_template(backbone: Backbone, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ class Runner:
         shape = (layers, max(self.blocks, 2), geometry.kv_heads, config.block_size, geometry.head_dim)
         self._cache = KVCache(self._pool(shape), self._pool(shape))
         self._build = BatchBuilder(config.block_size, self._device)
-        self._underway: tuple[tuple[EncodedInput, ...], torch.Tensor] | None = None  # the last encoder call's inputs, hidden
+        # The last encoder call: its inputs, and what their next unit takes.
+        self._underway: tuple[tuple[EncodedInput, ...], torch.Tensor] | None = None
         self.forwards: Counter[str] = Counter()
 
     def write_prefix(self, prefix: Prefix, blocks: SiteBlocks) -> None:

@@ -191,7 +191,7 @@ def export_peft(
 
 
 class _Target:
-    """Where a new version goes; wrong usage shows before anything is read or loaded."""
+    """Where a new version goes. Wrong usage raises here, before anything is read or loaded."""
 
     def __init__(self, task: str, alias: str | None, no_alias: bool, record: str) -> None:
         if alias is not None and no_alias:

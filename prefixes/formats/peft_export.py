@@ -1,6 +1,6 @@
-"""A Prefix to a folder that PEFT loads, without PEFT itself.
+"""Writes a Prefix as a folder that PEFT loads, without PEFT itself.
 
-Owns what PEFT can hold and the folder's files; the tensor's layout is ``peft_layout``.
+Owns what PEFT can hold and the folder's files; ``peft_layout`` owns the tensor's layout.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ def export_peft(
     base_model: str | None = None,
     num_frozen_tokens: int = 1,
 ) -> None:
-    """Write ``prefix``, made for ``backbone``, to a new or empty ``folder`` such that ``PeftModel.from_pretrained``
-    loads it and computes the same.
+    """Write ``prefix``, made for ``backbone``, to a new or empty ``folder``.
 
-    Template and default parameters have no place there and stay behind. ``base_model`` is what PEFT notes as the
-    model's name; ``num_frozen_tokens`` counts for cartridges alone. Raises InvalidArtifact for what PEFT cannot hold
-    (other sites than the decoder, unshifted positions), IncompatiblePrefix for another backbone's prefix,
-    FileExistsError for a folder with something in it.
+    ``PeftModel.from_pretrained`` loads the folder and computes the same. PEFT has no place for the template and the
+    default parameters. PEFT notes ``base_model`` as the model's name; only cartridges use ``num_frozen_tokens``. Raises
+    InvalidArtifact for what PEFT cannot hold (other sites than the decoder, unshifted positions) and for invalid
+    options, IncompatiblePrefix for another backbone's prefix, FileExistsError for a folder that is not empty.
     """
     check_prefix(prefix)
     check_compatible(prefix.spec, backbone)

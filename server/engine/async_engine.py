@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class EventStream(AsyncIterator[Event]):
-    """One request's events; ends after exactly one terminal event. Leaving early must be followed by ``abort``."""
+    """One request's events, ending with exactly one terminal event. A reader that leaves early must call ``abort``."""
 
     def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
         self.request_id = request_id
@@ -34,7 +34,7 @@ class EventStream(AsyncIterator[Event]):
         self._events.put_nowait(event)
 
     def take_ready(self) -> list[Event]:
-        """Further events that are already here, without waiting: for writing several at once."""
+        """Further events that are already here, without waiting, so that a caller can write several at once."""
         ready = []
         while not self._events.empty() and not self._ended:
             ready.append(self._note(self._events.get_nowait()))
@@ -92,7 +92,11 @@ class AsyncEngine:
     # --- called on the event loop ---
 
     def submit(self, request: GenerationRequest) -> EventStream:
-        """Admit ``request`` to the queue. Raises QueueFull, ShuttingDown, InputTooLong or InvalidParameter."""
+        """Queue ``request``.
+
+        Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter, or EngineFailure if the engine has stopped or
+        the request's id is in use.
+        """
         if self._draining or self._closing:
             raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
         if not self.healthy:
@@ -116,7 +120,7 @@ class AsyncEngine:
         return stream
 
     def pin(self, key: PrefixKey) -> None:
-        """Keep a prefix resident whatever the pressure."""
+        """Load a prefix and never evict it."""
         self._post(lambda: self._engine.pin(key) or [])  # type: ignore[func-returns-value]
 
     def stats(self) -> EngineStats:
@@ -137,7 +141,7 @@ class AsyncEngine:
         return self._draining
 
     async def drain(self, timeout_s: float | None = None) -> bool:
-        """Take no new work and wait until what is here has ended; False if ``timeout_s`` passed first."""
+        """Take no new work and wait until all requests have ended; False if ``timeout_s`` passed first."""
         self._draining = True
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self._streams and self.healthy:
@@ -155,7 +159,7 @@ class AsyncEngine:
         self._notify()
         await asyncio.to_thread(self._thread.join)
         self._engine.close()
-        await asyncio.sleep(0)  # what the thread handed over last is delivered
+        await asyncio.sleep(0)  # deliver the thread's last events
 
     def _submit_abort(self, request_id: str) -> None:
         self._post(lambda: self._engine.abort(request_id))
@@ -174,7 +178,7 @@ class AsyncEngine:
             stream.push(event)
 
     def _fail_all(self) -> None:
-        """The thread has stopped; whoever came before ``healthy`` said so hears of it here."""
+        """The thread has stopped: fail every open request, also those that came before ``healthy`` turned False."""
         failure = EngineFailure("the engine has stopped")
         self._deliver([Failed(request_id, failure) for request_id in self._streams])
 

@@ -22,12 +22,12 @@ from server.engine.scheduling.plan import ScheduledRow
 
 @dataclass(frozen=True)
 class DecoderCall:
-    """One call of the decoder; its rows' tokens stand flattened, in the rows' order."""
+    """One call of the decoder. Its rows' tokens are flattened, in the rows' order."""
 
     tokens: torch.Tensor  # (tokens,) int64
     positions: torch.Tensor  # (tokens,) int64
     batches: Mapping[Site, PagedBatch]
-    wanted: torch.Tensor | None  # (n,) int64: the tokens that want logits; None where all do
+    wanted: torch.Tensor | None  # (n,) int64: the tokens that want logits; None: all do
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class BatchBuilder:
         self._size, self._device = block_size, device
 
     def decoder(self, rows: Sequence[ScheduledRow]) -> DecoderCall:
-        """The call over ``rows``. Where their groups have an input, they attend to it at the ``cross`` site."""
+        """The call over ``rows``. If their groups have an input, they attend to it at the ``cross`` site."""
         total = sum(row.count for row in rows)
         tokens, positions = np.empty(total, np.int64), np.empty(total, np.int64)
         contexts, wanted, begin = [], [], 0
@@ -72,10 +72,10 @@ class BatchBuilder:
         return DecoderCall(self._tensor(tokens), self._tensor(positions), batches, chosen)
 
     def encoder(self, work: EncoderWork) -> PagedBatch:
-        """The batch of a call over whole inputs, at the ``encoder`` site as for what ``cross`` stores.
+        """The batch of a call over whole inputs. It serves the ``encoder`` site and what ``cross`` stores.
 
-        An input's blocks hold the keys and values of the encoder's current layer until cross-attention's take their
-        place; both are written at the same slots.
+        An input's blocks hold the current encoder layer's keys and values until those of cross-attention replace them,
+        at the same slots.
         """
         contexts = []
         for group, encoded in zip(work.groups, work.inputs, strict=True):
@@ -84,7 +84,7 @@ class BatchBuilder:
         return self._batch(contexts, causal=False)
 
     def encoder_tokens(self, work: EncoderWork) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and positions of the inputs, flattened: what the first of the encoder's units begins with."""
+        """Tokens and positions of the inputs, flattened: what ``Encoder.embed`` takes."""
         tokens = [token for encoded in work.inputs for token in encoded.token_ids]
         positions = [
             np.arange(offset, offset + len(encoded.token_ids))
@@ -93,7 +93,7 @@ class BatchBuilder:
         return self._tensor(np.array(tokens, np.int64)), self._tensor(np.concatenate(positions))
 
     def _cross(self, rows: Sequence[ScheduledRow]) -> list[_Context]:
-        """What rows attend to of their inputs; rows of one group stand together, so that its input is read once."""
+        """The rows' contexts at ``cross``: one for each group's rows, so that its input is read once."""
         contexts = []
         for group, members in itertools.groupby(rows, key=lambda row: row.group):
             assert group.input is not None and group.input.complete
@@ -102,7 +102,7 @@ class BatchBuilder:
         return contexts
 
     def _batch(self, contexts: Sequence[_Context], *, causal: bool, writes: bool = True) -> PagedBatch:
-        """The contexts as tables. ``slots`` are those of each last ``count`` own tokens, none without ``writes``."""
+        """The contexts as tables. ``slots`` are for the last ``count`` own tokens of each; none without ``writes``."""
         counts, size = tuple(context.count for context in contexts), self._size
         longest = max(max(len(context.own_blocks), len(context.prefix_blocks)) for context in contexts)
         tables = np.zeros((len(contexts), 2, longest), np.int32)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 class EngineConfig:
     """Limits of one engine.
 
-    ``kv_cache_bytes`` is the one pool that rows, resident prefixes and reused prompts compete in.
-    ``max_prefix_bytes`` bounds what resident prefixes take of it (None: all of it). ``max_rows`` counts every beam.
-    ``max_step_tokens`` bounds the tokens of one decoder call; long prompts are prefilled in chunks of what decode rows
-    leave of it. ``encoder_step_ms`` is how long an encoder, whose inputs cannot be cut, may hold up the rows that run:
-    it goes as many layers in a step as fit (at least one), over inputs of together at most ``max_encoder_tokens`` (at
-    least one input). ``max_staged_bytes``: no further prefix is loaded while so many bytes of loaded ones wait in host
-    memory for their blocks.
+    ``kv_cache_bytes`` is the one pool that rows, resident prefixes and reused prompts compete for. ``max_prefix_bytes``
+    bounds what resident prefixes take of it (None: all of it). ``max_rows`` counts every beam and sample.
+    ``max_step_tokens`` bounds the tokens of one decoder call: decode rows come first, and prompts are prefilled in
+    chunks of what is left. ``max_encoder_tokens`` bounds the inputs that go through the encoder together (always at
+    least one). ``encoder_step_ms`` bounds one encoder call, which holds up the rows that run: it takes as many layers
+    as fit, at least one. ``max_staged_bytes``: no further load begins while loaded prefixes that wait for blocks take
+    so much host memory (prefixes that only a pin wants count apart).
     """
 
     kv_cache_bytes: int = 1 << 30

@@ -1,11 +1,11 @@
 """The engine: ``step()`` schedules, runs and postprocesses, for all requests at once.
 
-Owns the life of a request between ``add`` and its terminal event. Knows no HTTP, no registry and no asyncio: one thread
-calls it (``check`` alone may be called from others).
+Owns the life of a request between ``add`` and its terminal event. Knows no HTTP, no registry and no asyncio. One thread
+calls it; any thread may call ``check``, ``waiting``, ``stats`` and ``residents``.
 
-A request's life: ``check`` (may it run at all) -> ``add`` (waits; its prefix loads off this thread) -> admitted by the
-scheduler (prefix and prompt have blocks) -> an encoder's input in groups of layers -> prefill in chunks -> one token a
-step -> ``Finished``, or ``Failed``.
+A request's life: ``check`` (can it run at all) -> ``add`` (it waits; its prefix loads in another thread) -> admission
+by the scheduler (prefix and prompt get blocks) -> the encoder, if any, in groups of layers -> prefill in chunks -> one
+token a step -> ``Finished`` or ``Failed``.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Engine:
         self._admission.check(request)
 
     def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
-        """Let a checked request wait for its turn. ``request_id`` must be unique among those that run."""
+        """Queue a checked request. Raises InvalidParameter if a request with this ``request_id`` has not ended."""
         params = request.params
         if request.request_id in self._groups:
             raise InvalidParameter(f"request id {request.request_id!r} is already in use")
@@ -135,12 +135,12 @@ class Engine:
         self._groups[request.request_id] = group
 
     def abort(self, request_id: str) -> list[Event]:
-        """End a request now, with what it has; nothing if it has already ended."""
+        """End a request now, with the output it has. Does nothing if it has ended."""
         group = self._groups.get(request_id)
         return self._apply([self._postprocess.abort(group)]) if group else []
 
     def pin(self, key: PrefixKey) -> None:
-        """Keep a prefix resident whatever the pressure."""
+        """Load a prefix and never evict it."""
         self._prefixes.pin(key)
 
     def unpin(self, key: PrefixKey) -> None:
@@ -150,12 +150,12 @@ class Engine:
     # --- the loop ---
 
     def on_wake(self, wake: Callable[[], None]) -> None:
-        """Call ``wake``, from a worker thread, when a prefix has been loaded and ``step`` may have work."""
+        """Set ``wake``: a loader thread calls it when a load has ended, since ``step`` may have work then."""
         self._wake = wake
 
     @property
     def has_work(self) -> bool:
-        """Whether ``step`` could do something now; false while all that is here waits for prefixes to load."""
+        """Whether ``step`` has something to do now; False while all requests wait for their prefixes to load."""
         return self._scheduler.runnable()
 
     @property
@@ -170,7 +170,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Run one step: at most one call per stage over all scheduled rows. Returns what happened."""
+        """Run one step: at most one call per stage over all scheduled rows. Returns the events."""
         began = time.monotonic()
         plan = self._scheduler.schedule()
         self._reporter.admitted(plan)
@@ -193,11 +193,11 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their turn; may be called from any thread."""
+        """Requests that wait for their turn. Any thread may call it."""
         return len(self._scheduler.waiting)
 
     def stats(self) -> EngineStats:
-        """Gauges; may be called from any thread (a snapshot that need not be consistent to the row)."""
+        """Gauges. Any thread may call it; the values may come from different moments of a step."""
         return EngineStats(
             running=len(self._scheduler.running),
             waiting=self.waiting,
@@ -209,11 +209,11 @@ class Engine:
         )
 
     def residents(self) -> frozenset[PrefixKey]:
-        """Prefixes in blocks now."""
+        """Prefixes in blocks now. Any thread may call it."""
         return self._prefixes.residents()
 
     def check_integrity(self) -> None:
-        """AssertionError if a block or a pin is held by nobody, or by one who does not know it."""
+        """Raise AssertionError if blocks' holders do not match, or if a prefix is in use although nothing runs."""
         self._ledger.check([*self._scheduler.holdings(), *self._prefixes.holdings()])
         assert self._groups or self._prefixes.idle(), "a prefix is held although nothing runs"
 

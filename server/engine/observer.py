@@ -37,7 +37,7 @@ class EngineObserver(Protocol):
 
 
 class SilentObserver:
-    """Observes nothing: the default, and a base to override single reports of."""
+    """Observes nothing: the default, and a base for observers that need only some of the reports."""
 
     def on_step(self, rows: int, tasks: int, tokens: int, seconds: float, forwards: Mapping[str, int]) -> None: ...
 

@@ -1,7 +1,7 @@
-"""What a step's logits do to the rows: tokens chosen, beams moved on, outputs ended. Told as outcomes, one a group.
+"""Turns a step's logits into outcomes, one a group: tokens chosen, beams moved on, outputs ended.
 
-Owns the way from logits to outcomes, and changes nothing but decoding states and beams. Knows neither blocks nor
-queues: the engine gives the outcomes to the scheduler and to the clients.
+Changes nothing but decoding states and beams. Knows neither blocks nor queues: the engine gives the outcomes to the
+scheduler and to the clients.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class _GroupLogits:
 
 
 class Postprocess:
-    """Takes in the result of one step after the other."""
+    """Turns the result of each step into outcomes."""
 
     def __init__(self, rules: TokenRules, top_log_probs: TopLogProbs) -> None:
         self._rules, self._top = rules, top_log_probs
         self._sampler = Sampler(rules.eos)
 
     def __call__(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
-        """An outcome for each group that something happened to: those that cannot run, that failed, that chose."""
+        """One outcome for each group that could not run, that failed or that chose."""
         outcomes = [Outcome(group, error=error) for group, error in plan.failed]
         if plan.encode and result.encoder_error:
             outcomes += _failures(plan.encode.groups, result.encoder_error)
@@ -72,7 +72,7 @@ class Postprocess:
         return outcome
 
     def _choose(self, rows: Sequence[ScheduledRow], logits: torch.Tensor) -> list[Outcome]:
-        """``logits (n, vocab)``: one for each row that wants them, in the rows' order."""
+        """Choose from ``logits (n, vocab)``: one line for each row that wants them, in the rows' order."""
         wanting: dict[Group, _GroupLogits] = {}
         for index, scheduled in enumerate(row for row in rows if row.wants_logits):
             group = scheduled.group
@@ -123,7 +123,7 @@ class Postprocess:
     # --- beams ---
 
     def _move_beams(self, entries: Sequence[_GroupLogits], logits: torch.Tensor) -> None:
-        """Groups whose scores nothing changes need only each row's best tokens, which are found for all at once."""
+        """Groups whose scores nothing changes need only each row's best tokens: these are found for all at once."""
         plain = [entry for entry in entries if not self._changes_scores(entry.group)]
         best: dict[Group, tuple[torch.Tensor, torch.Tensor]] = {}
         if plain:
@@ -179,9 +179,9 @@ class Postprocess:
 
 
 def _guarded(outcome: Outcome, act: Callable[..., None], *arguments: object) -> None:
-    """One bad row never harms its neighbours: what ``act`` raises ends this group alone."""
+    """One bad row never harms its neighbours: an error in ``act`` ends this group alone."""
     if outcome.ends_group:
-        return  # by an earlier row of the group
+        return  # an earlier row of the group ended it
     try:
         act(outcome, *arguments)
     except PrefixdError as error:
@@ -201,11 +201,11 @@ def _facts(plan: StepPlan) -> dict[str, object]:
 
 
 def _unexpected(error: Exception) -> EngineFailure:
-    """What a user may see of an unexpected error: its kind, not its text (which may quote the request)."""
+    """What a user may see of an unexpected error: its type, not its text, which may quote the request."""
     return EngineFailure(f"the engine failed with {type(error).__name__}")
 
 
 def _check_finite(greatest: torch.Tensor) -> None:
-    """``greatest`` of each row, NaN where the row has any."""
+    """Raise EngineFailure unless ``greatest`` is finite. It is the greatest of each row, NaN if the row has any."""
     if not bool(torch.isfinite(greatest).all()):
         raise EngineFailure("the model's output for this row is not finite")

@@ -1,6 +1,6 @@
-"""What clients and the observer hear of a request: events, usage, timing. Torch-free.
+"""Tells clients and the observer about a request: events, usage, timing. Torch-free.
 
-Owns the clock readings of a request and the form of its terminal event. What happened to it comes as an ``Outcome``.
+Owns the clock readings of a request and the form of its terminal event. An ``Outcome`` tells it what happened.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Reporter:
         self._tokenizer, self._eos, self._observer = tokenizer, eos_token_ids, observer
 
     def admitted(self, plan: StepPlan) -> None:
-        """The plan's groups run now; for some it is the first time."""
+        """Note the time for groups that run for the first time."""
         now = time.monotonic()
         for group in plan.groups:
             if group.admitted_at is None:
                 group.admitted_at = now
 
     def stepped(self, plan: StepPlan, calls: dict[str, int], seconds: float) -> None:
-        """The plan has run, in so many calls for each stage."""
+        """Report a step that has run; ``calls`` counts model calls by stage."""
         groups = plan.groups
         if groups:
             tasks = len({group.request.prefix for group in groups})
@@ -37,7 +37,7 @@ class Reporter:
             self._observer.on_step(len(groups), tasks, tokens, seconds, calls)
 
     def events(self, outcome: Outcome) -> list[Event]:
-        """The events that tell ``outcome``, a terminal one last where the group ends."""
+        """The events of ``outcome``; the last one is terminal if the group ends."""
         group, events = outcome.group, list[Event](outcome.events)
         for index in outcome.advanced:
             self._note_token(group, index)

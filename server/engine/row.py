@@ -1,7 +1,7 @@
-"""A request while it runs: a group of rows that live and die together. Torch-free.
+"""A request inside the engine: a group of rows that live and die together. Torch-free.
 
-Owns what a row and a group are made of. Who runs is the scheduler's decision; what a token does to a row is
-``postprocess``'s.
+Owns what a row and a group are made of. The scheduler decides who runs; ``postprocess`` decides what a token does to a
+row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # both import torch
 class GroupState(Enum):
     """WAITING (for its prefix or for memory) and RUNNING alternate under preemption.
 
-    FAILED could not run, and its request has not been told; ENDED is final.
+    FAILED: it could not run, and its client has not been told. ENDED is final.
     """
 
     WAITING = auto()
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Where a request's tokens go: to the decoder, or to an encoder, whose decoder begins with tokens of its own."""
+    """Where a request's tokens go: to the decoder, or to an encoder while the decoder begins with tokens of its own."""
 
     encoder_ids: tuple[int, ...]
     decoder_ids: tuple[int, ...]
@@ -70,10 +70,10 @@ class Prompt:
 
 @dataclass(eq=False)
 class EncodedInput:
-    """An input on its way through the encoder, and then what cross-attention reads, shared by all rows of its group.
+    """An input on its way through the encoder, and afterwards what cross-attention reads. A group's rows share it.
 
-    Its blocks first hold each encoder layer's own keys and values, then those of cross-attention. ``hidden`` is what
-    the next unit takes, ``(tokens, hidden)``; None before the first unit and after the last.
+    Its blocks first hold the current encoder layer's keys and values, in the end those of cross-attention. The next
+    unit takes ``hidden (tokens, hidden)``; it is None before the first unit and after the last.
     """
 
     token_ids: tuple[int, ...]
@@ -101,14 +101,14 @@ class Group:
     beams: BeamSearch | None = None
     state: GroupState = GroupState.WAITING
     prefix_blocks: SiteBlocks = field(default_factory=dict)
-    input: EncodedInput | None = None  # while it runs, where there is an encoder
+    input: EncodedInput | None = None  # while it runs, if there is an encoder
     admitted_at: float | None = None
     first_token_at: float | None = None
-    last_token_at: dict[int, float] = field(default_factory=dict)  # of each output
+    last_token_at: dict[int, float] = field(default_factory=dict)  # by the index of the output
 
     @property
     def prompt_length(self) -> int:
-        """Of the decoder's tokens."""
+        """Tokens of the prompt that the decoder reads."""
         return len(self.prompt.decoder_ids)
 
     def prefix_length(self, site: Site) -> int:
@@ -119,7 +119,7 @@ class Group:
 
     @property
     def encoding(self) -> bool:
-        """Whether its input has to go through the encoder before any row can run."""
+        """Whether its input must go through the encoder before any row can run."""
         return self.input is not None and not self.input.complete
 
     @property
@@ -128,14 +128,14 @@ class Group:
 
     @property
     def started(self) -> bool:
-        """Whether a token has been chosen: the rows have been forked from the prompt."""
+        """Whether a token has been chosen, and so the rows have been forked from the prompt."""
         return self.rows[0].length > self.prompt_length
 
     def pending(self) -> list[tuple[Row, int]]:
         """The rows that have something to compute, each with the length up to which it may compute now.
 
-        Several rows share their prompt: one of them computes it, then the others fork it. Beams choose together: while
-        one recomputes what preemption took, none computes its last token.
+        Rows share their prompt: one of them computes it, then the others fork it. Beams choose together: while one
+        recomputes after a preemption, none computes its last token.
         """
         if self.encoding:
             return []

@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class StepResult:
-    """What a plan's calls gave; a call that failed left its error in place of that.
+    """What a plan's calls gave. A call that failed leaves its error instead.
 
-    ``logits (n, vocab)`` float32 are those of the rows that want them, in order. ``calls`` are counted by stage.
+    ``logits (n, vocab)`` float32 are those of the rows that want them, in order. ``calls`` counts by stage.
     """
 
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
@@ -60,7 +60,8 @@ class Runner:
         shape = (layers, max(self.blocks, 2), geometry.kv_heads, config.block_size, geometry.head_dim)
         self._cache = KVCache(self._pool(shape), self._pool(shape))
         self._build = BatchBuilder(config.block_size, self._device)
-        self._underway: tuple[tuple[EncodedInput, ...], torch.Tensor] | None = None  # inputs that the encoder is at
+        # The last encoder call: its inputs, and what their next unit takes.
+        self._underway: tuple[tuple[EncodedInput, ...], torch.Tensor] | None = None
         self.forwards: Counter[str] = Counter()
 
     def write_prefix(self, prefix: Prefix, blocks: SiteBlocks) -> None:
@@ -102,7 +103,7 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, work: EncoderWork) -> float:
-        """One call of the encoder: ``work.units`` over its inputs, which keep what the next units take.
+        """One call of the encoder: run ``work.units`` over its inputs, and keep in each what its next unit takes.
 
         Returns the seconds it took.
         """
@@ -123,11 +124,11 @@ class Runner:
         for encoded, part in zip(work.inputs, hidden.split(batch.counts), strict=True):
             encoded.hidden = None if ended else part
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the budget is kept by what a call really takes
+            torch.cuda.synchronize(self._device)  # the budget needs the time that a call really takes
         return time.monotonic() - began
 
     def _joined(self, work: EncoderWork) -> torch.Tensor:
-        """What the inputs' next units take: as the last call left it, where nobody has left the call since."""
+        """What the inputs' next units take: the last call's own tensor if its inputs are the same, else a copy."""
         if self._underway and self._underway[0] == work.inputs:
             return self._underway[1]
         return torch.cat([encoded.hidden for encoded in work.inputs if encoded.hidden is not None])
@@ -144,7 +145,7 @@ class Runner:
         return self._model.logits(hidden if call.wanted is None else hidden[call.wanted]).float()
 
     def _pool(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Zeros. On a CPU such as are mapped when they are first touched, so that an idle server takes what it uses."""
+        """Zeros. On a CPU the system maps them when they are first touched: an idle server takes only what it uses."""
         if self._device.type != "cpu":
             return torch.zeros(shape, dtype=self._dtype, device=self._device)
         untouched = np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)

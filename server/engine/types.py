@@ -27,11 +27,12 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request decodes; names and meanings are transformers' own, 0 or 1.0 switching a filter off.
+    """How one request decodes. Names and meanings are transformers' own; 0 or 1.0 switches a filter off.
 
     ``num_beams > 1`` is beam search; otherwise ``do_sample`` chooses sampling over greedy. ``stop`` strings end an
-    output and are not part of its text. ``logprobs`` asks for that many alternatives beside each chosen token's
-    log-probability, of the raw distribution. ``seed`` None is drawn at admission. Raises InvalidParameter.
+    output and are not part of its text. ``logprobs`` asks for each chosen token's log-probability under the raw
+    distribution, and for that many alternatives. The engine draws a seed where ``seed`` is None. Raises
+    InvalidParameter.
     """
 
     max_new_tokens: int = 128
@@ -103,7 +104,7 @@ def _require(condition: bool, name: str, expected: str, got: Any) -> None:
 
 @dataclass(frozen=True)
 class PrefixKey:
-    """The identity of a resident prefix everywhere in the engine: never a reusable number, never a bare digest."""
+    """Identifies a prefix everywhere in the engine: never a reusable number, never a bare digest."""
 
     tenant: str
     version: str
@@ -111,10 +112,10 @@ class PrefixKey:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One admitted request: everything resolved, validated and tokenised.
+    """One request: everything is resolved, validated and tokenised.
 
-    ``prefix`` None is the bare backbone. ``prefix_spec`` goes with ``prefix`` (lengths and positions are needed before
-    the tensors are loaded). ``task`` labels metrics only. ``caller`` is the tenant that asks: it shares reused prompts
+    ``prefix`` None is the bare backbone. ``prefix_spec`` goes with ``prefix``: lengths and positions are needed before
+    the tensors are loaded. ``task`` only labels metrics. ``caller`` is the tenant that asks: it shares reused prompts
     with nobody else. ``owner`` is the tenant whose task it is.
     """
 
@@ -143,7 +144,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Output:
-    """One finished output. ``score`` is the beam's final score (sum of log-probabilities over length penalty)."""
+    """One finished output. ``score`` is a beam's: its sum of log-probabilities over ``length ** length_penalty``."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -163,7 +164,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds since the request was submitted: until admitted, until its first token, until its end."""
+    """Milliseconds from the request's submission to its first step, its first token and its end."""
 
     queue_ms: float
     time_to_first_token_ms: float | None
@@ -172,9 +173,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """New tokens of output ``index``. ``text`` may be empty while a character or a possible stop string is open.
+    """New tokens of output ``index``. ``text`` may be empty while a character or a possible stop string is incomplete.
 
-    The ``text`` of all of an output's events, joined, is exactly its final text.
+    All of an output's ``text``, joined, is exactly its final text.
     """
 
     request_id: str
@@ -186,7 +187,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class Finished:
-    """The terminal event of a request that ran: all its outputs (an abort's are partial)."""
+    """The terminal event of a request that did not fail: all its outputs (an abort's are partial)."""
 
     request_id: str
     outputs: tuple[Output, ...]
@@ -196,7 +197,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The terminal event of a request that could not run."""
+    """The terminal event of a request that could not run, or failed while it ran."""
 
     request_id: str
     error: PrefixdError

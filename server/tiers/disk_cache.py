@@ -1,12 +1,12 @@
 """Artifacts on a local disk, so that a restart or a new replica need not fetch them again: a cache, never the truth.
 
-    <folder>/<registry id>/.prefixd-cache                    what marks a folder of ours
+    <folder>/<registry id>/.prefixd-cache                    marks a folder as ours
     <folder>/<registry id>/<tenant>/<hex>.safetensors        0600, in folders of 0700
 
-Owns this layout, the bound on its bytes and the order in which files yield: least recently used first, by their times
-of change, over all registries and all processes that share the folder. Knows no format: whoever reads verifies the
-digest, so that a file that a power cut, a neighbour or a bad disk has spoiled is a miss; that is why nothing is synced.
-No method raises for the disk's sake: a full, broken or read-only one costs the cache and no load.
+Owns this layout, the bound on its bytes and the order in which files yield: least recently used first, by modification
+time, over all registries and all processes that share the folder. Knows no format. The reader verifies the digest, so a
+file that a power cut, a neighbour or a bad disk has spoiled is a miss, and nothing needs a sync. No method raises
+because of the disk: a full, broken or read-only one costs the cache and no load.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from prefixes.spec import check_name, check_version
 
 MARKER: Final = ".prefixd-cache"
 RESCAN_S: Final = 60.0
-"""How old the view of a folder may be that other processes may write to, before room is made in it."""
+"""Seconds after which ``put`` looks at the folder again before it makes room: other processes may write to it."""
 ABANDONED_S: Final = 3600.0
-"""A temporary file this old belongs to nobody any more."""
+"""Seconds after which a temporary file counts as abandoned."""
 
 _REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE = re.compile(r"([0-9a-f]{64})\.safetensors")
@@ -40,12 +40,12 @@ _Key = tuple[str, str, str]  # registry id, tenant, version
 
 
 class DiskCache:
-    """Thread-safe; several processes may share a folder, each then keeps the bound as it last saw the whole."""
+    """Thread-safe. Several processes may share a folder; each keeps the bound by what it last saw of the whole."""
 
     name: Final = "disk"
 
     def __init__(self, folder: Path, registry_id: str, max_bytes: int) -> None:
-        """Raises InvalidName for an id that is no safe name of a folder."""
+        """Raises InvalidName if ``registry_id`` is no safe name of a folder."""
         if not _REGISTRY_ID.fullmatch(registry_id) or ".." in registry_id:
             raise InvalidName(f"registry id: expected 1 to 64 of A-Z a-z 0-9 . _ -, got {registry_id[:80]!r}")
         self.folder, self.registry_id, self.limit_bytes = folder.expanduser(), registry_id, max_bytes
@@ -70,12 +70,12 @@ class DiskCache:
                     if owner == self.registry_id]  # fmt: skip
 
     def holds(self, tenant: str, version: str) -> bool:
-        """Whether there was a file when the folder was last looked at."""
+        """Whether this process knows of a file; others may have changed the folder since it last looked."""
         with self._lock:
             return self._key(tenant, version) in self._sizes
 
     def get(self, tenant: str, version: str) -> bytes | None:
-        """The file's bytes, whatever they are by now; None where there is none, or none that can be read."""
+        """The file's bytes, not verified; None if there is no file, or none that can be read."""
         key = self._key(tenant, version)
         data: bytes | None = None
         with self._tolerating("read"), suppress(FileNotFoundError), self._tenant_folder(key, create=False) as folder:
@@ -87,7 +87,7 @@ class DiskCache:
         return data
 
     def put(self, tenant: str, version: str, data: bytes) -> None:
-        """Keep ``data``, if it fits at all; others yield to it."""
+        """Keep ``data`` unless it alone exceeds the bound; other files yield to it."""
         key = self._key(tenant, version)
         if len(data) > self.limit_bytes:
             return
@@ -131,7 +131,7 @@ class DiskCache:
             folder.remove(_file(key[2]))
 
     def _scan(self) -> None:
-        """Look at what is there, of all registries; other people's files are neither counted nor touched."""
+        """Look at the files of all registries; other people's files are neither counted nor touched."""
         found: list[tuple[int, _Key, int]] = []
         with self._top(create=True) as top:
             for owner in filter(_REGISTRY_ID.fullmatch, _folders(top)):
@@ -159,7 +159,7 @@ class DiskCache:
         owner, tenant, _ = key
         make = 0o700 if create else None
         with self._top(create=create) as top, top.folder(owner, make=make) as registry:
-            registry.narrow(0o700)  # somebody else's folder says so here
+            registry.narrow(0o700)  # raises PermissionError for somebody else's folder
             if create:
                 registry.touch(MARKER, mode=0o600)
             with registry.folder(tenant, make=make) as folder:
@@ -168,7 +168,7 @@ class DiskCache:
 
     @contextmanager
     def _tolerating(self, action: str) -> Iterator[None]:
-        """The disk's errors are counted, and logged when they begin and when they end."""
+        """Count the disk's errors, and log when they begin and when a write succeeds again."""
         try:
             yield
         except OSError as error:

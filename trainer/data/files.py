@@ -1,8 +1,8 @@
-"""Where the trainer's datasets lie, and what is known of each: one folder that several machines may share.
+"""Where the trainer's datasets and their descriptions lie: one folder that several machines may share.
 
     tenants/<tenant>/datasets/<hex>.jsonl       a dataset as it was uploaded, named by the sha256 of its bytes
-    tenants/<tenant>/datasets/<hex>.json        what is known of it; a dataset is there when this file is
-    tenants/<tenant>/datasets/.upload-<either>  an upload that is under way, or was cut short
+    tenants/<tenant>/datasets/<hex>.json        its description; a dataset exists when this file does
+    tenants/<tenant>/datasets/.upload-<random>  an upload that is under way, or was cut short
 
 Owns this layout, the JSON beside a dataset and the errors of the disk; takes no uploads. Torch-free.
 """
@@ -21,12 +21,12 @@ from trainer.data.errors import NO_ROOM, DiskFull
 
 UPLOAD: Final = ".upload-"
 UPLOAD_S: Final = 86400.0
-"""An upload that nothing was written to for so long is nobody's any more."""
+"""Seconds after its last write when an upload counts as abandoned."""
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class DatasetNotFound(PrefixdError):
-    """The tenant has no such dataset, whether another one has it or not."""
+    """The tenant has no such dataset, whether or not another tenant has it."""
 
     code = "dataset_not_found"
 
@@ -48,11 +48,11 @@ class DatasetsUnavailable(PrefixdError):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset. ``digest`` is its id within the tenant, the sha256 of its bytes."""
+    """The description of a dataset. ``digest`` is its id within the tenant, the sha256 of its bytes."""
 
     tenant: str
     digest: str  # "sha256:<hex>"
-    lines: int  # with an example: blank ones do not count
+    lines: int  # those with an example, not blank ones
     bytes: int
     created_at: str  # UTC, ISO 8601
     name: str | None = None
@@ -73,7 +73,7 @@ class DatasetFiles(Files):
         return DatasetsUnavailable(f"datasets: {message}")
 
     def info(self, tenant: str, digest: str) -> DatasetInfo:
-        """What is known of a dataset. Raises DatasetNotFound."""
+        """The description of a dataset. Raises DatasetNotFound."""
         parts = info_parts(tenant, digest)
         try:
             return _info_from(json.loads(self.read(*parts)), tenant, digest)
@@ -84,7 +84,7 @@ class DatasetFiles(Files):
             raise self.failed(f"{'/'.join(parts)} tells of no dataset: {reason}") from None
 
     def known(self, tenant: str) -> list[DatasetInfo]:
-        """Of every dataset of the tenant, in no order."""
+        """The descriptions of all of the tenant's datasets, in no order."""
         found = []
         for file in self.names(*folder(tenant)):
             digest = f"sha256:{file.removesuffix('.json')}"
@@ -96,7 +96,7 @@ class DatasetFiles(Files):
         return found
 
     def write_info(self, info: DatasetInfo) -> None:
-        """Make a dataset known whose bytes are there."""
+        """Write the description of a dataset whose bytes are there."""
         self.write(json.dumps(info.as_dict(), indent=1).encode(), *info_parts(info.tenant, info.digest))
 
     def tidy(self, tenant: str) -> None:
@@ -127,7 +127,7 @@ def data_parts(tenant: str, digest: str) -> tuple[str, ...]:
 
 
 def info_parts(tenant: str, digest: str) -> tuple[str, ...]:
-    """Where it stands what is known of a dataset. Raises InvalidName."""
+    """Where a dataset's description lies. Raises InvalidName."""
     return (*folder(tenant), f"{check_digest(digest).removeprefix('sha256:')}.json")
 
 

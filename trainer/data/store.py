@@ -1,8 +1,7 @@
 """DatasetStore: the datasets that tenants uploaded to the trainer, each named by the digest of its content.
 
-Owns what a dataset is and when it is there: its bytes come first, what is known of it last, both whole, under the
-tenant's lock. Knows no HTTP and no job; calls are synchronous and safe for threads, processes and machines that share
-the folder.
+Owns when a dataset exists: its bytes are written first, its description last, both whole, under the tenant's lock.
+Knows no HTTP and no job. Calls are synchronous, and safe for threads, processes and machines that share the folder.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ __all__ = ["DatasetInfo", "DatasetNotFound", "DatasetStore", "Upload"]
 
 
 class DatasetStore:
-    """See the module. Every method raises DatasetsUnavailable where the disk fails, InvalidName for a bad name."""
+    """Every method raises DatasetsUnavailable if the disk fails, and InvalidName for a bad name."""
 
     def __init__(self, root: Path, *, lock_timeout_s: float = 30.0) -> None:
-        """The store in ``root``, which is made when the first upload comes."""
+        """The store in ``root``, which the first upload makes."""
         self._files = DatasetFiles(root, lock_timeout_s)
 
     def begin(self, tenant: str, *, max_bytes: int, name: str | None = None) -> Upload:
-        """Begin an upload of at most ``max_bytes``; ``name``, of the form of a task's, is what lists show.
+        """Begin an upload of at most ``max_bytes``. Lists show ``name``, which has the form of a task's name.
 
         Raises DiskFull.
         """
@@ -50,7 +49,7 @@ class DatasetStore:
         return Upload(self._files, tenant, max_bytes=max_bytes, keep=keep)
 
     def info(self, tenant: str, digest: str) -> DatasetInfo:
-        """What is known of a dataset. DatasetNotFound for none, or another tenant's."""
+        """The description of a dataset. Raises DatasetNotFound for an unknown one, or another tenant's."""
         return self._files.info(tenant, digest)
 
     def list(self, tenant: str) -> list[DatasetInfo]:
@@ -58,29 +57,29 @@ class DatasetStore:
         return sorted(self._files.known(tenant), key=lambda info: (info.created_at, info.digest), reverse=True)
 
     def path(self, tenant: str, digest: str) -> Path:
-        """The file with a dataset's bytes, for this machine alone. DatasetNotFound as in ``info``.
+        """The file with a dataset's bytes, for this machine alone. Raises DatasetNotFound as ``info`` does.
 
-        Its size is compared; who reads it all compares the digest (``read_dataset`` tells it).
+        Only its size is checked. A reader of the whole file checks the digest, which ``read_dataset`` returns.
         """
         info = self.info(tenant, digest)
         parts = data_parts(tenant, digest)
         size = self._files.size(*parts)
         if size != info.bytes:
-            self.info(tenant, digest)  # or it was deleted between the two looks
+            self.info(tenant, digest)  # raises DatasetNotFound if it was deleted meanwhile
             raise self._damaged(parts, f"expected {info.bytes} bytes, found {size}")
         return self._files.root.joinpath(*parts)
 
     def delete(self, tenant: str, digest: str) -> None:
-        """Remove a dataset; who has it open reads on. DatasetNotFound as in ``info``."""
+        """Remove a dataset; a reader that has it open reads on. Raises DatasetNotFound as ``info`` does."""
         parts = info_parts(tenant, digest)
-        self.info(tenant, digest)  # a tenant that is unknown gets no folder
+        self.info(tenant, digest)  # raises before the lock makes a folder for an unknown tenant
         with self._files.lock(*folder(tenant)):
             self.info(tenant, digest)
             self._files.remove(*parts)
             self._files.tidy(tenant)
 
     def _keep(self, source: tuple[str, ...], info: DatasetInfo) -> DatasetInfo:
-        """Make the synced file ``source`` a dataset, or leave the same one alone that is there."""
+        """Make the synced file ``source`` a dataset, or keep the same dataset that is already there."""
         with self._files.lock(*folder(info.tenant)):
             self._files.tidy(info.tenant)
             parts = data_parts(info.tenant, info.digest)
@@ -89,13 +88,13 @@ class DatasetStore:
                 if self._files.size(*parts) == info.bytes == known.bytes:
                     return known
             except PrefixdError:
-                pass  # there is none, or it is damaged: its content mends it
+                pass  # there is none, or it is damaged: this upload repairs it
             try:
                 self._files.place(source[-1], *parts)
                 self._files.write_info(info)
             except BaseException:
                 with suppress(PrefixdError):
-                    self._files.tidy(info.tenant)  # bytes that nothing tells of
+                    self._files.tidy(info.tenant)  # removes bytes that have no description
                 raise
             return info
 

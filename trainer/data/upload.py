@@ -1,7 +1,7 @@
-"""One upload of a dataset: its bytes are checked line by line as they come, and are a dataset once all are there.
+"""One upload of a dataset. Its bytes are checked line by line as they come, and become a dataset once all are there.
 
-Owns the file under way and what becomes of it; holds a chunk and a line in memory, whatever the upload's size. Knows no
-HTTP: a route calls ``write`` with each chunk, off its event loop.
+Owns the unfinished file and what becomes of it. Holds one chunk and one line in memory, whatever the upload's size.
+Knows no HTTP: a route calls ``write`` with each chunk, off its event loop.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from trainer.data.files import UPLOAD, DatasetFiles, DatasetInfo, DatasetTooLarg
 from trainer.data.lines import LineReader
 
 Keep = Callable[[tuple[str, ...], str, int, int], DatasetInfo]
-"""Takes the written file, its digest, lines and bytes: what it is as a dataset."""
+"""``(parts of the written file, its digest, lines, bytes)`` -> the dataset."""
 
 
 class Upload:
-    """Begun by ``DatasetStore.begin``; a context manager that aborts what was not finished.
+    """Made by ``DatasetStore.begin``. As a context manager it aborts an upload that was not finished.
 
-    Calls may come from different threads. An abort during a write waits for it. What raises, or is aborted, has left no
-    file when it returns; a killed process leaves one, which a later upload of the tenant's removes after a day.
+    Calls may come from different threads. An abort during a write waits for it. A call that raises or aborts leaves no
+    file behind. A killed process leaves one, which a later upload of the tenant removes after a day.
     """
 
     def __init__(self, files: DatasetFiles, tenant: str, *, max_bytes: int, keep: Keep) -> None:
@@ -48,8 +48,8 @@ class Upload:
     def write(self, chunk: bytes) -> None:
         """Take the next bytes, cut anywhere.
 
-        Raises InvalidData for a line that ends here, DatasetTooLarge, DiskFull, DatasetsUnavailable; the upload has
-        ended then.
+        Raises InvalidData for a bad line that ends in them, DatasetTooLarge, DiskFull, DatasetsUnavailable; each ends
+        the upload.
         """
         with self._lock:
             descriptor = self._open()
@@ -69,9 +69,9 @@ class Upload:
                 raise
 
     def finish(self) -> DatasetInfo:
-        """The dataset, on the disk for good; the one that is there already for content that is known.
+        """Make the upload a dataset that survives a power cut, or return the dataset that already has this content.
 
-        Raises as ``write`` does, and InvalidData where there was no line.
+        Raises as ``write`` does, and InvalidData if there was no line.
         """
         with self._lock:
             descriptor = self._open()
@@ -99,7 +99,7 @@ class Upload:
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """As ``Files``' own calls do, for a file that is open."""
+        """Turn errors into named ones as ``Files`` does, for a file that is open."""
         try:
             yield
         except OSError as error:
@@ -112,7 +112,7 @@ class Upload:
         return self._descriptor
 
     def _discard(self) -> None:
-        """Close the file and remove it, if it was not moved to its place. What fails here is swept later."""
+        """Close the file, and remove it unless it was moved to its place. If that fails, a later sweep removes it."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)

@@ -1,10 +1,10 @@
 """Jobs in a folder, for one service process: a file per job, a file of events beside it.
 
-    <root>/jobs/<job id>/job.json          the record, and the events of the change that made it so
-    <root>/jobs/<job id>/events.jsonl      all events; those of the last change may be missing after a death
+    <root>/jobs/<job id>/job.json          the record, and the events of its last change
+    <root>/jobs/<job id>/events.jsonl      all events; those of the last change may be missing after a crash
 
-Owns these files, and the lock that keeps a second service out. Records are in memory as well, read once at the start;
-a change is on disk before anybody sees it.
+Owns these files, and the lock that keeps a second service out. Records are in memory too, read once at the start. A
+change is on disk before anybody sees it.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from trainer.jobs.job import Change, Event, Job, job_from, require_deletable
 from trainer.jobs.signals import Signals, Watch
 
 TAIL: Final = 1 << 16
-"""More than the events of any one change."""
+"""Bytes: more than the events of any one change take."""
 JOB_ID: Final = re.compile(r"job-[0-9a-f]{12}-[0-9a-f]{16}")
 EVENT_BYTES: Final = 500
-"""More than most events take; of a long job's file no more is read than the newest need."""
+"""More than most events take. It bounds how much of a long job's events are read for the newest MAX_EVENTS."""
 _LEFT: Final = (TEMPORARY, "job.json.part", ".job.json.")
-"""How the names of half-written records begin, those of earlier releases too."""
+"""How the names of half-written records begin, also those of earlier releases."""
 _EVENT_ID: Final = re.compile(r"[0-9]{1,18}")
 
 
 class DiskJobStore:
     """A JobStore. All its methods belong to one event loop.
 
-    A write that has begun is made to its end, also where the one who asked for it is cancelled meanwhile: a thread that
-    writes cannot be stopped, and what it writes must be neither unknown here nor behind a later change's back.
+    A write that has begun goes on to its end, even if its caller is cancelled meanwhile. A thread that writes cannot be
+    stopped, and its write must be known here and must not come after a later change's.
     """
 
     def __init__(self, root: Path) -> None:
-        """Open or make ``root``. Raises JobStoreUnavailable where another process has it, or it cannot be used."""
+        """Open or make ``root``. Raises JobStoreUnavailable if another process has it, or if it cannot be used."""
         self._root = root
         try:
             (root / "jobs").mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ class DiskJobStore:
         self._jobs[job.id] = job
 
     async def _kept(self, job_id: str) -> list[Event]:
-        """The job's events; those of one that has ended are not kept in memory."""
+        """The job's events. Those of a job that has ended are not kept in memory."""
         events = self._events.get(job_id)
         if events is None:
             path = self._root / "jobs" / job_id / "events.jsonl"
@@ -193,7 +193,7 @@ class DiskJobStore:
             job = self._jobs.get(job_id)
             if job is None:  # deleted meanwhile
                 raise JobNotFound(job_id)
-            if not job.ended:  # a change that came between knows more than the file did
+            if not job.ended:  # a change made meanwhile knows more events than the file had
                 events = self._events.setdefault(job_id, events)
         return events
 
@@ -216,7 +216,7 @@ class DiskJobStore:
 
 
 def _to_disk(folder: Path, job: Job, events: list[Event], *, durable: bool) -> None:
-    """The record is the change; its events follow. Progress is not worth a sync."""
+    """Write the record, which is the change, then its events. Progress alone is not worth a sync."""
     document = {"job": job.as_dict(), "told": [asdict(event) for event in events]}
     write_json(folder / "job.json", document, durable=durable)
     _append(folder / "events.jsonl", events)
@@ -225,20 +225,20 @@ def _to_disk(folder: Path, job: Job, events: list[Event], *, durable: bool) -> N
 def _append(path: Path, events: list[Event]) -> None:
     if not events:
         return
-    # Behind a line that a death has cut off, each begins a new one.
+    # Each event begins a new line: a crash may have cut off the last one.
     rest = memoryview("".join("\n" + json.dumps(asdict(event)) for event in events).encode())
     with path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
         try:
             while rest:
                 rest = rest[file.write(rest) :]
-        except OSError:  # all of them or none: the change is made again, under the same numbers
+        except OSError:  # all or none: the change is made again, under the same numbers
             file.truncate(before)
             raise
 
 
 def _read_events(path: Path, most_bytes: int | None = None) -> list[Event]:
-    """The events, or those that begin in the last ``most_bytes``."""
+    """The newest MAX_EVENTS events; with ``most_bytes``, of those that begin in the last so many bytes."""
     if not path.exists():
         return []
     with path.open("rb") as file:

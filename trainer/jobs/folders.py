@@ -2,9 +2,9 @@
 
     <root>/tenants/<tenant>/jobs/<job id>/run-<token>/
 
-A worker that takes a job over renames the folder of the delivery before to its own: one step of the file system, after
-which the one before, stopped or slow, finds no folder at the path it writes to: the last step of every write names the
-whole path (``prefixes.files``). Owns these names; knows not what is in a folder.
+A worker that takes a job over renames the earlier delivery's folder to its own, in one step of the file system. The
+earlier worker, stopped or slow, then finds no folder at its path: the last step of every write names the whole path
+(``prefixes.files``). Owns these names; does not know what is in a folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class JobFolders:
         return self._root / "tenants" / check_name("tenant", job.tenant) / "jobs" / job.id
 
     def enter(self, job: Job) -> Path:
-        """The folder of the job's present delivery, with all that the one before left in it. Raises Fenced, OSError."""
+        """The folder of the job's present delivery, with what the earlier one left in it. Raises Fenced, OSError."""
         folder = self.of(job)
         folder.mkdir(parents=True, exist_ok=True)
         mine = folder / f"run-{job.token}"
@@ -51,11 +51,11 @@ class JobFolders:
                 else:
                     mine.mkdir()
             except (FileNotFoundError, FileExistsError):
-                continue  # another has just entered: look who
+                continue  # another worker has just entered: look who
             sync_folder(folder)
 
     def result(self, job: Job) -> Path | None:
-        """The folder with what the last delivery made, or None before there is one."""
+        """The last delivery's folder, or None if there is none."""
         newest = _newest(self.of(job))
         return self.of(job) / f"run-{newest}" if newest else None
 

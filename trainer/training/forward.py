@@ -1,4 +1,4 @@
-"""A training batch through the frozen model: the encoder where there is one, then the decoder, behind a prefix.
+"""Runs a training batch through the frozen model: the encoder if there is one, then the decoder, behind a prefix.
 
 Owns the forward pass and how much of it is computed and kept; knows no parameterisation and no optimiser. Gradients
 flow to the prefix. ``loss.py`` goes on from the hidden states.
@@ -27,8 +27,8 @@ from trainer.data.sequences import Batch
 class Compute:
     """How a batch is computed; the result is the same up to rounding.
 
-    ``autocast``: matrix products in this dtype, norms, sums and the loss in float32 (the model's linear layers come
-    from ``DenseKernels`` of the same). ``recompute``: keep each layer's input alone, and run the layer once more for
+    ``autocast``: matrix products in this dtype, norms, sums and the loss in float32 (``DenseKernels`` with the same
+    dtype make the model's linear layers). ``recompute``: keep only each layer's input, and run the layer once more for
     the gradient.
     """
 
@@ -36,7 +36,7 @@ class Compute:
     recompute: bool = False
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
-        """To run a forward pass in, the loss included."""
+        """The context for a forward pass and its loss."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(device.type, self.autocast)
@@ -45,7 +45,7 @@ class Compute:
         """``layer`` over ``x``."""
         if not self.recompute:
             return layer(x)
-        # The frozen model has no dropout: there is no random state to bring back.
+        # The frozen model has no dropout: there is no random state to restore.
         made: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
         return made
 
@@ -56,9 +56,9 @@ PLAIN: Final = Compute()
 def forward_hidden(
     model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None, compute: Compute = PLAIN
 ) -> Tensor:
-    """``(learnt, hidden)`` states where the batch learns, every sequence behind ``prefix``.
+    """Hidden states ``(learnt, hidden)`` at ``batch.predict``, with every sequence behind ``prefix``.
 
-    ``plan`` says how positions count behind it; None where there is no prefix.
+    ``plan`` says how positions count behind the prefix; None without one.
     """
     lengths = batch.inputs.lengths if batch.inputs is not None else None
     attention = DenseAttention(batch.ids.shape[0], prefix, lengths)
@@ -70,7 +70,7 @@ def forward_hidden(
 
 
 def run_encoder(model: Model, ids: Tensor, attention: Attention, offset: int, compute: Compute = PLAIN) -> None:
-    """Encode ``ids (sequences, length)``; cross-attention's keys and values are stored in ``attention``."""
+    """Encode ``ids (sequences, length)``, and store cross-attention's keys and values in ``attention``."""
     assert model.encoder is not None, "only examples for an encoder have inputs apart"
     encoder, layers = model.encoder, len(model.encoder.layers)
     x = encoder.embed(ids.flatten(), _positions(ids, offset))
@@ -84,7 +84,7 @@ def run_decoder(
 ) -> Tensor:
     """Hidden states ``(wanted, hidden)`` of ``ids (sequences, length)`` at ``wanted``, flat indices.
 
-    Behind the last layer's attention the other tokens are not computed.
+    Behind the last layer's attention, only the wanted tokens are computed.
     """
     x = model.embed(ids.flatten(), _positions(ids, offset))
     *layers, last = model.layers

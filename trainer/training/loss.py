@@ -1,6 +1,6 @@
-"""The loss over learnt tokens, made a few rows of logits at a time, its gradient along with it.
+"""The loss over learnt tokens and its gradient, a few rows of logits at a time.
 
-Owns the loss and its denominators; knows no model but for its ``logits``.
+Owns the loss and its denominators; knows of a model only its ``logits``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from trainer.training.config import Reduction
 from trainer.training.forward import PLAIN, Compute, forward_hidden
 
 ROWS: Final = {"cpu": 256, "cuda": 2048}
-"""Of logits at a time, by device: enough for a matrix product at full speed, a bound whatever the batch."""
+"""Rows of logits at a time, by device: enough for a matrix product at full speed, and a bound for any batch."""
 
 VALIDATION_TOKENS: Final = 4096
-"""Of a validation batch, padding included: nothing is kept for a gradient."""
+"""Tokens of a validation batch, padding included. Nothing is kept for a gradient, so it can be large."""
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """Sum of ``-log softmax(logits(hidden))[target]``; neither logits nor their gradient outlive their chunk.
 
-    The gradient to the hidden states is ``(softmax - one-hot) · ∂logits``, made in the forward pass, where the logits
-    are: the head is computed once, and ``(learnt, vocab)`` stands nowhere.
+    The forward pass also makes the gradient to the hidden states, ``(softmax - one-hot) · ∂logits``, while it has the
+    logits. So the head is computed once, and ``(learnt, vocab)`` never exists whole.
     """
 
     @staticmethod
@@ -54,7 +54,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss of ``logits (rows, vocab)``, and its gradient to them, written over them unless they are half."""
+    """Summed loss of ``logits (rows, vocab)``, and its gradient to them, which overwrites them unless they are half."""
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scores.sub_(scores.amax(dim=1, keepdim=True))
     at = targets[:, None]
@@ -74,14 +74,14 @@ def learnt_loss(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 def denominator(examples: Sequence[TokenExample], reduction: Reduction) -> int:
-    """By which the summed loss of a batch is divided: its sequences, or for ``token`` its learnt tokens."""
+    """The divisor of a batch's summed loss: its number of sequences, or for ``token`` of learnt tokens."""
     return len(examples) if reduction == "sequence" else sum(example.learnt for example in examples)
 
 
 def batch_loss(
     model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None, compute: Compute = PLAIN
 ) -> Tensor:
-    """Loss summed over what ``batch`` learns."""
+    """Loss summed over the learnt tokens of ``batch``."""
     with compute.context(batch.ids.device):
         hidden = forward_hidden(model, batch, prefix, plan, compute)
         return learnt_loss(model, hidden, batch.targets)
@@ -107,7 +107,7 @@ def token_loss(
 
 
 def _validation_batches(examples: Sequence[TokenExample]) -> list[list[TokenExample]]:
-    """Like lengths together, at most VALIDATION_TOKENS each unless one example alone has more."""
+    """Examples of similar length together: at most VALIDATION_TOKENS each, unless one example alone has more."""
     made: list[list[TokenExample]] = [[]]
     longest = 0  # of the last batch
     for example in sorted(examples, key=lambda example: example.size):

@@ -1,9 +1,9 @@
-"""Real words or a text to start a prefix from: the frozen model's own keys and values over them, at every site.
+"""The start of a prefix from real words or a text: the frozen model's own keys and values over them, at every site.
 
-They stand where a text stands: for an encoder between the tokens that the backbone puts around every input, for a
-decoder behind those that begin every output. Only the words' own positions are kept. A decoder that has an encoder
-attends to the encoded words meanwhile; cross-attention's are over the same. Words are repeated or cut to the prefix's
-length; a text is cut, and must be long enough.
+The words stand where a text stands: in an encoder between the tokens that the backbone puts around every input, in a
+decoder behind those that begin every output. Only the words' own positions are kept. A decoder with an encoder attends
+to the encoded words meanwhile; the keys and values of cross-attention are over the same words. Words are repeated or
+cut to the prefix's length. A text is cut, and must be long enough.
 
 Owns which activations these are; knows no parameterisation.
 """
@@ -47,8 +47,8 @@ class _Recording:
 def word_activations(model: Model, backbone: Backbone, words: str, length: int, sites: Collection[Site]) -> PrefixKV:
     """Keys and values ``(layers, length, kv_heads, head_dim)`` over ``words``, at each of ``sites``.
 
-    Raises InvalidParameter for words without a token, or a length that the window does not hold beside what stands
-    around them.
+    Raises InvalidParameter for words without a token, and if the window does not hold ``length`` beside the tokens
+    around the words.
     """
     tokens = backbone.prompt_encoder.encode_text(words)
     if not tokens:
@@ -58,7 +58,7 @@ def word_activations(model: Model, backbone: Backbone, words: str, length: int, 
 
 
 def text_tokens(backbone: Backbone, text: str, length: int) -> Sequence[int]:
-    """The first ``length`` tokens of ``text``. Raises InvalidParameter where it has fewer."""
+    """The first ``length`` tokens of ``text``. Raises InvalidParameter if it has fewer."""
     tokens = backbone.prompt_encoder.encode_text(text)
     if len(tokens) < length:
         raise InvalidParameter(
@@ -73,8 +73,8 @@ def text_tokens(backbone: Backbone, text: str, length: int) -> Sequence[int]:
 def text_activations(model: Model, backbone: Backbone, text: str, length: int, sites: Collection[Site]) -> PrefixKV:
     """Keys and values ``(layers, length, kv_heads, head_dim)`` over the first ``length`` tokens of ``text``.
 
-    Where a decoder counts positions behind its prefix it goes on exactly as if the text stood before the input. Raises
-    InvalidParameter for a text with fewer tokens, or a length that the window does not hold.
+    A decoder with shifted positions goes on exactly as if the text stood before the input. Raises InvalidParameter for
+    a text with fewer tokens, and if the window does not hold ``length``.
     """
     return _activations(model, backbone, text_tokens(backbone, text, length), sites)
 
@@ -91,7 +91,7 @@ def _activations(model: Model, backbone: Backbone, tokens: Sequence[int], sites:
     recording = _Recording(DenseAttention(1, {}, torch.tensor([ids.shape[1]], device=device)))
     if backbone.spec.input_site == "encoder":
         run_encoder(model, ids, recording, 0)
-    nothing = torch.empty(0, dtype=torch.int64, device=device)  # of the states: keys and values are what is kept
+    nothing = torch.empty(0, dtype=torch.int64, device=device)  # no hidden states: only keys and values are kept
     run_decoder(model, torch.tensor([[*begin, *tokens]], device=device), recording, 0, nothing)
     starts: dict[Site, int] = {"decoder": len(begin), "encoder": len(before), "cross": len(before)}
     dtype = getattr(torch, dtype_of(backbone))

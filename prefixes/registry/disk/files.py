@@ -1,8 +1,9 @@
-"""The files below one root: whole or absent, removed for good, and no way out of the root.
+"""The files below one root: written whole or not at all, removed for good, never outside the root.
 
-Owns the errors and the writers' lock; ``prefixes.files.folder`` owns how a file is written. Knows not what the files
-mean. Every call walks from the root, one open folder after the other, and follows no symbolic link. Every failure of
-the operating system becomes a named error, which names the path below the root and nothing above it.
+Owns the errors and the writers' lock; ``prefixes.files.folder`` owns how a file is written. Does not know what the
+files mean. Every call walks from the root, one open folder after the other, and follows no symbolic link. Every failure
+of the operating system becomes a named error, which names the path below the root and nothing above it. Only
+FileNotFoundError passes, where a method says so.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _LOOK_S: Final = 0.05  # how often a waiting writer looks whether the lock is fr
 
 
 class Files:
-    """Reads and writes of files below ``root``, addressed by parts that are known to be safe names.
+    """Reads and writes files below ``root``, addressed by parts that are known to be safe names.
 
-    Failures are RegistryUnavailable; who keeps something else overrides ``failed``.
+    Failures are RegistryUnavailable; a subclass for other files overrides ``failed``.
     """
 
     def __init__(self, root: Path, lock_timeout_s: float = 30.0) -> None:
@@ -33,17 +34,17 @@ class Files:
         self._lock_timeout_s = lock_timeout_s
 
     def failed(self, message: str, error: OSError | None = None) -> PrefixdError:
-        """The error to raise, ``error`` being the system's where it was the one to refuse."""
+        """The error to raise. ``error`` is the system's, if it was the system that refused."""
         return RegistryUnavailable(f"registry: {message}")
 
     def read(self, *parts: str) -> bytes:
-        """The whole file. Raises FileNotFoundError where there is none."""
+        """The whole file. Raises FileNotFoundError if there is none."""
         with self.opened(*parts) as file:
             return file.read()
 
     @contextmanager
     def opened(self, *parts: str) -> Iterator[BinaryIO]:
-        """The file, for reading. Raises FileNotFoundError where there is none."""
+        """The file, for reading. Raises FileNotFoundError if there is none."""
         with self._folder("read", parts) as folder, folder.open(parts[-1]) as file:
             yield file
 
@@ -64,29 +65,29 @@ class Files:
             return []
 
     def write(self, data: bytes, *parts: str) -> None:
-        """Write a whole file, or leave what was there; once back, it survives a power cut."""
+        """Write a whole file, or leave the old one. On return it survives a power cut."""
         with self._folder("write", parts, make=True) as folder:
             _refuse_link(folder, parts[-1])
             folder.write(parts[-1], data)
 
     def create(self, *parts: str) -> int:
-        """The descriptor of a new file, for what comes in pieces; once written and synced, ``place`` it."""
+        """The descriptor of a new file, for data that comes in pieces. Write and sync it, then ``place`` it."""
         with self._folder("write", parts, make=True) as folder:
             return folder.create(parts[-1])
 
     def place(self, source: str, *parts: str) -> None:
-        """Move the file ``source`` to its place in the same folder; once back, it survives a power cut."""
+        """Move the file ``source`` to its place in the same folder. On return it survives a power cut."""
         with self._folder("write", parts, make=True) as folder:
             _refuse_link(folder, parts[-1])
             folder.place(source, parts[-1])
 
     def touch(self, *parts: str) -> None:
-        """Make an empty file where there is none; once back, it survives a power cut."""
+        """Make an empty file if there is none. On return it survives a power cut."""
         with self._folder("write", parts, make=True) as folder:
             folder.touch(parts[-1])
 
     def append_line(self, data: bytes, *parts: str) -> None:
-        """Add a line to a file; once back, it survives a power cut. A torn last line stays torn, and by itself."""
+        """Add a line to a file. On return it survives a power cut. A torn last line stays a line of its own."""
         with self._folder("write", parts, make=True) as folder:
             descriptor = folder.append(parts[-1])
             try:
@@ -117,7 +118,7 @@ class Files:
             return
 
     def remove(self, *parts: str) -> None:
-        """Remove a file if it is there; once back, it stays removed."""
+        """Remove a file if it is there. On return the removal survives a power cut."""
         with suppress(FileNotFoundError), self._folder("remove", parts) as folder:
             _refuse_link(folder, parts[-1])
             folder.remove(parts[-1])
@@ -164,16 +165,16 @@ class Files:
 
     @contextmanager
     def _folder(self, action: str, parts: tuple[str, ...], *, make: bool = False) -> Iterator[Folder]:
-        """The open folder that the file of ``parts`` is in, with errors as in ``_named``; ``make`` makes a missing one.
+        """The open folder that the file of ``parts`` is in, with errors as in ``_named``.
 
-        Who makes it counts a missing file as a failure like any other.
+        ``make`` makes a missing folder; a missing file is then a failure like any other.
         """
         with self._named(action, parts, absent_fails=make), self._open(parts[:-1], make=make) as folder:
             yield folder
 
     @contextmanager
     def _named(self, action: str, parts: tuple[str, ...], *, absent_fails: bool = False) -> Iterator[None]:
-        """An OSError inside, but for FileNotFoundError, becomes what ``failed`` makes."""
+        """Turn an OSError inside into the error of ``failed``; FileNotFoundError only if ``absent_fails``."""
         try:
             yield
         except LeadsElsewhere as error:
@@ -199,6 +200,6 @@ def _where(parts: tuple[str, ...]) -> str:
 
 
 def _refuse_link(folder: Folder, name: str) -> None:
-    """Raise LeadsElsewhere for a link in the file's place: nobody of ours has put it there."""
+    """Raise LeadsElsewhere for a symbolic link in the file's place: we never put one there."""
     with suppress(FileNotFoundError):
         folder.status(name)

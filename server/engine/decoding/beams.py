@@ -1,8 +1,8 @@
 """Beam search with transformers' semantics, one request at a time.
 
 Owns scores and finished hypotheses; the engine owns the rows. The steps follow ``GenerationMixin._beam_search`` of
-transformers 5 (length penalty over generated tokens, candidates beyond the best ``num_beams`` only as running spares,
-its three stopping rules), in float32 as there.
+transformers 5, in float32 as there: the length penalty counts generated tokens, candidates beyond the best
+``num_beams`` may run on but not finish, and the three stopping rules are the same.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BeamSearch:
 
     @property
     def candidates(self) -> int:
-        """How many of the best continuations of each row ``advance`` looks at, where the vocabulary has as many."""
+        """How many of each row's best continuations ``advance`` looks at; fewer if the vocabulary is smaller."""
         return max(2, 1 + len(self.rules.eos)) * self.params.num_beams
 
     def advance(self, log_probs: torch.Tensor, generated: list[list[int]]) -> list[Continuation]:
@@ -61,7 +61,7 @@ class BeamSearch:
         return self.choose(values, ids, generated)
 
     def choose(self, values: torch.Tensor, ids: torch.Tensor, generated: list[list[int]]) -> list[Continuation]:
-        """As ``advance``, from each row's best ``candidates`` alone: log-probabilities, best first, and token ids.
+        """As ``advance``, but given each row's best ``candidates``: log-probabilities, best first, and token ids.
 
         Returns the ``num_beams`` running beams, best first (none once ``done``).
         """
@@ -69,8 +69,8 @@ class BeamSearch:
         length = len(generated[0]) + 1
         started = bool(self.scores)
         if not started:
-            # As in transformers, the search begins with beams that are all the same, of which all but one never win:
-            # they fill up where the first token is forced.
+            # As in transformers, the search begins with equal beams, and all but the first never win. They fill up the
+            # beams if the first token is forced.
             self.scores = [np.float32(0.0)] + [_NEVER] * (beams - 1)
             values, ids = values.expand(beams, -1), ids.expand(beams, -1)
             generated = generated * beams
@@ -106,7 +106,7 @@ class BeamSearch:
         del self.finished[self.params.num_beams :]
 
     def _satisfied(self, length: int) -> bool:
-        """Whether no running beam may still improve on the finished ones, by transformers' heuristic."""
+        """Whether no running beam can improve on the finished ones any more, by transformers' heuristic."""
         if len(self.finished) < self.params.num_beams:
             return False
         if self.params.early_stopping is True:

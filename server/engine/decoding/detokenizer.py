@@ -1,4 +1,4 @@
-"""Tokens to text, as they come: UTF-8 safe, and holding back what may become a stop string. Torch-free.
+"""Tokens to text, as they come: UTF-8 safe, with text that may become a stop string held back. Torch-free.
 
 Owns one output's text; knows nothing of rows. The pieces it emits, joined, are exactly the final text.
 """
@@ -30,18 +30,18 @@ class Detokenizer:
         return self._extend(piece) if piece else False
 
     def finish(self) -> bool:
-        """No more tokens: an open character becomes U+FFFD, as in a plain decode. True as in ``push``."""
+        """No more tokens come: an incomplete character becomes U+FFFD, as in a plain decode. Returns as ``push``."""
         whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         return self._extend(whole[len(self.text) :]) if whole.startswith(self.text) else False
 
     def take(self, final: bool = False) -> str:
-        """The text that may be shown now and has not been; ``final`` gives up holding back."""
+        """The text that may be shown now and was not shown yet; ``final`` holds nothing back."""
         end = len(self.text) if final else len(self.text) - self._held_back()
         piece, self._emitted = self.text[self._emitted : end], max(end, self._emitted)
         return piece
 
     def fork(self) -> Detokenizer:
-        """The same text so far; the two go on apart."""
+        """A copy that goes on by itself."""
         forked = copy.copy(self)
         forked._stream, forked._ids = copy.copy(self._stream), list(self._ids)
         return forked
@@ -51,11 +51,11 @@ class Detokenizer:
         self.text += piece
         found = [(at + len(text), at) for text in self._stop if (at := self.text.find(text, searched)) >= 0]
         if found:
-            self.text = self.text[: min(found)[1]]  # the first to be complete, however the tokens cut the text
+            self.text = self.text[: min(found)[1]]  # the one complete first, however the tokens cut the text
         return bool(found)
 
     def _held_back(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Length of the longest end of the text with which a stop string begins."""
         for length in range(min(self._longest_stop - 1, len(self.text)), 0, -1):
             if any(text.startswith(self.text[-length:]) for text in self._stop if len(text) > length):
                 return length

@@ -39,5 +39,5 @@ def gumbel(seed: int, sample: int, position: int, token_ids: torch.Tensor) -> to
     x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
     x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
     x = x ^ _shift(x, 31)
-    uniform = (_shift(x, 12).double() + 0.5) * 2.0**-52  # exact in float64, so in (0, 1) and never an end
+    uniform = (_shift(x, 12).double() + 0.5) * 2.0**-52  # exact in float64, so strictly between 0 and 1
     return -torch.log(-torch.log(uniform))

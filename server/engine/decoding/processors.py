@@ -1,7 +1,7 @@
 """Changes to one row's scores before a token is chosen, with transformers' meanings and in its order.
 
 Owns penalties, bans and the filters of sampling; knows no rows beyond the tokens it is given. Scores are float32,
-``(vocab,)``. What ``processed`` and ``warped`` give equals transformers' processors on the same scores.
+``(vocab,)``. ``processed`` and ``warped`` equal transformers' processors on the same scores.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 
 from server.engine.types import SamplingParams
 
-_CANDIDATES = 1024  # top-p looks at so many of the best tokens before it sorts the whole vocabulary
+_CANDIDATES = 1024  # top-p looks at this many of the best tokens first, and sorts the whole vocabulary only if it must
 
 
 def changes_scores(params: SamplingParams, generated: int) -> bool:
-    """Whether ``processed`` does anything for a row with so many generated tokens."""
+    """Whether ``processed`` changes anything for a row with ``generated`` tokens of output."""
     return (
         params.repetition_penalty != 1.0
         or params.no_repeat_ngram_size > 0
@@ -31,7 +31,7 @@ def processed(
     params: SamplingParams,
     eos_token_ids: frozenset[int],
 ) -> torch.Tensor:
-    """Penalties and bans; ``token_ids`` are the tokens that they see. ``scores`` is not changed."""
+    """The scores after penalties and bans, which see ``token_ids``. ``scores`` is not changed."""
     scores = scores.clone()
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(token_ids)), dtype=torch.long, device=scores.device)
@@ -78,11 +78,11 @@ def warped(scores: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, 
 
 
 def _top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Indices that stay. Tokens go while what is below and including them is at most ``1 - top_p``."""
+    """Indices of the tokens that stay: all more likely tokens together stay below ``top_p``. The best always stays."""
     probabilities = torch.softmax(scores, dim=0)
     for count in (_CANDIDATES, scores.shape[0]):
         best = torch.topk(probabilities, min(count, scores.shape[0]))
-        above = best.values.cumsum(0) - best.values  # what is more likely than each
+        above = best.values.cumsum(0) - best.values  # probability of all more likely tokens
         stays = above < top_p
         stays[0] = True
         if count >= scores.shape[0] or not bool(stays[-1]):

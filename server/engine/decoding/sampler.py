@@ -1,7 +1,7 @@
-"""Chooses each row's next token: greedy or sampled, with log-probabilities where asked.
+"""Chooses each row's next token: greedy or sampled, with log-probabilities if asked for.
 
-Owns the choice for rows without beams; knows no scheduling. A row's choice depends on its own logits, tokens and
-counters alone.
+Owns the choice for rows without beams; knows no scheduling. A row's choice depends only on its own logits, tokens and
+counters.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The token; None where the row's logits are not finite (its neighbours are not affected)."""
+    """The token; None if the row's logits are not finite (its neighbours are not affected)."""
 
     token_id: int | None
     logprob: TokenLogprob | None = None
 
 
 def best_tokens(logits: torch.Tensor) -> tuple[list[bool], list[int]]:
-    """Each row's likeliest token, and whether the row is finite: NaN wins a maximum, so a row with any has it there."""
-    if logits.device.type == "cpu":  # numpy's is one quick pass; torch shares even a few rows out to its threads
+    """Whether each row is finite, and its most likely token. NaN wins a maximum, so the maximum tells of any NaN."""
+    if logits.device.type == "cpu":  # numpy makes one quick pass; torch shares even a few rows out to its threads
         array = logits.numpy()
         tokens = array.argmax(axis=1)
         return np.isfinite(array[np.arange(len(tokens)), tokens]).tolist(), tokens.tolist()

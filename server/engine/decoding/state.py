@@ -1,4 +1,4 @@
-"""The state of one output while it is decoded. It survives preemption and goes along into forks. Torch-free.
+"""The state of one output while it is decoded. It survives preemption and is copied into forks. Torch-free.
 
 Owns what has been decided about an output: its tokens, its text, its end. Knows neither blocks nor other rows.
 """
@@ -15,8 +15,8 @@ from server.engine.types import FinishReason, TokenLogprob
 class DecodingState:
     """Output ``index`` of a request. ``token_ids`` begin with the ``prompt_length`` tokens that the decoder reads.
 
-    The noise of sampling is drawn by ``index`` and ``output_length``: they are its only counters. Beams have no
-    ``detokenizer``: which of them becomes an output is known at the end.
+    The only counters of the sampling noise are ``index`` and ``output_length``. Beams have no ``detokenizer``: only the
+    end shows which of them become outputs.
     """
 
     index: int
@@ -40,7 +40,7 @@ class DecodingState:
         return self.finish_reason is None
 
     def fork(self, index: int) -> DecodingState:
-        """The same state as output ``index``; the two go on apart."""
+        """A copy, as output ``index``, that goes on by itself."""
         return replace(
             self,
             index=index,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TokenRules:
-    """``eos`` tokens end an output. ``first`` and ``last``, where set, are forced as transformers forces them: behind a
-    decoder prompt of one token, and where an output reaches its limit.
+    """``eos`` tokens end an output. As in transformers, ``first`` is forced behind a decoder prompt of one token, and
+    ``last`` where an output reaches its limit, if they are set.
     """
 
     eos: frozenset[int] = frozenset()
@@ -22,5 +22,5 @@ class TokenRules:
         return self.first if prompt_length + generated == 1 else None
 
     def cut_short(self, generated: int, max_new_tokens: int) -> bool:
-        """Whether the last of ``generated`` tokens stands there because the limit was reached, an end token or not."""
+        """Whether the limit forced the last of ``generated`` tokens, be it an end token or not."""
         return self.last is not None and generated >= max_new_tokens

@@ -1,8 +1,8 @@
 """The interface between models and the machine: linear layers, and attention over block tables.
 
 Owns the shapes and the contract that every kernel set keeps; knows no model and no scheduler. Models call ``Linear``
-objects and one ``Attention``. The runner has a kernel set prepare a call's tables and builds ``PagedAttention`` from
-what comes back; the trainer uses ``dense.DenseAttention`` behind the same call.
+objects and one ``Attention``. For serving, a kernel set prepares a call's tables and the runner wraps them in
+``PagedAttention``; the trainer uses ``dense.DenseAttention`` behind the same call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Attention(Protocol):
     def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keep ``key`` and ``value (tokens, kv_heads, head_dim)`` as the rows' own context at ``site``.
 
-        Cross-attention's are computed once per input, apart from the decoder's calls that attend to them.
+        Those of cross-attention are computed once per input, before the decoder's calls that attend to them.
         """
 
 
@@ -65,26 +65,25 @@ class KVCache:
 
 @dataclass(frozen=True)
 class PagedBatch:
-    """The rows of one call, as tables. The call's tokens stand row by row, ``counts[r]`` of row ``r``.
+    """The rows of one call, as tables. Tokens are ordered row by row; row ``r`` has ``counts[r]`` of them, maybe none.
 
-    A row's context is two segments, ``[prefix | own]`` (cross-attention: ``[cross prefix | encoder]``; there the rows
-    of one request stand as one row of several tokens, so that what they share is read once). Segment ``s`` holds
-    ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. With ``causal`` ``lengths`` count the call's own
-    tokens, which stand at the end of segment 1: token ``i`` of ``n`` sees all of segment 0 and the first
-    ``lengths[r, 1] - n + i + 1`` of segment 1. Otherwise every token sees all of both. A row may have no token in the
-    call.
+    A row's context has two segments: ``[prefix | own]``, or ``[cross prefix | encoder]`` for cross-attention. There the
+    rows of one request form one row of several tokens, so that what they share is read once. Segment ``s`` holds
+    ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. If ``causal``, the call's own tokens are the last
+    of segment 1 and count in its length: token ``i`` of ``n`` sees all of segment 0 and the first
+    ``lengths[r, 1] - n + i + 1`` keys of segment 1. Otherwise every token sees all of both.
     """
 
     tables: torch.Tensor  # (rows, 2, max_blocks) int32
     lengths: torch.Tensor  # (rows, 2) int32
-    slots: torch.Tensor  # (tokens,) int64: block * block_size + offset, where each token's key and value go, or (0,)
+    slots: torch.Tensor  # (tokens,) int64: block * block_size + offset of each token; (0,) if the call writes none
     counts: tuple[int, ...]  # tokens of each row, on the host
     longest: tuple[int, int]  # the longest of each segment, on the host
     causal: bool = True
 
 
 class PreparedBatch(Protocol):
-    """A batch over a pool as its kernel set has prepared it: what all layers of the call share is made and checked.
+    """A batch that a kernel set has prepared over a pool: what all layers of the call share is made and checked.
 
     It serves one call, layer by layer, from one thread.
     """
@@ -110,15 +109,15 @@ class Kernels(Protocol):
     def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``count`` greatest of ``log_softmax(logits)``, each row's best first, and their token ids.
 
-        ``logits (rows, vocab)`` float32; ``(rows, count)`` float32 and int64. A row with NaN or infinity has no finite
-        value.
+        ``logits (rows, vocab)`` float32; ``(rows, count)`` float32 and int64. A row with NaN or +infinity gets no
+        finite value.
         """
 
     def prepare(self, cache: KVCache, batch: PagedBatch) -> PreparedBatch:
-        """What the layers of one call share. The batch's tensors must not change while it is in use."""
+        """Make what the layers of one call share. The batch's tensors must not change while it is in use."""
 
     def warm_up(self, seconds: float = 2.0) -> None:
-        """Measure and choose, after a model has bound its layers and before the first request."""
+        """Measure and choose implementations, after a model has bound its layers and before the first request."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The differentiable kernels for training: a right-padded batch, prefixes as plain tensors, no blocks.
 
-Owns nothing but the arithmetic; gradients flow to the prefixes and to nothing else. Linear layers and norms are
-``TorchKernels``'.
+Owns only the arithmetic; gradients flow to the prefixes alone. ``TorchKernels`` has the linear layers and norms.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ PrefixKV = Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
 
 
 class DenseKernels(TorchKernels):
-    """``TorchKernels`` whose linear layers keep their weights in ``autocast`` as well, where that is asked for.
+    """``TorchKernels`` whose linear layers keep their weights in the dtype ``autocast``, if it is given.
 
-    Under ``torch.autocast`` a frozen weight would be cast at every use; cast once, autocast has nothing left to do.
+    ``torch.autocast`` would cast a frozen weight at every use. Cast once, it needs no further cast.
     """
 
     name = "dense"
@@ -41,9 +40,9 @@ class DenseKernels(TorchKernels):
 class DenseAttention:
     """``Attention`` over right-padded batches of ``batch`` sequences, flattened; every sequence has the same prefix.
 
-    The decoder's own order is causal and hides the padding behind a row from every real token, so that it needs no
-    other mask; an encoder sees all ways, and ``input_lengths (batch,)`` say which of its tokens, and which keys of
-    cross-attention, are real. Outputs at padding positions mean nothing.
+    The decoder is causal: no real token sees the padding behind its row, so it needs no other mask. An encoder sees
+    both ways: ``input_lengths (batch,)`` say which of its tokens, and which keys of cross-attention, are real. Outputs
+    at padding positions mean nothing.
     """
 
     batch: int
@@ -70,9 +69,10 @@ class DenseAttention:
         self._stored[site, layer] = (key, value)
 
     def _mask(self, site: Site, query: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """What is added to the scores, the same in every layer: 0 where a token sees a key of prefix or row, else -inf.
+        """The mask to add to the scores, the same in every layer: 0 where a token sees a key, else -inf.
 
-        ``(queries, keys)`` for the decoder, ``(batch, 1, 1, keys)`` for an encoder's keys.
+        Keys are the prefix's, then the row's. ``(queries, keys)`` for the decoder, ``(batch, 1, 1, keys)`` for an
+        encoder's.
         """
         queries, keys = query.shape[2], own.shape[2]
         if site == "decoder":

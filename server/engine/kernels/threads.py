@@ -1,10 +1,10 @@
-"""How many threads compute, and how they wait between two calls. Knows neither torch nor numba before it is asked.
+"""How many threads compute, and how they wait between two calls. Loads neither torch nor numba itself.
 
-Two pools compute: our own for the kernels (``numba/pool.py``), torch's (OpenMP) for what is left to torch. Both are
-bounded to the cores, and torch's waits asleep. By default an OpenMP worker spins for milliseconds after its region; on
-a machine without a core to spare it then holds the core that our kernels, the event loop or a client need, and each
-hand-over costs a scheduler quantum. Our own workers spin for a quarter of a millisecond, and take no part in a job they
-come late to.
+Two pools compute: our own for the kernels (``numba/pool.py``), and torch's (OpenMP) for what is left to torch. Both are
+bounded to the cores, and torch's workers sleep while they wait. By default an OpenMP worker spins for milliseconds
+after its region. Without a core to spare it holds the core that our kernels, the event loop or a client need, and each
+hand-over costs a scheduler quantum. Our own workers spin for a quarter of a millisecond, and skip a job that they come
+late to.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def configure_threads(threads: int | None = None) -> int:
     """Bound torch's pool to ``threads`` (None: all available cores) and let it wait asleep; returns the number.
 
     Call it once, before torch is imported: OpenMP reads its wait policy when it is loaded, and later only the number
-    can still be set. What the user has set in the environment stays. Raises ValueError for fewer than one thread or
-    more than the available cores.
+    can be set. Environment variables that the user has set stay. Raises ValueError for fewer than one thread or more
+    than the available cores.
     """
     cores = available_cores()
     if threads is not None and not 1 <= threads <= cores:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from server.engine.kernels.base import Activation, KVCache, Linear, Norm, PagedBatch
 
-LONG_QUERY = 8  # rows with at least so many tokens in a call attend one by one, without padding to the longest
+LONG_QUERY = 8  # a row with at least this many tokens in a call attends alone; shorter rows of equal count together
 
 
 def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -27,7 +27,7 @@ def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 class _SameCount:
-    """Rows with the same number of tokens in a call, padded to the longest context of each segment."""
+    """Rows with the same number of tokens in a call, padded to the whole batch's longest context of each segment."""
 
     def __init__(self, cache: KVCache, batch: PagedBatch, rows: list[int], starts: list[int], count: int) -> None:
         device = batch.tables.device
@@ -48,7 +48,7 @@ class _SameCount:
         self._mask = torch.cat(visible, dim=2)[:, None]  # (rows, 1, count, keys)
 
     def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> None:
-        """From one layer's ``keys`` and ``values``, ``(blocks, kv_heads, block_size, head_dim)``, into ``out``."""
+        """Attend to a layer's ``keys`` and ``values``, ``(blocks, kv_heads, block_size, head_dim)``, into ``out``."""
         attended = F.scaled_dot_product_attention(
             query[self._tokens].transpose(1, 2),  # (rows, heads, count, head_dim)
             self._contexts(keys),
@@ -60,8 +60,8 @@ class _SameCount:
 
     def _contexts(self, pool: torch.Tensor) -> torch.Tensor:
         """The rows' two segments one behind the other, ``(rows, kv_heads, keys, head_dim)``."""
-        # Behind a row's end stands whatever the block's last user left. SDPA adds its mask to the scores and multiplies
-        # masked values by 0: a NaN there would become the row's own.
+        # Behind a row's end, a block holds what its last user left. SDPA adds its mask to the scores and multiplies
+        # masked values by 0, so a NaN there would reach the row.
         return torch.cat(
             [_gather(pool, table)[:, :, : empty.shape[2]].masked_fill(empty, 0) for table, empty in self._segments],
             dim=2,

@@ -15,7 +15,7 @@ from typing import Protocol
 
 
 class OutOfBlocks(Exception):
-    """Fewer blocks can be had than asked for. The scheduler checks ``available`` first; rows never see this."""
+    """Fewer blocks are available than asked for. The scheduler checks ``available`` first; rows never see this."""
 
 
 class Reclaimer(Protocol):
@@ -48,7 +48,7 @@ class BlockLedger:
         self._reclaimer = reclaimer
 
     def on_forget(self, forget: Callable[[int], None]) -> None:
-        """Register who is told when a kept block's content is given up."""
+        """Register the function to call when a kept block's content is given up."""
         self._forget = forget
 
     @property
@@ -66,7 +66,7 @@ class BlockLedger:
         return -(-tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:
-        """Hand out ``count`` blocks with one reference each, idle content yielding. Raises OutOfBlocks."""
+        """Hand out ``count`` blocks with one reference each; idle content yields. Raises OutOfBlocks."""
         if count > len(self._free):
             self._make_room(count)
         taken = [self._free.pop() for _ in range(count)]

@@ -1,8 +1,8 @@
-"""Giving freed memory back to the system, where the C library keeps it.
+"""Gives freed memory that the C library keeps back to the system.
 
-glibc's threads have arenas of their own: what a thread took in pieces of up to 32 MiB and freed, such as an artifact's
-tensors, stays there for what that thread takes next. Threads that read an artifact now and then would hold several
-artifacts' worth between them for ever, beside what the engine computes with.
+glibc's threads have arenas of their own. What a thread takes in pieces of up to 32 MiB and frees, such as an artifact's
+tensors, stays in its arena for that thread. Threads that read an artifact now and then would together keep the memory
+of several artifacts for ever.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _trim = _found()
 
 
 def trim_heap() -> None:
-    """Return what has been freed to the system, if that can be done: some 0.06 ms per MiB.
+    """Return freed memory to the system, where the C library can: some 0.06 ms per MiB.
 
-    Without the interpreter's lock; yet whoever allocates in the arena at hand meanwhile waits.
+    Runs without the interpreter's lock, but a thread that allocates in the same arena waits meanwhile.
     """
     if _trim is not None:
         _trim(0)

@@ -1,7 +1,7 @@
 """Reuse of repeated prompts: which kept block holds the keys and values of which tokens. Torch-free.
 
 Owns the mapping from a chain of tokens to blocks; the ledger owns the blocks. A chain's digest begins with the caller,
-the prefix's owner and its version, so that content is never shared across callers, owners or versions.
+the prefix's owner and its version, so content is never shared across callers, owners or versions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.engine.types import GenerationRequest
 def chain_root(request: GenerationRequest, encoder_ids: Sequence[int] = ()) -> bytes:
     """The digest that every chain of this request begins with; bare rows have a root of their own.
 
-    What a decoder computes depends on all of an encoder's input, so that it is part of the root.
+    What a decoder computes depends on the whole input of its encoder, so that input is part of the root.
     """
     prefix = f"{request.prefix.tenant}\n{request.prefix.version}" if request.prefix else "bare"
     identity = f"{request.caller}\n{prefix}\n".encode() + array("q", encoder_ids).tobytes()
@@ -45,7 +45,7 @@ class PromptReuse:
     def match(self, root: bytes, tokens: Sequence[int]) -> tuple[list[int], list[bytes]]:
         """The longest known chain of full blocks that leaves at least one token to compute, and its digests.
 
-        The blocks are shared with the caller, who releases them.
+        The caller shares the blocks and must release them.
         """
         size, blocks, digests, parent = self._ledger.block_size, [], [], root
         for end in range(size, len(tokens), size):
@@ -59,9 +59,7 @@ class PromptReuse:
         return blocks, digests
 
     def match_input(self, root: bytes, count: int) -> list[int]:
-        """The ``count`` blocks of the encoded input that ``root`` stands for, shared with the caller; [] unless all
-        are there.
-        """
+        """The ``count`` blocks of ``root``'s encoded input, shared with the caller; [] unless all are there."""
         blocks = [self._blocks.get(_of_input(root, index)) for index in range(count)]
         found = [block for block in blocks if block is not None]
         if len(found) < count:

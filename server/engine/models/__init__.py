@@ -19,8 +19,8 @@ __all__ = ["Encoder", "Layer", "Model", "load_model"]
 class Encoder(Protocol):
     """An encoder-decoder's first half, in units of resumable work.
 
-    A unit is one of the encoder's ``layers`` or, behind the last one, the cross-attention keys and values of a decoder
-    layer.
+    A unit is one of the encoder's ``layers`` or, behind the last one, the cross-attention keys and values of one
+    decoder layer.
     """
 
     units: int  # all of them
@@ -33,14 +33,14 @@ class Encoder(Protocol):
         """``(tokens,)`` ids and positions -> ``(tokens, hidden)``: what unit 0 takes."""
 
     def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
-        """Run ``units`` over whole inputs, flattened; what the next unit takes. Cross-attention's part is stored in
-        ``attention``.
+        """Run ``units`` over whole inputs, flattened; returns what the next unit takes. Cross-attention's keys and
+        values are stored in ``attention``.
         """
 
 
 class Model(Protocol):
-    """The parts of a decoder, which the runner and the trainer run one after the other: ``embed``, each of ``layers``,
-    ``logits``. Knows no batch: tokens come flattened, contexts live in the ``Attention`` that layers are given.
+    """The parts of a decoder. The runner and the trainer call ``embed``, each of ``layers``, then ``logits``. Knows no
+    batch: tokens come flattened, and rows' contexts are in the ``Attention`` that layers get.
     """
 
     @property

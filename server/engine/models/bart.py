@@ -1,6 +1,6 @@
 """BART over transformers' weights: a bidirectional encoder in resumable units, and a decoder that attends to it.
 
-Norms stand behind the residual sums (post-norm). Positions begin at 2 of their table, as the checkpoints have it.
+Norms follow the residual sums (post-norm). Position 0 is row 2 of the position table, as in the checkpoints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _linear(kernels: Kernels, module: Any, activation: Activation = "none") -> L
 
 
 class _Embedding:
-    """Tokens, positions and the norm behind their sum."""
+    """Tokens, positions and the norm of their sum."""
 
     def __init__(self, module: Any, scale: float, kernels: Kernels) -> None:
         self._tokens = module.embed_tokens.weight.detach()
@@ -100,7 +100,7 @@ class _EncoderLayer(Layer):
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self._feed_forward(x)
-        if x.dtype == torch.float16:  # as transformers, which does so where something has overflowed
+        if x.dtype == torch.float16:  # transformers clamps too, where something has overflowed
             x = x.clamp(-HALF_LIMIT, HALF_LIMIT)
         return x
 
@@ -145,7 +145,7 @@ class BartEncoder:
 
 
 class Bart:
-    """See ``models.Model``. Shares the backbone's tensors; projections of one input become views of fused ones."""
+    """See ``models.Model``. Shares the backbone's tensors: projections of the same input become views of fused ones."""
 
     def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
         config, decoder = backbone.model.config, backbone.model.model.decoder

@@ -17,8 +17,8 @@ class _Block(Layer):
 
     def __init__(self, layer: int, module: Any, heads: int, activation: Activation, kernels: Kernels) -> None:
         def linear(conv: Any, activation: Activation = "none") -> Linear:
-            # transformers' Conv1D stores (in, out); kernels want (out, in), contiguous. It keeps a view of ours: the
-            # weights stand in memory once.
+            # transformers' Conv1D stores (in, out); kernels want (out, in), contiguous. It keeps a view of ours, so the
+            # weights are in memory once.
             weight = conv.weight.detach().t().contiguous()
             conv.weight.data = weight.t()
             return kernels.linear(weight, conv.bias.detach(), activation)

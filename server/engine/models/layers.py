@@ -1,4 +1,4 @@
-"""What the families' modules are made of: what a layer offers, norms, activations by name, fused linear layers."""
+"""The parts that all families share: the Protocol of a layer, norms, activations by name, fused linear layers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ACTIVATIONS: Final[dict[str, Activation]] = {
     "gelu": "gelu",
     "relu": "relu",
 }
-"""A configuration's name -> the kernels'."""
+"""transformers' name -> the kernels' name."""
 
 
 class Layer(Protocol):
     """A layer in two halves, over flattened tokens: ``(tokens, hidden)`` -> the same shape.
 
-    Tokens meet in the first half alone. Whoever needs only some of the last layer's outputs gives the second half only
-    those.
+    Tokens meet only in ``attend``. A caller that needs only some of the last layer's outputs gives ``feed_forward``
+    only those.
     """
 
     def attend(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
@@ -44,7 +44,7 @@ def bound_norm(kernels: Kernels, module: Any) -> Norm:
 def fused_linear(kernels: Kernels, modules: Sequence[Any]) -> Linear:
     """Several ``nn.Linear`` of the same input as one layer, their outputs side by side.
 
-    The modules keep views of the fused tensors: the weights stand in memory once.
+    The modules keep views of the fused tensors, so the weights are in memory once.
     """
     weight = torch.cat([module.weight.detach() for module in modules])
     bias = torch.cat([module.bias.detach() for module in modules])

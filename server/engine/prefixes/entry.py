@@ -1,6 +1,6 @@
-"""What is known of one prefix, and sums over many that cost nothing to read. Torch-free.
+"""The record of one prefix, and sets of records with the sum of their blocks. Torch-free.
 
-Owns the two forms; ``store`` owns what happens to them.
+Owns these two data structures; ``store`` owns what happens to them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SiteBlocks = Mapping[Site, tuple[int, ...]]
 
 
 class LoadStatus(Enum):
-    """LOADING or in line for it, READY to take blocks (or in them already), FAILED for those who waited."""
+    """LOADING: queued or being loaded. READY: loaded, in blocks or not yet. FAILED: not loaded or not written."""
 
     LOADING = auto()
     READY = auto()
@@ -30,14 +30,14 @@ class LoadStatus(Enum):
 
 @dataclass
 class Entry:
-    """One prefix that somebody wants, uses or pins, or that is in blocks still."""
+    """One prefix that is wanted, used, pinned, or still in blocks."""
 
     loading: bool = False
     host: Prefix | None = None  # loaded, not in blocks: staged
     error: PrefixdError | None = None
     blocks: SiteBlocks | None = None
     block_count: int = 0
-    waiters: int = 0  # waiting rows: they pin the version, not its blocks
+    waiters: int = 0  # waiting groups: they keep the version, not its blocks
     users: int = 0  # running groups: their blocks stay
     pinned: bool = False
 
@@ -58,15 +58,15 @@ class Entry:
 
     @property
     def unused(self) -> bool:
-        """Whether nothing is left to know of it."""
+        """Whether the entry can be forgotten."""
         return self.waiters == 0 and self.users == 0 and not self.resident and not self.pinned
 
 
 class EntrySet:
     """Some of the entries, in the order in which they joined, and the sum of their blocks.
 
-    ``block_count`` of an entry must not change while it belongs. A plain dict: other threads snapshot it, and copying
-    an OrderedDict calls back into the keys' hashes, so that the engine's thread could change it half-way.
+    An entry's ``block_count`` must not change while it belongs. ``entries`` is a plain dict because other threads
+    snapshot it: copying an OrderedDict calls the keys' hashes, so the engine's thread could change it half-way.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class EntrySet:
         self.blocks = 0
 
     def put(self, key: PrefixKey, entry: Entry, belongs: bool) -> None:
-        """Let ``entry`` belong, as the last to join, or not."""
+        """Add ``entry``, as the last to join, if it ``belongs``; else remove it."""
         if self.entries.pop(key, None):
             self.blocks -= entry.block_count
         if belongs:

@@ -1,12 +1,12 @@
-"""Loading prefixes off the engine's thread: a queue, a few threads at a time, and a bound on what lies between.
+"""Loads prefixes off the engine's thread: a queue, a few threads, and a bound on what waits for blocks.
 
-Owns which loads are queued, under way and done, in the order of asking. A prefix that is loaded and not yet in blocks
-is *staged*: it takes host memory that no ledger counts, so that no further load begins while staged prefixes hold
-``max_staged_bytes`` or more. Knows neither blocks nor rows; the store tells it what is still wanted.
+Owns which loads are queued, running and ended, in the order of asking. A prefix that is loaded but not yet in blocks is
+*staged*. No ledger counts the host memory that it takes, so no further load begins while staged prefixes hold
+``max_staged_bytes`` or more. Knows neither blocks nor rows; the store says what is still wanted.
 
-There is no deadlock in the bound: whoever staged prefixes are for is admitted, fails or gives up as the rows before it
-end, and each of these drops its prefix here. Pins that nobody waits for might never find room: they have a bound of
-their own, so that they cannot keep rows from loading.
+The bound cannot deadlock: as earlier rows end, every group that staged prefixes are for is admitted, fails or gives up,
+and each of these drops its prefix here. Pins that nobody waits for might never find room. They have a bound of their
+own, so that they cannot keep rows from loading.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LINGER_S: Final = 5.0
-"""How long a thread without work stays: starting one holds the engine's thread up, an idle one holds the engine."""
+"""Seconds that a thread without work stays: starting one delays the engine's thread, an idle one keeps it in memory."""
 
 
 @dataclass
 class _Load:
-    urgent: bool  # rows wait for it; else it is a pin's
+    urgent: bool  # rows wait for it; otherwise only a pin wants it
     number: int  # in the order of asking
     outcome: Prefix | PrefixdError | None = None
     nbytes: int = 0  # staged
 
 
 class PrefixLoader:
-    """Called from the engine's thread alone, but for ``staged_bytes``; ``load`` and ``wake`` run in threads of its own.
+    """The engine's thread alone calls it, except ``staged_bytes``. ``load`` and ``wake`` run in its own threads.
 
-    These are daemons: nothing waits for a hung load, neither ``close`` nor the process's exit.
+    These are daemons: neither ``close`` nor the process's exit waits for a hung load.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class PrefixLoader:
         self._load, self._workers, self._max_staged_bytes = load, workers, max_staged_bytes
         self._observer, self._wake = observer, wake
         self._asked: dict[PrefixKey, _Load] = {}
-        # Those of them that have not begun, in order, by whether they are urgent; and what the loaded ones hold.
+        # By urgency: loads that have not begun, in the order of asking, and the bytes that loaded ones hold.
         self._queued: dict[bool, dict[PrefixKey, _Load]] = {True: {}, False: {}}
         self._staged = {True: 0, False: 0}
         self._ended: list[PrefixKey] = []  # loads that ended since ``take_ended`` was last called
         self._number = 0
-        self._running: set[PrefixKey] = set()  # also those that nobody asks for any more
+        self._running: set[PrefixKey] = set()  # also those that nobody wants any more
         self._threads = 0
         self._closed = False
         self._lock = threading.Condition()
 
     def ask(self, key: PrefixKey, *, urgent: bool) -> None:
-        """Load ``key`` in its turn; asked for already, only ``urgent`` changes.
+        """Queue ``key``. If it is already asked for, only its ``urgent`` changes.
 
-        One that is still under way from an earlier asking is taken over, not begun a second time.
+        A load that still runs from an earlier, dropped asking is taken over, not begun a second time.
         """
         with self._lock:
             known = self._asked.get(key)
@@ -90,18 +90,18 @@ class PrefixLoader:
         return bool(self._ended)
 
     def take_ended(self) -> list[PrefixKey]:
-        """The keys whose loads have ended since the last call, asked for still or not."""
+        """The keys whose loads have ended since the last call; some may have been dropped since."""
         with self._lock:
             ended, self._ended = self._ended, []
             return ended
 
     def outcome(self, key: PrefixKey) -> Prefix | PrefixdError | None:
-        """What loading an asked key brought; None while it is queued or under way."""
+        """The prefix or the error of an asked key; None while it is queued or being loaded."""
         with self._lock:
             return self._asked[key].outcome
 
     def drop(self, key: PrefixKey) -> None:
-        """``key`` is no longer asked for: it is in blocks, has failed, or nobody wants it. Room for others."""
+        """Forget ``key``: it is in blocks, has failed, or nobody wants it. Others may load in its place."""
         with self._lock:
             if load := self._asked.pop(key, None):
                 self._queued[load.urgent].pop(key, None)
@@ -114,7 +114,7 @@ class PrefixLoader:
         return sum(self._staged.values())
 
     def close(self) -> None:
-        """Begin no more loads; those under way are abandoned."""
+        """Begin no more loads, and abandon those that run."""
         with self._lock:
             self._closed = True
             for queued in self._queued.values():
@@ -124,7 +124,7 @@ class PrefixLoader:
     # --- inside, under the lock ---
 
     def _next(self) -> PrefixKey | None:
-        """The key to load next: the first that was asked for, of the kinds that have room."""
+        """The key to load next: the one asked for first, of the kinds (urgent or not) that have room."""
         heads = []
         for urgent, queued in self._queued.items():
             if queued and self._staged[urgent] < self._max_staged_bytes:
@@ -138,7 +138,7 @@ class PrefixLoader:
         return sum(len(self._queued[urgent]) for urgent in room)
 
     def _change_urgency(self, key: PrefixKey, load: _Load) -> None:
-        """A load keeps its place among those of its new kind that were asked for later."""
+        """Move a load to the other kind, to its place in the order of asking."""
         self._staged[load.urgent] -= load.nbytes
         queued = self._queued[load.urgent].pop(key, None)
         load.urgent = not load.urgent
@@ -153,7 +153,7 @@ class PrefixLoader:
         while self._threads < self._workers and self._threads - len(self._running) < wanted:
             try:
                 threading.Thread(target=self._work, name="prefix-load", daemon=True).start()
-            except RuntimeError as error:  # there is none to be had
+            except RuntimeError as error:  # no thread can be started
                 if self._threads == 0:
                     self._fail_startable(EngineFailure(f"prefix: loading failed: {error}"))
                 return
@@ -182,7 +182,7 @@ class PrefixLoader:
         trim_heap()
 
     def _take(self) -> PrefixKey | None:
-        """The next key to load; None when this thread is to end."""
+        """The next key to load; None if this thread should end."""
         with self._lock:
             while not self._closed:
                 if (key := self._next()) is not None:
@@ -204,7 +204,7 @@ class PrefixLoader:
             outcome = error
         except BaseException as error:
             facts = {"tenant": key.tenant, "version": key.version}
-            log.exception("a prefix could not be loaded", extra={"facts": facts})  # its rows hear only of its kind
+            log.exception("a prefix could not be loaded", extra={"facts": facts})  # clients see only its type
             outcome = EngineFailure(f"prefix: loading failed with {type(error).__name__}")
         self._observer.on_prefix_load(time.monotonic() - began, nbytes, not isinstance(outcome, PrefixdError))
         return outcome, nbytes

@@ -1,10 +1,9 @@
 """Resident prefixes: load, pin, evict.
 
-Owns which prefixes are in blocks, who uses them and in which order idle ones yield. Loading (fetch, verify) is
-``loader``'s. Everything here is called from the engine's thread alone, but for the figures. Knows no scheduler and no
-registry: it gets ``load``.
+Owns which prefixes are in blocks, who uses them, and in which order idle ones yield. ``loader`` fetches and verifies
+them. The engine's thread alone calls it, except for the figures. Knows no scheduler and no registry: it gets ``load``.
 
-What a step asks costs the same however many prefixes are resident: sums are kept, not computed.
+A step's questions cost the same however many prefixes are resident: sums are kept, not computed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class PrefixStore:
-    """Byte-bounded, least recently used first out, never under a running row or a pin."""
+    """Bounded by bytes. Evicts the least recently used first, never one that a running group uses or a pin keeps."""
 
     def __init__(
         self,
@@ -57,16 +56,16 @@ class PrefixStore:
         self._unsettled: dict[PrefixKey, Entry] = {}  # pinned and loaded, not in blocks
         ledger.set_reclaimer(self)
 
-    # --- waiting rows ---
+    # --- waiting groups ---
 
     def want(self, key: PrefixKey) -> None:
-        """A row waits for ``key``: start loading it unless it is here."""
+        """A group waits for ``key``: load it unless it is resident or loaded."""
         entry = self._entries.setdefault(key, Entry())
         entry.waiters += 1
         self._ensure_loading(key, entry)
 
     def unwant(self, key: PrefixKey) -> None:
-        """A row no longer waits."""
+        """A group no longer waits for ``key``."""
         entry = self._entries[key]
         entry.waiters -= 1
         if entry.pinned and entry.waiters == 0 and (entry.loading or entry.host):
@@ -74,7 +73,7 @@ class PrefixStore:
         self._drop_if_unused(key, entry)
 
     def status(self, key: PrefixKey) -> LoadStatus:
-        """Of a wanted key, as of the last ``settle``."""
+        """The status of a wanted key, as of the last ``settle``."""
         return self._entries[key].status
 
     def error(self, key: PrefixKey) -> PrefixdError:
@@ -83,16 +82,17 @@ class PrefixStore:
         assert error is not None
         return error
 
-    # --- running rows ---
+    # --- running groups ---
 
     def try_acquire(self, key: PrefixKey, extra_blocks: int) -> SiteBlocks | None:
         """Hold ``key``'s blocks for a group that needs ``extra_blocks`` more of its own; None if there is no room.
 
-        A READY key moves into blocks here; idle prefixes may yield to it. One that cannot be written becomes FAILED.
+        A READY key that is not in blocks moves into them; idle prefixes may yield to it. If it cannot be written, it
+        becomes FAILED.
         """
         entry = self._entries[key]
         entry.users += 1
-        self._file(key, entry)  # no longer idle: it is not taken to make room for itself
+        self._file(key, entry)  # no longer idle: making room must not evict it
         if not entry.resident and self._fits(entry, extra_blocks):
             self._make_resident(key, entry)
         if entry.resident and self._fits(entry, extra_blocks):
@@ -101,7 +101,7 @@ class PrefixStore:
         return None
 
     def release(self, key: PrefixKey) -> None:
-        """A group no longer uses ``key``'s blocks; they stay resident until somebody needs the room."""
+        """A group no longer uses ``key``'s blocks; they stay resident until the room is needed."""
         entry = self._entries[key]
         entry.users -= 1
         self._file(key, entry)
@@ -109,7 +109,7 @@ class PrefixStore:
     # --- pins ---
 
     def pin(self, key: PrefixKey) -> None:
-        """Keep ``key`` resident from its first use or ``settle`` on, whatever the pressure."""
+        """Load ``key`` and never evict it. It moves into blocks at its first use, or when ``settle`` finds room."""
         entry = self._entries.setdefault(key, Entry())
         entry.pinned = True
         self._file(key, entry)
@@ -131,9 +131,9 @@ class PrefixStore:
         return self._loader.has_ended or any(self._fits(entry, 0) for entry in self._unsettled.values())
 
     def settle(self) -> list[PrefixKey]:
-        """Take in what finished loads brought, and move loaded pins into blocks where there is room.
+        """Take in loads that have ended, and move loaded pins into blocks where there is room.
 
-        The keys, still known, whose loads have ended: each is READY or FAILED now.
+        Returns the keys whose loads have ended and that are still wanted or pinned: each is READY or FAILED now.
         """
         ended = [key for key in self._loader.take_ended() if self._take_in(key)]
         for key, entry in list(self._unsettled.items()):
@@ -163,7 +163,7 @@ class PrefixStore:
 
     @property
     def limit_bytes(self) -> int:
-        """What ``resident_bytes`` stays within."""
+        """The bound on ``resident_bytes``."""
         return self._max_blocks * self._bytes_per_block
 
     @property
@@ -183,7 +183,7 @@ class PrefixStore:
         """Blocks that a prefix of ``spec`` takes, all sites together."""
         return sum(self._ledger.blocks_for(site.length) for site in spec.sites.values())
 
-    # --- what the ledger and the integrity check ask ---
+    # --- for the ledger and the integrity check ---
 
     def reclaimable(self) -> int:
         return self._idle.blocks
@@ -199,7 +199,7 @@ class PrefixStore:
         return [blocks for entry in self._resident.entries.values() for blocks in (entry.blocks or {}).values()]
 
     def idle(self) -> bool:
-        """No waiter and no user is left."""
+        """Whether no prefix has a waiter or a user."""
         return all(entry.waiters == 0 and entry.users == 0 for entry in self._entries.values())
 
     def close(self) -> None:
@@ -209,7 +209,7 @@ class PrefixStore:
     # --- inside ---
 
     def _file(self, key: PrefixKey, entry: Entry) -> None:
-        """Let every set that the entry belongs to have it, as the last to join, and no other."""
+        """Put the entry into every set that it belongs to, as the last to join, and remove it from the others."""
         self._resident.put(key, entry, entry.resident)
         self._idle.put(key, entry, entry.idle)
         self._pinned.put(key, entry, entry.pinned and entry.resident)
@@ -222,12 +222,12 @@ class PrefixStore:
             return
         if entry.host is None and not entry.loading:
             if entry.error and entry.waiters > 1:
-                return  # those who waited before hear of the failure first
+                return  # groups that waited before are told of the failure first
             entry.error, entry.loading = None, True
         self._loader.ask(key, urgent=entry.waiters > 0)
 
     def _take_in(self, key: PrefixKey) -> bool:
-        """What a finished load brought; False if nobody has asked for it since it was dropped."""
+        """Take in a load that has ended; False if the load was dropped meanwhile."""
         entry = self._entries.get(key)
         outcome = self._loader.outcome(key) if entry and entry.loading else None
         if entry is None or outcome is None:
@@ -287,4 +287,4 @@ class PrefixStore:
     def _drop_if_unused(self, key: PrefixKey, entry: Entry) -> None:
         if entry.unused:
             del self._entries[key]
-            self._loader.drop(key)  # begun or not: nobody waits for it any more
+            self._loader.drop(key)  # also a load that has begun

@@ -1,7 +1,7 @@
 """Whether a request fits into the memory of an engine that runs nothing else. Torch-free.
 
-Owns the bound that admission promises and the scheduler keeps: what fits alone is never preempted while it is alone.
-Called from any thread.
+Owns the bound that ``admission`` checks and the scheduler relies on: what fits alone is never preempted while it is
+alone. Any thread may call it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Capacity:
     prefixes: PrefixStore
 
     def needed(self, request: GenerationRequest, prompt: Prompt, max_new_tokens: int) -> int:
-        """Blocks that the request may need at most, its prefix's included."""
+        """The most blocks that the request can need, its prefix's included."""
         blocks_for, rows = self.ledger.blocks_for, request.params.rows
         length = len(prompt.decoder_ids)
         if rows == 1:
@@ -33,7 +33,7 @@ class Capacity:
         return own + blocks_for(len(prompt.encoder_ids)) + prefix
 
     def room(self, request: GenerationRequest) -> int:
-        """Blocks there are for it: all but those of other pinned prefixes."""
+        """Blocks that the request can have: all but those of other pinned prefixes."""
         if request.prefix is None or request.prefix_spec is None:
             return self.ledger.capacity - self.prefixes.pinned_blocks
         return self.ledger.capacity - self.prefixes.pinned_blocks_beside(request.prefix)

@@ -1,10 +1,9 @@
-"""Which inputs go through the encoder in a step, and how far: groups of layers within a budget of time. Torch-free.
+"""Chooses which inputs go through the encoder in a step, and through how many layers, by a budget of time. Torch-free.
 
-An encoder sees all of an input at once, so that its work is cut by layers, not by tokens. Some inputs go through it
-together and are finished before the next ones begin. Groups that leave them (preempted, aborted) do not hold up the
-rest.
+An encoder sees all of an input at once, so its work is cut by layers, not by tokens. Some inputs go through it together
+and finish before the next ones begin. A group that leaves them (preempted, aborted) does not hold up the rest.
 
-Owns what a unit of work costs per token, measured while it runs, and the choice. Knows no blocks.
+Owns this choice, and the measured cost per token of a unit of work. Knows no blocks.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 from server.engine.config import EngineConfig
 from server.engine.row import EncodedInput, Group
 
-SETTLED = 1024  # units of work over a token: a call of so many counts as much as all that were measured before it
-SHORTEST = 1e-9  # seconds: what a coarse clock may show as none
-# An input of so many times the hidden size spends half of a layer's time in attention. Measured for BART base on a busy
-# CPU: 11 % of the linear layers' time at 256 tokens, 51 % at 1,024.
+SETTLED = 1024  # token-units of work: a call of this size counts as much as all calls measured before it
+SHORTEST = 1e-9  # seconds that a call takes at least: a coarse clock may show none
+# In an input of so many times the hidden size, attention takes half of a layer's time. Measured for BART base on a busy
+# CPU: attention takes 11 % of the linear layers' time at 256 tokens, 51 % at 1,024.
 ATTENTION_WIDTHS = 3
 
 
@@ -36,7 +35,7 @@ class EncoderWork:
 
 
 class _Rate:
-    """Seconds per unit of one kind and token, as measured so far; unknown before the first call."""
+    """Measured seconds per token and unit of one kind; unknown before the first call."""
 
     def __init__(self) -> None:
         self.seconds: float | None = None
@@ -51,21 +50,21 @@ class _Rate:
 
 
 class EncoderBudget:
-    """Chooses each step's encoder work so that it takes no longer than the budget, by what earlier calls took.
+    """Chooses each step's encoder work to stay within the budget, by what earlier calls took.
 
-    A layer costs several times as much as cross-attention's keys and values of one: each kind has a rate of its own,
-    and no call has units of both.
+    An encoder layer costs several times as much as the cross-attention keys and values of a decoder layer. So each kind
+    has its own rate, and no call mixes them.
     """
 
     def __init__(self, layers: int, units: int, hidden_size: int, config: EngineConfig) -> None:
-        """``units`` of the model's encoder, the first ``layers`` of them its own layers; 0 where there is none."""
+        """All ``units`` of the encoder; the first ``layers`` of them are its own layers. Both 0 without an encoder."""
         self.units = units
         self._layers, self._hidden = layers, hidden_size
         self._budget, self._most_tokens = config.encoder_step_ms / 1e3, config.max_encoder_tokens
         self._layer_rate, self._cross_rate = _Rate(), _Rate()
 
     def choose(self, running: Iterable[Group]) -> EncoderWork | None:
-        """The next call for the groups that run, in order of arrival; None if no input waits."""
+        """The next call for the ``running`` groups, which are in order of arrival; None if no input waits."""
         waiting = [(group, group.input) for group in running if group.input is not None and not group.input.complete]
         if not waiting:
             return None
@@ -80,7 +79,7 @@ class EncoderBudget:
         return EncoderWork(groups, inputs, range(done, done + int(count)))
 
     def ran(self, work: EncoderWork, seconds: float) -> list[Group]:
-        """``work`` has run, in ``seconds``; the groups whose input is now through the encoder."""
+        """Note that ``work`` took ``seconds``. Returns the groups whose input is now encoded."""
         rate = self._layer_rate if work.units.start < self._layers else self._cross_rate
         rate.add(self._work(work.inputs, work.units.start) * len(work.units), seconds)
         for encoded in work.inputs:
@@ -95,7 +94,7 @@ class EncoderBudget:
         return rate.seconds is None or rate.within(self._budget, self._work(inputs, 0)) >= 1
 
     def _work(self, inputs: Sequence[EncodedInput], unit: int) -> float:
-        """What one such unit over the inputs costs, in tokens: a layer's attention grows with the input's length."""
+        """The cost of unit number ``unit`` over the inputs, in tokens. A layer's attention is quadratic in length."""
         lengths = [len(encoded.token_ids) for encoded in inputs]
         if unit >= self._layers:
             return float(sum(lengths))

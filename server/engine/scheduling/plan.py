@@ -1,6 +1,6 @@
 """What passes between the scheduler and the engine: a step's plan, and what the step did to each group. Torch-free.
 
-Owns the two forms and nothing that happens to them.
+Owns these data structures and nothing that happens to them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class ScheduledRow:
 
     @property
     def wants_logits(self) -> bool:
-        """Whether the last of its tokens is the row's last: the next one is to be chosen."""
+        """Whether the last of its tokens is the row's last, so that the next one can be chosen."""
         return self.end == self.row.length
 
 
 @dataclass
 class StepPlan:
-    """One step: inputs to encode, blocks to copy (source, target), then rows; and groups that cannot run, with why."""
+    """One step: inputs to encode, blocks to copy (source, target), then rows to compute; and groups that failed."""
 
     encode: EncoderWork | None = None
     rows: list[ScheduledRow] = field(default_factory=list)
@@ -52,10 +52,10 @@ class StepPlan:
 class Outcome:
     """What a step did to one group.
 
-    ``events`` show its new text. ``advanced`` are the outputs that took a token; beams count as one output. The output
-    of each row of ``ended`` is complete. ``beams`` take the place of the group's rows: each new row with the row that
-    it continues. A group ends where it is ``finished``, for ``reason`` unless its outputs have their own, or with an
-    ``error``.
+    ``events`` show its new text. ``advanced`` are the outputs that took a token; beams count as one output. ``ended``
+    are rows whose output is complete. ``beams`` replace the group's rows: each new row, with the row that it continues.
+    The group ends if it is ``finished``, or with an ``error``. The observer
+    hears its ``reason``, else that of its first output.
     """
 
     group: Group

@@ -1,7 +1,7 @@
 """The block tables of rows and of encoded inputs: how they begin, grow, are shared, remembered and given back.
 
-Owns every change to ``Row.blocks`` and ``EncodedInput.blocks``. Whether there is room is asked of the ledger by the
-scheduler first. Torch-free.
+Owns every change to ``Row.blocks`` and ``EncodedInput.blocks``; the scheduler asks the ledger for room first.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from server.engine.scheduling.plan import ScheduledRow
 
 @dataclass(frozen=True)
 class Beginning:
-    """The blocks that a group begins with: those reused are held for it, ``missing`` ones are to be allocated.
+    """The blocks that a group begins with. Reused ones are already held for it; ``missing`` ones are to be allocated.
 
-    ``digests`` are those of the reused ``blocks`` of the prompt. An input is reused whole or not at all.
+    ``digests`` belong to the prompt's reused ``blocks``. An input is reused whole or not at all.
     """
 
     blocks: list[int]
@@ -56,7 +56,7 @@ class RowBlocks:
         self._ledger.release(beginning.input_blocks)
 
     def begin(self, group: Group, beginning: Beginning) -> None:
-        """Allocate what is missing, and let the group's first active row and its input have it all."""
+        """Allocate what is missing, and give all blocks to the group's first active row and its input."""
         if group.prompt.encoder_ids:
             done = 0 if beginning.input_missing else self._encoder_units
             blocks = beginning.input_blocks + self._ledger.allocate(beginning.input_missing)
@@ -72,7 +72,7 @@ class RowBlocks:
         return self._new(scheduled) + self._must_copy(scheduled)
 
     def grow(self, scheduled: ScheduledRow) -> list[tuple[int, int]]:
-        """Give the row those blocks; what is to be copied, source and target."""
+        """Give the row those blocks. Returns what is to be copied: (source, target)."""
         row, copies = scheduled.row, []
         if self._must_copy(scheduled):
             first = scheduled.start // self._ledger.block_size
@@ -90,10 +90,10 @@ class RowBlocks:
         first, blocks = scheduled.start // self._ledger.block_size, scheduled.row.blocks
         return first < len(blocks) and self._ledger.shared(blocks[first])
 
-    # --- behind a step ---
+    # --- after a step ---
 
     def computed(self, scheduled: ScheduledRow) -> None:
-        """The row's tokens have their keys and values. A prompt goes to all rows; full blocks become reusable."""
+        """Note that the row's tokens have keys and values. Full blocks become reusable; all rows get the prompt."""
         group, row = scheduled.group, scheduled.row
         row.computed = scheduled.end
         if self._reuse and (group.beams is None or scheduled.end <= group.prompt_length):
@@ -102,12 +102,12 @@ class RowBlocks:
             self._fork_prompt(group, row)
 
     def encoded(self, group: Group) -> None:
-        """The group's input is through the encoder: it becomes reusable."""
+        """Make the group's input, which is encoded now, reusable."""
         if self._reuse and group.input:
             self._reuse.remember_input(group.chain_root, group.input.blocks)
 
     def continue_beams(self, group: Group, beams: Sequence[tuple[Row, Row]]) -> None:
-        """Each new row shares the blocks of the row that it continues; they take the place of the group's rows."""
+        """Give each new row the blocks of the row that it continues, and replace the group's rows by the new ones."""
         for row, parent in beams:
             self._ledger.share(parent.blocks)
             row.blocks, row.computed = list(parent.blocks), parent.computed
@@ -132,7 +132,7 @@ class RowBlocks:
     # --- giving back ---
 
     def release_row(self, row: Row) -> None:
-        """Give the row's blocks back: its output is complete, or it is to be computed anew."""
+        """Give the row's blocks back: its output is complete, or it will be recomputed."""
         self._ledger.release(row.blocks)
         row.blocks, row.computed, row.digests = [], 0, []
 

@@ -1,15 +1,15 @@
 """Who runs in the next step: admission, budgets, preemption. Torch-free.
 
-Owns the waiting and the running groups; their block tables are ``row_blocks``'. Knows neither tensors nor texts. Rules:
+Owns the waiting and the running groups; ``row_blocks`` owns their block tables. Knows neither tensors nor texts. Rules:
 
-- A group is admitted when its prefix is loaded and the prefix's blocks and its prompt's fit at once (all or nothing, so
-  that prefixes cannot deadlock admission), in order of arrival. One that waits for its prefix lets others pass.
-- An input that an encoder reads is encoded first, within the budget of ``encoding``. Its blocks, too, are taken at
-  admission.
-- Rows with one token to compute come first, then prompts in chunks of what is left of the step's tokens.
-- When blocks run out, the youngest running group gives up all of its own and waits to be recomputed. The oldest always
-  fits alone (``Capacity`` is asked before a request is accepted), so that the engine always makes progress. Where
-  prefixes pinned since then have taken its room, it fails: nothing would ever give way.
+- Groups are admitted in order of arrival. A group needs its prefix loaded, and room for the blocks of its prefix and
+  its prompt at once: all or nothing, so that prefixes cannot deadlock admission. A group whose prefix still loads lets
+  others pass.
+- An encoder's input is encoded first, within the budget of ``encoding``. Its blocks are taken at admission too.
+- Rows with one token to compute come first. Prompts take what is left of the step's tokens, in chunks.
+- When blocks run out, the youngest running group is preempted: it gives up all of its blocks and waits to be
+  recomputed. The oldest fits alone (``Capacity`` is asked before a request is accepted), so the engine always makes
+  progress. If prefixes pinned since then have taken its room, it fails: nothing else would ever give way.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Scheduler:
     # --- what the engine calls ---
 
     def add(self, group: Group) -> None:
-        """Let a new group wait. A load that failed before it came fails those before it alone: it has a new one."""
+        """Let a new group wait. A load that failed before fails only those that waited then: this one loads anew."""
         self._take_in_loads()
         self._wait(group)
 
@@ -76,7 +76,7 @@ class Scheduler:
     def update(
         self, outcomes: Iterable[Outcome], plan: StepPlan | None = None, encoder_seconds: float | None = None
     ) -> None:
-        """Take in what became of a plan, and of each group in it. ``encoder_seconds``: its encoder call ran."""
+        """Take in the outcomes of a step or an abort. ``encoder_seconds`` None: no encoder call succeeded."""
         outcomes = list(outcomes)
         if plan and plan.encode and encoder_seconds is not None:
             for group in self._encoder.ran(plan.encode, encoder_seconds):
@@ -94,13 +94,13 @@ class Scheduler:
                 self._end(outcome.group)
 
     def preempt(self, group: Group) -> None:
-        """Take all blocks of a running group; it waits, and is recomputed later."""
+        """Take all blocks from a running group; it waits to be recomputed."""
         self._observer.on_preemption()
         self._stop_running(group)
         self._wait(group)
 
     def runnable(self) -> bool:
-        """Whether a step could do something now: false while all that is here waits for prefixes to load."""
+        """Whether a step has something to do now; False while all groups wait for their prefixes to load."""
         return bool(self.running or self._failed or self.waiting.head or self._prefixes.has_news)
 
     def holdings(self) -> Iterator[list[int]]:
@@ -194,7 +194,7 @@ class Scheduler:
     def _reserve(self, group: Group) -> int:
         """Blocks to leave free beside ``group``'s first ones, so that admitting it does not preempt at once.
 
-        One for each row that runs; for its own rows, what they recompute behind the prompt that they share.
+        One for each row that runs. For its own rows, what they recompute behind their shared prompt, at least one each.
         """
         if not self.running:
             return 0  # it fits alone
@@ -216,7 +216,7 @@ class Scheduler:
     # --- the step ---
 
     def _fitting_rows(self) -> list[ScheduledRow]:
-        """The step's rows, after as many preemptions as their blocks need."""
+        """The step's rows, after as many preemptions as it takes to fit their blocks."""
         rows = self._candidates()
         while sum(self._blocks.growth(row) for row in rows) > self._ledger.available:
             if len(self.running) == 1:

@@ -1,7 +1,7 @@
-"""Groups that wait, in order of arrival: those that may be admitted, and those whose prefix loads. Torch-free.
+"""Waiting groups, in order of arrival: those that may be admitted, and those whose prefix loads. Torch-free.
 
-Owns the two queues. What a step asks of it costs the same however many wait: only the head is looked at, and a group
-whose prefix loads is found by its key. Knows neither blocks nor why a group waits.
+Owns the two queues. A step's questions cost the same however many groups wait: it looks only at the head, and finds
+groups whose prefix loads by key. Knows neither blocks nor why a group waits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _arrival(group: Group) -> float:
 
 
 class WaitingGroups:
-    """See the module. ``len`` counts all, and iterating gives all in order of arrival."""
+    """The two queues. ``len`` counts all groups; iteration gives all in order of arrival."""
 
     def __init__(self) -> None:
         self._ready: list[Group] = []
@@ -38,28 +38,28 @@ class WaitingGroups:
         return self._ready[0] if self._ready else None
 
     def add(self, group: Group, *, loading: bool) -> None:
-        """``loading``: it waits for its prefix first."""
+        """Add a group; with ``loading`` it first waits for its prefix."""
         self._count += 1
         self._insert(group, loading)
 
     def remove(self, group: Group) -> None:
-        """The group, which waits, no longer does."""
+        """Remove a waiting group."""
         self._count -= 1
         if not self._take_from_loading(group):
             self._ready.remove(group)
 
     def wait_for_prefix(self, group: Group) -> None:
-        """A group that might have been admitted waits for its prefix again: the prefix was evicted."""
+        """Let a group that might have been admitted wait for its prefix again: the prefix was evicted."""
         self._ready.remove(group)
         self._insert(group, loading=True)
 
     def loaded(self, key: PrefixKey) -> None:
-        """Those that waited for ``key`` may be admitted."""
+        """The groups that waited for ``key`` may be admitted now."""
         for group in self._loading.pop(key, ()):
             self._insert(group, loading=False)
 
     def of(self, key: PrefixKey) -> list[Group]:
-        """All that want ``key``, loading or not. Looks through the whole queue: for failures."""
+        """All groups that want ``key``, loading or not. Searches the whole queue; only failures need it."""
         ready = [group for group in self._ready if group.request.prefix == key]
         return [*self._loading.get(key, ()), *ready]
 

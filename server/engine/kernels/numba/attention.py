@@ -1,7 +1,7 @@
 """Attention over block tables, one (query tile, head) at a time, and the writing of keys and values into blocks.
 
-Owns the walk over a row's two segments and the softmax between two passes; knows neither threads nor tensors. Blocks
-are read where they lie: nothing is gathered, nothing padded. A token's result does not depend on its neighbours.
+Owns the walk over a row's two segments and the softmax between its two passes; knows neither threads nor tensors.
+Blocks are read in place: nothing is gathered or padded. A token's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _mix(zero: Any, p: int, ps: int, rows: int, v: int, vs: int, count: int, wid
 
 @jit()
 def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
-    """Attend the tokens of one tile, one head: ``tiles * heads`` chunks in all.
+    """Chunk ``index`` of ``tiles * heads``: attend the tokens of one tile with one head.
 
     ``thread`` chooses the scratch memory for scores.
     """
@@ -144,7 +144,8 @@ def write_blocks(
 
 @jit()
 def fill_tiles(counts: Any, tiles: Any) -> int:
-    """Write (row, token, token within its row, tokens) for every tile of rows with ``counts`` tokens; how many."""
+    """Write (row, token, token within its row, tokens) for every tile of rows with ``counts`` tokens. Returns how many.
+    """
     filled, start = 0, 0
     for row in range(counts.size):
         for first in range(0, counts[row], QUERY_TILE):

@@ -1,6 +1,6 @@
-"""The choice between two implementations of a linear layer, per shape and number of rows, by measurement.
+"""Chooses between two implementations of a linear layer, per shape and number of rows, by measurement.
 
-Owns the stopwatch and the decision; knows of a layer only that it can run either way. Which one wins depends on the
+Owns the measurement and the choice; knows of a layer only that it can run either way. The winner depends on the
 machine: torch's library is far from the memory bandwidth for few rows on some, and unbeaten for many rows on others.
 """
 
@@ -15,7 +15,7 @@ import torch
 from server.engine.kernels.base import Activation
 
 REPEATS = 5
-TORCH_MUST_SAVE = 0.1  # of the time: below that keep ours, whose results do not depend on a row's neighbours at all
+TORCH_MUST_SAVE = 0.1  # of the time. Below that we keep ours: its results do not depend on a row's neighbours at all
 
 
 class Choosable(Protocol):
@@ -34,8 +34,8 @@ class Choosable(Protocol):
 def calibrate(layers: Sequence[Choosable], buckets: int, seconds: float) -> None:
     """Set ``torch_buckets`` of every layer; layers of equal shape are measured together and choose alike.
 
-    Shapes share ``seconds`` by the weights they stand for; a bucket that no time is left for chooses as the one
-    before it.
+    Shapes get shares of ``seconds`` in proportion to their weights. A bucket with no time left chooses as the one
+    before.
     """
     shapes: dict[tuple[object, ...], list[Choosable]] = {}
     for layer in layers:
@@ -64,7 +64,7 @@ def _choose(group: Sequence[Choosable], buckets: int, seconds: float) -> tuple[b
 
 
 def _fastest(functions: Sequence[Callable[[torch.Tensor], torch.Tensor]], x: torch.Tensor) -> float:
-    """Seconds of the fastest call; each call takes another layer's weights, which the caches do not hold any more."""
+    """Seconds of the fastest call. Each call takes another layer's weights, which the caches no longer hold."""
     best = float("inf")
     with torch.inference_mode():
         functions[-1](x)

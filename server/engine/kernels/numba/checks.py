@@ -1,4 +1,4 @@
-"""What may become an address: checks of dtype, shape and device before a tensor is followed. Knows no kernel."""
+"""Checks of dtype, shape and device before a kernel follows a tensor's address. Knows no kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_tensor(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def checked_heads(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    """``tensor`` itself where a head's elements stand side by side (a view of a fused qkv does), else a copy."""
+    """``tensor`` itself if a head's elements are contiguous (in a view of a fused qkv they are), else a copy."""
     check_tensor(tensor, dtype, shape, what)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 

@@ -21,8 +21,8 @@ types: Any = numba.core.types  # its classes and instances confuse type checkers
 def cache_folder(sources: Path = Path(__file__).parent) -> Path | None:
     """Where compiled kernels are kept: below NUMBA_CACHE_DIR or the XDG cache; None if that cannot be written.
 
-    One folder per content of the kernels' ``sources``: numba itself looks only at the file of the outermost function,
-    and would run a stale kernel after a change in one that it calls.
+    One folder per content of the kernels' ``sources``: numba itself checks only the outermost function's file, and
+    would run a stale kernel after a change in a function that it calls.
     """
     version = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for source in sorted(sources.glob("*.py")):
@@ -44,13 +44,13 @@ IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
-    """Compile without the GIL, cached on disk where that is possible; numba's dispatcher in the function's place."""
+    """A decorator: compile a function to run without the GIL, and cache it on disk where that is possible."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
         if _CACHE is None:
             return numba.njit(**options)(function)
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_CACHE)  # read when the decorator runs
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_CACHE)  # numba reads it when the decorator runs
         try:
             return numba.njit(cache=True, **options)(function)
         finally:

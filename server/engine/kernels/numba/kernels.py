@@ -1,6 +1,6 @@
 """The numba kernel set: float32 and float64 on a CPU, weights and block tables read at memory bandwidth.
 
-Owns the layers with bound weights, and what a set offers. ``paged`` prepares batches for attention, the loops are in
+Owns the layers with bound weights, and what a set offers. ``paged`` prepares batches for attention; the loops are in
 ``linear``, ``norm``, ``attention`` and ``top``, the threads in ``pool``. Knows no model.
 """
 
@@ -29,11 +29,11 @@ from server.engine.kernels.threads import available_cores
 from server.engine.kernels.torch_reference import TorchKernels, activate
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
-ROW_BUCKETS = 11  # of calls with at most 1, 2, 4, ... 1024 rows; longer ones count among the last
+ROW_BUCKETS = 11  # calls with at most 1, 2, 4, ... 1024 rows; longer ones use the last
 CHUNK_ROWS = 64
 CHUNK_OUTS = 48
-SLAB_ROWS = 1024  # of activations that go through a layer together: more would not stay in the last cache
-NORM_ROWS = 16  # of a layer norm, in a chunk
+SLAB_ROWS = 1024  # activation rows that go through a layer together: more would not stay in the last-level cache
+NORM_ROWS = 16  # rows in a chunk of a layer norm
 
 _ACTIVATIONS = {"none": NONE, "gelu_new": GELU_NEW, "gelu": GELU, "relu": RELU}
 
@@ -131,7 +131,7 @@ class NumbaKernels:
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none"
     ) -> NumbaLinear:
-        """As in ``base.Kernels``; the tensors are kept, not copied, unless they are not contiguous."""
+        """As in ``base.Kernels``; keeps the tensors, and copies only those that are not contiguous."""
         check_tensor(weight, self.dtype, tuple(weight.shape), "weight")
         if bias is not None:
             check_tensor(bias, self.dtype, (weight.shape[0],), "bias")

@@ -16,7 +16,7 @@ from server.engine.kernels.numba.tiles import dot_tile, itemsize
 # Fields of a job, by position. All addresses, counts and strides in bytes are int64.
 KIND, X, X_STRIDE, WEIGHT, BIAS, OUT, ROWS, OUTS, COUNT, CHUNK_OUTS, CHUNK_ROWS, ACTIVATION = range(12)
 
-DEPTH_BYTES = 4096  # of a row at a time: four activation rows and three weight rows stay in a 32 KB cache
+DEPTH_BYTES = 4096  # bytes of a row at a time: four activation rows and three weight rows stay in a 32 KB cache
 _first_4x3, _tile_4x3, _tile_4x1 = dot_tile(4, 3, prefetch=True), dot_tile(4, 3), dot_tile(4, 1)
 _tile_3x4, _tile_3x1 = dot_tile(3, 4, prefetch=True), dot_tile(3, 1)
 _tile_2x4, _tile_2x1 = dot_tile(2, 4, prefetch=True), dot_tile(2, 1)
@@ -68,9 +68,9 @@ def dots(
 
 @jit()
 def linear_chunk(zero: Any, job: Any, index: int) -> None:
-    """One chunk of ``out = activation(x wᵀ + bias)``, of ``ceil(rows / chunk rows) * ceil(outs / chunk outs)``.
+    """One of ``ceil(rows / chunk rows) * ceil(outs / chunk outs)`` chunks of ``out = activation(x wᵀ + bias)``.
 
-    They are counted through the rows first, so that threads share the weights that one has fetched.
+    Chunks are counted through the rows first, so that threads share the weights that one has fetched.
     """
     size = itemsize(zero)
     row_blocks = -(-job[ROWS] // job[CHUNK_ROWS])

@@ -1,7 +1,7 @@
-"""Elementwise functions that LLVM can vectorise: exp, the activations. Own no memory.
+"""Functions over elements that LLVM can vectorise: exp, the activations, sums and maxima. Owns no memory.
 
-In float32 they are short polynomials without a branch or a call (sources beside them), accurate to a few units in the
-last place; in float64 they are libm's, exact and slow, for the tests that run the engine in float64.
+In float32, exp and erf are short polynomials without a branch or a call (sources beside them), accurate to a few units
+in the last place. In float64 they are libm's, exact and slow, for tests that run the engine in float64.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ def scaled_maximum(zero: Any, address: int, count: int, scale: Any) -> Any:
 
 @jit(fastmath={"contract"})
 def add_exponentials(zero: Any, address: int, count: int, shift: Any, sums: int) -> None:
-    """``sums[i] += exp(x[i] - shift)``; none may exceed ``shift``. Reordering a sum of them would reorder ``_exp``."""
+    """``sums[i] += exp(x[i] - shift)``; none may exceed ``shift``.
+
+    Each lane has its own sum: a flag that lets LLVM reorder one sum would let it reorder ``_exp`` too.
+    """
     x, result = carray(pointer(zero, address), (count,)), carray(pointer(zero, sums), (count,))
     for i in range(count):
         result[i] += _exp(x[i] - shift)

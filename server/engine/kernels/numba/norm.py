@@ -1,7 +1,7 @@
-"""Layer norm of rows, with the residual sum before it: one pass to add, one to measure, one to write.
+"""Layer norm of rows, with the residual sum before it: one pass to add, two to measure, one to write.
 
-Owns the loop over a chunk of rows; knows neither threads nor tensors. It stands here because torch shares out even 8
-rows to its own threads, and its parallel region ends when the last of them has had a core.
+Owns the loop over a chunk of rows; knows neither threads nor tensors. Torch's own would share out even 8 rows to its
+threads, and its parallel region ends only when the last of them has had a core.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def norm_chunk(zero: Any, job: Any, index: int) -> None:
         mean = total(zero, job[OUT] + offset, width) / real(width)
         variance = _squares(zero, job[OUT] + offset, width, mean) / real(width)
         scale = real(1) / math.sqrt(variance + eps)
-        if math.isinf(variance):  # the row has overflowed: a scale of 0 would make plain numbers of it
+        if math.isinf(variance):  # the row has overflowed: with a scale of 0 it would look finite
             scale = real(math.nan)
         for i in range(width):
             out[i] = (out[i] - mean) * scale * weight[i] + bias[i]

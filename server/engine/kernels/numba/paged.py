@@ -1,4 +1,4 @@
-"""What the layers of one call share: its tables, checked once, its tiles of queries, a job that each layer completes.
+"""What the layers of one call share: tables, checked once, tiles of queries, and a job that each layer completes.
 
 Owns the way from a batch's tensors to the addresses that the loops of ``attention`` follow; knows no model.
 """
@@ -72,12 +72,12 @@ class NumbaBatch:
         return out
 
     def _addresses(self, layer: int) -> tuple[int, int]:
-        """Of a layer's keys and values."""
+        """Addresses of a layer's keys and values."""
         offset = layer * self._layer_bytes
         return self._cache.keys.data_ptr() + offset, self._cache.values.data_ptr() + offset
 
     def _check(self, causal: bool) -> None:
-        """None of the tables may point outside of the pool."""
+        """Raise ValueError if a table points outside of the pool."""
         tables, lengths, slots = self._tables.numpy(), self._lengths.numpy(), self._slots.numpy()
         rows, blocks, size = len(self._counts), self._cache.keys.shape[1], self._cache.block_size
         if tables.shape[:2] != (rows, 2) or lengths.shape != (rows, 2):

@@ -1,12 +1,12 @@
-"""Our own threads for the kernels: they share out a job's chunks, and nobody waits for a thread that has none.
+"""Our own threads for the kernels. They share out a job's chunks, and nobody waits for a thread that has none.
 
 Owns the worker threads and the hand-over; knows of a kernel only its chunks. A parallel region of OpenMP ends when
-every thread has arrived; where another process holds a core, that is a scheduler quantum (milliseconds) later, for
-nothing. Here the calling thread takes chunks itself until none is left, then waits only for those that others hold.
-Idle workers spin some 250 microseconds, which bridges the gaps between a layer's calls, then sleep.
+every thread has arrived. Where another process holds a core, that is a scheduler quantum (milliseconds) later, for
+nothing. Here the calling thread takes chunks itself until none is left, and then waits only for those that others hold.
+Idle workers spin for some 250 microseconds, which bridges the gaps between a layer's calls, and then sleep.
 
-The hand-over is one 64-bit ticket, ``job number | chunks | next chunk``: taking a chunk is a compare-and-swap, which
-fails for whoever looked at an earlier job. A job's fields stay valid until its last chunk is done.
+The hand-over is one 64-bit ticket, ``job number | chunks | next chunk``. Taking a chunk is a compare-and-swap, which
+fails for a thread that looked at an earlier job. A job's fields stay valid until its last chunk is done.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ LINEAR, ATTENTION, NORM, TOP = 0, 1, 2, 3  # field 0 of every job
 JOB_FIELDS = 32
 MAX_CHUNKS = 2**22 - 1
 SPINS = 10_000
-SHARED_BYTES = 1 << 18  # what a job reads at least for its threads to share it
+SHARED_BYTES = 1 << 18  # a job that reads less runs in the calling thread alone
 
-# Bytes within the shared memory: one cache line for each word that several threads write, then mutex and conditions.
+# Offsets in the shared memory: one cache line for each word that several threads write, then mutex and conditions.
 _TICKET, _DONE, _SLEEPERS, _CALLER_SLEEPS, _STOP, _JOB = range(0, 6 * 64, 64)
 _MUTEX, _WORK, _FINISHED = range(6 * 64, 6 * 64 + 3 * 128, 128)
 _MEMORY = 6 * 64 + 3 * 128
@@ -73,7 +73,7 @@ def _store(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def _add(typing: Any, address: Any, value: Any) -> Any:
-    """Add atomically; the value before."""
+    """Add atomically; returns the value before."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.atomic_rmw("add", _word(builder, arguments[0]), arguments[1], "seq_cst")
@@ -83,7 +83,7 @@ def _add(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def _swap(typing: Any, address: Any, expected: Any, value: Any) -> Any:
-    """Compare and swap; whether it happened."""
+    """Compare and swap; returns whether it happened."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, expected, value = arguments
@@ -126,7 +126,7 @@ def _take(memory: int) -> Any:
 
 @jit()
 def _publish(memory: int, job: int, chunks: int) -> None:
-    """Make ``job`` the current one and wake who sleeps."""
+    """Make ``job`` the current one and wake sleeping workers."""
     _store(memory + _JOB, job)
     _store(memory + _DONE, 0)
     number = (_load(memory + _TICKET) >> 44) + 1
@@ -255,7 +255,7 @@ class WorkerPool:
         self.close = weakref.finalize(self, _shut_down, memory, self._shared, self._workers)
 
     def run(self, job: np.ndarray[Any, Any], chunks: int, shared: bool = True) -> None:
-        """Run ``job`` (int64, JOB_FIELDS long) to its end; ``shared`` False where waking others costs more."""
+        """Run ``job`` (int64, JOB_FIELDS long) to its end; ``shared`` False: without waking the workers."""
         if not 0 <= chunks <= MAX_CHUNKS:
             raise ValueError(f"expected 0 to {MAX_CHUNKS} chunks in a job, got {chunks}")
         with self._lock:

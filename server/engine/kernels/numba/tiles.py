@@ -1,10 +1,10 @@
-"""Register tiles and memory access, written out in LLVM's language where numba's own loops promise nothing.
+"""Register tiles and memory access, written as LLVM code where numba's own loops promise nothing.
 
 Owns the intrinsics of the kernels. They use generic vectors only, so AVX2, AVX-512 and ARM compile from the same text.
 
-Everything takes addresses instead of arrays: numba compiles anew for every layout it meets (a view of one token is
-contiguous, of two it is not), and that would happen inside a request. Plain integers have one type. ``zero``, first
-everywhere, is a number of the kernel's float type and says nothing else.
+Everything takes addresses instead of arrays. numba compiles anew for every array layout (a view of one token is
+contiguous, of two it is not), and would do so inside a request; integers have one type. The first argument, ``zero``,
+only gives the kernel's float type.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Emitter:
         self.builder.store(value, self.pointer(address, self.type), align=self.size)
 
     def prefetch(self, address: Any) -> None:
-        """Ask for a line of memory that will be read soon; it may lie anywhere."""
+        """Fetch the cache line at ``address``, which will be read soon; any address is allowed."""
         byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
         function = get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
@@ -121,10 +121,10 @@ class _Emitter:
 def dot_tile(rows: int, columns: int, prefetch: bool = False) -> Any:
     """An intrinsic: ``out[r, c] (+)= sum_k x[r, k] w[c, k]`` for a tile that stays in registers.
 
-    ``(zero, x, x_stride, w, w_stride, count, out, out_stride, accumulate)``: ``zero`` gives the float type; addresses
-    and row strides in bytes; elements of a row stand side by side; ``accumulate`` 0 overwrites ``out``. The order of
-    additions does not depend on the tile's shape, so a row's result does not depend on its neighbours. ``prefetch``
-    asks for the next tile's weights: worth it where they come from memory, a loss where they are in the cache.
+    ``(zero, x, x_stride, w, w_stride, count, out, out_stride, accumulate)``: addresses and row strides are in bytes;
+    elements of a row are contiguous; ``accumulate`` 0 overwrites ``out``. The order of additions does not depend on the
+    tile's shape, so a row's result does not depend on its neighbours. ``prefetch`` fetches the next tile's weights: a
+    gain if they come from memory, a loss if they are in the cache.
     """
 
     @intrinsic

@@ -1,4 +1,4 @@
-"""The most likely tokens of each row of logits, with their log-probabilities, in three passes at memory bandwidth.
+"""The most likely tokens of each row of logits, with their log-probabilities, in two passes at memory bandwidth.
 
 Owns the loop over one row; knows neither threads nor tensors. Beam search needs no more of a row than this.
 """
@@ -18,7 +18,7 @@ from server.engine.kernels.numba.tiles import itemsize, pointer
 # Fields of a job, by position. A chunk is a row; VALUES and IDS (int64) have K places for each.
 # SUMS is scratch memory, BLOCK elements for each thread.
 KIND, LOGITS, ROWS, VOCAB, K, VALUES, IDS, SUMS = range(8)
-BLOCK = 64  # logits that are passed over together where none of them is among the best
+BLOCK = 64  # logits that are skipped together if none of them is among the best
 _INT64 = np.int64(0)
 
 

@@ -105,3 +105,8 @@ class EngineFailure(PrefixdError):
     """A row failed inside the engine; its neighbours did not."""
 
     code = "engine_failure"
+
+    @classmethod
+    def unexpected(cls, error: BaseException) -> EngineFailure:
+        """What a user may see of an unexpected error: its kind, not its text, which may quote the request."""
+        return cls(f"the engine failed with {type(error).__name__}")

@@ -192,7 +192,7 @@ class AsyncEngine:
             return [Failed(request.request_id, error)]
         except Exception as error:
             log.exception("a request could not be added", extra={"facts": {"request_id": request.request_id}})
-            return [Failed(request.request_id, EngineFailure(f"the engine failed with {type(error).__name__}"))]
+            return [Failed(request.request_id, EngineFailure.unexpected(error))]
         return []
 
     def _run(self) -> None:
@@ -211,7 +211,11 @@ class AsyncEngine:
     def _take_inbox(self) -> list[Event]:
         events: list[Event] = []
         while self._inbox:
-            events += self._inbox.popleft()()
+            action = self._inbox.popleft()
+            try:
+                events += action()
+            except Exception:  # of one request or pin; the others go on
+                log.exception("an action of the event loop failed")
         return events
 
     def _hand_over(self, events: list[Event]) -> None:

@@ -10,6 +10,7 @@ token a step -> ``Finished`` or ``Failed``.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
-from prefixes.errors import InvalidParameter
+from prefixes.errors import EngineFailure, InvalidParameter
 from server.engine.config import EngineConfig
 from server.engine.decoding.beams import BeamSearch
 from server.engine.decoding.detokenizer import Detokenizer
@@ -39,7 +40,9 @@ from server.engine.scheduling.capacity import Capacity
 from server.engine.scheduling.encoding import EncoderBudget
 from server.engine.scheduling.plan import Outcome, StepPlan
 from server.engine.scheduling.scheduler import Scheduler
-from server.engine.types import Event, GenerationRequest, PrefixKey
+from server.engine.types import Event, Failed, GenerationRequest, PrefixKey
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -184,12 +187,26 @@ class Engine:
         self, outcomes: list[Outcome], plan: StepPlan | None = None, result: StepResult | None = None
     ) -> list[Event]:
         """The one place where outcomes take effect: events are made, blocks change hands, groups end."""
-        events = [event for outcome in outcomes for event in self._reporter.events(outcome)]
-        self._scheduler.update(outcomes, plan, result.encoder_seconds if result else None)
-        for outcome in outcomes:
-            if outcome.ends_group:
-                del self._groups[outcome.group.request.request_id]
+        events = [event for outcome in outcomes for event in self._events(outcome)]
+        failed = self._scheduler.update(outcomes, plan, result.encoder_seconds if result else None)
+        ended = [outcome for outcome in outcomes if outcome.ends_group]
+        for group, error in failed.items():
+            ended.append(Outcome(group, error=EngineFailure.unexpected(error)))
+            events += self._events(ended[-1])
+        for outcome in ended:
+            del self._groups[outcome.group.request.request_id]
         return events
+
+    def _events(self, outcome: Outcome) -> list[Event]:
+        """The outcome's events. Where they cannot be made the group ends with an error: none is left without an end."""
+        try:
+            return self._reporter.events(outcome)
+        except Exception as error:
+            request_id = outcome.group.request.request_id
+            facts = {"request_id": request_id}
+            log.exception("events could not be made; the request ends with an error", extra={"facts": facts})
+            outcome.error = EngineFailure.unexpected(error)
+            return [Failed(request_id, outcome.error)]
 
     @property
     def waiting(self) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from prefixes.errors import EngineFailure, PrefixdError
 from server.engine.decoding.processors import changes_scores, processed
-from server.engine.decoding.sampler import Choice, Chosen, Sampler
+from server.engine.decoding.sampler import Choice, Sampler, best_tokens
 from server.engine.decoding.token_rules import TokenRules
 from server.engine.row import Group, Row
 from server.engine.runner import StepResult
@@ -61,15 +61,19 @@ class Postprocess:
 
     def abort(self, group: Group) -> Outcome:
         """End a group now, with what it has."""
-        outcome = Outcome(group, finished=True, reason=FinishReason.ABORT)
+        outcome = Outcome(group, reason=FinishReason.ABORT)
         for row in group.active:
-            row.decoding.finish_reason = FinishReason.ABORT
-            if detokenizer := row.decoding.detokenizer:
-                detokenizer.finish()
-                text = detokenizer.take(final=True)  # what was held back belongs to the final text
-                if text:
-                    outcome.events.append(TokenEvent(group.request.request_id, row.decoding.index, text, ()))
+            _guarded(outcome, self._abort_row, row)
+        outcome.finished = outcome.error is None
         return outcome
+
+    def _abort_row(self, outcome: Outcome, row: Row) -> None:
+        row.decoding.finish_reason = FinishReason.ABORT
+        if detokenizer := row.decoding.detokenizer:
+            detokenizer.finish()
+            text = detokenizer.take(final=True)  # what was held back belongs to the final text
+            if text:
+                outcome.events.append(TokenEvent(outcome.group.request.request_id, row.decoding.index, text, ()))
 
     def _choose(self, rows: Sequence[ScheduledRow], logits: torch.Tensor) -> list[Outcome]:
         """Choose from ``logits (n, vocab)``: one line for each row that wants them, in the rows' order."""
@@ -87,23 +91,23 @@ class Postprocess:
     # --- rows that draw their own tokens ---
 
     def _draw(self, entries: Sequence[_GroupLogits], logits: torch.Tensor) -> None:
-        drawing = [(e, row, index) for e in entries for row, index in zip(e.rows, e.indices, strict=True)]
-        if not drawing:
-            return
-        choices = [self._choice(entry.group, row, index) for entry, row, index in drawing]
-        for (entry, row, _), chosen in zip(drawing, self._sampler.choose(logits, choices), strict=True):
-            _guarded(entry.outcome, self._take_token, row, chosen)
+        greedy = best_tokens(logits) if entries else []
+        for entry in entries:
+            for row, index in zip(entry.rows, entry.indices, strict=True):
+                _guarded(entry.outcome, self._take_token, row, logits[index], greedy[index])
 
-    def _choice(self, group: Group, row: Row, index: int) -> Choice:
+    def _choice(self, group: Group, row: Row) -> Choice:
         state, params = row.decoding, group.request.params
         forced = self._rules.forced(group.prompt_length, state.output_length, group.max_new_tokens)
-        return Choice(index, params, state.token_ids, state.output_length, group.seed, state.index, forced)
+        return Choice(params, state.token_ids, state.output_length, group.seed, state.index, forced)
 
-    def _take_token(self, outcome: Outcome, row: Row, chosen: Chosen) -> None:
-        if chosen.token_id is None:
+    def _take_token(self, outcome: Outcome, row: Row, logits: torch.Tensor, greedy: int | None) -> None:
+        if greedy is None:
             raise EngineFailure("the model's output for this row is not finite")
-        group, state, token = outcome.group, row.decoding, chosen.token_id
+        group, state = outcome.group, row.decoding
         assert state.detokenizer is not None
+        chosen = self._sampler.choose(logits, self._choice(group, row), greedy)
+        token = chosen.token_id
         state.token_ids.append(token)
         if chosen.logprob:
             state.logprobs.append(chosen.logprob)
@@ -189,20 +193,15 @@ def _guarded(outcome: Outcome, act: Callable[..., None], *arguments: object) -> 
     except Exception as error:
         facts = {"request_id": outcome.group.request.request_id}
         log.exception("a row failed; its request ends with an error", extra={"facts": facts})
-        outcome.error = _unexpected(error)
+        outcome.error = EngineFailure.unexpected(error)
 
 
 def _failures(groups: Iterable[Group], error: Exception) -> list[Outcome]:
-    return [Outcome(group, error=_unexpected(error)) for group in dict.fromkeys(groups)]
+    return [Outcome(group, error=EngineFailure.unexpected(error)) for group in dict.fromkeys(groups)]
 
 
 def _facts(plan: StepPlan) -> dict[str, object]:
     return {"facts": {"request_ids": list(dict.fromkeys(row.group.request.request_id for row in plan.rows))}}
-
-
-def _unexpected(error: Exception) -> EngineFailure:
-    """What a user may see of an unexpected error: its type, not its text, which may quote the request."""
-    return EngineFailure(f"the engine failed with {type(error).__name__}")
 
 
 def _check_finite(greatest: torch.Tensor) -> None:

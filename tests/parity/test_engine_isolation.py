@@ -12,6 +12,7 @@ import torch
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import InputTooLong, InvalidArtifact, InvalidParameter
+from server.engine import postprocess
 from server.engine.engine import Engine
 from server.engine.row import GroupState
 from server.engine.types import (
@@ -307,7 +308,7 @@ def test_an_aborted_outputs_pieces_join_to_its_text_too(backbone: Backbone, libr
 # --- exceptions ---
 
 
-@pytest.mark.parametrize("where", ["model", "sampler"])
+@pytest.mark.parametrize("where", ["model", "all rows' best tokens"])
 def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
     backbone: Backbone, library: BadLibrary, alone: dict[str, tuple[Output, ...]], where: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -321,7 +322,7 @@ def test_an_exception_in_a_step_fails_its_rows_and_the_next_requests_run(
     events: list[Event] = []
     while sum(isinstance(event, TokenEvent) for event in events) < 9:
         events += engine.step()
-    owner, name = (engine._runner._model, "embed") if where == "model" else (engine._postprocess._sampler, "choose")
+    owner, name = (engine._runner._model, "embed") if where == "model" else (postprocess, "best_tokens")
 
     def broken(*arguments: object) -> None:
         raise RuntimeError("a secret that no user may see")

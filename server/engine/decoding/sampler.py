@@ -19,9 +19,8 @@ from server.engine.types import SamplingParams, TokenLogprob
 
 @dataclass(frozen=True)
 class Choice:
-    """A token to choose: from logits row ``logits_index``, for a row with these tokens and counters."""
+    """A token to choose, for a row with these tokens and counters."""
 
-    logits_index: int
     params: SamplingParams
     token_ids: Sequence[int]
     generated: int
@@ -32,20 +31,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The token; None if the row's logits are not finite (its neighbours are not affected)."""
+    """The token, and its log-probabilities where they were asked for."""
 
-    token_id: int | None
+    token_id: int
     logprob: TokenLogprob | None = None
 
 
-def best_tokens(logits: torch.Tensor) -> tuple[list[bool], list[int]]:
-    """Whether each row is finite, and its most likely token. NaN wins a maximum, so the maximum tells of any NaN."""
-    if logits.device.type == "cpu":  # numpy makes one quick pass; torch shares even a few rows out to its threads
+def best_tokens(logits: torch.Tensor) -> list[int | None]:
+    """Return the likeliest token of each row of ``logits (n, vocab)``, None for a row that is not finite.
+
+    One pass over all rows finds both: NaN wins a maximum, so that a row with any has it there.
+    """
+    if logits.device.type == "cpu":  # numpy's is one quick pass; torch shares even a few rows out to its threads
         array = logits.numpy()
         tokens = array.argmax(axis=1)
-        return np.isfinite(array[np.arange(len(tokens)), tokens]).tolist(), tokens.tolist()
-    best, indices = logits.max(dim=1)
-    return torch.isfinite(best).tolist(), indices.tolist()
+        finite = np.isfinite(array[np.arange(len(tokens)), tokens]).tolist()
+    else:
+        best, tokens = logits.max(dim=1)
+        finite = torch.isfinite(best).tolist()
+    return [token if usable else None for token, usable in zip(tokens.tolist(), finite, strict=True)]
 
 
 class Sampler:
@@ -54,17 +58,8 @@ class Sampler:
     def __init__(self, eos_token_ids: frozenset[int]) -> None:
         self._eos = eos_token_ids
 
-    def choose(self, logits: torch.Tensor, choices: Sequence[Choice]) -> list[Chosen]:
-        """``logits (n, vocab)`` -> one token for each choice. Plain greedy rows share one argmax."""
-        finite, greedy = best_tokens(logits)
-        return [
-            self._one(logits[choice.logits_index], choice, greedy[choice.logits_index])
-            if finite[choice.logits_index]
-            else Chosen(None)
-            for choice in choices
-        ]
-
-    def _one(self, logits: torch.Tensor, choice: Choice, greedy: int) -> Chosen:
+    def choose(self, logits: torch.Tensor, choice: Choice, greedy: int) -> Chosen:
+        """Choose from one row's finite ``logits (vocab,)``, whose likeliest token is ``greedy``."""
         params, token = choice.params, greedy
         if choice.forced is not None:
             token = choice.forced

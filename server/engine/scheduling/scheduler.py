@@ -15,8 +15,10 @@ Owns the waiting and the running groups; ``row_blocks`` owns their block tables.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from prefixes.errors import InputTooLong, PrefixdError
 from server.engine.config import EngineConfig
@@ -32,6 +34,8 @@ from server.engine.scheduling.plan import Outcome, ScheduledRow, StepPlan
 from server.engine.scheduling.row_blocks import RowBlocks
 from server.engine.scheduling.waiting import WaitingGroups
 from server.engine.types import PrefixKey
+
+log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -75,23 +79,30 @@ class Scheduler:
 
     def update(
         self, outcomes: Iterable[Outcome], plan: StepPlan | None = None, encoder_seconds: float | None = None
-    ) -> None:
-        """Take in the outcomes of a step or an abort. ``encoder_seconds`` None: no encoder call succeeded."""
+    ) -> dict[Group, Exception]:
+        """Take in the outcomes of a step or an abort. ``encoder_seconds`` None: no encoder call succeeded.
+
+        Returns the groups that end because their own part of this failed; it fails no other.
+        """
         outcomes = list(outcomes)
+        ends = dict.fromkeys(outcome.group for outcome in outcomes if outcome.ends_group)
+        failed: dict[Group, Exception] = {outcome.group: outcome.error for outcome in outcomes if outcome.error}
         if plan and plan.encode and encoder_seconds is not None:
             for group in self._encoder.ran(plan.encode, encoder_seconds):
-                self._blocks.encoded(group)
-        failed = {outcome.group for outcome in outcomes if outcome.error}
+                _guarded(failed, group, self._blocks.encoded, group)
         for row in plan.rows if plan else ():
-            if row.group not in failed:
-                self._blocks.computed(row)
+            _guarded(failed, row.group, self._blocks.computed, row)
         for outcome in outcomes:
-            for ended in outcome.ended:
-                self._blocks.release_row(ended)
-            if outcome.beams:
-                self._blocks.continue_beams(outcome.group, outcome.beams)
-            if outcome.ends_group:
-                self._end(outcome.group)
+            _guarded(failed, outcome.group, self._apply, outcome)
+        for group in dict.fromkeys([*ends, *failed]):
+            self._end(group)
+        return {group: error for group, error in failed.items() if group not in ends}
+
+    def _apply(self, outcome: Outcome) -> None:
+        for row in outcome.ended:
+            self._blocks.release_row(row)
+        if outcome.beams:
+            self._blocks.continue_beams(outcome.group, outcome.beams)
 
     def preempt(self, group: Group) -> None:
         """Take all blocks from a running group; it waits to be recomputed."""
@@ -241,3 +252,15 @@ class Scheduler:
                 decode.append(replace(scheduled, count=count))
                 budget -= count
         return decode
+
+
+def _guarded(failed: dict[Group, Exception], group: Group, act: Callable[[Any], None], argument: object) -> None:
+    """One group's fault stays its own: it is noted in ``failed``, and nothing more is done for the group."""
+    if group in failed:
+        return
+    try:
+        act(argument)
+    except Exception as error:
+        facts = {"request_id": group.request.request_id}
+        log.exception("a group's blocks could not be kept; its request ends with an error", extra={"facts": facts})
+        failed[group] = error

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from server.engine.decoding.sampler import Choice, Sampler, raw_logprob
+from server.engine.decoding.sampler import Choice, Chosen, Sampler, best_tokens, raw_logprob
 from server.engine.types import SamplingParams
 
 VOCAB, EOS = 50, frozenset({7})
 
 
+Indexed = tuple[int, Choice]
+"""A row of logits, and what is to be chosen from it."""
+
+
 def choice(index: int, *, seed: int = 0, sample: int = 0, tokens: tuple[int, ...] = (1, 2, 3), generated: int = 1,
-           **params: object) -> Choice:
-    return Choice(index, SamplingParams(**params), tokens, generated, seed, sample)  # type: ignore[arg-type]
+           **params: object) -> Indexed:
+    return index, Choice(SamplingParams(**params), tokens, generated, seed, sample)  # type: ignore[arg-type]
 
 
-def mixed_choices() -> list[Choice]:
+def choose(sampler: Sampler, logits: torch.Tensor, choices: Sequence[Indexed]) -> list[Chosen | None]:
+    """As the engine does; None for a row that is not finite."""
+    best = best_tokens(logits)
+    found = [(logits[index], one, best[index]) for index, one in choices]
+    return [None if greedy is None else sampler.choose(row, one, greedy) for row, one, greedy in found]
+
+
+def token(chosen: Chosen | None) -> int | None:
+    return None if chosen is None else chosen.token_id
+
+
+def mixed_choices() -> list[Indexed]:
     return [
         choice(0),
         choice(1, do_sample=True, seed=4, temperature=1.3, top_k=20, top_p=0.9),
@@ -34,13 +51,10 @@ def logits() -> torch.Tensor:
 
 def test_a_choice_is_the_same_alone_and_in_any_batch(logits: torch.Tensor) -> None:
     sampler, choices = Sampler(EOS), mixed_choices()
-    together = sampler.choose(logits, choices)
-    assert sampler.choose(logits.flip(0), [
-        Choice(4 - c.logits_index, c.params, c.token_ids, c.generated, c.seed, c.sample) for c in reversed(choices)
-    ]) == together[::-1]
-    for one, chosen in zip(choices, together, strict=True):
-        alone = Choice(0, one.params, one.token_ids, one.generated, one.seed, one.sample)
-        assert sampler.choose(logits[one.logits_index][None], [alone]) == [chosen]
+    together = choose(sampler, logits, choices)
+    assert choose(sampler, logits.flip(0), [(4 - index, one) for index, one in reversed(choices)]) == together[::-1]
+    for (index, one), chosen in zip(choices, together, strict=True):
+        assert choose(sampler, logits[index][None], [(0, one)]) == [chosen]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -49,32 +63,32 @@ def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_are_as_without
     logits: torch.Tensor, row: int, value: float
 ) -> None:
     sampler, choices = Sampler(EOS), mixed_choices()
-    clean = sampler.choose(logits, choices)
+    clean = choose(sampler, logits, choices)
     spoilt = logits.clone()
     spoilt[row, 13] = value
-    for one, before, after in zip(choices, clean, sampler.choose(spoilt, choices), strict=True):
-        assert after == before if one.logits_index != row else after.token_id is None
+    for (index, _), before, after in zip(choices, clean, choose(sampler, spoilt, choices), strict=True):
+        assert after == before if index != row else after is None
 
 
 def test_a_row_of_negative_infinities_has_no_token(logits: torch.Tensor) -> None:
     logits[0] = -torch.inf
-    assert Sampler(EOS).choose(logits, [choice(0)])[0].token_id is None
+    assert choose(Sampler(EOS), logits, [choice(0)]) == [None]
 
 
 def test_greedy_takes_the_maximum_of_the_processed_scores(logits: torch.Tensor) -> None:
     best = int(logits[0].argmax())
     sampler = Sampler(frozenset({best}))
-    assert sampler.choose(logits, [choice(0)])[0].token_id == best
-    [chosen] = sampler.choose(logits, [choice(0, min_new_tokens=5)])
+    assert token(choose(sampler, logits, [choice(0)])[0]) == best
+    [chosen] = choose(sampler, logits, [choice(0, min_new_tokens=5)])
     second = logits[0].clone()
     second[best] = -torch.inf
-    assert chosen.token_id == int(second.argmax())
+    assert token(chosen) == int(second.argmax())
 
 
 def test_the_sample_index_and_the_position_draw_anew_and_the_same_counters_draw_the_same(logits: torch.Tensor) -> None:
     flat, sampler = torch.zeros(1, 5000), Sampler(EOS)
     drawn = [
-        sampler.choose(flat, [choice(0, do_sample=True, seed=seed, sample=sample, generated=generated)])[0].token_id
+        token(choose(sampler, flat, [choice(0, do_sample=True, seed=seed, sample=sample, generated=generated)])[0])
         for seed, sample, generated in [(0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)]
     ]
     assert drawn[0] == drawn[1]
@@ -86,8 +100,8 @@ def test_sampling_draws_only_what_the_filters_left_and_in_proportion() -> None:
     logits, draws = torch.log(torch.tensor([[0.05, 0.4, 0.05, 0.2, 0.3]])), 2000
     sampler, counts = Sampler(EOS), torch.zeros(5)
     for seed in range(draws):
-        [chosen] = sampler.choose(logits, [choice(0, do_sample=True, top_k=3, temperature=0.5, seed=seed)])
-        assert chosen.token_id is not None
+        [chosen] = choose(sampler, logits, [choice(0, do_sample=True, top_k=3, temperature=0.5, seed=seed)])
+        assert chosen is not None
         counts[chosen.token_id] += 1
     assert counts[0] == counts[2] == 0
     squares = torch.tensor([0.16, 0.04, 0.09])
@@ -96,10 +110,11 @@ def test_sampling_draws_only_what_the_filters_left_and_in_proportion() -> None:
 
 
 def test_logprobs_are_those_of_the_raw_distribution_whatever_the_penalties(logits: torch.Tensor) -> None:
-    [chosen] = Sampler(EOS).choose(
-        logits, [choice(2, do_sample=True, temperature=0.3, repetition_penalty=5.0, top_k=5, logprobs=4)]
+    [chosen] = choose(
+        Sampler(EOS), logits, [choice(2, do_sample=True, temperature=0.3, repetition_penalty=5.0, top_k=5, logprobs=4)]
     )
     expected = torch.log_softmax(logits[2], 0)
+    assert chosen is not None
     assert chosen.logprob is not None
     assert chosen.logprob.token_id == chosen.token_id
     assert chosen.logprob.logprob == pytest.approx(float(expected[chosen.token_id]), abs=1e-6)

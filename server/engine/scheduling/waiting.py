@@ -13,24 +13,21 @@ from server.engine.row import Group
 from server.engine.types import PrefixKey
 
 
-def _arrival(group: Group) -> float:
-    return group.submitted_at
-
-
 class WaitingGroups:
     """The two queues. ``len`` counts all groups; iteration gives all in order of arrival."""
 
     def __init__(self) -> None:
         self._ready: list[Group] = []
         self._loading: dict[PrefixKey, dict[Group, None]] = {}
-        self._count = 0
+        self._numbers: dict[Group, int] = {}  # of all that wait, in the order of adding: two may arrive at one time
+        self._next_number = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Group]:
         loading = [group for groups in self._loading.values() for group in groups]
-        return iter(sorted([*self._ready, *loading], key=_arrival))
+        return iter(sorted([*self._ready, *loading], key=self._arrival))
 
     @property
     def head(self) -> Group | None:
@@ -39,14 +36,15 @@ class WaitingGroups:
 
     def add(self, group: Group, *, loading: bool) -> None:
         """Add a group; with ``loading`` it first waits for its prefix."""
-        self._count += 1
+        self._numbers[group] = self._next_number
+        self._next_number += 1
         self._insert(group, loading)
 
     def remove(self, group: Group) -> None:
         """Remove a waiting group."""
-        self._count -= 1
         if not self._take_from_loading(group):
             self._ready.remove(group)
+        del self._numbers[group]
 
     def wait_for_prefix(self, group: Group) -> None:
         """Let a group that might have been admitted wait for its prefix again: the prefix was evicted."""
@@ -63,12 +61,15 @@ class WaitingGroups:
         ready = [group for group in self._ready if group.request.prefix == key]
         return [*self._loading.get(key, ()), *ready]
 
+    def _arrival(self, group: Group) -> tuple[float, int]:
+        return group.submitted_at, self._numbers[group]
+
     def _insert(self, group: Group, loading: bool) -> None:
         if loading:
             assert group.request.prefix is not None, "a bare group has no prefix to wait for"
             self._loading.setdefault(group.request.prefix, {})[group] = None
         else:
-            bisect.insort(self._ready, group, key=_arrival)
+            bisect.insort(self._ready, group, key=self._arrival)
 
     def _take_from_loading(self, group: Group) -> bool:
         key = group.request.prefix

@@ -71,6 +71,22 @@ def test_what_waits_for_its_prefix_lets_others_pass(make: Make) -> None:
     assert machine.ended["slow"] == "finished"
 
 
+def test_who_came_first_runs_first_whichever_prefix_is_loaded_first(make: Make) -> None:
+    """Groups that had arrived at one time ran in the order in which their loads had ended."""
+    machine = make(30, lengths={A: 4, B: 4}, max_rows=1)
+    for key in (A, B):
+        machine.gates[key] = queue.Queue()
+    for name, key in (("one", A), ("two", B)):
+        machine.add(machine.request(name, range(4), key, max_new_tokens=1), at=1.0)
+    for key in (B, A):
+        machine.gates[key].put(None)
+        machine.wait_for(key)
+        machine.scheduler._take_in_loads()
+    assert waiting(machine) == ["one", "two"]
+    machine.run()
+    assert list(machine.ended) == ["one", "two"]
+
+
 def test_what_does_not_fit_is_not_overtaken_by_smaller_ones(make: Make) -> None:
     machine = make(10)
     machine.add(machine.request("first", range(12), max_new_tokens=12))

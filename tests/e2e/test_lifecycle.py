@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import time
@@ -167,20 +166,41 @@ def test_a_stuck_scrape_does_not_hold_up_the_exit(start: Start) -> None:
         assert server.wait(30) == 0
 
 
+HANGING_DISK = """
+import os
+from pathlib import Path
+from threading import Event
+
+real = os.open
+
+def opened(name, *arguments, **options):
+    at = Path(__file__).with_name("hangs-at")
+    if str(name).endswith(".safetensors") and at.exists() and at.read_text() in str(name):
+        Event().wait()
+    return real(name, *arguments, **options)
+
+os.open = opened
+"""
+"""Python runs it before anything else: opening the artifact that the file ``hangs-at`` names never returns."""
+
+
 def test_a_fetch_that_hangs_holds_up_neither_rows_nor_the_exit(
     start: Start, world: TinyWorld, tmp_path: Path
 ) -> None:
     """The loader's threads were joined at exit, however long the registry hung."""
-    server = start("--drain-timeout-s", "1", "--host-cache-bytes", "0").wait_ready()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "sitecustomize.py").write_text(HANGING_DISK)
+    server = start("--drain-timeout-s", "1", "--host-cache-bytes", "0", env={"PYTHONPATH": str(disk)}).wait_ready()
     with server.client() as client, server.client() as stuck, ThreadPoolExecutor() as pool:
         for task, seed in (("hung", 0), ("fine", 1)):
             assert upload(client, task, world.prefix(seed=seed)).status_code == 201
         version = client.get("/prefixes/hung").json()["versions"][0]["version"].removeprefix("sha256:")
-        blob = tmp_path / "registry" / "tenants" / "default" / "blobs" / f"{version}.safetensors"
-        blob.unlink()
-        os.mkfifo(blob)  # whoever reads it waits for a writer
+        (disk / "hangs-at").write_text(version)
         waiting = pool.submit(stuck.post, "/generate", json={"task": "hung", "input": "x"})
+        deadline = time.monotonic() + 60
         while metric(server, "prefixd_num_requests_waiting") < 1:
+            assert time.monotonic() < deadline and not waiting.done(), "it does not hang"
             time.sleep(0.02)
         body = {"task": "fine", "input": "x", "parameters": {"max_new_tokens": 20, "min_new_tokens": 20}}
         assert client.post("/generate", json=body).json()["usage"]["output_tokens"] == 20

@@ -35,8 +35,7 @@ from server.engine.prefixes.store import PrefixStore
 from server.engine.reporter import Reporter
 from server.engine.row import Group, Prompt, Row
 from server.engine.runner import Runner, StepResult
-from server.engine.scheduling.admission import Admission, room_for_output
-from server.engine.scheduling.capacity import Capacity
+from server.engine.scheduling.admission import Admission, output_limit
 from server.engine.scheduling.encoding import EncoderBudget
 from server.engine.scheduling.plan import Outcome, StepPlan
 from server.engine.scheduling.scheduler import Scheduler
@@ -102,8 +101,7 @@ class Engine:
             self._runner.encoder_layers, self._runner.encoder_units, backbone.spec.hidden_size, config
         )
         self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, encoder)
-        capacity = Capacity(self._ledger, self._prefixes)
-        self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._prefixes, capacity)
+        self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._scheduler.capacity)
         self._postprocess = Postprocess(self._rules, kernels.top_log_probs)
         self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
         self._groups: dict[str, Group] = {}
@@ -120,7 +118,7 @@ class Engine:
         if request.request_id in self._groups:
             raise InvalidParameter(f"request id {request.request_id!r} is already in use")
         prompt = Prompt.of(request, self._decoder_prompt)
-        max_new_tokens = min(room_for_output(request, prompt, self._spec), params.max_new_tokens)
+        max_new_tokens = output_limit(request, prompt, self._spec)
         beams = BeamSearch(params, max_new_tokens, self._rules) if params.num_beams > 1 else None
         group = Group(
             request=request,

@@ -97,9 +97,12 @@ class Postprocess:
                 _guarded(entry.outcome, self._take_token, row, logits[index], greedy[index])
 
     def _choice(self, group: Group, row: Row) -> Choice:
-        state, params = row.decoding, group.request.params
-        forced = self._rules.forced(group.prompt_length, state.output_length, group.max_new_tokens)
-        return Choice(params, state.token_ids, state.output_length, group.seed, state.index, forced)
+        state, forced = row.decoding, self._forced(group, row)
+        return Choice(group.request.params, state.token_ids, state.output_length, group.seed, state.index, forced)
+
+    def _forced(self, group: Group, row: Row) -> int | None:
+        """The token that the row must take next, if the backbone says so."""
+        return self._rules.forced(group.prompt_length, row.decoding.output_length, group.max_new_tokens)
 
     def _take_token(self, outcome: Outcome, row: Row, logits: torch.Tensor, greedy: int | None) -> None:
         if greedy is None:
@@ -143,9 +146,9 @@ class Postprocess:
 
     def _changes_scores(self, group: Group) -> bool:
         """Whether anything but the model decides the group's next tokens."""
-        generated = group.rows[0].decoding.output_length
-        forced = self._rules.forced(group.prompt_length, generated, group.max_new_tokens)
-        return forced is not None or changes_scores(group.request.params, generated)
+        first = group.rows[0]
+        changes = changes_scores(group.request.params, first.decoding.output_length)
+        return changes or self._forced(group, first) is not None
 
     def _choose_beams(
         self, outcome: Outcome, logits: torch.Tensor, indices: list[int], best: tuple[torch.Tensor, torch.Tensor] | None
@@ -171,7 +174,7 @@ class Postprocess:
     def _processed_scores(self, group: Group, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities ``(rows, vocab)`` after penalties, bans and forced tokens."""
         params, generated = group.request.params, group.rows[0].decoding.output_length
-        forced = self._rules.forced(group.prompt_length, generated, group.max_new_tokens)
+        forced = self._forced(group, group.rows[0])
         if forced is not None:
             scores = torch.full_like(logits, -torch.inf)
             scores[:, forced] = 0

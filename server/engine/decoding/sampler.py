@@ -61,11 +61,10 @@ class Sampler:
     def choose(self, logits: torch.Tensor, choice: Choice, greedy: int) -> Chosen:
         """Choose from one row's finite ``logits (vocab,)``, whose likeliest token is ``greedy``."""
         params, token = choice.params, greedy
+        changed = changes_scores(params, choice.generated)
         if choice.forced is not None:
             token = choice.forced
-            return Chosen(token, raw_logprob(logits, token, params.logprobs) if params.logprobs is not None else None)
-        changed = changes_scores(params, choice.generated)
-        if changed or params.do_sample:
+        elif changed or params.do_sample:
             scores = processed(logits, choice.token_ids, choice.generated, params, self._eos) if changed else logits
             token = self._draw(scores, choice) if params.do_sample else int(scores.argmax())
         return Chosen(token, raw_logprob(logits, token, params.logprobs) if params.logprobs is not None else None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.spec import BackboneSpec
 from server.engine.config import EngineConfig
-from server.engine.prefixes.store import PrefixStore
 from server.engine.row import Prompt
 from server.engine.scheduling.capacity import Capacity
 from server.engine.types import GenerationRequest
@@ -20,6 +19,11 @@ def room_for_output(request: GenerationRequest, prompt: Prompt, spec: BackboneSp
     return spec.max_positions - offset - len(prompt.decoder_ids)
 
 
+def output_limit(request: GenerationRequest, prompt: Prompt, spec: BackboneSpec) -> int:
+    """The most tokens that an output of ``request`` may get: what it asks for, cut to the window."""
+    return min(room_for_output(request, prompt, spec), request.params.max_new_tokens)
+
+
 class Admission:
     """The limits of one engine, as checks that say expected and got."""
 
@@ -28,11 +32,10 @@ class Admission:
         spec: BackboneSpec,
         decoder_prompt: tuple[int, ...],
         config: EngineConfig,
-        prefixes: PrefixStore,
         capacity: Capacity,
     ) -> None:
         self._spec, self._decoder_prompt = spec, decoder_prompt
-        self._config, self._prefixes, self._capacity = config, prefixes, capacity
+        self._config, self._prefixes, self._capacity = config, capacity.prefixes, capacity
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end."""
@@ -73,8 +76,8 @@ class Admission:
                     got=got,
                 )
         prompt = self._prompt(request)
-        max_new_tokens = min(room_for_output(request, prompt, self._spec), request.params.max_new_tokens)
-        needed, room = self._capacity.needed(request, prompt, max_new_tokens), self._capacity.room(request)
+        limit = output_limit(request, prompt, self._spec)
+        needed, room = self._capacity.needed(request, prompt, limit), self._capacity.room(request)
         if needed > room:
             raise InputTooLong(
                 f"memory: the request may need {needed} blocks of {self._config.block_size} tokens, there are "

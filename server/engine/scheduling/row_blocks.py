@@ -96,6 +96,7 @@ class RowBlocks:
         """Note that the row's tokens have keys and values. Full blocks become reusable; all rows get the prompt."""
         group, row = scheduled.group, scheduled.row
         row.computed = scheduled.end
+        # Beams' own tokens are not worth remembering: most of the beams are given up.
         if self._reuse and (group.beams is None or scheduled.end <= group.prompt_length):
             self._remember(self._reuse, group, row)
         if scheduled.end == group.prompt_length:

@@ -48,12 +48,12 @@ class Scheduler:
         reuse: PromptReuse | None,
         config: EngineConfig,
         observer: EngineObserver,
-        encoder: EncoderBudget | None = None,
+        encoder: EncoderBudget,
     ) -> None:
-        self._encoder = encoder or EncoderBudget(0, 0, 1, config)
+        self._encoder = encoder
         self._ledger, self._prefixes = ledger, prefixes
         self._config, self._observer = config, observer
-        self._capacity = Capacity(ledger, prefixes)
+        self.capacity = Capacity(ledger, prefixes)
         self._blocks = RowBlocks(ledger, reuse, self._encoder.units)
         self._failed: dict[Group, PrefixdError] = {}  # not in a plan yet
         self.waiting = WaitingGroups()
@@ -215,8 +215,8 @@ class Scheduler:
         return sum(g.request.params.rows for g in self.running) + max(tails, group.request.params.rows)
 
     def _no_room(self, group: Group) -> PrefixdError:
-        needed = self._capacity.needed(group.request, group.prompt, group.max_new_tokens)
-        room = self._capacity.room(group.request)
+        needed = self.capacity.needed(group.request, group.prompt, group.max_new_tokens)
+        room = self.capacity.room(group.request)
         return InputTooLong(
             f"memory: the request may need {needed} blocks, pinned prefixes leave {room}; ask for fewer tokens or "
             "rows, or unpin a prefix",

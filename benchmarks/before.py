@@ -26,9 +26,13 @@ LEAST: Final = 0.97
 
 
 def start(checkout: Path, folder: Path, geometry: str, threads: int) -> Process:
-    """Start the engine of ``checkout`` and wait until it is ready."""
-    script = [sys.executable, "benchmarks/contenders.py", "engine", "--backbone", str(folder), "--geometry", geometry]
-    return Process([*script, "--threads", str(threads)], folder / f"{checkout.name}.log", checkout)
+    """Start the engine of ``checkout``; return when it is ready.
+
+    Neither engine measures at its start which kernels to take: the two would choose by different noise.
+    """
+    script = [sys.executable, str(ROOT / "benchmarks/contenders.py"), "engine", "--no-calibration"]
+    sizes = ["--backbone", str(folder), "--geometry", geometry, "--threads", str(threads)]
+    return Process([*script, *sizes], folder / f"{checkout.name}.log", checkout)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

@@ -193,6 +193,8 @@ class Engine:
             events += self._events(ended[-1])
         for outcome in ended:
             del self._groups[outcome.group.request.request_id]
+        if not self._groups:
+            self._runner.forget_encoding()  # there may be no further step to do it
         return events
 
     def _events(self, outcome: Outcome) -> list[Event]:

@@ -77,7 +77,7 @@ class Runner:
         """Run the plan: at most one call for each stage."""
         result, before = StepResult(), Counter(self.forwards)
         if plan.encode is None:
-            self._underway = None
+            self.forget_encoding()
         else:
             try:
                 result.encoder_seconds = self.encode(plan.encode)
@@ -93,6 +93,10 @@ class Runner:
                 result.decoder_error = error
         result.calls = dict(self.forwards - before)
         return result
+
+    def forget_encoding(self) -> None:
+        """Give up what the encoder's last call left: no input is between two of its calls."""
+        self._underway = None
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy each source block to its target, all layers."""

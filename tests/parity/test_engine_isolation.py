@@ -14,6 +14,7 @@ from prefixes.backbone import Backbone
 from prefixes.errors import InputTooLong, InvalidArtifact, InvalidParameter
 from server.engine import postprocess
 from server.engine.engine import Engine
+from server.engine.memory.prompt_reuse import chain_root
 from server.engine.row import GroupState
 from server.engine.types import (
     Event,
@@ -136,6 +137,25 @@ def test_a_bad_prefix_fails_its_own_request(
     assert "secret" not in failed.error.message
     check_neighbours(ended, alone)
     check_idle(engine)
+
+
+@pytest.mark.parametrize("params", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
+def test_what_was_computed_beside_infinities_is_not_remembered(
+    backbone: Backbone, library: BadLibrary, params: dict[str, Any]
+) -> None:
+    """The chunks of a long prompt were remembered before its logits were seen: the next request began with NaN."""
+    engine = make_engine(backbone, library, max_step_tokens=16, max_rows=4)
+    bad = library.bad(OVERFLOW, tuple(range(60)), max_new_tokens=2, **params)
+    good = library.request("good", 1, range(60), max_new_tokens=2)
+    ended = run(engine, [bad, good])
+    assert isinstance(ended["bad"], Failed)
+    assert isinstance(ended["good"], Finished)
+    reuse = engine._scheduler._blocks._reuse
+    assert reuse is not None
+    assert reuse.match(chain_root(bad), bad.token_ids)[0] == []
+    found, _ = reuse.match(chain_root(good), good.token_ids)
+    assert len(found) == 59 // 16
+    engine._ledger.release(found)
 
 
 @pytest.mark.parametrize("params", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}], ids=str)

@@ -235,6 +235,7 @@ class Machine(SilentObserver):
     def _take_tokens(self, outcome: Outcome, rows: list[Row]) -> None:
         group = outcome.group
         for row in rows:
+            outcome.advanced.append(row.decoding.index)
             row.token_ids.append(self.rng.randrange(3))
             ends = group.request.params.do_sample and self.rng.random() < self.early_end
             if ends or row.decoding.output_length >= group.max_new_tokens:
@@ -245,6 +246,7 @@ class Machine(SilentObserver):
     def _advance_beams(self, outcome: Outcome, rows: list[Row]) -> None:
         group = outcome.group
         assert rows == group.rows, "beams choose together"
+        outcome.advanced.append(0)
         if rows[0].decoding.output_length + 1 >= group.max_new_tokens:
             outcome.finished = True
             return

@@ -67,6 +67,10 @@ class Outcome:
     reason: FinishReason | None = None
     error: PrefixdError | None = None
 
+    def advances(self, row: Row) -> bool:
+        """Whether ``row``, one of the rows before the step, took a token."""
+        return bool(self.advanced) if self.group.beams else row.decoding.index in self.advanced
+
     @property
     def ends_group(self) -> bool:
         return self.finished or self.error is not None

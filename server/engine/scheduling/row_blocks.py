@@ -92,12 +92,16 @@ class RowBlocks:
 
     # --- after a step ---
 
-    def computed(self, scheduled: ScheduledRow) -> None:
-        """Note that the row's tokens have keys and values. Full blocks become reusable; all rows get the prompt."""
+    def computed(self, scheduled: ScheduledRow, *, finite: bool) -> None:
+        """Note that the row's tokens have keys and values. A prompt that is through goes to all rows.
+
+        ``finite``: the row has chosen a token, so its logits and all that they were computed from are finite. Its full
+        blocks become reusable.
+        """
         group, row = scheduled.group, scheduled.row
         row.computed = scheduled.end
         # Beams' own tokens are not worth remembering: most of the beams are given up.
-        if self._reuse and (group.beams is None or scheduled.end <= group.prompt_length):
+        if finite and self._reuse and (group.beams is None or scheduled.end <= group.prompt_length):
             self._remember(self._reuse, group, row)
         if scheduled.end == group.prompt_length:
             self._fork_prompt(group, row)

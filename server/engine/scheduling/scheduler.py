@@ -18,6 +18,7 @@ import bisect
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from prefixes.errors import InputTooLong, PrefixdError
@@ -90,8 +91,11 @@ class Scheduler:
         if plan and plan.encode and encoder_seconds is not None:
             for group in self._encoder.ran(plan.encode, encoder_seconds):
                 _guarded(failed, group, self._blocks.encoded, group)
+        by_group = {outcome.group: outcome for outcome in outcomes}
         for row in plan.rows if plan else ():
-            _guarded(failed, row.group, self._blocks.computed, row)
+            outcome = by_group.get(row.group)
+            finite = outcome is not None and outcome.advances(row.row)
+            _guarded(failed, row.group, partial(self._blocks.computed, finite=finite), row)
         for outcome in outcomes:
             _guarded(failed, outcome.group, self._apply, outcome)
         for group in dict.fromkeys([*ends, *failed]):

@@ -61,8 +61,7 @@ class SamplingParams:
         _require(0 < self.temperature <= 100, "temperature", "above 0, at most 100", self.temperature)
         _require(self.top_k >= 0, "top_k", "at least 0 (0 is off)", self.top_k)
         _require(0 < self.top_p <= 1, "top_p", "above 0, at most 1", self.top_p)
-        _require(0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0, at most 100",
-                 self.repetition_penalty)
+        _require(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "0.01 to 100", self.repetition_penalty)
         _require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", "at least 0 (0 is off)",
                  self.no_repeat_ngram_size)
         _require(1 <= self.num_beams <= MAX_ROWS_PER_REQUEST, "num_beams", f"1 to {MAX_ROWS_PER_REQUEST}",

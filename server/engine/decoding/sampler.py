@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from prefixes.errors import InvalidParameter
 from server.engine.decoding.noise import gumbel
 from server.engine.decoding.processors import changes_scores, processed, warped
 from server.engine.types import SamplingParams, TokenLogprob
@@ -59,13 +60,18 @@ class Sampler:
         self._eos = eos_token_ids
 
     def choose(self, logits: torch.Tensor, choice: Choice, greedy: int) -> Chosen:
-        """Choose from one row's finite ``logits (vocab,)``, whose likeliest token is ``greedy``."""
+        """Choose from one row's finite ``logits (vocab,)``, whose likeliest token is ``greedy``.
+
+        Raises InvalidParameter if the parameters leave the row no token.
+        """
         params, token = choice.params, greedy
         changed = changes_scores(params, choice.generated)
         if choice.forced is not None:
             token = choice.forced
         elif changed or params.do_sample:
             scores = processed(logits, choice.token_ids, choice.generated, params, self._eos) if changed else logits
+            if changed:
+                _check_any_allowed(scores)
             token = self._draw(scores, choice) if params.do_sample else int(scores.argmax())
         return Chosen(token, raw_logprob(logits, token, params.logprobs) if params.logprobs is not None else None)
 
@@ -73,6 +79,14 @@ class Sampler:
         ids, scores = warped(scores, choice.params)
         noise = gumbel(choice.seed, choice.sample, choice.generated, ids)
         return int(ids[(scores.double() + noise).argmax()])
+
+
+def _check_any_allowed(scores: torch.Tensor) -> None:
+    if bool(scores.max() == -torch.inf):
+        raise InvalidParameter(
+            "no_repeat_ngram_size, min_new_tokens: expected at least one token that may follow, got none",
+            parameter="no_repeat_ngram_size",
+        )
 
 
 def raw_logprob(logits: torch.Tensor, token_id: int, alternatives: int) -> TokenLogprob:

@@ -22,8 +22,11 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("top_p", 0.0, "above 0, at most 1"),
     ("top_p", 1.01, "above 0, at most 1"),
     ("top_p", math.nan, "above 0, at most 1"),
-    ("repetition_penalty", 0.0, "above 0, at most 100"),
-    ("repetition_penalty", math.nan, "above 0, at most 100"),
+    ("repetition_penalty", 0.0, "0.01 to 100"),
+    ("repetition_penalty", 1e-320, "0.01 to 100"),
+    ("repetition_penalty", 0.0099, "0.01 to 100"),
+    ("repetition_penalty", 100.1, "0.01 to 100"),
+    ("repetition_penalty", math.nan, "0.01 to 100"),
     ("no_repeat_ngram_size", -1, "at least 0"),
     ("num_beams", 0, "1 to 64"),
     ("num_beams", 65, "1 to 64"),
@@ -57,6 +60,14 @@ def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: object, e
     assert caught.value.message.startswith(f"{name}: expected {expected}")
     assert caught.value.detail["parameter"] == name
     assert "got" in caught.value.detail
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("temperature", 5e-324), ("temperature", 100.0), ("top_p", 5e-324), ("top_k", 2**31 - 1),
+    ("repetition_penalty", 0.01), ("repetition_penalty", 100.0), ("no_repeat_ngram_size", 2**31 - 1),
+])
+def test_the_ends_of_a_range_are_accepted(name: str, value: object) -> None:
+    assert getattr(SamplingParams(**{name: value}), name) == value  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "params", "message"), CONTRADICTIONS)

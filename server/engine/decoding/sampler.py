@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from prefixes.errors import InvalidParameter
 from server.engine.decoding.noise import gumbel
 from server.engine.decoding.processors import changes_scores, processed, warped
+from server.engine.decoding.token_rules import no_token_left
 from server.engine.types import SamplingParams, TokenLogprob
 
 
@@ -70,8 +70,8 @@ class Sampler:
             token = choice.forced
         elif changed or params.do_sample:
             scores = processed(logits, choice.token_ids, choice.generated, params, self._eos) if changed else logits
-            if changed:
-                _check_any_allowed(scores)
+            if changed and bool(scores.max() == -torch.inf):
+                raise no_token_left()
             token = self._draw(scores, choice) if params.do_sample else int(scores.argmax())
         return Chosen(token, raw_logprob(logits, token, params.logprobs) if params.logprobs is not None else None)
 
@@ -79,14 +79,6 @@ class Sampler:
         ids, scores = warped(scores, choice.params)
         noise = gumbel(choice.seed, choice.sample, choice.generated, ids)
         return int(ids[(scores.double() + noise).argmax()])
-
-
-def _check_any_allowed(scores: torch.Tensor) -> None:
-    if bool(scores.max() == -torch.inf):
-        raise InvalidParameter(
-            "no_repeat_ngram_size, min_new_tokens: expected at least one token that may follow, got none",
-            parameter="no_repeat_ngram_size",
-        )
 
 
 def raw_logprob(logits: torch.Tensor, token_id: int, alternatives: int) -> TokenLogprob:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefixes.errors import InvalidParameter
 from server.engine.config import EngineConfig
-from server.engine.types import SamplingParams
+from server.engine.types import SamplingParams, length_penalty_limit
 
 OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("max_new_tokens", 0, "at least 1"),
@@ -48,6 +49,12 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("do_sample", {"num_beams": 2, "do_sample": True}, "false with num_beams above 1"),
     ("num_return_sequences", {"num_beams": 2, "num_return_sequences": 3}, r"at most num_beams \(2\), got 3"),
     ("logprobs", {"num_beams": 2, "logprobs": 1}, "none with num_beams above 1"),
+    ("length_penalty", {"num_beams": 2, "max_new_tokens": 3, "length_penalty": -100.0},
+     r"expected -79.49 to 79.49 with max_new_tokens 3, got -100.0"),
+    ("length_penalty", {"num_beams": 2, "max_new_tokens": 64, "length_penalty": 21.1},
+     r"expected -21 to 21 with max_new_tokens 64, got 21.1"),
+    ("length_penalty", {"num_beams": 2, "max_new_tokens": 64, "length_penalty": -22}, "expected -21 to 21"),
+    ("length_penalty", {"num_beams": 2, "max_new_tokens": 2**40, "length_penalty": 3.2}, "expected -3.15 to 3.15"),
     ("stop", {"num_beams": 2, "stop": ("x",)}, "none with num_beams above 1"),
     ("num_return_sequences", {"num_return_sequences": 2}, "1 for greedy decoding, got 2"),
 ]
@@ -75,6 +82,20 @@ def test_a_contradiction_is_refused_by_name(name: str, params: dict[str, Any], m
     with pytest.raises(InvalidParameter, match=message) as caught:
         SamplingParams(**params)
     assert caught.value.detail["parameter"] == name
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7, 64, 1000, 2**31 - 1])
+def test_up_to_the_limit_a_length_penalty_divides_by_a_normal_number(max_new_tokens: int) -> None:
+    most = length_penalty_limit(max_new_tokens)
+    for penalty in (-most, most):
+        assert SamplingParams(num_beams=2, max_new_tokens=max_new_tokens, length_penalty=penalty).rows == 2
+        divisor = np.float32(float(max_new_tokens) ** penalty)
+        for number in (divisor, np.float32(1) / divisor):
+            assert np.finfo(np.float32).tiny <= number <= np.finfo(np.float32).max
+
+
+def test_without_beams_a_length_penalty_divides_nothing() -> None:
+    assert SamplingParams(max_new_tokens=64, length_penalty=-100).num_beams == 1
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class _Batch:
 
 
 async def _events(running: Running, request_id: str) -> AsyncIterator[bytes]:
-    """The stream's pieces. All events that are ready go into one piece. What cannot be encoded ends it with an error."""
+    """The stream's pieces, each with all events that are ready. What cannot be encoded ends it with an error."""
     stream = running.stream
     async for first in stream:
         pieces = []

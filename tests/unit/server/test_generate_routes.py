@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import server.openai.completion
 import server.routes.generate
 from server.answers import Identity, answer
 from server.engine.types import Finished, TokenEvent
@@ -108,5 +109,21 @@ def test_a_stream_whose_token_cannot_be_encoded_ends_with_an_error_and_its_reque
         assert [line for line in response.text.splitlines() if line.startswith("event")] == ["event: error"]
         answered = await served.public.post("/generate", json=GOOD)
         assert answered.status_code == 200
+
+    with_apps(tmp_path, test)
+
+
+def test_an_openai_stream_whose_chunk_cannot_be_encoded_ends_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(*arguments: object) -> dict[str, Any]:
+        return {"logprob": math.nan}
+
+    monkeypatch.setattr(server.openai.completion, "chunk", spoilt)
+
+    async def test(served: Served) -> None:
+        body = {"model": "e2e", "prompt": ["x", "y"], "stream": True, "max_tokens": 5}
+        (line,) = (await served.public.post("/v1/completions", json=body)).text.splitlines()[::2]
+        assert json.loads(line.removeprefix("data: "))["error"]["code"] == "internal"
 
     with_apps(tmp_path, test)

@@ -15,6 +15,7 @@ from prefixes.spec import PrefixSpec
 
 MAX_ROWS_PER_REQUEST = 64
 MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256  # characters
 MAX_LOGPROBS = 20
 MAX_LENGTH_PENALTY = 100.0
 
@@ -75,7 +76,10 @@ class SamplingParams:
         _require(1 <= self.num_return_sequences <= MAX_ROWS_PER_REQUEST, "num_return_sequences",
                  f"1 to {MAX_ROWS_PER_REQUEST}", self.num_return_sequences)
         _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", len(self.stop))
-        _require(all(self.stop), "stop", "non-empty strings", "")
+        shortest, longest = min(self.stop, key=len, default="x"), max(self.stop, key=len, default="x")
+        _require(bool(shortest), "stop", "non-empty strings", "")
+        _require(len(longest) <= MAX_STOP_LENGTH, "stop", f"strings of at most {MAX_STOP_LENGTH} characters",
+                 f"one of {len(longest)}")
         _require(self.seed is None or 0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
         _require(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}",
                  self.logprobs)

@@ -71,7 +71,7 @@ def test_an_inherited_length_penalty_is_cut_to_what_the_requests_length_allows_a
     assert merge({}, artifact).length_penalty == 30.0
     assert merge({"max_new_tokens": 64}, artifact).length_penalty == 21.0
     assert merge({"max_new_tokens": 64}, artifact | {"length_penalty": -30.0}).length_penalty == -21.0
-    with pytest.raises(InvalidParameter, match="length_penalty: expected -21 to 21 with max_new_tokens 64, got 30.0"):
+    with pytest.raises(InvalidParameter, match=r"length_penalty: expected -21 to 21 with max_new_tokens 64, got 30\.0"):
         merge({"max_new_tokens": 64, "length_penalty": 30.0}, artifact)
     with pytest.raises(InvalidParameter, match="length_penalty: expected -21 to 21"):
         merge({}, artifact | {"max_new_tokens": 64})

@@ -38,6 +38,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("num_return_sequences", 65, "1 to 64"),
     ("stop", ("x",) * 17, "at most 16 strings"),
     ("stop", ("",), "non-empty strings"),
+    ("stop", ("x", "y" * 257), "strings of at most 256 characters"),
     ("seed", -1, "0 to 2**63 - 1"),
     ("seed", 2**63, "0 to 2**63 - 1"),
     ("logprobs", -1, "0 to 20"),
@@ -70,7 +71,7 @@ def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: object, e
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("temperature", 5e-324), ("temperature", 100.0), ("top_p", 5e-324), ("top_k", 2**31 - 1),
+    ("stop", ("x" * 256,) * 16), ("temperature", 5e-324), ("temperature", 100.0), ("top_p", 5e-324), ("top_k", 2**31 - 1),
     ("repetition_penalty", 0.01), ("repetition_penalty", 100.0), ("no_repeat_ngram_size", 2**31 - 1),
 ])
 def test_the_ends_of_a_range_are_accepted(name: str, value: object) -> None:

@@ -21,7 +21,6 @@ from transformers.generation.logits_process import (
 from server.engine.decoding.processors import changes_scores, processed, warped
 from server.engine.types import SamplingParams
 
-
 FILTERS: list[dict[str, Any]] = [
     {}, {"top_k": 1}, {"top_k": 5}, {"top_k": 2**31 - 1}, {"top_p": 5e-324}, {"top_p": 1e-45}, {"top_p": 1e-38},
     {"top_p": 1.0 - 2**-53}, {"top_k": 2**31 - 1, "top_p": 5e-324},

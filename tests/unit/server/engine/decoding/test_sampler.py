@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_a_sample_at_a_tiny_temperature_is_the_greedy_token(logits: torch.Tensor
 
 
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": True}, {"do_sample": True, "top_p": 0.5, "top_k": 2}])
-def test_a_row_that_may_take_no_token_fails_by_the_name_of_what_forbids_them(sampling: dict[str, object]) -> None:
+def test_a_row_that_may_take_no_token_fails_by_the_name_of_what_forbids_them(sampling: dict[str, Any]) -> None:
     """It took token 0, which was banned."""
     banned = choice(0, tokens=(0, 1, 2), no_repeat_ngram_size=1, **sampling)
     with pytest.raises(InvalidParameter, match="no_repeat_ngram_size, min_new_tokens: expected at least one token"):

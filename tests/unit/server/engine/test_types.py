@@ -71,7 +71,8 @@ def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: object, e
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("stop", ("x" * 256,) * 16), ("temperature", 5e-324), ("temperature", 100.0), ("top_p", 5e-324), ("top_k", 2**31 - 1),
+    ("stop", ("x" * 256,) * 16),
+    ("temperature", 5e-324), ("temperature", 100.0), ("top_p", 5e-324), ("top_k", 2**31 - 1),
     ("repetition_penalty", 0.01), ("repetition_penalty", 100.0), ("no_repeat_ngram_size", 2**31 - 1),
 ])
 def test_the_ends_of_a_range_are_accepted(name: str, value: object) -> None:

@@ -77,13 +77,13 @@ def test_hypotheses_and_scores_equal_transformers(model: GPT2LMHeadModel, rule: 
 
 
 @pytest.mark.parametrize("rule", [False, True, "never"])
-@pytest.mark.parametrize("share", [-1.0, -0.7, -0.4, -0.25, -0.15, 0.4, 0.7, 0.95, 1.0])
+@pytest.mark.parametrize("share", [-1.0, -0.5, -0.25, -0.15, 0.5, 1.0])
 def test_extreme_penalties_have_transformers_scores_to_the_bit_or_are_refused(
     model: GPT2LMHeadModel, rule: Rule, share: float
 ) -> None:
     """``share`` is of the accepted range. Above 21 at 64 tokens the scores were equal, below -21 infinite."""
     rng = random.Random(f"{rule} {share}")
-    for beams, limit, asked in itertools.product([2, 4], [2, 3, 14, 40], [1, 2]):
+    for beams, limit, asked in itertools.product([2, 4], [3, 14], [1, 2]):
         prompt = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 4]))]
         params = SamplingParams(num_beams=beams, num_return_sequences=asked, max_new_tokens=limit,
                                 length_penalty=share * length_penalty_limit(limit), early_stopping=rule)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from prefixes.errors import InvalidParameter
 from prefixes.parameters import DECODING_PARAMETERS
-from server.engine.types import SamplingParams
+from server.engine.types import SamplingParams, length_penalty_limit
 
 FILTERS: Final = ("temperature", "top_k", "top_p")
 SAMPLING: Final = frozenset({"do_sample", *FILTERS})
@@ -58,6 +58,9 @@ def merge_parameters(
         above["max_new_tokens"] = max(limits.default_max_new_tokens, request.get("min_new_tokens", 0))
     if "min_new_tokens" not in request:
         above["min_new_tokens"] = min(above.get("min_new_tokens", 0), above["max_new_tokens"])
+    if "length_penalty" in above and "length_penalty" not in request and "max_new_tokens" in request:
+        most = length_penalty_limit(max(1, above["max_new_tokens"]))
+        above["length_penalty"] = min(max(above["length_penalty"], -most), most)
     if above.get("num_beams", 1) == 1 and not above.get("do_sample") and "num_return_sequences" not in request:
         above.pop("num_return_sequences", None)
     if above.get("num_beams", 1) == 1 and not above.get("do_sample"):

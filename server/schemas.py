@@ -74,7 +74,7 @@ class GenerateRequest(GenerateItem):
 class BatchRequest(Body):
     """``POST /generate/batch``: items are validated one by one, so that a bad one fails alone."""
 
-    items: list[dict[str, Any]] = Field(min_length=1, description="Each {task, input, parameters}.")
+    items: list[Any] = Field(min_length=1, description="Each {task, input, parameters}.")
 
 
 class PromoteRequest(Body):

@@ -120,6 +120,7 @@ class Engine:
         prompt = Prompt.of(request, self._decoder_prompt)
         max_new_tokens = output_limit(request, prompt, self._spec)
         beams = BeamSearch(params, max_new_tokens, self._rules) if params.num_beams > 1 else None
+        state = self._decoding_state(prompt, request)
         group = Group(
             request=request,
             prompt=prompt,
@@ -127,9 +128,7 @@ class Engine:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             submitted_at=time.monotonic() if submitted_at is None else submitted_at,
             chain_root=chain_root(request, prompt.encoder_ids),
-            rows=[
-                Row(self._decoding_state(index, prompt, request)) for index in range(1 if beams else params.rows)
-            ],
+            rows=[Row(state.fork(index)) for index in range(1 if beams else params.rows)],
             beams=beams,
         )
         self._scheduler.add(group)
@@ -238,7 +237,8 @@ class Engine:
         """Stop the loader threads."""
         self._prefixes.close()
 
-    def _decoding_state(self, index: int, prompt: Prompt, request: GenerationRequest) -> DecodingState:
+    def _decoding_state(self, prompt: Prompt, request: GenerationRequest) -> DecodingState:
+        """The state that each output of ``request`` begins with."""
         beams = request.params.num_beams > 1
         detokenizer = None if beams else Detokenizer(self._tokenizer, request.params.stop)
-        return DecodingState(index, list(prompt.decoder_ids), len(prompt.decoder_ids), detokenizer)
+        return DecodingState(0, list(prompt.decoder_ids), len(prompt.decoder_ids), detokenizer)

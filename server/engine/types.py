@@ -5,6 +5,7 @@ Owns the request, its parameters and its events; knows neither tensors nor HTTP 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -14,7 +15,9 @@ from prefixes.spec import PrefixSpec
 
 MAX_ROWS_PER_REQUEST = 64
 MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256  # characters
 MAX_LOGPROBS = 20
+MAX_LENGTH_PENALTY = 100.0
 
 
 class FinishReason(StrEnum):
@@ -61,19 +64,22 @@ class SamplingParams:
         _require(0 < self.temperature <= 100, "temperature", "above 0, at most 100", self.temperature)
         _require(self.top_k >= 0, "top_k", "at least 0 (0 is off)", self.top_k)
         _require(0 < self.top_p <= 1, "top_p", "above 0, at most 1", self.top_p)
-        _require(0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0, at most 100",
-                 self.repetition_penalty)
+        _require(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "0.01 to 100", self.repetition_penalty)
         _require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", "at least 0 (0 is off)",
                  self.no_repeat_ngram_size)
         _require(1 <= self.num_beams <= MAX_ROWS_PER_REQUEST, "num_beams", f"1 to {MAX_ROWS_PER_REQUEST}",
                  self.num_beams)
-        _require(-100 <= self.length_penalty <= 100, "length_penalty", "-100 to 100", self.length_penalty)
+        _require(abs(self.length_penalty) <= MAX_LENGTH_PENALTY, "length_penalty",
+                 f"{-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}", self.length_penalty)
         _require(self.early_stopping in (True, False, "never"), "early_stopping", "true, false or 'never'",
                  self.early_stopping)
         _require(1 <= self.num_return_sequences <= MAX_ROWS_PER_REQUEST, "num_return_sequences",
                  f"1 to {MAX_ROWS_PER_REQUEST}", self.num_return_sequences)
         _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", len(self.stop))
-        _require(all(self.stop), "stop", "non-empty strings", "")
+        shortest, longest = min(self.stop, key=len, default="x"), max(self.stop, key=len, default="x")
+        _require(bool(shortest), "stop", "non-empty strings", "")
+        _require(len(longest) <= MAX_STOP_LENGTH, "stop", f"strings of at most {MAX_STOP_LENGTH} characters",
+                 f"one of {len(longest)}")
         _require(self.seed is None or 0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
         _require(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}",
                  self.logprobs)
@@ -82,6 +88,9 @@ class SamplingParams:
         _require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens",
                  f"at most max_new_tokens ({self.max_new_tokens})", self.min_new_tokens)
         if self.num_beams > 1:
+            most = length_penalty_limit(self.max_new_tokens)
+            _require(abs(self.length_penalty) <= most, "length_penalty",
+                     f"{-most:g} to {most:g} with max_new_tokens {self.max_new_tokens}", self.length_penalty)
             _require(not self.do_sample, "do_sample", "false with num_beams above 1", self.do_sample)
             _require(self.num_return_sequences <= self.num_beams, "num_return_sequences",
                      f"at most num_beams ({self.num_beams})", self.num_return_sequences)
@@ -95,6 +104,17 @@ class SamplingParams:
     def rows(self) -> int:
         """Rows that the request occupies while it decodes."""
         return max(self.num_beams, self.num_return_sequences)
+
+
+def length_penalty_limit(max_new_tokens: int) -> float:
+    """The most, above and below 0, that ``length_penalty`` may be for outputs of up to ``max_new_tokens``.
+
+    Up to there ``length ** length_penalty`` and the score of a log-probability of -1 are normal numbers in float32
+    (2**-126 is the smallest). Beyond, scores become equal or infinite.
+    """
+    if max_new_tokens == 1:
+        return MAX_LENGTH_PENALTY
+    return min(MAX_LENGTH_PENALTY, math.floor(100 * 126 / math.log2(max_new_tokens)) / 100)
 
 
 def _require(condition: bool, name: str, expected: str, got: Any) -> None:

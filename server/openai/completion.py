@@ -14,7 +14,7 @@ from typing import Any
 from server.engine.types import Event, Failed, Finished, TokenEvent
 from server.openai.answers import ChunkWriter, TokenText, chunk, completion, usage_body
 from server.service import Running
-from server.web.errors import encode_error, openai_error_body
+from server.web.errors import encode_error, error_of, openai_error_body
 from server.web.responses import to_json
 from server.web.sse import data_event
 
@@ -42,7 +42,17 @@ class Completion:
         return completion(*self._frame, finished, self._token_text)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """``data:`` chunks, then ``data: [DONE]``. An error ends the stream, as with OpenAI."""
+        """``data:`` chunks, then ``data: [DONE]``. An error ends the stream, as with OpenAI; a chunk that cannot be
+        encoded is one.
+        """
+        try:
+            async for piece in self._chunks():
+                yield piece
+        except Exception as error:
+            self.abort()
+            yield data_event(encode_error(openai_error_body(error_of(error))))
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
         writers, first = [], 0
         for running in self._running:
             writers.append(ChunkWriter(first, self._token_text))
@@ -54,9 +64,7 @@ class Completion:
                 if isinstance(event, TokenEvent):
                     choices += writers[which].token(event)
                 elif isinstance(event, Failed):
-                    self.abort()
-                    yield data_event(encode_error(openai_error_body(event.error)))
-                    return
+                    raise event.error
                 else:
                     choices += writers[which].end(event)
                     ended.append(event)

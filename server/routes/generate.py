@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from prefixes.errors import QueueFull
 from server.answers import answer, token_body
-from server.engine.types import Failed, TokenEvent
+from server.engine.types import Event, Failed, TokenEvent
 from server.request_fields import item_problems
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.schemas import BatchRequest, GenerateItem, GenerateRequest
@@ -52,11 +52,13 @@ async def generate_batch(body: BatchRequest, request: Request) -> Response:
         )
     batch = _Batch(runtime, caller_of(request), request_id_of(request))
     items = await until_disconnect(request.receive, batch.run(body.items), batch.abort)
-    return json_response({"items": items})
+    return Response(b'{"items":[' + b",".join(items) + b"]}", media_type="application/json")
 
 
 class _Batch:
     """The items of one batch while they run. An item that the queue has no room for waits until another of them ends.
+
+    Each answer is encoded by itself: one that cannot be is its own item's error.
     """
 
     def __init__(self, runtime: Runtime, caller: Caller, request_id: str) -> None:
@@ -65,11 +67,11 @@ class _Batch:
         self._request_id = request_id
         self._running: set[asyncio.Task[None]] = set()
         self._streams: dict[int, Running] = {}
-        self._answers: dict[int, dict[str, Any]] = {}
+        self._answers: dict[int, bytes] = {}
         self._aborted = False
 
-    async def run(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Submit the items in order and collect what becomes of each."""
+    async def run(self, items: list[Any]) -> list[bytes]:
+        """Submit the items in order and collect what becomes of each, as JSON."""
         for index, item in enumerate(items):
             if self._aborted:
                 break
@@ -83,7 +85,7 @@ class _Batch:
             task.add_done_callback(self._running.discard)
         while self._running:
             await asyncio.wait(self._running)
-        return [self._answers.get(index, {}) for index in range(len(items))]
+        return [self._answers.get(index, b"{}") for index in range(len(items))]
 
     def abort(self) -> None:
         """Abort all items: nobody waits for them any more."""
@@ -91,7 +93,7 @@ class _Batch:
         for running in self._streams.values():
             running.stream.abort()
 
-    async def _admit(self, index: int, item: dict[str, Any]) -> Running:
+    async def _admit(self, index: int, item: Any) -> Running:
         try:
             body = GenerateItem.model_validate(item)
         except ValidationError as error:
@@ -111,29 +113,41 @@ class _Batch:
     async def _finish(self, index: int) -> None:
         running = self._streams[index]
         try:
-            self._answers[index] = answer(running.identity, await running.stream.result())
+            self._answers[index] = to_json(answer(running.identity, await running.stream.result()))
         except Exception as error:
             self._fail(index, error)
         finally:
             del self._streams[index]
 
     def _fail(self, index: int, error: Exception) -> None:
-        self._answers[index] = {"error": error_body(error_of(error), self._request_id)}
-
+        self._answers[index] = encode_error(error_body(error_of(error), self._request_id))
 
 
 async def _events(running: Running, request_id: str) -> AsyncIterator[bytes]:
-    """The stream's pieces. All events that are ready go into one piece."""
-    stream, beams = running.stream, running.params.num_beams > 1
+    """The stream's pieces, each with all events that are ready. What cannot be encoded ends it with an error."""
+    stream = running.stream
     async for first in stream:
         pieces = []
         for got in (first, *stream.take_ready()):
-            if isinstance(got, TokenEvent):
-                if not beams:
-                    pieces.append(event("token", to_json(token_body(got))))
-            elif isinstance(got, Failed):
-                pieces.append(event("error", encode_error(error_body(got.error, request_id))))
-            else:
-                pieces.append(event("done", to_json(answer(running.identity, got))))
-        if pieces:
+            try:
+                pieces.append(_encoded(running, got, request_id))
+            except Exception as error:
+                stream.abort()
+                pieces.append(_error_event(error, request_id))
+                yield b"".join(pieces)
+                return
+        if any(pieces):
             yield b"".join(pieces)
+
+
+def _encoded(running: Running, got: Event, request_id: str) -> bytes:
+    """One event; nothing for a token of a beam search, whose outputs are known at its end."""
+    if isinstance(got, TokenEvent):
+        return b"" if running.params.num_beams > 1 else event("token", to_json(token_body(got)))
+    if isinstance(got, Failed):
+        return _error_event(got.error, request_id)
+    return event("done", to_json(answer(running.identity, got)))
+
+
+def _error_event(error: Exception, request_id: str) -> bytes:
+    return event("error", encode_error(error_body(error_of(error), request_id)))

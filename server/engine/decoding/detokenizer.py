@@ -10,6 +10,8 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+from server.engine.decoding.stop_strings import START, StopStrings
+
 
 class Detokenizer:
     """Incremental text of one output. ``tokenizer`` is the fast tokenizer's backend (``tokenizers.Tokenizer``)."""
@@ -17,8 +19,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._stop = stop
-        self._longest_stop = max((len(text) for text in stop), default=0)
+        self._stop = StopStrings(stop)
+        self._stop_state = START
         self._ids: list[int] = []
         self._emitted = 0
         self.text = ""
@@ -36,7 +38,7 @@ class Detokenizer:
 
     def take(self, final: bool = False) -> str:
         """The text that may be shown now and was not shown yet; ``final`` holds nothing back."""
-        end = len(self.text) if final else len(self.text) - self._held_back()
+        end = len(self.text) if final else len(self.text) - self._stop.undecided(self._stop_state)
         piece, self._emitted = self.text[self._emitted : end], max(end, self._emitted)
         return piece
 
@@ -47,16 +49,10 @@ class Detokenizer:
         return forked
 
     def _extend(self, piece: str) -> bool:
-        searched = max(0, len(self.text) - self._longest_stop + 1)
+        before = len(self.text)
         self.text += piece
-        found = [(at + len(text), at) for text in self._stop if (at := self.text.find(text, searched)) >= 0]
+        self._stop_state, found = self._stop.read(self._stop_state, piece)
         if found:
-            self.text = self.text[: min(found)[1]]  # the one complete first, however the tokens cut the text
-        return bool(found)
-
-    def _held_back(self) -> int:
-        """Length of the longest end of the text with which a stop string begins."""
-        for length in range(min(self._longest_stop - 1, len(self.text)), 0, -1):
-            if any(text.startswith(self.text[-length:]) for text in self._stop if len(text) > length):
-                return length
-        return 0
+            self.text = self.text[: before + found[0]]  # the one complete first, however the tokens cut the text
+            self._stop_state = START
+        return found is not None

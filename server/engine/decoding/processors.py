@@ -1,7 +1,8 @@
 """Changes to one row's scores before a token is chosen, with transformers' meanings and in its order.
 
 Owns penalties, bans and the filters of sampling; knows no rows beyond the tokens it is given. Scores are float32,
-``(vocab,)``. ``processed`` and ``warped`` equal transformers' processors on the same scores.
+``(vocab,)``. ``processed`` equals transformers' processors on the same scores; ``warped`` keeps the same tokens with
+the same probabilities.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ def _banned_by_ngrams(token_ids: Sequence[int], size: int) -> set[int]:
 def warped(scores: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
     """Temperature, then top-k, then top-p: the tokens that may be drawn, and their unnormalised log-probabilities.
 
-    Returns ``(token_ids, scores)``, in no particular order. Top-p keeps the smallest set of the most likely tokens
-    whose probability reaches ``top_p``, at least one.
+    Returns ``(token_ids, scores)``, in no particular order; the greatest score is 0. One of the given scores must be
+    finite. Top-p keeps the smallest set of the most likely tokens whose probability reaches ``top_p``, at least one.
     """
-    scores = scores / params.temperature
+    below_best = scores.double() - scores.max()
+    scores = (below_best / params.temperature).float()  # no temperature is too small: the best token's score stays 0
     vocab = scores.shape[0]
     if params.top_k and params.top_k < vocab:
         threshold = torch.topk(scores, params.top_k).values[-1]

@@ -14,6 +14,7 @@ import torch
 
 from server.engine.decoding.noise import gumbel
 from server.engine.decoding.processors import changes_scores, processed, warped
+from server.engine.decoding.token_rules import no_token_left
 from server.engine.types import SamplingParams, TokenLogprob
 
 
@@ -59,13 +60,18 @@ class Sampler:
         self._eos = eos_token_ids
 
     def choose(self, logits: torch.Tensor, choice: Choice, greedy: int) -> Chosen:
-        """Choose from one row's finite ``logits (vocab,)``, whose likeliest token is ``greedy``."""
+        """Choose from one row's finite ``logits (vocab,)``, whose likeliest token is ``greedy``.
+
+        Raises InvalidParameter if the parameters leave the row no token.
+        """
         params, token = choice.params, greedy
         changed = changes_scores(params, choice.generated)
         if choice.forced is not None:
             token = choice.forced
         elif changed or params.do_sample:
             scores = processed(logits, choice.token_ids, choice.generated, params, self._eos) if changed else logits
+            if changed and bool(scores.max() == -torch.inf):
+                raise no_token_left()
             token = self._draw(scores, choice) if params.do_sample else int(scores.argmax())
         return Chosen(token, raw_logprob(logits, token, params.logprobs) if params.logprobs is not None else None)
 

@@ -1,8 +1,10 @@
-"""The backbone's own tokens that begin and end an output, whatever the request. Torch-free."""
+"""Which tokens an output must have: the backbone's own that begin and end it, and at least one. Torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from prefixes.errors import InvalidParameter
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,11 @@ class TokenRules:
     def cut_short(self, generated: int, max_new_tokens: int) -> bool:
         """Whether the limit forced the last of ``generated`` tokens, be it an end token or not."""
         return self.last is not None and generated >= max_new_tokens
+
+
+def no_token_left() -> InvalidParameter:
+    """The error of an output that cannot go on: its request's parameters forbid every token."""
+    return InvalidParameter(
+        "no_repeat_ngram_size, min_new_tokens: expected at least one token that may follow, got none",
+        parameter="no_repeat_ngram_size",
+    )

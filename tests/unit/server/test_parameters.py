@@ -66,6 +66,17 @@ def test_beams_in_the_request_put_the_artifacts_sampling_and_stops_aside() -> No
     assert params == SamplingParams(max_new_tokens=128, num_beams=3)
 
 
+def test_an_inherited_length_penalty_is_cut_to_what_the_requests_length_allows_and_a_given_one_is_refused() -> None:
+    artifact = {"num_beams": 5, "length_penalty": 30.0, "max_new_tokens": 9}
+    assert merge({}, artifact).length_penalty == 30.0
+    assert merge({"max_new_tokens": 64}, artifact).length_penalty == 21.0
+    assert merge({"max_new_tokens": 64}, artifact | {"length_penalty": -30.0}).length_penalty == -21.0
+    with pytest.raises(InvalidParameter, match=r"length_penalty: expected -21 to 21 with max_new_tokens 64, got 30\.0"):
+        merge({"max_new_tokens": 64, "length_penalty": 30.0}, artifact)
+    with pytest.raises(InvalidParameter, match="length_penalty: expected -21 to 21"):
+        merge({}, artifact | {"max_new_tokens": 64})
+
+
 def test_another_number_of_beams_keeps_the_artifacts_length_penalty() -> None:
     params = merge({"num_beams": 2}, {"num_beams": 5, "length_penalty": 0.9})
     assert (params.num_beams, params.length_penalty) == (2, 0.9)

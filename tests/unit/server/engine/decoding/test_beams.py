@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from prefixes.errors import InvalidParameter
 from server.engine.decoding.beams import BeamSearch, Hypothesis
 from server.engine.decoding.token_rules import TokenRules
-from server.engine.types import FinishReason, SamplingParams
+from server.engine.types import FinishReason, SamplingParams, length_penalty_limit
 
 VOCAB, END = 16, frozenset({0, 5, 9, 12})
 Rule = bool | Literal["never"]
@@ -73,6 +74,57 @@ def test_hypotheses_and_scores_equal_transformers(model: GPT2LMHeadModel, rule: 
         expected, expected_scores = theirs(model, prompt, params)
         assert tokens == expected, params
         assert scores == pytest.approx(expected_scores, rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", [False, True, "never"])
+@pytest.mark.parametrize("share", [-1.0, -0.5, -0.25, -0.15, 0.5, 1.0])
+def test_extreme_penalties_have_transformers_scores_to_the_bit_or_are_refused(
+    model: GPT2LMHeadModel, rule: Rule, share: float
+) -> None:
+    """``share`` is of the accepted range. Above 21 at 64 tokens the scores were equal, below -21 infinite."""
+    rng = random.Random(f"{rule} {share}")
+    for beams, limit, asked in itertools.product([2, 4], [3, 14], [1, 2]):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 4]))]
+        params = SamplingParams(num_beams=beams, num_return_sequences=asked, max_new_tokens=limit,
+                                length_penalty=share * length_penalty_limit(limit), early_stopping=rule)
+        expected, expected_scores = theirs(model, prompt, params)
+        try:
+            tokens, scores = ours(model, prompt, params)
+        except InvalidParameter as error:
+            assert error.detail["parameter"] == "length_penalty"
+            assert f"with max_new_tokens {limit}, got" in error.message
+            assert min(expected_scores) <= -1e9, "transformers has a hypothesis"
+        else:
+            assert tokens == expected, params
+            assert scores == expected_scores, "not the same bits"
+
+
+def test_the_range_that_a_refusal_names_is_accepted() -> None:
+    """No beam ends before the limit, where -1e9 is what transformers gives a place without a hypothesis."""
+    likely = {1: -20.0, 2: -21.0, 3: -22.0}
+
+    def run(penalty: float) -> BeamSearch:
+        search = searching("never", penalty, limit=10)
+        rows: list[list[int]] = [[]]
+        while not search.done:
+            running = search.advance(table(*[likely] * len(rows)), rows)
+            rows = [[*rows[beam.parent], beam.token_id] for beam in running]
+        return search
+
+    refusal = r"expected -6.69 to 37.92 with max_new_tokens 10, got -12"
+    with pytest.raises(InvalidParameter, match=refusal) as caught:
+        run(-12.0)
+    least = float(str(caught.value.detail["expected"]).split()[0])
+    assert run(least).best()[0].score > -1e9
+    with pytest.raises(InvalidParameter, match="length_penalty"):
+        run(least - 0.5)
+
+
+def test_beams_that_may_take_no_token_fail_by_the_name_of_what_forbids_them() -> None:
+    """Their score was minus infinity, which no JSON can carry."""
+    search = searching(False, 1.0)
+    with pytest.raises(InvalidParameter, match="no_repeat_ngram_size, min_new_tokens: expected at least one token"):
+        search.advance(torch.full((1, 8), -torch.inf), [[]])
 
 
 def searching(rule: Rule, penalty: float, beams: int = 2, limit: int = 10) -> BeamSearch:

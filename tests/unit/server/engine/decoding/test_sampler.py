@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
+from prefixes.errors import InvalidParameter
 from server.engine.decoding.sampler import Choice, Chosen, Sampler, best_tokens, raw_logprob
 from server.engine.types import SamplingParams
 
@@ -83,6 +85,22 @@ def test_greedy_takes_the_maximum_of_the_processed_scores(logits: torch.Tensor) 
     second = logits[0].clone()
     second[best] = -torch.inf
     assert token(chosen) == int(second.argmax())
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-37, 1e-45, 5e-324])
+def test_a_sample_at_a_tiny_temperature_is_the_greedy_token(logits: torch.Tensor, temperature: float) -> None:
+    sampler = Sampler(EOS)
+    for seed in range(20):
+        choices = [choice(index, do_sample=True, seed=seed, temperature=temperature) for index in range(len(logits))]
+        assert [token(chosen) for chosen in choose(sampler, logits, choices)] == logits.argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True}, {"do_sample": True, "top_p": 0.5, "top_k": 2}])
+def test_a_row_that_may_take_no_token_fails_by_the_name_of_what_forbids_them(sampling: dict[str, Any]) -> None:
+    """It took token 0, which was banned."""
+    banned = choice(0, tokens=(0, 1, 2), no_repeat_ngram_size=1, **sampling)
+    with pytest.raises(InvalidParameter, match="no_repeat_ngram_size, min_new_tokens: expected at least one token"):
+        choose(Sampler(EOS), torch.zeros(1, 3), [banned])
 
 
 def test_the_sample_index_and_the_position_draw_anew_and_the_same_counters_draw_the_same(logits: torch.Tensor) -> None:

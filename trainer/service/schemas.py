@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prefixes.spec import DEFAULT_ALIAS
+from trainer.data.texts import checked, is_blank
 from trainer.jobs.job import State
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -22,16 +23,17 @@ def _storable(values: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(values, ensure_ascii=False)
     if len(text) > MAX_DEFAULTS:
         raise ValueError(f"expected at most {MAX_DEFAULTS} characters as JSON, got {len(text)}")
-    _encodable(text)
+    checked(text)
     return values
 
 
-def _encodable(text: str) -> str:
+def _text(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("expected a text, got an empty one")
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("expected text, got half of a surrogate pair") from None
-    return text
+        return checked(text)
+    except ValueError as error:
+        raise ValueError(f"expected a text, got {error}") from None
 
 
 class Closed(BaseModel):
@@ -95,7 +97,7 @@ class JobBody(Closed):
     drop_long: bool = False
     alias: str | None = Field(DEFAULT_ALIAS, max_length=100)
     start_from: str | None = Field(None, max_length=300)
-    start_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_encodable)] | None = None
+    start_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_text)] | None = None
     evaluation: Evaluation | None = Field(default_factory=lambda: Evaluation.model_validate({}))
 
 

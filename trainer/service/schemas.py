@@ -7,7 +7,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from prefixes.errors import InvalidArtifact
 from prefixes.spec import DEFAULT_ALIAS
+from prefixes.spec_json import check_json
 from trainer.data.texts import checked, is_blank
 from trainer.jobs.job import State
 
@@ -20,10 +22,13 @@ MAX_TEXT: Final = 10_000
 
 
 def _storable(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        check_json("defaults", values)
+    except InvalidArtifact as error:
+        raise ValueError(error.message) from None
     text = json.dumps(values, ensure_ascii=False)
     if len(text) > MAX_DEFAULTS:
         raise ValueError(f"expected at most {MAX_DEFAULTS} characters as JSON, got {len(text)}")
-    checked(text)
     return values
 
 
@@ -51,7 +56,7 @@ class Hyperparameters(Closed):
     method: Literal["mlp", "direct"] | None = None
     middle: int | None = Field(None, ge=1, le=65536)
     frozen_positions: int | None = Field(None, ge=0, le=4096)
-    init: str | None = Field(None, min_length=1, max_length=10_000)
+    init: Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_text)] | None = None
     epochs: int | None = Field(None, ge=1, le=10_000)
     batch_size: int | None = Field(None, ge=1, le=4096)
     accumulate: int | None = Field(None, ge=1, le=4096)

@@ -114,6 +114,13 @@ class RemoteRegistry:
         """Raise RegistryUnavailable unless the server is ready."""
         self._server.send("GET", "/ready")
 
+    def fingerprint(self) -> str:
+        """The fingerprint of the backbone that the server serves. Raises RegistryUnavailable unless it is ready."""
+        told = self._server.json("GET", "/ready")
+        if not isinstance(told, dict) or not isinstance(told.get("fingerprint"), str):
+            raise self._server.foreign("its backbone's fingerprint")
+        return str(told["fingerprint"])
+
     def close(self) -> None:
         self._server.close()
 

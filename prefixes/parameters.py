@@ -6,7 +6,7 @@ contradictions or limits: the server checks those.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -45,11 +45,19 @@ def check_decoding_parameters(parameters: Mapping[str, Any]) -> None:
             )
         if not _is(expected, value):
             raise InvalidParameter(
-                f"decoding parameter {name}: expected {expected}, got {type(value).__name__} {str(value)[:80]!r}",
+                f"decoding parameter {name}: expected {expected}, got {_shown(value)}",
                 parameter=name,
                 expected=expected,
-                got=str(value)[:80],
+                got=_shown(value),
             )
+
+
+def _shown(value: Any) -> str:
+    """The value's type, and the head of a value that is no container: others may be nested too deeply to be shown."""
+    kind = type(value).__name__
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return f"{kind} of more than 64 bits"
+    return kind if isinstance(value, (dict, list, tuple)) else f"{kind} {str(value)[:80]!r}"
 
 
 def _is(expected: str, value: Any) -> bool:
@@ -63,4 +71,4 @@ def _is(expected: str, value: Any) -> bool:
         return False
     if expected == "integer":
         return isinstance(value, int)
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max

@@ -14,6 +14,7 @@ from typing import Any, Final, get_args
 from prefixes.errors import InvalidArtifact, InvalidName, InvalidParameter
 from prefixes.parameters import check_decoding_parameters
 from prefixes.spec import SITES, Positions, PrefixSpec, Site, SiteGeometry, SitePrefix, check_version, split_template
+from prefixes.strict_json import strict_json
 
 DTYPES: Final = ("float32", "float16", "bfloat16", "float64")
 MAX_SIZE: Final = 1 << 24  # of each dimension; far above every model and far below an overflow
@@ -85,8 +86,8 @@ def canonical_json(value: Any) -> str:
 def parse_json(what: str, text: str | bytes) -> Any:
     """Parse strict JSON: no NaN, no duplicate keys. Raises InvalidArtifact, which names ``what``."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        return strict_json(text)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError too
         raise InvalidArtifact(f"{what}: expected JSON, got {str(error)[:200]}", what=what) from None
 
 
@@ -176,14 +177,3 @@ def _wrong(what: str, expected: str, got: Any) -> InvalidArtifact:
     if isinstance(got, int) and not isinstance(got, bool):
         shown = str(got) if abs(got) < 1 << 64 else "a larger integer"
     return InvalidArtifact(f"{what}: expected {expected}, got {shown}", expected=expected, got=shown)
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"the constant {text}, which is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("a key twice in one object")
-    return unique

@@ -11,14 +11,18 @@ Owns precedence, implication and the server's limits. Knows no HTTP. SamplingPar
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from prefixes.errors import InvalidParameter
-from prefixes.parameters import DECODING_PARAMETERS
+from prefixes.errors import InvalidArtifact, InvalidParameter
+from prefixes.parameters import DECODING_PARAMETERS, check_decoding_parameters
+from prefixes.spec_json import check_json
 from server.engine.types import SamplingParams, length_penalty_limit
 
+MAX_INTEGER: Final = (1 << 31) - 1
+"""Of every integer but a seed, in requests and defaults."""
 FILTERS: Final = ("temperature", "top_k", "top_p")
 SAMPLING: Final = frozenset({"do_sample", *FILTERS})
 BEAMS: Final = frozenset({"num_beams", "length_penalty", "early_stopping"})
@@ -43,6 +47,10 @@ class ParameterLimits:
         }
 
 
+WITHOUT_LIMITS: Final = ParameterLimits(128, sys.maxsize, sys.maxsize, sys.maxsize)
+"""A server's default length and no other limit, so that a trainer's verdict does not depend on a server's settings."""
+
+
 def merge_parameters(
     request: Mapping[str, Any], artifact: Mapping[str, Any], backbone: Mapping[str, Any], limits: ParameterLimits
 ) -> tuple[SamplingParams, bool]:
@@ -61,14 +69,48 @@ def merge_parameters(
     if "length_penalty" in above and "length_penalty" not in request and "max_new_tokens" in request:
         most = length_penalty_limit(max(1, above["max_new_tokens"]))
         above["length_penalty"] = min(max(above["length_penalty"], -most), most)
-    if above.get("num_beams", 1) == 1 and not above.get("do_sample") and "num_return_sequences" not in request:
-        above.pop("num_return_sequences", None)
+    if "num_return_sequences" in above and "num_return_sequences" not in request:
+        if above.get("num_beams", 1) > 1:
+            above["num_return_sequences"] = min(above["num_return_sequences"], above["num_beams"])
+        elif not above.get("do_sample"):
+            del above["num_return_sequences"]
     if above.get("num_beams", 1) == 1 and not above.get("do_sample"):
         above = {name: value for name, value in above.items() if name not in FILTERS}  # greedy ignores them
     truncate = bool(above.pop("truncate", False))
     if "stop" in above:
         above["stop"] = tuple(above["stop"])
     return SamplingParams(**above), truncate
+
+
+def check_defaults(defaults: Mapping[str, Any], backbone: Mapping[str, Any], limits: ParameterLimits) -> None:
+    """Raise InvalidParameter for an artifact's defaults with which a good request would fail.
+
+    The one rule for uploads and trainers. Each value has its range, also where other defaults put it aside, since a
+    request may put those aside. A request with no parameters, and one that only chooses how to decode, can be served.
+    """
+    check_decoding_parameters(defaults)
+    try:
+        check_json("defaults", defaults)
+    except InvalidArtifact as error:
+        raise InvalidParameter(error.message, **error.detail) from None
+    for name, value in _clamped_to_limits(defaults, limits).items():
+        if isinstance(value, int) and name != "seed" and abs(value) > MAX_INTEGER:
+            raise InvalidParameter(
+                f"{name}: expected at most {MAX_INTEGER}, got {value}", parameter=name, expected=MAX_INTEGER, got=value
+            )
+        length = {key: defaults[key] for key in ("max_new_tokens",) if key in defaults}
+        merge_parameters({}, {**length, name: value}, {}, limits)
+    beams, outputs = defaults.get("num_beams", 1), defaults.get("num_return_sequences", 1)
+    if 1 < beams < outputs:
+        raise InvalidParameter(
+            f"num_return_sequences: expected at most num_beams ({beams}), got {outputs}",
+            parameter="num_return_sequences",
+            expected=beams,
+            got=outputs,
+        )
+    merge_parameters({}, defaults, backbone, limits)
+    for way in ({"do_sample": True}, {"do_sample": False}, {"num_beams": min(2, limits.num_beams)}):
+        merge_parameters(way, defaults, {}, limits)
 
 
 def _check_request(request: Mapping[str, Any], limits: ParameterLimits) -> None:
@@ -114,8 +156,12 @@ def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clamped(layer: Mapping[str, Any], limits: ParameterLimits) -> dict[str, Any]:
-    most = limits.most()
     known = {name: value for name, value in layer.items() if name in DECODING_PARAMETERS}
     if known.get("num_beams", 1) > 1:  # transformers would sample within beams; here beams win
         known = {name: value for name, value in known.items() if name not in SAMPLING | NOT_WITH_BEAMS}
-    return {name: min(value, most[name]) if name in most else value for name, value in known.items()}
+    return _clamped_to_limits(known, limits)
+
+
+def _clamped_to_limits(layer: Mapping[str, Any], limits: ParameterLimits) -> dict[str, Any]:
+    most = limits.most()
+    return {name: min(value, most[name]) if name in most else value for name, value in layer.items()}

@@ -12,8 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from prefixes.registry.base import RETENTION_S
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT
-
-MAX_INTEGER = (1 << 31) - 1
+from server.parameters import MAX_INTEGER
 
 
 def _one_as_list(value: Any) -> Any:

@@ -6,7 +6,6 @@ Owns the form's fields and their checks, and the check that the artifact fits th
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from starlette.datastructures import UploadFile
 
 from prefixes.artifact import Prefix, read_prefix
 from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, TaskRef, check_compatible, check_name
+from prefixes.strict_json import strict_json
 from server.web.auth import Caller
 from server.web.errors import InvalidRequest
 from server.web.suggest import did_you_mean
@@ -79,9 +79,9 @@ def _text(value: Any, field: str) -> str:
 
 def _record(text: str) -> dict[str, Any]:
     try:
-        record = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        raise InvalidRequest("record: expected a JSON object, got something else") from None
+        record = strict_json(text) if text else {}
+    except ValueError as error:
+        raise InvalidRequest(f"record: expected a JSON object, got {str(error)[:200]}") from None
     if not isinstance(record, dict):
         raise InvalidRequest(f"record: expected a JSON object, got {type(record).__name__}")
     return record

@@ -16,7 +16,7 @@ from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.registry.transitions import published_with
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
 from server.engine.types import PrefixKey
-from server.parameters import merge_parameters
+from server.parameters import check_defaults
 from server.registry.listing import visible_tasks
 from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
@@ -103,7 +103,7 @@ def _was_published(registry: Registry, form: Upload) -> bool:
 
 def _check_defaults(runtime: Runtime, spec: PrefixSpec) -> None:
     try:
-        merge_parameters({}, spec.defaults, runtime.backbone.generation_defaults, runtime.service.limits)
+        check_defaults(spec.defaults, runtime.backbone.generation_defaults, runtime.service.limits)
     except InvalidParameter as error:
         raise InvalidArtifact(f"defaults: {error.message}", **error.detail) from None
 

@@ -19,7 +19,7 @@ import pytest
 
 from prefixes.registry.redis.url import parse_redis_url
 from tests.support.redis_server import RedisServer
-from trainer.jobs import disk_store
+from trainer.jobs import disk_store, redis_store
 from trainer.jobs.base import JobStore
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.errors import Fenced, JobConflict, JobNotFound, JobStoreUnavailable
@@ -221,6 +221,29 @@ def test_pages_of_jobs_hold_each_once_the_newest_first(place: Place) -> None:
         while page := await store.jobs("acme", limit=3, before=seen[-1] if seen else None):
             seen += [job.id for job in page]
         assert seen == made[::-1]
+
+    place.run(test)
+
+
+def test_pages_of_a_state_are_full_however_many_jobs_of_others_lie_between(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "SCANNED", 2)
+
+    async def test(store: JobStore) -> None:
+        made = []
+        for _ in range(9):
+            made.append((await add(store)).id)
+            await asyncio.sleep(0.002)
+        for number in (0, 1, 5):
+            await store.change("acme", made[number], cancelled)
+        wanted = [made[5], made[1], made[0]]
+        first = await store.jobs("acme", limit=2, state="cancelled")
+        rest = await store.jobs("acme", limit=2, state="cancelled", before=first[-1].id)
+        assert [[job.id for job in page] for page in (first, rest)] == [wanted[:2], wanted[2:]]
+        assert [job.id for job in await store.jobs("acme", limit=3, state="cancelled")] == wanted
+        assert await store.jobs("acme", limit=3, state="running") == []
+        assert await store.jobs("other", limit=3, state="cancelled") == []
 
     place.run(test)
 

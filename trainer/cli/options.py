@@ -5,7 +5,6 @@ Knows no command. Torch-free.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ import typer
 
 from prefixes.errors import InvalidParameter, PrefixdError
 from prefixes.parameters import check_decoding_parameters
+from prefixes.strict_json import strict_json
+from trainer.data.texts import checked, is_blank
 
 MAX_TEXT_BYTES: Final = 1 << 20
 """Most bytes of a text to start from; a prefix uses at most a window of tokens."""
@@ -38,25 +39,29 @@ def initial_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = checked(content.decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise InvalidParameter(f"initial text {path}: expected a UTF-8 file, got {error}") from error
     if len(content) > MAX_TEXT_BYTES:
         raise InvalidParameter(f"initial text {path}: expected at most {MAX_TEXT_BYTES} bytes, got more")
+    if is_blank(text):
+        raise InvalidParameter(f"initial text {path}: expected a text, got an empty one")
     return text
 
 
 def decoding_parameters(option: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """Parse the ``name=JSON value`` pairs of a repeatable ``option`` and check names and types.
+    """Parse the ``name=JSON value`` pairs of a repeatable ``option``, each name once, and check names and types.
 
     Raises InvalidParameter.
     """
     made: dict[str, Any] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")
+        if name in made:
+            raise InvalidParameter(f"{option}: expected each name once, got {name[:80]!r} twice", got=name[:80])
         try:
-            made[name] = json.loads(text)
+            made[name] = strict_json(text)
         except ValueError as error:
-            raise InvalidParameter(f"{option}: expected name=JSON value, got {pair!r}", got=pair) from error
+            raise InvalidParameter(f"{option}: expected name=JSON value, got {pair[:80]!r}", got=pair[:80]) from error
     check_decoding_parameters(made)
     return made

@@ -138,7 +138,7 @@ def train(
                 initial=_initial(init_file, init_from, targets),
             )
             with progress_bar(console) as report:
-                result = run_training(request, resume=resume, report=report)
+                result = run_training(request, resume=resume, accept=targets.check, report=report)
             print_summary(console, request, result.version, result.record)
             if targets.publish(ref, result.artifact, {**result.record, "who": getpass.getuser()}, alias or None):
                 console.print(f"published {ref.task}@{alias or result.version}")

@@ -116,7 +116,7 @@ class TrainerClient:
         found: list[dict[str, Any]] = []
         before = None
         while len(found) < limit:
-            wanted = {"state": state, "limit": min(1000, limit if state is None else 1000), "before": before}
+            wanted = {"state": state, "limit": min(1000, limit - len(found)), "before": before}
             page = self._trainer.json(
                 "GET", "/jobs", params={name: value for name, value in wanted.items() if value is not None}
             )

@@ -6,15 +6,16 @@ Owns the corpora's file formats and the text form of their structured side; know
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prefixes.errors import PrefixdError
+from prefixes.strict_json import strict_json
+from trainer.data.texts import BYTE_ORDER_MARK, checked, is_blank
 
 Triple = tuple[str, str, str]  # subject, relation, object
 
@@ -37,10 +38,10 @@ class Pair:
 def read_e2e(path: Path) -> Iterator[Pair]:
     """Read lines of ``fields||text``; fields look like ``name : X | Type : Y``. CorpusError names file and line."""
     for number, line in enumerate(read_lines(path), 1):
-        source, bar, target = line.partition("||")
-        if not bar or not source.strip() or not target.strip():
+        source, bar, target = (part.strip() for part in line.partition("||"))
+        if not bar or is_blank(source) or is_blank(target) or target.startswith(BYTE_ORDER_MARK):
             raise CorpusError(f"{path.name} line {number}: expected fields||text, got {line[:60]!r}", line=number)
-        yield Pair(source.strip(), target.strip(), "e2e")
+        yield Pair(source, target, "e2e")
 
 
 def read_webnlg(path: Path) -> Iterator[Pair]:
@@ -48,9 +49,11 @@ def read_webnlg(path: Path) -> Iterator[Pair]:
     for wrapped, where in _entries(path, "entries"):
         with where:
             entry = next(iter(wrapped.values()))
-            source = webnlg_source([(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]])
+            source = webnlg_source(
+                _triples([(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]])
+            )
             good = [lex["lex"].strip() for lex in entry["lexicalisations"] if lex["comment"] == "good"]
-            pairs = [Pair(encodable(source), encodable(text), entry["category"]) for text in good if text]
+            pairs = [Pair(source, checked(text), entry["category"]) for text in good if not is_blank(text)]
         yield from pairs
 
 
@@ -58,11 +61,11 @@ def read_dart(path: Path, *, without: Sequence[str] = ()) -> Iterator[Pair]:
     """Read DART v1.1.1 JSON. ``without`` leaves out annotations of these sources (for example ``webnlg``)."""
     for entry, where in _entries(path, None):
         with where:
-            source = dart_source([(subject, relation, obj) for subject, relation, obj in entry["tripleset"]])
+            source = dart_source(_triples(entry["tripleset"]))
             kept = [item for item in entry["annotations"] if item["source"] not in without and item["text"]]
-            texts = [(encodable(" ".join(item["text"].split())), item["source"]) for item in kept]
-            pairs = [Pair(encodable(source), text, origin) for text, origin in texts]
-        yield from (pair for pair in pairs if pair.target)
+            texts = [(checked(" ".join(item["text"].split())), item["source"]) for item in kept]
+            pairs = [Pair(source, text, origin) for text, origin in texts if not is_blank(text)]
+        yield from pairs
 
 
 def read_scitldr(path: Path) -> Iterator[Pair]:
@@ -73,7 +76,7 @@ def read_scitldr(path: Path) -> Iterator[Pair]:
     for number, line in enumerate(read_lines(path), 1):
         where = f"{path.name} line {number}"
         try:
-            paper = json.loads(line)
+            paper = strict_json(line)
             origin, sentences, summaries = paper["paper_id"], _texts(paper["source"]), _texts(paper["target"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{where}: expected paper_id, source and target, got {error!r}", line=number) from error
@@ -92,35 +95,81 @@ def dart_source(triples: Sequence[Triple]) -> str:
     return " | ".join(f"{subject} : {relation.lower()} : {obj}" for subject, relation, obj in triples)
 
 
+_RATED: Final = (
+    "priced price prices rated rate rating ratings reviewed ranked ranged range quality cost costs level end"
+)
+_COMPOUNDS: Final = frozenset(
+    (first, second)
+    for firsts, seconds in (
+        ("family adult adults child children kid kids", "friendly unfriendly friendliness oriented free only style "
+         "styled themed centric welcoming approved"),
+        ("high highly higher low lower lowly mid middle medium moderate moderately average averagely averaged cheap "
+         "cheaply cheaper fair fairly reasonable reasonably well good poor poorly top upper normal expensive decent "
+         "excellent over", _RATED),
+        ("well highly newly", "respected known recognized received recommended acclaimed opened"),
+        ("above below", "average"),
+        ("low high good", "budget energy key value"),
+        ("english british french italian japanese chinese indian american asian oriental pub sushi",
+         "style styled type themed inspired serving"),
+        ("customer customers costumer price", "rated rating ratings range ranged favourite"),
+        ("one two three four five 1 2 3 4 5", "star stars starred"),
+        ("twenty thirty forty fifty", "one two three four five six seven eight nine"),
+        ("take eat dine sit stand", "away aways in out outs down"),
+        ("fast fine full coffee city river sea gastro grown close go", "food foods service dining shop centre center "
+         "side pub up by to"),
+    )
+    for first in firsts.split()
+    for second in seconds.split()
+)  # fmt: skip
+_PREFIXES: Final = frozenset({"non", "anti", "co", "sub", "semi"})
+_HYPHEN: Final = re.compile(r"(\w+) ?- (?=£?(\w+))")
+
+
 def detokenize(text: str) -> str:
-    """Undo the tokenisation of the E2E files: ``The Vaults , from £ 30 .`` becomes ``The Vaults, from £30.``"""
+    """Undo the tokenisation of the E2E files: ``The Vaults , from £ 30 .`` becomes ``The Vaults, from £30.``
+
+    A hyphen loses its spaces within a compound of E2E's and between numbers. Between clauses it is a dash and keeps
+    them.
+    """
     text = re.sub(r" ([.,;:!?])", r"\1", text)
     text = re.sub(r" '(s|t|re|ll|ve|m|d)\b", r"'\1", text)
     text = re.sub(r"£ (?=\d)", "£", text)
-    text = re.sub(r"(?<=\w) ?- (?=[\w£])", "-", text)
+    text = _HYPHEN.sub(_joined, text)
     text = text.replace("-Friendly", "-friendly").replace("-Rated", "-rated")
     return " ".join(text.split())
+
+
+def _joined(match: re.Match[str]) -> str:
+    """Write a hyphen without its spaces, or leave a dash as it is."""
+    first, second = match[1].lower(), match[2].lower()
+    numbers = first[-1].isdigit() and second[0].isdigit()
+    return f"{match[1]}-" if numbers or first in _PREFIXES or (first, second) in _COMPOUNDS else match[0]
 
 
 def _texts(value: Any) -> list[str]:
     """Return the texts of a list with single spaces, without empty ones."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"expected a list of texts, got {str(value)[:60]!r}")
-    return [text for text in (" ".join(encodable(text).split()) for text in value) if text]
+    return [text for text in (" ".join(checked(text).split()) for text in value) if not is_blank(text)]
 
 
-def encodable(text: str) -> str:
-    """Return ``text`` if UTF-8 can hold it. Raises ValueError for a lone surrogate, which JSON's escapes can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a character (a lone surrogate, {text[error.start]!r}) at {error.start}") from None
-    return text
+def _triples(value: Any) -> list[Triple]:
+    """Return the triples of a list, at least one, of texts. Raises ValueError, TypeError, AttributeError."""
+    triples = [(checked(subject), checked(relation), checked(obj)) for subject, relation, obj in value]
+    if not triples:
+        raise ValueError("no triple")
+    return triples
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a UTF-8 file and split it only at line feeds: texts hold other separators. CorpusError names the line."""
+    """Read a UTF-8 file and split it only at line feeds: texts hold other separators. CorpusError names the line.
+
+    No line may begin with a byte order mark: files that were put behind each other have it in the middle.
+    """
     lines = _read(path).split("\n")
+    for number, line in enumerate(lines, 1):
+        if line.startswith(BYTE_ORDER_MARK):
+            raise _marked(path, number)
     return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -129,6 +178,8 @@ def _read(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+    if content.startswith(BYTE_ORDER_MARK.encode()):
+        raise _marked(path, 1)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -140,10 +191,16 @@ def _read(path: Path) -> str:
         ) from error
 
 
+def _marked(path: Path, line: int) -> CorpusError:
+    return CorpusError(
+        f"{path.name} line {line}: expected UTF-8 without a byte order mark, got one", path=str(path), line=line
+    )
+
+
 def _entries(path: Path, key: str | None) -> Iterator[tuple[Any, AbstractContextManager[None]]]:
     """Yield every entry with a context that turns a fault in the entry into a CorpusError with its number."""
     try:
-        document = json.loads(_read(path))
+        document = strict_json(_read(path))
     except ValueError as error:
         raise CorpusError(f"{path.name}: expected JSON, got {error}", path=str(path)) from error
     entries = document.get(key) if key and isinstance(document, dict) else document

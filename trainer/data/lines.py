@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from prefixes.errors import PrefixdError
-from trainer.data.corpora import encodable
+from prefixes.strict_json import strict_json
+from trainer.data.texts import checked, is_blank
 
 MAX_LINE: Final = 1 << 20
 """Most bytes of a line: many times what a model's window holds."""
@@ -94,20 +95,22 @@ class LineReader:
 
     def _example(self, text: str) -> Example:
         try:
-            record: Any = json.loads(text)
+            record: Any = strict_json(text)
         except json.JSONDecodeError as error:
             raise self._bad(f"expected JSON, got {error.msg} at character {error.pos + 1}") from None
-        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, deeply nested brackets
+        except ValueError as error:  # a key twice, NaN, an integer of thousands of digits, deeply nested brackets
             raise self._bad(f"expected JSON, got {error}") from None
         if not isinstance(record, dict) or set(record) != set(FIELDS):
             got = _names(record) if isinstance(record, dict) else type(record).__name__
             raise self._bad(f"expected an object with 'input' and 'target', got {got}")
         for field in FIELDS:
             value = record[field]
-            if not isinstance(value, str) or not value.strip():
-                raise self._bad_field(field, "an empty one" if isinstance(value, str) else type(value).__name__)
+            if not isinstance(value, str):
+                raise self._bad_field(field, type(value).__name__)
+            if is_blank(value):
+                raise self._bad_field(field, "an empty one")
             try:
-                encodable(value)
+                checked(value)
             except ValueError as error:
                 raise self._bad_field(field, str(error)) from None
         return Example(self._number, record["input"], record["target"])

@@ -5,11 +5,12 @@ Owns these formats; knows no tokenizer and no training. This project does not di
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.data.corpora import CorpusError, Pair, encodable, read_lines
+from prefixes.strict_json import strict_json
+from trainer.data.corpora import CorpusError, Pair, read_lines
+from trainer.data.texts import checked, is_blank
 
 FIELDS = ("document", "summary", "id")
 
@@ -34,11 +35,11 @@ def read_xsum(path: Path) -> Iterator[Pair]:
 
 def _read_jsonl(path: Path) -> Iterator[Pair]:
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
+        if is_blank(line):
             continue
         where = f"{path.name} line {number}"
         try:
-            record = json.loads(line)
+            record = strict_json(line)
         except ValueError as error:
             raise CorpusError(f"{where}: expected JSON, got {error}", line=number) from error
         if not isinstance(record, dict):
@@ -49,11 +50,11 @@ def _read_jsonl(path: Path) -> Iterator[Pair]:
 
 def _field(where: str, number: int, record: dict[str, object], name: str) -> str:
     value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or is_blank(value):
         got = "an empty one" if isinstance(value, str) else "none" if name not in record else type(value).__name__
         raise CorpusError(f"{where}, field {name!r}: expected a text, got {got}", line=number, field=name)
     try:
-        return " ".join(encodable(value).split())
+        return " ".join(checked(value).split())
     except ValueError as error:
         raise CorpusError(f"{where}, field {name!r}: expected a text, got {error}", line=number, field=name) from None
 
@@ -68,6 +69,6 @@ def _read_aligned(source: Path, target: Path) -> Iterator[Pair]:
     for number, texts in enumerate(zip(documents, summaries, strict=True), 1):
         document, summary = (" ".join(text.split()) for text in texts)
         for path, text in ((source, document), (target, summary)):
-            if not text:
+            if is_blank(text):
                 raise CorpusError(f"{path.name} line {number}: expected a text, got an empty line", line=number)
         yield Pair(document, summary, f"{source.stem}/{number}")

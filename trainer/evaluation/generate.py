@@ -5,7 +5,6 @@ Owns the batch of requests and how they decode; knows no score and no server.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,13 +19,10 @@ from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
 from server.engine.kernels.base import Kernels
 from server.engine.types import Failed, Finished, GenerationRequest, Output, PrefixKey, SamplingParams
-from server.parameters import SAMPLING, ParameterLimits, merge_parameters
+from server.parameters import SAMPLING, WITHOUT_LIMITS, merge_parameters
 
 KV_CACHE_BYTES: Final = 1 << 29
 """Memory for rows and the prefix: enough for two long inputs of BART large with beams, or for more, smaller rows."""
-UNLIMITED: Final = sys.maxsize
-LIMITS: Final = ParameterLimits(128, UNLIMITED, UNLIMITED, UNLIMITED)
-"""A server's default length and no other limit, so that a score does not depend on a server's settings."""
 SCORED: Final = (
     "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty",
     "early_stopping", "stop",
@@ -125,7 +121,7 @@ def decoding(backbone: Backbone, prefix: Prefix, given: Mapping[str, Any]) -> tu
     ``do_sample`` is false unless ``given`` has a parameter of sampling. Raises InvalidParameter.
     """
     request = dict(given) if SAMPLING & given.keys() else {**given, "do_sample": False}
-    return merge_parameters(request, prefix.spec.defaults, backbone.generation_defaults, LIMITS)
+    return merge_parameters(request, prefix.spec.defaults, backbone.generation_defaults, WITHOUT_LIMITS)
 
 
 def check_scored(given: Mapping[str, Any]) -> None:

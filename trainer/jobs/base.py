@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
-from trainer.jobs.job import Change, Event, Job
+from trainer.jobs.job import Change, Event, Job, State
 from trainer.jobs.signals import Watch
 
 Plan = Callable[[Job], Change]
@@ -35,8 +35,12 @@ class JobStore(Protocol):
     async def change(self, tenant: str, job_id: str, plan: Plan) -> Job:
         """Apply ``plan`` to the stored job, atomically with its events. Raises JobNotFound and what ``plan`` raises."""
 
-    async def jobs(self, tenant: str, *, limit: int, before: str | None = None) -> list[Job]:
-        """Return the tenant's jobs, newest first; with ``before``, only those older than that job."""
+    async def jobs(
+        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+    ) -> list[Job]:
+        """Return the tenant's jobs, newest first; with ``before``, only those older than that job; with ``state``, only
+        those in it. Fewer than ``limit`` are all that there are.
+        """
 
     async def open_jobs(self) -> list[Job]:
         """Return the queued and running jobs of all tenants, in the order in which they were queued."""

@@ -27,7 +27,7 @@ from prefixes.files import write_json
 from prefixes.files.folder import TEMPORARY, Folder
 from trainer.jobs.base import MAX_EVENTS, Plan
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
-from trainer.jobs.job import Change, Event, Job, job_from, require_deletable
+from trainer.jobs.job import Change, Event, Job, State, job_from, require_deletable
 from trainer.jobs.signals import Signals, Watch
 
 TAIL: Final = 1 << 16
@@ -83,10 +83,13 @@ class DiskJobStore:
         """See JobStore."""
         return await self._whole(self._change(tenant, job_id, plan))
 
-    async def jobs(self, tenant: str, *, limit: int, before: str | None = None) -> list[Job]:
+    async def jobs(
+        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+    ) -> list[Job]:
         """See JobStore."""
-        ids = sorted((job.id for job in self._jobs.values() if job.tenant == tenant), reverse=True)
-        return [self._jobs[job_id] for job_id in ids if before is None or job_id < before][:limit]
+        own = (job for job in self._jobs.values() if job.tenant == tenant and state in (None, job.state))
+        older = (job for job in own if before is None or job.id < before)
+        return sorted(older, key=lambda job: job.id, reverse=True)[:limit]
 
     async def open_jobs(self) -> list[Job]:
         """See JobStore."""

@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 
 from trainer.jobs.base import MAX_EVENTS, Plan
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
-from trainer.jobs.job import Change, Event, Job, job_from, require_deletable
+from trainer.jobs.job import Change, Event, Job, State, job_from, require_deletable
 from trainer.jobs.redis_call import redis_call
 from trainer.jobs.signals import Signals, Watch
 
@@ -33,6 +33,8 @@ PREFIX: Final = "prefixd-trainer:"
 OPEN: Final = f"{PREFIX}open"
 CHANGED: Final = f"{PREFIX}changed"
 RECONNECT_S: Final = 0.5
+SCANNED: Final = 1000
+"""Jobs that are read at once when those in one state are looked for."""
 
 # KEYS: record, the tenant's jobs, open jobs, events. ARGV: expected and new record ("" for none), job id, member of the
 # open jobs, its time ("" for a job that is not open), largest number of events, then name and JSON of each event.
@@ -85,13 +87,23 @@ class RedisJobStore:
             if (change.job == before and not change.events) or await self._write(text, change):
                 return change.job
 
-    async def jobs(self, tenant: str, *, limit: int, before: str | None = None) -> list[Job]:
+    async def jobs(
+        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+    ) -> list[Job]:
         """See JobStore."""
-        async with redis_call():
-            ids = await self._client.zrevrangebylex(
-                _tenant_key(tenant), f"({before}" if before is not None else "+", "-", start=0, num=limit
-            )
-            return await self._many([_key(tenant, job_id.decode()) for job_id in ids])
+        found: list[Job] = []
+        while len(found) < limit:
+            size = limit - len(found) if state is None else SCANNED
+            async with redis_call():
+                ids = await self._client.zrevrangebylex(
+                    _tenant_key(tenant), f"({before}" if before is not None else "+", "-", start=0, num=size
+                )
+                read = await self._many([_key(tenant, job_id.decode()) for job_id in ids])
+            found += [job for job in read if state in (None, job.state)]
+            if len(ids) < size:
+                break
+            before = ids[-1].decode()
+        return found[:limit]
 
     async def open_jobs(self) -> list[Job]:
         """See JobStore."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefixes.errors import Conflict, InvalidParameter, QueueFull
-from prefixes.parameters import check_decoding_parameters
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef, check_name, split_template
+from server.parameters import WITHOUT_LIMITS, check_defaults
 from server.web.auth import Action, Caller, authorize
 from trainer.data.store import DatasetStore
 from trainer.evaluation.scores.presets import check_metrics
@@ -96,7 +96,7 @@ class JobService:
         if body.template is not None:
             split_template(body.template)
         defaults = {**PRESETS[preset].decoding, **body.defaults}
-        check_decoding_parameters(defaults)
+        check_defaults(defaults, {}, WITHOUT_LIMITS)
         for digest in filter(None, (body.dataset, body.validation_dataset)):
             self.datasets.info(caller.tenant, digest)
         if body.evaluation is not None:

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from prefixes.errors import InvalidArtifact
 from prefixes.spec import DEFAULT_ALIAS
+from prefixes.spec_json import check_json
+from trainer.data.texts import checked, is_blank
 from trainer.jobs.job import State
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -19,19 +22,23 @@ MAX_TEXT: Final = 10_000
 
 
 def _storable(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        check_json("defaults", values)
+    except InvalidArtifact as error:
+        raise ValueError(error.message) from None
     text = json.dumps(values, ensure_ascii=False)
     if len(text) > MAX_DEFAULTS:
         raise ValueError(f"expected at most {MAX_DEFAULTS} characters as JSON, got {len(text)}")
-    _encodable(text)
     return values
 
 
-def _encodable(text: str) -> str:
+def _text(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("expected a text, got an empty one")
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("expected text, got half of a surrogate pair") from None
-    return text
+        return checked(text)
+    except ValueError as error:
+        raise ValueError(f"expected a text, got {error}") from None
 
 
 class Closed(BaseModel):
@@ -49,7 +56,7 @@ class Hyperparameters(Closed):
     method: Literal["mlp", "direct"] | None = None
     middle: int | None = Field(None, ge=1, le=65536)
     frozen_positions: int | None = Field(None, ge=0, le=4096)
-    init: str | None = Field(None, min_length=1, max_length=10_000)
+    init: Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_text)] | None = None
     epochs: int | None = Field(None, ge=1, le=10_000)
     batch_size: int | None = Field(None, ge=1, le=4096)
     accumulate: int | None = Field(None, ge=1, le=4096)
@@ -95,7 +102,7 @@ class JobBody(Closed):
     drop_long: bool = False
     alias: str | None = Field(DEFAULT_ALIAS, max_length=100)
     start_from: str | None = Field(None, max_length=300)
-    start_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_encodable)] | None = None
+    start_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_text)] | None = None
     evaluation: Evaluation | None = Field(default_factory=lambda: Evaluation.model_validate({}))
 
 

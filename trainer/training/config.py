@@ -5,6 +5,7 @@ Owns the options' meaning and validation; knows no tensors. The result folder st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
@@ -52,6 +53,11 @@ class TrainConfig:
             if site not in SITES:
                 raise InvalidParameter(f"sites: expected some of {', '.join(SITES)}, got {site!r}", got=site)
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))  # fixed order, unique
+        for name, value in vars(self).items():  # the artifact's origin keeps them
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidParameter(f"{name}: expected a finite number, got {value}", parameter=name)
+            if isinstance(value, int) and abs(value) >= 1 << 63:
+                raise InvalidParameter(f"{name}: expected less than 2**63, got a larger number", parameter=name)
         positive = (
             "prefix_length",
             "middle",

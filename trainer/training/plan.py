@@ -14,6 +14,7 @@ import torch
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
 from prefixes.spec import Positions, PrefixSpec, Site, SitePrefix, check_compatible, split_template
+from server.parameters import WITHOUT_LIMITS, check_defaults
 from trainer.training.config import DEMO_TEMPLATE, GPT2_TEMPLATE, TrainConfig
 
 PAPER_POSITIONS: Final[Mapping[Site, Positions]] = {"decoder": "shifted", "encoder": "unshifted"}
@@ -26,7 +27,7 @@ def plan_prefix(
     """Return the artifact's metadata without its origin, which only the finished run knows.
 
     ``template`` None is the backbone's usual one. Raises InvalidParameter for a site that the backbone does not have,
-    IncompatiblePrefix for a length that its window does not hold.
+    defaults that the server refuses, IncompatiblePrefix for a length that its window does not hold.
     """
     spec = backbone.spec
     for site in config.sites:
@@ -40,6 +41,7 @@ def plan_prefix(
         sites[site] = SitePrefix(config.prefix_length, positions, spec.sites[site], dtype_of(backbone))
     template = usual_template(backbone) if template is None else template
     split_template(template)
+    check_defaults(defaults or {}, backbone.generation_defaults, WITHOUT_LIMITS)
     plan = PrefixSpec(spec.fingerprint, sites, template, dict(defaults or {}))
     check_compatible(plan, spec)
     return plan

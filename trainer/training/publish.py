@@ -1,4 +1,5 @@
-"""Publishes a finished prefix, and fetches one to start from, at a registry or a running server.
+"""Publishes a finished prefix, and fetches one to start from, at a registry or a running server. Asks the server before
+training whether the prefix will fit it.
 
 Owns the choice between the two; ``prefixes/`` owns their protocols.
 """
@@ -12,10 +13,10 @@ from typing import Any
 
 from prefixes.actor import local_actor
 from prefixes.client import RemoteRegistry
-from prefixes.errors import InvalidParameter
+from prefixes.errors import IncompatiblePrefix, InvalidParameter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Registry
-from prefixes.spec import TaskRef
+from prefixes.spec import PrefixSpec, TaskRef
 
 
 class Targets:
@@ -28,11 +29,13 @@ class Targets:
         """
         with ExitStack() as opened:
             stores: list[Registry] = []
+            self._server: RemoteRegistry | None = None
             if registry:
                 stores.append(opened.enter_context(closing(open_registry(registry))))
             if server:
                 key = os.environ.get("PREFIXD_API_KEY") or None
-                stores.append(opened.enter_context(closing(RemoteRegistry(server, api_key=key))))
+                self._server = opened.enter_context(closing(RemoteRegistry(server, api_key=key)))
+                stores.append(self._server)
             for store in stores:
                 store.check()
             self._stores: Sequence[Registry] = stores
@@ -43,6 +46,16 @@ class Targets:
 
     def __exit__(self, *error: object) -> None:
         self._opened.close()
+
+    def check(self, plan: PrefixSpec) -> None:
+        """Raise IncompatiblePrefix if the server serves another backbone than the one ``plan`` is for."""
+        served = None if self._server is None else self._server.fingerprint()
+        if served not in (None, plan.fingerprint):
+            raise IncompatiblePrefix(
+                f"--server: expected it to serve the backbone to train for, {plan.fingerprint}, it serves {served}",
+                expected=plan.fingerprint,
+                got=served,
+            )
 
     def fetch(self, ref: TaskRef) -> bytes:
         """Return the artifact that ``ref`` means now in the first target.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +20,11 @@ from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.errors import BackboneError, InvalidParameter
 from prefixes.files import write_bytes, write_json, write_text
-from prefixes.spec import split_template
+from prefixes.spec import PrefixSpec, split_template
+from prefixes.spec_json import spec_to_dict
 from server.engine.kernels.dense import DenseKernels
 from server.engine.models import load_model
+from server.parameters import WITHOUT_LIMITS, check_defaults
 from trainer.data.dataset import Dataset, read_dataset
 from trainer.data.sequences import tokenize
 from trainer.reports.plot import plot_losses
@@ -65,6 +67,7 @@ class RunRequest:
     def __post_init__(self) -> None:
         if self.template is not None:
             split_template(self.template)
+        check_defaults(self.defaults, {}, WITHOUT_LIMITS)
         if self.dtype not in DTYPES:
             raise InvalidParameter(f"dtype: expected {' or '.join(DTYPES)}, got {self.dtype!r}", got=self.dtype)
         try:
@@ -103,24 +106,30 @@ def run_training(
     request: RunRequest,
     *,
     resume: bool = False,
+    accept: Callable[[PrefixSpec], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Run to the end. With ``resume``, continue a killed run, or read back a finished one.
 
     A missing folder is made once. If it is moved away meanwhile, the next write raises FileNotFoundError.
-    ``should_stop`` is asked before every step. Raises RunExists for a folder with a run unless ``resume``,
+    ``accept`` sees the plan before anything is trained and raises what speaks against it. ``should_stop`` is asked
+    before every step. Raises RunExists for a folder with a run unless ``resume``,
     CheckpointError for another configuration, backbone or data, TrainingStopped, OutOfMemory, DiskFull. The last
     checkpoint stays, and ``resume`` continues from it.
     """
     micro_batch = -(-request.config.batch_size // request.config.accumulate)
     advice = f"this run takes {micro_batch} sequences at a time: a larger accumulate, a smaller batch_size or "
     with named_failures(advice + "checkpoint_activations need less"):
-        return _run(request, resume, report, should_stop)
+        return _run(request, resume, accept, report, should_stop)
 
 
 def _run(
-    request: RunRequest, resume: bool, report: Callable[[Progress], None], should_stop: Callable[[], bool]
+    request: RunRequest,
+    resume: bool,
+    accept: Callable[[PrefixSpec], None],
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
 ) -> RunResult:
     folder = request.output
     check_folder(folder, request.as_dict(), resume)
@@ -130,6 +139,9 @@ def _run(
     if not backbone.eos_token_ids:
         raise BackboneError(f"backbone {request.backbone!r}: expected an end-of-text token to learn, got none")
     plan = plan_prefix(request.config, backbone, request.template, request.defaults)
+    # What no artifact can hold is refused now, not after the last step.
+    spec_to_dict(replace(plan, origin={"hyperparameters": request.config.as_dict(), "backbone": request.backbone}))
+    accept(plan)
     identity = {
         "backbone": backbone.spec.fingerprint,
         "template": plan.template,

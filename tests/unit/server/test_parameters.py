@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prefixes.errors import InvalidParameter
 from server.engine.types import SamplingParams
-from server.parameters import ParameterLimits, merge_parameters
+from server.parameters import WITHOUT_LIMITS, ParameterLimits, check_defaults, merge_parameters
 
 LIMITS = ParameterLimits(default_max_new_tokens=128, max_new_tokens=1000, num_beams=8, num_return_sequences=4)
 
@@ -138,3 +138,85 @@ def test_lower_layers_never_make_a_plain_request_contradictory(
     merge({"temperature": 0.7}, artifact, backbone)
     merge({"do_sample": False, "num_beams": 1}, artifact, backbone)
     merge({"num_beams": 4, "num_return_sequences": 4}, artifact, backbone)
+
+
+@pytest.mark.parametrize(
+    "lower", [{"num_beams": 4, "num_return_sequences": 4}, {"do_sample": True, "num_return_sequences": 3}], ids=str
+)
+def test_beams_in_the_request_cut_the_outputs_that_a_lower_layer_asks_for(lower: dict[str, Any]) -> None:
+    assert merge({"num_beams": 2}, lower).num_return_sequences == 2
+    with pytest.raises(InvalidParameter, match="num_return_sequences: expected at most num_beams"):
+        merge({"num_beams": 2, "num_return_sequences": 3}, lower)
+
+
+GOOD_DEFAULTS: tuple[dict[str, Any], ...] = (
+    {}, {"num_beams": 5, "num_return_sequences": 5}, {"do_sample": True, "num_return_sequences": 3}, {"truncate": True},
+    {"num_beams": 5, "stop": ["a"]}, {"logprobs": 3}, {"temperature": 0.5, "top_k": 5}, {"seed": 2**63 - 1},
+    {"do_sample": False, "temperature": 0.5}, {"min_new_tokens": 300}, {"num_return_sequences": 3},
+)  # fmt: skip
+BAD_DEFAULTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("temperature", {"num_beams": 1, "do_sample": True, "temperature": -1}),
+    ("temperature", {"num_beams": 5, "temperature": -1}),
+    ("temperature", {"do_sample": False, "temperature": 1e300}),
+    ("temperature", {"temperature": 10**600}),
+    ("top_p", {"do_sample": False, "top_p": 2}),
+    ("top_k", {"num_beams": 2, "do_sample": True, "top_k": -1}),
+    ("top_k", {"top_k": 1 << 40}),
+    ("no_repeat_ngram_size", {"no_repeat_ngram_size": 10**18}),
+    ("stop", {"stop": ["a"] * 17}),
+    ("stop", {"num_beams": 5, "stop": ["a"] * 17}),
+    ("stop", {"stop": [""]}),
+    ("stop", {"stop": ["\ud800"]}),
+    ("seed", {"seed": 10**30}),
+    ("seed", {"num_beams": 3, "seed": -1}),
+    ("num_beams", {"num_beams": 0}),
+    ("max_new_tokens", {"max_new_tokens": 0}),
+    ("max_new_tokens", {"max_new_tokens": 10**30}),
+    ("min_new_tokens", {"min_new_tokens": -1}),
+    ("num_return_sequences", {"num_return_sequences": 0}),
+    ("num_return_sequences", {"num_beams": 1, "num_return_sequences": -3}),
+    ("num_return_sequences", {"num_beams": 2, "num_return_sequences": 3}),
+    ("length_penalty", {"length_penalty": 1e5}),
+    ("repetition_penalty", {"repetition_penalty": 0}),
+    ("logprobs", {"num_beams": 3, "logprobs": 21}),
+    ("early_stopping", {"early_stopping": "sometimes"}),
+    ("temprature", {"temprature": 1}),
+)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, WITHOUT_LIMITS], ids=["server", "trainer"])
+def test_defaults_are_refused_if_a_request_could_fail_with_them(limits: ParameterLimits) -> None:
+    for name, bad in BAD_DEFAULTS:
+        with pytest.raises(InvalidParameter, match=name):
+            check_defaults(bad, {}, limits)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, WITHOUT_LIMITS], ids=["server", "trainer"])
+@pytest.mark.parametrize("defaults", GOOD_DEFAULTS, ids=str)
+@pytest.mark.parametrize(
+    "request_",
+    [{}, {"do_sample": True}, {"do_sample": False}, {"temperature": 0.5}, {"num_beams": 2}, {"num_beams": 1}],
+    ids=str,
+)
+def test_no_request_fails_with_defaults_that_were_accepted(
+    request_: dict[str, Any], defaults: dict[str, Any], limits: ParameterLimits
+) -> None:
+    check_defaults(defaults, {}, limits)
+    merge_parameters(request_, defaults, {}, limits)
+
+
+def test_a_default_beyond_the_servers_limit_is_cut_and_without_a_limit_refused() -> None:
+    check_defaults({"num_beams": 100, "max_new_tokens": 1 << 40}, {}, LIMITS)
+    for name, value in (("num_beams", 100), ("max_new_tokens", 1 << 40)):
+        with pytest.raises(InvalidParameter, match=name):
+            check_defaults({name: value}, {}, WITHOUT_LIMITS)
+
+
+def test_deep_defaults_are_refused_in_few_words() -> None:
+    deep: Any = []
+    for _ in range(950):
+        deep = [deep]
+    for defaults in ({"stop": deep}, {"early_stopping": deep}, {"temperature": deep}):
+        with pytest.raises(InvalidParameter) as caught:
+            check_defaults(defaults, {}, LIMITS)
+        assert len(caught.value.message) < 300

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from prefixes.artifact import version_of, write_prefix
 from tests.support.apps import Served, with_apps
 from tests.support.prefixes import make_prefix
@@ -102,5 +104,17 @@ def test_an_upload_that_is_repeated_with_its_key_changes_nothing_and_answers_the
         refused = await client.post("/prefixes", data=form, files={"file": ("x", data)})
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
         assert (await client.get("/prefixes/e2e")).status_code == 404
+
+    with_apps(tmp_path, test)
+
+
+@pytest.mark.parametrize("record", ['{"who": "a", "who": "b"}', '{"loss": NaN}', "[" * 100_000, "[]", "{"])
+def test_a_record_that_is_not_plain_json_is_refused(tmp_path: Path, record: str) -> None:
+    async def test(served: Served) -> None:
+        data = write_prefix(make_prefix(served.assembled.backbone.spec, seed=1))
+        form = {"task": "e2e", "record": record}
+        refused = await served.public.post("/prefixes", data=form, files={"file": ("x", data)})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_request")
+        assert "record: expected a JSON object" in refused.json()["error"]["message"]
 
     with_apps(tmp_path, test)

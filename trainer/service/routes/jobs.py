@@ -44,10 +44,9 @@ async def submit(body: JobBody, request: Request) -> Response:
 async def jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
     """The newest first; `next` is the `before` of the next page."""
     store, caller = runtime_of(request).service.store, allowed(request)
-    found = await store.jobs(caller.tenant, limit=query.limit + 1, before=query.before)
+    found = await store.jobs(caller.tenant, limit=query.limit + 1, before=query.before, state=query.state)
     page, more = found[: query.limit], len(found) > query.limit
-    listed = [job_body(job) for job in page if query.state in (None, job.state)]
-    return json_response({"jobs": listed, "next": page[-1].id if more else None})
+    return json_response({"jobs": list(map(job_body, page)), "next": page[-1].id if more else None})
 
 
 @router.get("/{job_id}", summary="What is known of a job")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
 import prefixd
 from prefixes.artifact import read_prefix
+from prefixes.backbone import load_backbone
+from prefixes.client import RemoteRegistry
 from prefixes.registry import open_registry
 from prefixes.spec import SITES
-from tests.support.prefixes import save_tiny_gpt2
+from tests.support.prefixes import make_prefix, save_tiny_gpt2
 from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
+from trainer.training import publish
 
 FAST = ["--epochs", "2", "--batch-size", "6", "--lr", "0.01", "--method", "direct", "--threads", "1"]
 
@@ -91,6 +96,82 @@ def test_sites_and_positions_are_the_callers_choice(bart_workplace: Path) -> Non
     assert spec.origin["hyperparameters"]["sites"] == ["encoder", "cross"]
     again = train(bart_workplace, "--resume", "--drop-long", "--sites", "encoder", template=BART_TEMPLATE)
     assert (again.exit_code, "cannot resume with other options: config" in again.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["num_beams=1", "do_sample=true", "temperature=-1"], "temperature: expected above 0"),
+        (["num_beams=1", f"stop={json.dumps(['a'] * 17)}"], "stop: expected at most 16 strings"),
+        ([f"seed={10**30}"], "seed"),
+        ([f"temperature={10**600}"], "temperature: expected number"),
+        (["num_beams=100"], "num_beams: expected 1 to 64"),
+    ],
+    ids=lambda given: str(given)[:30],
+)
+def test_defaults_that_the_server_refuses_are_refused_before_training(
+    workplace: Path, given: list[str], said: str
+) -> None:
+    """They were trained and published, and failed every plain request, or failed behind the last step."""
+    result = train(workplace, *(word for pair in given for word in ("--default", pair)))
+    assert (result.exit_code, said in " ".join(result.output.split())) == (1, True), result.output
+    assert not (workplace / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--seed", str(10**30)], ["--warmup-steps", str(10**30)], ["--weight-decay", "inf"], ["--lr", "nan"]],
+    ids=lambda options: str(options[0]),
+)
+def test_what_no_artifact_can_hold_is_refused_before_training(workplace: Path, options: list[str]) -> None:
+    result = train(workplace, *options)
+    assert (result.exit_code, "invalid_parameter" in result.output) == (1, True), result.output
+    assert not (workplace / "out").exists()
+
+
+def test_a_template_that_no_artifact_can_hold_is_refused_before_training(workplace: Path) -> None:
+    result = train(workplace, template="\udcff{input}")
+    assert (result.exit_code, "invalid_artifact" in result.output) == (1, True), result.output
+    assert not (workplace / "out").exists()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the server at http://server answers to ``/ready``; anything else is an error."""
+    ready: dict[str, Any] = {"status": "ready", "backbone": "other"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.path) == ("GET", "/ready"), "nothing is sent that the server cannot take"
+        return httpx.Response(200, json=ready)
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(publish, "RemoteRegistry", lambda url, api_key: RemoteRegistry(url, client=client))
+    return ready
+
+
+def test_a_server_of_another_backbone_is_found_out_before_training(workplace: Path, server: dict[str, Any]) -> None:
+    server["fingerprint"] = f"sha256:{'0' * 64}"
+    result = train(workplace, "--server", "http://server")
+    assert (result.exit_code, "incompatible_prefix" in result.output) == (1, True), result.output
+    assert server["fingerprint"] in result.output.replace("\n", "")
+    assert not (workplace / "out").exists()
+
+
+def test_a_server_of_the_same_backbone_is_accepted(workplace: Path, server: dict[str, Any]) -> None:
+    backbone = load_backbone(str(workplace / "backbone")).spec
+    server["fingerprint"] = backbone.fingerprint
+    with publish.Targets(None, "http://server") as targets:
+        targets.check(make_prefix(backbone).spec)
+
+
+@pytest.mark.parametrize("fingerprint", [None, 5])
+def test_a_server_that_does_not_tell_its_backbone_is_found_out_before_training(
+    workplace: Path, server: dict[str, Any], fingerprint: Any
+) -> None:
+    server["fingerprint"] = fingerprint
+    result = train(workplace, "--server", "http://server")
+    assert (result.exit_code, "expected its backbone's fingerprint" in result.output) == (1, True), result.output
+    assert not (workplace / "out").exists()
 
 
 def test_the_same_run_gives_the_same_version(workplace: Path) -> None:

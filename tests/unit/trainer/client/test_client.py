@@ -145,6 +145,7 @@ def test_what_is_no_id_is_never_asked_for(name: str) -> None:
 def test_a_state_is_looked_for_on_every_page_until_there_are_enough() -> None:
     def page(request: httpx.Request) -> httpx.Response:
         assert request.url.params["state"] == "failed"
+        assert int(request.url.params["limit"]) <= 50
         number = int(request.url.params.get("before", "job-9").removeprefix("job-"))
         found = [{"id": f"job-{number - 1}", "state": "failed"}] if number % 2 else []
         return httpx.Response(200, json={"jobs": found, "next": f"job-{number - 1}" if number > 1 else None})

@@ -33,7 +33,7 @@ XSUM = [
     {"document": "A long\narticle | with a bar.", "summary": "Short. ", "id": "17"},
     {"document": "Another\u2028one.", "summary": "Other.", "id": "18"},
 ]
-WEBNLG = {
+WEBNLG: dict[str, Any] = {
     "entries": [
         {
             "1": {
@@ -51,6 +51,12 @@ WEBNLG = {
 
 def jsonl(records: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+WHOLE = (
+    ("e2e", E2E), ("dart", json.dumps(DART)), ("webnlg", json.dumps(WEBNLG)), ("scitldr", jsonl(SCITLDR)),
+    ("xsum", jsonl(XSUM)),
+)  # fmt: skip
 
 
 def converted(tmp_path: Path, conversion: Conversion, content: str) -> list[dict[str, str]]:
@@ -119,6 +125,9 @@ def test_xsum_is_read_from_line_aligned_files(tmp_path: Path) -> None:
         ("a\nb\n", "x\n", "expected as many lines in both, got 2 and 1"),
         ("a\nb\n", "x\n \n", "train.target line 2: expected a text, got an empty line"),
         ("a\n", None, "cannot read .*train.target"),
+        ("a\nb\n", "x\n\u200b\n", "train.target line 2: expected a text, got an empty line"),
+        ("\ufeffa\n", "x\n", "train.source line 1: expected UTF-8 without a byte order mark"),
+        ("a\nb\n", "x\n\ufeffy\n", "train.target line 2: expected UTF-8 without a byte order mark"),
     ],
 )
 def test_files_that_are_not_line_aligned_are_named(
@@ -171,6 +180,22 @@ def test_a_sample_is_drawn_by_its_seed_and_keeps_the_order(tmp_path: Path) -> No
         ("xsum", '{"document": " ", "summary": "b", "id": "1"}', "line 1, field 'document': .* an empty one"),
         ("xsum", '{"document": "a", "summary": "b", "id": 1}', "line 1, field 'id': expected a text, got int"),
         ("xsum", jsonl(XSUM) + r'{"document": "a", "summary": "\ud800", "id": "1"}', "line 3, .*'summary': .*surr"),
+        ("xsum", r'{"document": "a", "summary": "\u200b", "id": "1"}', "line 1, .*'summary': .* an empty one"),
+        ("xsum", r'{"document": "\ufeffa", "summary": "b", "id": "1"}', "line 1, .*'document': .* a byte order mark"),
+        ("xsum", '{"document": "a", "document": "c", "summary": "b", "id": "1"}', "line 1: .* a key twice"),
+        ("scitldr", '{"paper_id": "p", "source": ["a"], "target": ["b"], "target": ["c"]}', "line 1: .*a key twice"),
+        ("scitldr", '{"paper_id": "p", "source": ["a"], "target": ["\u2060"]}', "line 1: expected a paper with"),
+        ("scitldr", "[" * 100_000, "line 1: .*nested too deeply"),
+        ("dart", '[{"tripleset": [["A", "B", "C"]], "tripleset": [], "annotations": []}]', "a key twice"),
+        ("dart", '[{"tripleset": [], "annotations": [{"source": "x", "text": "A."}]}]', "entry 0: .*no triple"),
+        ("dart", r'[{"tripleset": [["\ufeffA", "B", "C"]], "annotations": []}]', "entry 0: .*a byte order mark"),
+        ("dart", "[" * 100_000, "nested too deeply"),
+        ("webnlg", '{"entries": [], "entries": []}', "a key twice"),
+        ("e2e", E2E + "name : A||\u200b\n", "line 3: expected fields"),
+        ("e2e", E2E + "\u2060||It .\n", "line 3: expected fields"),
+        ("e2e", E2E + "name : A||\ufeffIt .\n", "line 3: expected fields"),
+        ("e2e", E2E + "\ufeff" + E2E, "line 3: expected UTF-8 without a byte order mark, got one"),
+        *((corpus, "\ufeff" + content, "line 1: expected UTF-8 without a byte order") for corpus, content in WHOLE),
     ],
 )
 def test_a_foreign_file_is_named_and_leaves_no_output(tmp_path: Path, corpus: Any, content: str, said: str) -> None:
@@ -197,6 +222,41 @@ def test_the_held_out_side_ignores_the_order_of_fields() -> None:
 def test_detokenize_restores_punctuation_prices_and_hyphens() -> None:
     tokenised = "It 's a family - Friendly pub , isn 't it ? From £ 20 - £ 25 ."
     assert detokenize(tokenised) == "It's a family-friendly pub, isn't it? From £20-£25."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The Eagle - a pub - is cheap.",
+        "A pub by the riverside - it is family-friendly.",
+        "Prices are in the high range - but it is good.",
+        "Rated 5 - it's the best.",
+        "It is in the city centre - near Café Rouge.",
+        "Strada - 3 out of 5.",
+        "Blue Spice - highly rated.",
+        "Cocum- a pub.",
+        "Meals from £20 - not cheap.",
+        "A restaurant - family friendly.",
+    ],
+)
+def test_detokenize_leaves_a_dash_between_clauses(text: str) -> None:
+    assert detokenize(text) == text
+
+
+@pytest.mark.parametrize(
+    ("tokenised", "text"),
+    [
+        ("non - family - friendly", "non-family-friendly"),
+        ("kids - Friendly", "kids-friendly"),
+        ("5 - star , high - priced", "5-star, high-priced"),
+        ("family- friendly", "family-friendly"),
+        ("£ 20 - 25", "£20-25"),
+        ("fast - food take - away", "fast-food take-away"),
+        ("The Eagle - a low - cost pub - is mid - priced .", "The Eagle - a low-cost pub - is mid-priced."),
+    ],
+)
+def test_detokenize_joins_a_compound(tokenised: str, text: str) -> None:
+    assert detokenize(tokenised) == text
 
 
 @pytest.mark.corpora

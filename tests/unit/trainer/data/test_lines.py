@@ -57,6 +57,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a number": (b'{"input": 1, "target": "b"}\n', "data.jsonl line 1, field 'input': expected a text, got int"),
     "an empty text": (b'{"input": "a", "target": " "}', "data.jsonl line 1, field 'target': expected a text, got an "
                       "empty one"),
+    "zero-width characters": (b'{"input": "a", "target": "\\u200b\\u2060 "}', "data.jsonl line 1, field 'target': "
+                              "expected a text, got an empty one"),
+    "a field twice": (GOOD + b'\n{"input": "a", "input": "b", "target": "b"}', "data.jsonl line 2: expected JSON, got "
+                      "a key twice in one object"),
+    "a field twice, escaped": (b'{"input": "a", "\\u0069nput": "a", "target": "b"}', "data.jsonl line 1: expected "
+                               "JSON, got a key twice in one object"),
+    "NaN": (b'{"input": NaN, "target": "b"}', "data.jsonl line 1: expected JSON, got the constant NaN, which is not "
+            "JSON"),
+    "a marked text": (b'{"input": "\\ufeffa", "target": "b"}', "data.jsonl line 1, field 'input': expected a text, "
+                      "got a byte order mark at its beginning"),
     "a byte order mark": (b"\xef\xbb\xbf" + GOOD, "data.jsonl line 1: expected UTF-8 without a byte order mark, got "
                           "one"),
     "UTF-16": ("{}\n".encode("utf-16-le"), "data.jsonl line 1: expected UTF-8 text, got a NUL byte (UTF-16 has them)"),

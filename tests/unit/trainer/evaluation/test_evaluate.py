@@ -14,7 +14,7 @@ from prefixes.backbone import Backbone
 from prefixes.errors import IncompatiblePrefix, InputTooLong, InvalidParameter
 from prefixes.spec import PrefixSpec
 from server.engine.types import Output, SamplingParams
-from server.parameters import merge_parameters
+from server.parameters import WITHOUT_LIMITS, merge_parameters
 from server.settings import Settings
 from tests.support.prefixes import make_prefix
 from tests.support.trainer import (
@@ -29,7 +29,7 @@ from tests.support.trainer import (
 from trainer.data.dataset import Dataset, Example
 from trainer.data.sequences import TokenExample, collate
 from trainer.evaluation.evaluate import Evaluation, evaluate, references
-from trainer.evaluation.generate import LIMITS, decoding, generate
+from trainer.evaluation.generate import decoding, generate
 from trainer.evaluation.scores.presets import PRESETS
 from trainer.training.config import TrainConfig
 from trainer.training.export import fold
@@ -104,7 +104,7 @@ def test_a_default_that_drops_beams_in_the_server_drops_them_in_a_score(tmp_path
     """A stop text and beams exclude each other: the artifact's word on one drops the backbone's on the other."""
     backbone = replace(tiny_backbone(tmp_path, torch.float32), generation_defaults={"num_beams": 4, "top_k": 50})
     prefix = make_prefix(backbone.spec, defaults={"stop": ["\n"]})
-    served, _ = merge_parameters({}, prefix.spec.defaults, backbone.generation_defaults, LIMITS)
+    served, _ = merge_parameters({}, prefix.spec.defaults, backbone.generation_defaults, WITHOUT_LIMITS)
     params, truncate = decoding(backbone, prefix, {})
     assert (params, truncate) == (served, False)
     assert (params.num_beams, params.stop, params.do_sample) == (1, ("\n",), False)
@@ -187,7 +187,7 @@ def test_whoever_watches_an_evaluation_can_end_it(tmp_path: Path) -> None:
 
 
 def test_the_default_length_of_a_score_is_a_servers() -> None:
-    assert LIMITS.default_max_new_tokens == Settings.model_fields["default_max_new_tokens"].default
+    assert WITHOUT_LIMITS.default_max_new_tokens == Settings.model_fields["default_max_new_tokens"].default
 
 
 def test_a_prefix_of_another_backbone_is_refused(tmp_path: Path) -> None:

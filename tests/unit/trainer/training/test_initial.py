@@ -93,7 +93,13 @@ def test_a_text_that_is_too_short_or_no_text_is_refused(backbone: Backbone, tmp_
         started(backbone, START, InitialText("\x01\x02"))
     (tmp_path / "latin1").write_bytes(b"caf\xe9")
     (tmp_path / "large").write_bytes(b"x" * (MAX_TEXT_BYTES + 1))
-    for name, said in (("latin1", "UTF-8"), ("large", "at most"), ("nowhere", "expected a UTF-8 file")):
+    (tmp_path / "marked").write_text("\ufeffa style")
+    (tmp_path / "unseen").write_text("\u200b\u2060\n" * 20)
+    refused = {
+        "latin1": "UTF-8", "large": "at most", "nowhere": "expected a UTF-8 file", "marked": "a byte order mark",
+        "unseen": "expected a text, got an empty one",
+    }  # fmt: skip
+    for name, said in refused.items():
         with pytest.raises(InvalidParameter, match=said):
             initial_text(tmp_path / name)
 

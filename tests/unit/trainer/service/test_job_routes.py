@@ -1,0 +1,160 @@
+"""``/jobs`` in this process, without workers: what is refused at submission, and lists."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.web.settings_sources import load_settings
+from tests.support.datasets import lines
+from trainer.jobs.base import JobStore
+from trainer.jobs.job import Change
+from trainer.service.app import create_public
+from trainer.service.assembly import assemble
+from trainer.service.schemas import Evaluation, Hyperparameters, JobBody
+from trainer.service.settings import TrainerSettings
+
+Test = Callable[[httpx.AsyncClient, JobStore, str], Coroutine[Any, Any, None]]
+
+
+def with_trainer(tmp_path: Path, test: Test) -> None:
+    """Run ``test`` with a client, the store and the digest of a dataset. An exception in a route is an answer 500."""
+
+    async def run() -> None:
+        given = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry"), "max_open_jobs": 1000}
+        trainer = await assemble(load_settings(TrainerSettings, given, config=None))
+        transport = httpx.ASGITransport(create_public(trainer.runtime), raise_app_exceptions=False)
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://trainer") as client:
+                dataset = (await client.post("/datasets", content=lines(3))).json()["dataset"]
+                await test(client, trainer.runtime.service.store, dataset)
+        finally:
+            await trainer.close()
+
+    asyncio.run(run())
+
+
+DEEP = "[" * 950 + "1" + "]" * 950
+
+REFUSED_DEFAULTS = (
+    '{"num_beams": 1, "do_sample": true, "temperature": -1}',
+    f'{{"num_beams": 1, "stop": {json.dumps(["a"] * 17)}}}',
+    f'{{"stop": {json.dumps(["a"] * 17)}}}',
+    f'{{"seed": {10**30}}}',
+    '{"seed": -1}',
+    f'{{"temperature": {10**600}}}',
+    f'{{"temperature": {10**4000}}}',
+    '{"temperature": 1e999}',
+    '{"temperature": NaN}',
+    f'{{"max_new_tokens": {10**30}}}',
+    '{"num_beams": 100}',
+    f'{{"top_k": {1 << 40}}}',
+    f'{{"stop": {"[" * 31}{"]" * 31}}}',
+    f'{{"stop": {DEEP}}}',
+    f'{{"temperature": {DEEP}}}',
+    f'{{"x": {DEEP}}}',
+    f'{{"temperature": {{"a": {DEEP}}}}}',
+    r'{"stop": ["\ud800"]}',
+    r'{"\ud800": 1}',
+    '{"": 1}',
+    DEEP,
+)
+
+
+@pytest.mark.parametrize("defaults", REFUSED_DEFAULTS, ids=range(len(REFUSED_DEFAULTS)))
+def test_defaults_that_no_server_takes_are_refused_at_submission(tmp_path: Path, defaults: str) -> None:
+    """Such a job was trained and published, and failed every plain request, or failed behind its last step."""
+
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        answer = await submit(client, f'{{"task": "e2e", "dataset": "{dataset}", "defaults": {defaults}}}')
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["error"]["code"] in ("invalid_parameter", "invalid_request")
+        assert len(answer.content) < 3000
+        assert await store.jobs("default", limit=1) == []
+
+    with_trainer(tmp_path, test)
+
+
+@pytest.mark.parametrize("name", ["warmup_steps", "validate_every", "checkpoint_every", "seed"])
+def test_a_number_that_no_artifact_holds_is_refused_at_submission(tmp_path: Path, name: str) -> None:
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        body = {"task": "e2e", "dataset": dataset, "hyperparameters": {name: 10**30}}
+        answer = await client.post("/jobs", json=body)
+        assert (answer.status_code, name in answer.json()["error"]["message"]) == (422, True)
+
+    with_trainer(tmp_path, test)
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeffwords"])
+@pytest.mark.parametrize("field", ["start_text", "init"])
+def test_a_text_to_start_from_is_one(tmp_path: Path, field: str, text: str) -> None:
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        given = {"hyperparameters": {"init": text}} if field == "init" else {field: text}
+        answer = await client.post("/jobs", json={"task": "e2e", "dataset": dataset, **given})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
+
+    with_trainer(tmp_path, test)
+
+
+async def submit(client: httpx.AsyncClient, body: str) -> httpx.Response:
+    return await client.post("/jobs", content=body, headers={"content-type": "application/json"})
+
+
+FIELDS = (
+    *((name,) for name in JobBody.model_fields),
+    *(("hyperparameters", name) for name in Hyperparameters.model_fields),
+    *(("evaluation", name) for name in Evaluation.model_fields),
+    ("unknown",),
+)
+ODD = (
+    DEEP, f'{{"a": {DEEP}}}', f"{10**600}", f"-{10**600}", f"{10**4000}", "9" * 5000, "1e308", "1e999", "NaN",
+    "Infinity", r'"\ud800"', r'"\u0000"', r'"\ufeff"', r'"\u200b"', '""', "[]", "{}", "true", "-1", "[null]",
+    r'["\ud800"]', r'{"\ud800": "\ud800"}', f'"{"9" * 5000}"', "[" * 100_000,
+)  # fmt: skip
+
+
+def test_no_value_of_any_field_is_an_internal_error(tmp_path: Path) -> None:
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        for path in FIELDS:
+            for value in ODD:
+                body: dict[str, Any] = {"task": "e2e", "dataset": dataset, path[0]: "HERE"}
+                if len(path) == 2:
+                    body[path[0]] = {path[1]: "HERE"}
+                answer = await submit(client, json.dumps(body).replace('"HERE"', value))
+                assert answer.status_code in (201, 400, 404, 422), (path, value[:40], answer.text)
+        listed = await client.get("/jobs", params={"limit": 1000})
+        assert listed.status_code == 200
+
+    with_trainer(tmp_path, test)
+
+
+def test_a_page_of_a_state_holds_only_its_jobs_and_as_many_as_were_asked_for(tmp_path: Path) -> None:
+    """Pages were filtered after they were cut: with 100 newer jobs, the first page of a state was empty."""
+
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        made = [
+            (await client.post("/jobs", json={"task": "e2e", "dataset": dataset, "evaluation": None})).json()["id"]
+            for _ in range(12)
+        ]
+        for job_id in (*made[:3], made[5]):
+            await store.change("default", job_id, lambda job: Change(replace(job, state="failed")))
+        pages = []
+        before: str | None = None
+        while True:
+            wanted: dict[str, Any] = {"state": "failed", "limit": 2, **({"before": before} if before else {})}
+            page = (await client.get("/jobs", params=wanted)).json()
+            pages.append([job["id"] for job in page["jobs"]])
+            before = page["next"]
+            if before is None:
+                break
+        assert pages == [[made[5], made[2]], [made[1], made[0]]]
+        assert (await client.get("/jobs", params={"state": "running"})).json() == {"jobs": [], "next": None}
+
+    with_trainer(tmp_path, test)

@@ -13,14 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from prefixes.errors import (
-    Conflict,
-    InvalidArtifact,
-    InvalidName,
-    PrefixdError,
-    RegistryUnavailable,
-    TaskNotFound,
-)
+from prefixes.errors import Conflict, InvalidArtifact, InvalidName, PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import (
     RETENTION_S,
     UNKNOWN_ACTOR,

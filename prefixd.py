@@ -5,7 +5,9 @@ A sub-command's module is imported when it is asked for, so that ``prefixd --hel
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -103,7 +105,10 @@ for _name, (_help, _) in COMMANDS.items():
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. A character that the terminal's encoding lacks is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="prefixd")
 
 

@@ -5,7 +5,11 @@ Owns codes and messages; knows no HTTP (``server/web/errors.py`` maps codes to s
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import errno
+from typing import Any, ClassVar, Final
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk or a quota is full."""
 
 
 class PrefixdError(Exception):
@@ -53,10 +57,22 @@ class Conflict(PrefixdError):
     code = "conflict"
 
 
+class DiskFull(PrefixdError):
+    """There is no room or quota for a file. No half-written file is left."""
+
+    code = "disk_full"
+
+
 class RegistryUnavailable(PrefixdError):
     """The registry cannot be reached or read just now."""
 
     code = "registry_unavailable"
+
+
+class RegistryFull(RegistryUnavailable):
+    """The registry has no room: a retry helps once somebody has made some."""
+
+    code = "disk_full"
 
 
 class WrongRegistry(RegistryUnavailable):

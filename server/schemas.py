@@ -33,7 +33,9 @@ class Parameters(Body):
     """The closed set of decoding parameters, transformers' names and meanings; null is the same as leaving it out."""
 
     max_new_tokens: Whole | None = Field(default=None, description="At most this many new tokens.")
-    min_new_tokens: Whole | None = Field(default=None, description="No end before this many new tokens.")
+    min_new_tokens: Whole | None = Field(
+        default=None, description="No end token before this many new tokens; a stop string ends all the same."
+    )
     do_sample: bool | None = Field(default=None, description="Sample; temperature, top_k or top_p alone mean it too.")
     temperature: Number | None = Field(default=None, description="Above 0; below 1 is sharper.")
     top_k: Whole | None = Field(default=None, description="Sample among the k likeliest tokens; 0 is off.")

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from prefixes.artifact import Prefix, read_prefix
+from prefixes.errors import NO_ROOM, DiskFull
 from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, TaskRef, check_compatible, check_name
 from prefixes.strict_json import strict_json
 from server.web.auth import Caller
-from server.web.errors import InvalidRequest
+from server.web.errors import InvalidRequest, NotReady
 from server.web.suggest import did_you_mean
 
 FIELDS: Final = frozenset({"task", "alias", "record", "once", "file"})
@@ -38,10 +39,14 @@ class Upload:
 
 @asynccontextmanager
 async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]:
-    """The form of an upload. Its temporary file is removed afterwards. Raises InvalidRequest, InvalidName."""
+    """The form of an upload. Its temporary file is removed afterwards.
+
+    Raises InvalidRequest, InvalidName, DiskFull, NotReady.
+    """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InvalidRequest("content-type: expected multipart/form-data with the fields task and file")
-    async with request.form(max_files=1, max_fields=8) as form:
+    form = await _form(request)
+    try:
         for field, _ in form.multi_items():
             if field not in FIELDS:
                 raise InvalidRequest(f"{field[:80]}: unknown field{did_you_mean(field[:80], FIELDS)}")
@@ -59,6 +64,19 @@ async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]
         record = _record(_text(form.get("record", ""), "record"))
         key = check_name("publish key", _text(form.get("once"), "once")) if "once" in form else None
         yield Upload(ref.tenant, ref.name, alias or None, record, key, file)
+    finally:
+        await form.close()
+
+
+async def _form(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=8)
+    except UnicodeError:
+        raise InvalidRequest("content-type: expected a form in UTF-8, got a charset that cannot be read") from None
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DiskFull(f"expected room for the upload in the temporary folder, got: {error.strerror}") from error
+        raise NotReady("the upload cannot be kept in the temporary folder") from error
 
 
 def validate_upload(data: bytes, backbone: BackboneSpec) -> Prefix:

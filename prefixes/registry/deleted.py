@@ -6,7 +6,7 @@ Owns these values; knows no store.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from prefixes.registry.base import DeletedTask, TaskInfo
 
@@ -23,7 +23,8 @@ def deleted_key(item: DeletedTask) -> str:
 
 def is_past(item: DeletedTask, retention_s: float) -> bool:
     """Whether ``item`` was deleted at least ``retention_s`` ago."""
-    return datetime.now(UTC) - datetime.fromisoformat(item.deleted_at) >= timedelta(seconds=retention_s)
+    age = datetime.now(UTC) - datetime.fromisoformat(item.deleted_at)
+    return age.total_seconds() >= retention_s  # which may be more than a timedelta holds
 
 
 def latest_first(items: list[DeletedTask]) -> list[DeletedTask]:

@@ -13,14 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from prefixes.errors import (
-    Conflict,
-    InvalidArtifact,
-    InvalidName,
-    PrefixdError,
-    RegistryUnavailable,
-    TaskNotFound,
-)
+from prefixes.errors import Conflict, InvalidArtifact, InvalidName, PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import (
     RETENTION_S,
     UNKNOWN_ACTOR,
@@ -185,8 +178,7 @@ class TaskStore(ABC):
             _existing(before, tenant, name)
             return Change(None, adds_deleted=True)
 
-        with self._writing(tenant) as writer:
-            writer.edit(name, Edit("delete", actor, None, plan))
+        self._changed(tenant, name, Edit("delete", actor, None, plan))
 
     def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
         def plan(before: TaskInfo | None) -> Change:
@@ -240,10 +232,16 @@ class TaskStore(ABC):
 
     def _edit(self, tenant: str, name: str, edit: Edit) -> TaskInfo:
         check_names(tenant, name, edit.alias)
-        with self._writing(tenant) as writer:
-            after = writer.edit(name, edit)
+        after = self._changed(tenant, name, edit)
         assert after is not None
         return after
+
+    def _changed(self, tenant: str, name: str, edit: Edit) -> TaskInfo | None:
+        before = self._find(tenant, name)
+        self.check()  # during a restore what is missing may still come
+        edit.plan(before)  # what is refused makes no writer, and no place for an unknown tenant
+        with self._writing(tenant) as writer:
+            return writer.edit(name, edit)
 
 
 def check_names(tenant: str, name: str, alias: str | None = None) -> None:

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from server.engine.types import Event, Failed, Finished, TokenEvent
-from server.openai.answers import ChunkWriter, TokenText, chunk, completion, usage_body
+from server.openai.answers import ChunkWriter, chunk, completion, usage_body
+from server.openai.offsets import TokenTexts
 from server.service import Running
 from server.web.errors import encode_error, error_of, openai_error_body
 from server.web.responses import to_json
@@ -23,10 +24,10 @@ class Completion:
     """One request's answer, from all its prompts."""
 
     def __init__(
-        self, id: str, model: str, running: Sequence[Running], token_text: TokenText, include_usage: bool
+        self, id: str, model: str, running: Sequence[Running], texts: TokenTexts, include_usage: bool
     ) -> None:
         self._frame = (id, int(time.time()), model)
-        self._running, self._token_text, self._include_usage = running, token_text, include_usage
+        self._running, self._texts, self._include_usage = running, texts, include_usage
 
     def abort(self) -> None:
         """Abort all prompts."""
@@ -39,7 +40,7 @@ class Completion:
             finished = [await running.stream.result() for running in self._running]
         finally:
             self.abort()
-        return completion(*self._frame, finished, self._token_text)
+        return completion(*self._frame, finished, self._texts)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """``data:`` chunks, then ``data: [DONE]``. An error ends the stream, as with OpenAI; a chunk that cannot be
@@ -55,7 +56,7 @@ class Completion:
     async def _chunks(self) -> AsyncIterator[bytes]:
         writers, first = [], 0
         for running in self._running:
-            writers.append(ChunkWriter(first, self._token_text))
+            writers.append(ChunkWriter(first, self._texts))
             first += running.params.num_return_sequences
         ended: list[Finished] = []
         async for which, events in self._merged():
@@ -69,11 +70,15 @@ class Completion:
                     choices += writers[which].end(event)
                     ended.append(event)
             if choices:
-                yield b"".join(data_event(to_json(chunk(*self._frame, [one]))) for one in choices)
+                yield b"".join(self._chunk([one], None) for one in choices)
         if self._include_usage:
-            usage = usage_body([finished.usage for finished in ended])
-            yield data_event(to_json({**chunk(*self._frame, []), "usage": usage}))
+            yield self._chunk([], usage_body([finished.usage for finished in ended]))
         yield data_event(b"[DONE]")
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
+        """With ``include_usage`` every chunk has ``usage``, null in all but the last."""
+        body = chunk(*self._frame, choices)
+        return data_event(to_json({**body, "usage": usage} if self._include_usage else body))
 
     async def _merged(self) -> AsyncIterator[tuple[int, list[Event]]]:
         """The events of all prompts as they come, with their prompt's index."""

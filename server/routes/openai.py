@@ -12,6 +12,7 @@ from prefixes.errors import InvalidParameter, PrefixdError
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, TaskRef
 from server.openai.answers import model_body
 from server.openai.completion import Completion
+from server.openai.offsets import TokenTexts
 from server.openai.schemas import CompletionRequest
 from server.registry.listing import visible_tasks
 from server.runtime import Runtime, request_id_of, runtime_of
@@ -30,10 +31,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options: expected only with stream", parameter="stream_options")
     running = await _admit_all(runtime, body, request)
-    tokenizer, usage = runtime.backbone.tokenizer, bool(body.stream_options and body.stream_options.include_usage)
-    answer = Completion(
-        f"cmpl-{request_id}", body.model, running, lambda token_id: str(tokenizer.decode([token_id])), usage
-    )
+    texts = TokenTexts(runtime.backbone.tokenizer.backend_tokenizer)
+    usage = bool(body.stream_options and body.stream_options.include_usage)
+    answer = Completion(f"cmpl-{request_id}", body.model, running, texts, usage)
     if body.stream:
         return EventStreamResponse(answer.stream(), abort=answer.abort, heartbeat_s=runtime.settings.heartbeat_s)
     return json_response(await until_disconnect(request.receive, answer.whole(), answer.abort))

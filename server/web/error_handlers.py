@@ -13,11 +13,13 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from prefixes.errors import PrefixdError
 from server.web.errors import InvalidRequest, MethodNotAllowed, NotFound, error_response, internal_error
 from server.web.middleware import OPENAI_PATHS
+from server.web.sse import ClientLeft
 from server.web.suggest import did_you_mean
 
 MAX_PROBLEMS: Final = 16
@@ -66,6 +68,8 @@ async def _named(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ClientDisconnect):
+        raise ClientLeft  # a body that was cut off; FastAPI calls it a bad one
     path = request.url.path[:200]
     if error.status_code == 404:
         return _answer(request, NotFound(f"no route {path}", path=path))

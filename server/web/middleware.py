@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefixes.errors import PrefixdError
@@ -65,7 +66,7 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except ClientLeft:
+        except (ClientLeft, ClientDisconnect):  # the latter from a body that was cut off
             status = CLIENT_LEFT
         except Exception:
             _log.exception("unexpected error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+_VERSIONS: Final = re.compile(r"version=\s*([^;,]*)")
+_VERSION: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,3}\s*")
 _encode: Final[Callable[[Any], str]] = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
 ).encode
@@ -28,7 +31,9 @@ def json_response(body: Any, status: int = 200) -> Response:
 
 
 async def metrics_response(request: Request, metrics: CollectorRegistry) -> Response:
-    """``metrics`` in the text format that the Accept header asks for."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    """``metrics`` in the text format that the Accept header asks for; in the plain one where no version is meant."""
+    accept = request.headers.get("accept", "")
+    known = all(_VERSION.fullmatch(version) for version in _VERSIONS.findall(accept))
+    encode, content_type = choose_encoder(accept if known else "")
     body = await anyio.to_thread.run_sync(encode, metrics)
     return Response(body, headers={"content-type": content_type})

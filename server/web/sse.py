@@ -14,17 +14,26 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 HEARTBEAT: Final = b": \n\n"
+_SEPARATORS: Final = {mark.encode(): f"\\u{ord(mark):04x}".encode() for mark in "\x85\u2028\u2029"}
 
 
 def event(name: str, data: bytes, *, event_id: str | None = None) -> bytes:
-    """One named event. ``data`` and ``event_id`` are one line each."""
+    """One named event. ``data``, which is JSON, and ``event_id`` are one line each."""
     numbered = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
-    return numbered + b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+    return numbered + b"event: " + name.encode() + b"\ndata: " + _one_line(data) + b"\n\n"
 
 
 def data_event(data: bytes) -> bytes:
     """One event without a name, as in OpenAI's streams."""
-    return b"data: " + data + b"\n\n"
+    return b"data: " + _one_line(data) + b"\n\n"
+
+
+def _one_line(data: bytes) -> bytes:
+    """JSON with the line separators escaped that only Unicode knows: some clients end a line there."""
+    for separator, escaped in _SEPARATORS.items():
+        if separator in data:  # rare, and then only within strings
+            data = data.replace(separator, escaped)
+    return data
 
 
 class EventStreamResponse(Response):

@@ -146,3 +146,16 @@ def test_a_task_whose_artifacts_are_others_is_not_adopted(registry: Store, tmp_p
     with pytest.raises(InvalidArtifact):
         registry.adopt(source.inspect("default", "e2e"), lambda version: DATA[1])
     assert registry.tasks() == []
+
+
+@pytest.mark.parametrize("change", ["delete", "rollback", "undelete", "promote"])
+@pytest.mark.parametrize("tenant", ["ghost1", "acme"])
+def test_a_change_of_a_task_that_is_not_there_leaves_nothing(registry: Store, change: str, tenant: str) -> None:
+    """It made a folder for a tenant that nobody has, which every list and every clean-up then went through."""
+    publish(registry, 0)
+    before = (registry.tenants(), registry.tasks(), registry.lost_tenants())
+    arguments = [VERSIONS[0]] if change == "promote" else []
+    with pytest.raises(TaskNotFound):
+        getattr(registry, change)(tenant, "nope", *arguments)
+    assert (registry.tenants(), registry.tasks(), registry.lost_tenants()) == before == (["default"], before[1], [])
+    assert registry.audit(tenant) == []

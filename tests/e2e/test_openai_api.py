@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -68,6 +69,41 @@ def test_logprobs_have_openais_form(api: openai.OpenAI) -> None:
     for token, logprob, top in list(chosen)[:-1]:  # at the limit BART's end token is forced, likely or not
         assert max(top.values()) == logprob
         assert top[token] == logprob
+
+
+@pytest.mark.parametrize("logprobs", [0, 2])
+def test_sampled_tokens_have_their_logprobs_and_point_into_the_text(api: openai.OpenAI, logprobs: int) -> None:
+    ask = {"model": "e2e", "prompt": "x", "max_tokens": 24, "logprobs": logprobs, "temperature": 50, "seed": 5}
+    choice = api.completions.create(**ask).choices[0]  # type: ignore[call-overload]
+    told = choice.logprobs
+    streamed: dict[str, list[object]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert top[token] == logprob
+        assert len(top) <= logprobs + 1
+    for token, offset in zip(told.tokens, told.text_offset, strict=True):
+        special = token.startswith("<") and token.endswith(">")
+        if "\ufffd" not in token and not special:
+            assert choice.text[offset : offset + len(token)] == token
+    for chunk in api.completions.create(**ask, stream=True):  # type: ignore[call-overload]
+        for name, values in streamed.items():
+            values += getattr(chunk.choices[0].logprobs, name) if chunk.choices[0].logprobs else []
+    assert streamed == {name: getattr(told, name) for name in streamed}
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_with_include_usage_all_chunks_but_the_last_say_null(client: httpx.Client, num_beams: int) -> None:
+    body = {"model": "e2e", "prompt": "x", "max_tokens": 5, "stream": True, "num_beams": num_beams}
+
+    def chunks(**more: object) -> list[dict[str, object]]:
+        lines = client.post("/v1/completions", json={**body, **more}).text.splitlines()
+        return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+    *others, last = chunks(stream_options={"include_usage": True})
+    assert others
+    assert all("usage" in chunk and chunk["usage"] is None for chunk in others)
+    assert last["usage"]
+    assert not last["choices"]
+    assert all("usage" not in chunk for chunk in chunks())
 
 
 def test_models_are_the_backbone_and_the_tasks(api: openai.OpenAI, server: ServerProcess) -> None:

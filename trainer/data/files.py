@@ -14,10 +14,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from prefixes.errors import InvalidName, PrefixdError
+from prefixes.errors import NO_ROOM, DiskFull, InvalidName, PrefixdError
 from prefixes.registry.disk.files import Files
 from prefixes.spec import check_name
-from trainer.data.errors import NO_ROOM, DiskFull
 
 UPLOAD: Final = ".upload-"
 UPLOAD_S: Final = 86400.0

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from prefixes.errors import PrefixdError
-from trainer.data.errors import NO_ROOM
+from prefixes.errors import NO_ROOM, PrefixdError
 from trainer.jobs.job import Failure
 from trainer.service.process import LOG
 from trainer.service.settings import TrainerSettings

@@ -11,7 +11,8 @@ from typing import Final
 
 import torch
 
-from trainer.data.errors import NO_ROOM, DiskFull, OutOfMemory
+from prefixes.errors import NO_ROOM, DiskFull
+from trainer.data.errors import OutOfMemory
 
 ALLOCATOR_TEXTS: Final = ("can't allocate memory", "not enough memory", "out of memory")
 """Parts of the RuntimeError texts of torch's allocators: on Linux, on Windows, and from a device's driver."""

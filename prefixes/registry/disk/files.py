@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from prefixes.errors import PrefixdError, RegistryUnavailable
+from prefixes.errors import NO_ROOM, PrefixdError, RegistryFull, RegistryUnavailable
 from prefixes.files.folder import TEMPORARY, Folder, LeadsElsewhere, write_all
 
 _LOOK_S: Final = 0.05  # how often a waiting writer looks whether the lock is free
@@ -26,7 +26,8 @@ _LOOK_S: Final = 0.05  # how often a waiting writer looks whether the lock is fr
 class Files:
     """Reads and writes files below ``root``, addressed by parts that are known to be safe names.
 
-    Failures are RegistryUnavailable; a subclass for other files overrides ``failed``.
+    Failures are RegistryUnavailable, RegistryFull where there is no room; a subclass for other files overrides
+    ``failed``.
     """
 
     def __init__(self, root: Path, lock_timeout_s: float = 30.0) -> None:
@@ -35,7 +36,8 @@ class Files:
 
     def failed(self, message: str, error: OSError | None = None) -> PrefixdError:
         """The error to raise. ``error`` is the system's, if it was the system that refused."""
-        return RegistryUnavailable(f"registry: {message}")
+        full = error is not None and error.errno in NO_ROOM
+        return (RegistryFull if full else RegistryUnavailable)(f"registry: {message}")
 
     def read(self, *parts: str) -> bytes:
         """The whole file. Raises FileNotFoundError if there is none."""

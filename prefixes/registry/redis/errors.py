@@ -14,7 +14,7 @@ from typing import Final
 import redis
 from redis.exceptions import AskError, RedisClusterException
 
-from prefixes.errors import RegistryUnavailable
+from prefixes.errors import RegistryFull, RegistryUnavailable
 
 FAILURES: Final = (redis.RedisError, RedisClusterException, OSError)
 """Every error of redis-py: some of its Cluster's are no RedisError."""
@@ -35,7 +35,7 @@ def guarded() -> Iterator[None]:
         ) from error
     except FAILURES as error:
         if isinstance(error, redis.OutOfMemoryError) or "OOM command" in str(error):  # of a script, before Redis 7
-            raise RegistryUnavailable("registry: Redis is full; raise its maxmemory, or delete and clean up") from error
+            raise RegistryFull("registry: Redis is full; raise its maxmemory, or delete and clean up") from error
         raise RegistryUnavailable(f"registry: Redis cannot be used: {_reason(error)}") from error
 
 

@@ -49,13 +49,14 @@ def test_every_state_is_documented() -> None:
 
 
 def test_every_reason_of_the_trainers_own_is_documented() -> None:
+    import prefixes.errors
     import trainer.data.errors
     import trainer.evaluation.scores.base
     import trainer.training.checkpoint
     import trainer.training.loop
 
     kinds = (
-        trainer.data.errors.OutOfMemory, trainer.data.errors.DiskFull, trainer.training.loop.TrainingDiverged,
+        trainer.data.errors.OutOfMemory, prefixes.errors.DiskFull, trainer.training.loop.TrainingDiverged,
         trainer.training.checkpoint.CheckpointError, trainer.evaluation.scores.base.ScorerMissing,
     )  # fmt: skip
     assert [kind.code for kind in kinds if f"`{kind.code}`" not in FAILURES] == []

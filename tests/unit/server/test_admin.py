@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 
 from tests.support.apps import Served, with_apps
@@ -113,5 +114,30 @@ def test_gc_says_what_would_go_and_then_takes_it(tmp_path: Path) -> None:
         assert (await gc(retention_s=0))["tasks"] == ["default/e2e"]
         assert (await gc(retention_s=0))["tasks"] == []
         assert (await served.admin.post("/admin/gc", json={"retention": 0})).status_code == 422
+
+    with_apps(tmp_path, test)
+
+
+@pytest.mark.parametrize("retention_s", [1e9, 1e12, 1e308])
+def test_a_retention_longer_than_time_keeps_everything(tmp_path: Path, retention_s: float) -> None:
+    async def test(served: Served) -> None:
+        await served.public.delete("/prefixes/e2e")
+        answer = await served.admin.post("/admin/gc", json={"retention_s": retention_s})
+        assert (answer.status_code, answer.json()["tasks"], answer.json()["failed"]) == (200, [], [])
+
+    with_apps(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["application/openmetrics-text; version=abc", "text/plain;version=x", "text/plain; version=1.0.x",
+     "application/openmetrics-text; version=2.x", "text/plain; version=" + "9" * 5000, "text/plain; version=\xb2",
+     "application/openmetrics-text; version=0.0.1; escaping=zz", "*/*, text/plain; version=;=;escaping", ";=,=;"],
+)  # fmt: skip
+def test_metrics_are_told_whatever_the_accept_header(tmp_path: Path, accept: str) -> None:
+    async def test(served: Served) -> None:
+        answer = await served.admin.get("/metrics", headers=[(b"accept", accept.encode("latin-1"))])
+        assert answer.status_code == 200
+        assert "prefixd_num_requests_running" in answer.text
 
     with_apps(tmp_path, test)

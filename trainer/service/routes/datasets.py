@@ -9,13 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from prefixes.spec import check_name
 from server.web.errors import InvalidRequest
 from server.web.responses import json_response
-from server.web.sse import ClientLeft
 from trainer.data.store import DatasetInfo, DatasetStore, Upload
 from trainer.service.runtime import allowed, runtime_of
 
@@ -76,10 +74,7 @@ async def delete(request: Request, digest: str) -> Response:
 
 async def _receive(request: Request, store: DatasetStore, tenant: str, most: int, name: str | None) -> DatasetInfo:
     with await asyncio.to_thread(store.begin, tenant, max_bytes=most, name=name) as upload:
-        try:
-            await _read(request, upload)
-        except ClientDisconnect:
-            raise ClientLeft from None
+        await _read(request, upload)
         return await asyncio.to_thread(upload.finish)
 
 

@@ -7,13 +7,21 @@ from typing import Any
 import pytest
 
 from prefixes.errors import InvalidParameter
-from server.engine.types import Finished, FinishReason, Output, Timing, TokenEvent, TokenLogprob, Usage
+from server.engine.types import Finished, FinishReason, Output, Timing, TokenEvent, Usage
 from server.openai.answers import ChunkWriter, completion
+from server.openai.offsets import TokenTexts
 from server.openai.schemas import CompletionRequest
 
 
 def parameters(**fields: Any) -> dict[str, Any]:
     return CompletionRequest.model_validate({"model": "e2e", "prompt": "x", **fields}).parameters()
+
+
+class NoTexts(TokenTexts):
+    """For answers without log-probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
 
 
 def finished(*outputs: Output) -> Finished:
@@ -66,7 +74,7 @@ def test_prompts_that_are_no_texts_are_refused(prompt: Any) -> None:
 
 def test_choices_are_counted_through_all_prompts() -> None:
     outputs = [Output(text, (1, 2), FinishReason.STOP) for text in "abc"]
-    body = completion("id", 0, "e2e", [finished(*outputs[:2]), finished(outputs[2])], str)
+    body = completion("id", 0, "e2e", [finished(*outputs[:2]), finished(outputs[2])], NoTexts())
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "b"), (2, "c")]
     assert body["usage"] == {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
 
@@ -74,20 +82,10 @@ def test_choices_are_counted_through_all_prompts() -> None:
 def test_chunks_joined_are_the_text_with_or_without_token_events() -> None:
     output = Output("hello", (1, 2), FinishReason.LENGTH)
     for sent in (["hel", "", "lo"], ["hel"], []):
-        writer = ChunkWriter(4, str)
+        writer = ChunkWriter(4, NoTexts())
         choices = [choice for text in sent for choice in writer.token(TokenEvent("r", 0, text, (1,)))]
         choices += writer.end(finished(output))
         assert "".join(choice["text"] for choice in choices) == "hello"
         assert {choice["index"] for choice in choices} == {4}
         assert [choice["finish_reason"] for choice in choices][-1] == "length"
         assert all(choice["finish_reason"] is None for choice in choices[:-1])
-
-
-def test_text_offsets_go_on_from_chunk_to_chunk() -> None:
-    writer = ChunkWriter(0, lambda token_id: "x" * token_id)
-    logprobs = [TokenLogprob(token_id, -1.0, ((token_id, -1.0), (9, -2.0))) for token_id in (2, 3, 1)]
-    bodies = [writer.token(TokenEvent("r", 0, "", (one.token_id,), (one,)))[0]["logprobs"] for one in logprobs]
-    assert [body["text_offset"] for body in bodies] == [[0], [2], [5]]
-    assert bodies[0] == {
-        "tokens": ["xx"], "token_logprobs": [-1.0], "top_logprobs": [{"xx": -1.0, "x" * 9: -2.0}], "text_offset": [0],
-    }

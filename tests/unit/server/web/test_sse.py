@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
-from server.web.sse import HEARTBEAT, ClientLeft, EventStreamResponse, event, until_disconnect
+from server.web.responses import to_json
+from server.web.sse import HEARTBEAT, ClientLeft, EventStreamResponse, data_event, event, until_disconnect
 
 
 class Connection:
@@ -125,3 +127,12 @@ def test_a_json_answer_is_aborted_when_its_client_leaves_or_its_task_is_cancelle
     with pytest.raises(ClientLeft):
         until(leave=True)
     assert until(leave=False, cancel=True) == (None, True)
+
+
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\u2029"])
+def test_an_event_is_one_line_for_clients_that_know_unicodes_line_separators_too(separator: str) -> None:
+    body = {"text": f"a{separator}b{separator}", f"k{separator}": "\\" + separator}
+    for sent in (event("token", to_json(body)), data_event(to_json(body))):
+        lines = sent.decode().splitlines()
+        (data,) = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        assert json.loads(data) == body

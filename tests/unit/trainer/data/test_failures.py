@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from prefixes.errors import PrefixdError
+from prefixes.errors import DiskFull, PrefixdError
 from tests.support.datasets import files, lines, pieces, upload
 from tests.support.processes import FORK
 from trainer.data.dataset import read_dataset
-from trainer.data.errors import DiskFull
 from trainer.data.files import UPLOAD, DatasetsUnavailable
 from trainer.data.store import DatasetNotFound, DatasetStore
 
@@ -147,7 +146,7 @@ import sys
 from pathlib import Path
 from tests.support.datasets import LIMIT, lines, upload
 from trainer.data.store import DatasetStore
-from trainer.data.errors import DiskFull
+from prefixes.errors import DiskFull
 
 root = Path(sys.argv[1])
 store = DatasetStore(root)

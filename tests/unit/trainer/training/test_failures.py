@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from prefixes.backbone import load_backbone
-from prefixes.errors import PrefixdError
+from prefixes.errors import DiskFull, PrefixdError
 from prefixes.files import write_bytes
 from prefixes.files.folder import TEMPORARY, Folder
 from tests.support.paths import ROOT
 from tests.support.trainer import FAMILIES, TEMPLATE, toy_pairs, write_jsonl
-from trainer.data.errors import DiskFull, OutOfMemory, TrainingStopped
+from trainer.data.errors import OutOfMemory, TrainingStopped
 from trainer.training.config import TrainConfig
 from trainer.training.failures import named_failures
 from trainer.training.loop import Progress
@@ -84,7 +84,7 @@ SQUEEZED = """
 import resource, sys
 from pathlib import Path
 import torch
-from prefixes.errors import PrefixdError
+from prefixes.errors import DiskFull, PrefixdError
 from tests.support.trainer import TEMPLATE
 from trainer.training.config import TrainConfig
 from trainer.training.run import RunRequest, run_training

@@ -101,10 +101,8 @@ class Fault:
         monkeypatch.setattr(owner, attribute, counted)
 
 
-def run_all(engine: Engine, wanted: list[GenerationRequest]) -> dict[str, list[Finished | Failed]]:
+def run_all(engine: Engine) -> dict[str, list[Finished | Failed]]:
     """Run to the end; the terminal events of each request."""
-    for request in wanted:
-        engine.add(request)
     ends: dict[str, list[Finished | Failed]] = {}
     for event in steps(engine):
         if isinstance(event, Finished | Failed):
@@ -128,20 +126,19 @@ def test_a_fault_between_logits_and_event_is_one_requests_own(
     def engine() -> Engine:
         made = make_engine(backbone, library, max_step_tokens=64, block_size=4)
         run(made, [library.request(f"warm {task}", task, [1], max_new_tokens=1) for task in range(5)])
+        for request in requests(library):
+            made.add(request)
         return made
 
+    counted, disturbed = engine(), engine()
     with pytest.MonkeyPatch.context() as patched:
         probe = Fault(call, None, patched)
-        before = engine()
-        calls_to_warm_up = probe.calls
-        run_all(before, requests(library))
-        total = probe.calls - calls_to_warm_up
-    assert total > 0, "nothing calls it any more: name what is called instead"
-    at = {"first": 1, "middle": total // 2 + 1, "last": total}[position]
+        run_all(counted)
+    assert probe.calls > 0, "nothing calls it any more: name what is called instead"
+    at = {"first": 1, "middle": probe.calls // 2 + 1, "last": probe.calls}[position]
     with pytest.MonkeyPatch.context() as patched:
-        disturbed = engine()
         Fault(call, at, patched)
-        ends = run_all(disturbed, requests(library))
+        ends = run_all(disturbed)
     assert {name: len(events) for name, events in ends.items()} == dict.fromkeys(undisturbed, 1), "one end for each"
     failed = {name: end for name, [end] in ends.items() if isinstance(end, Failed)}
     told_before = call.startswith("server.engine.scheduling")  # its end may be told by then: blocks come behind events

@@ -13,7 +13,6 @@ Owns these rules; knows no window.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -61,16 +60,6 @@ class PromptEncoder:
     def encode_text(self, text: str) -> list[int]:
         """Token ids of untrusted text. Special tokens are split into plain ones."""
         return _encode(self._plain, text)
-
-
-def encode_prompt(tokenizer: Any, template: str, text: str) -> list[int]:
-    """``PromptEncoder(tokenizer).encode(template, text)``. Keeps the encoders of the four tokenizers used last."""
-    return _encoder(tokenizer, len(tokenizer)).encode(template, text)
-
-
-@lru_cache(maxsize=4)
-def _encoder(tokenizer: Any, size: int) -> PromptEncoder:
-    return PromptEncoder(tokenizer)  # `size` is in the key so that a tokenizer with new tokens gets a new encoder
 
 
 def _copy(tokenizer: Any) -> Any:

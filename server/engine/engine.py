@@ -72,7 +72,7 @@ class Engine:
         observer: EngineObserver | None = None,
     ) -> None:
         """``load_prefix`` fetches and verifies a prefix; it is called in worker threads."""
-        self._spec, self._config = backbone.spec, config
+        self._spec = backbone.spec
         self._tokenizer = backbone.tokenizer.backend_tokenizer
         self._decoder_prompt = backbone.decoder_prompt
         self._rules = TokenRules(frozenset(backbone.eos_token_ids), backbone.forced_first, backbone.forced_last)
@@ -183,7 +183,7 @@ class Engine:
     def _apply(
         self, outcomes: list[Outcome], plan: StepPlan | None = None, result: StepResult | None = None
     ) -> list[Event]:
-        """The one place where outcomes take effect: events are made, blocks change hands, groups end."""
+        """The one place where a step's outcomes take effect: events first, then the rows' blocks, then groups end."""
         events = [event for outcome in outcomes for event in self._events(outcome)]
         failed = self._scheduler.update(outcomes, plan, result.encoder_seconds if result else None)
         ended = [outcome for outcome in outcomes if outcome.ends_group]

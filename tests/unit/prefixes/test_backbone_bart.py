@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import BackboneError
-from prefixes.prompt import encode_prompt
 from tests.support.bart import save_tiny_bart, save_tiny_bart_tokenizer
 from tests.support.paths import SHARED
+from tests.support.prompt import encode_prompt
 
 PUBLISHED_TOKENIZER = SHARED / "tokenizers" / "bart"
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefixes.errors import InvalidArtifact, InvalidParameter
-from prefixes.prompt import PromptEncoder, encode_prompt
+from prefixes.prompt import PromptEncoder
 from tests.support.prefixes import save_tiny_tokenizer
+from tests.support.prompt import encode_prompt
 
 END = "<|endoftext|>"
 

@@ -133,13 +133,16 @@ def test_random_mixes_in_small_pools_keep_their_solo_answers_and_load_nothing_th
 
     def noted(spec: PrefixSpec, blocks: SiteBlocks) -> Prefix:
         copies.append(spec)
-        return read(spec, blocks)
+        prefix: Prefix = read(spec, blocks)
+        return prefix
 
     placement._read = noted
     step = engine.step
 
     def press() -> list[Event]:
-        if rng.random() < 0.5:
+        if rng.random() < 0.2:
+            for group in [group for group in engine._scheduler.running if rng.random() < 0.8]:
+                engine._scheduler.preempt(group)
             evict_all(engine)
         events: list[Event] = step()
         return events
@@ -150,7 +153,7 @@ def test_random_mixes_in_small_pools_keep_their_solo_answers_and_load_nothing_th
                         max_new_tokens=10, min_new_tokens=rng.choice([0, 10]), **rng.choice([{}, {"num_beams": 2}]))
         for number in range(7)
     ]  # fmt: skip
-    assert outputs_of(run(engine, requests, rng, preempt=0.3)) == alone(engines, requests)
+    assert outputs_of(run(engine, requests, rng)) == alone(engines, requests)
     assert counts.preemptions
     assert copies
     assert engine.stats().preempted_prefix_bytes == 0

@@ -99,7 +99,11 @@ def test_a_pin_that_cannot_be_written_is_told_to_those_behind_a_blocked_head() -
         made.accept(machine.request("blocked", range(60, 92), max_new_tokens=1))
         made.accept(machine.request("pinned", range(4), A, max_new_tokens=1))
         assert made.pin(A)
+        held = machine.ledger.allocate(machine.ledger.available)
         machine.wait_for(A)
+        machine.scheduler._take_in_loads()  # loaded, without room
+        assert len(machine.scheduler.waiting) == 2
+        machine.ledger.release(held)
         machine.step()
         assert machine.ended == {"pinned": "engine_failure"}
         machine.store._placement._write = write

@@ -53,8 +53,10 @@ def _create_public(assembled: Assembled) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop, link, changed = asyncio.get_running_loop(), assembled.link, assembled.catalog.changed
-        engine = AsyncEngine.start(assembled.engine, settings.max_waiting)
         link.start(lambda tenant, name: _hand_over(loop, changed, tenant, name))
+        for key, spec in assembled.pinned.items():
+            assembled.engine.pin(key, spec)
+        engine = AsyncEngine.start(assembled.engine, settings.max_waiting)
         keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:
             app.state.runtime = _runtime(assembled, engine)
@@ -103,8 +105,6 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
     assembled.metrics_registry.register(EngineStateCollector(engine.stats))
     assembled.metrics_registry.register(LinkCollector(assembled.link.state))
     assembled.metrics_registry.register(TierCollector(assembled.tiers.stats, engine.stats))
-    for key in assembled.pinned:
-        engine.pin(key)
     return Runtime(
         settings=settings,
         backbone=assembled.backbone,

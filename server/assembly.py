@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from prefixes.checkpoint import DEMOS
 from prefixes.errors import BackboneError, PrefixdError, RegistryUnavailable
 from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
-from prefixes.spec import TaskRef
+from prefixes.spec import PrefixSpec, TaskRef, check_compatible
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
@@ -53,7 +53,10 @@ _log = logging.getLogger("prefixd.server")
 
 @dataclass(frozen=True)
 class Assembled:
-    """All that is ready before the event loop runs. ``pinned`` are the versions that ``--pin`` named at start."""
+    """All that is ready before the event loop runs.
+
+    ``pinned`` are the versions that ``--pin`` named at start. The engine counts them; whoever starts it loads them.
+    """
 
     settings: Settings
     backbone: Backbone
@@ -62,7 +65,7 @@ class Assembled:
     tiers: PrefixTiers
     engine: Engine
     metrics_registry: CollectorRegistry
-    pinned: tuple[PrefixKey, ...]
+    pinned: Mapping[PrefixKey, PrefixSpec]
 
 
 def assemble(settings: Settings) -> Assembled:
@@ -111,7 +114,7 @@ def assemble(settings: Settings) -> Assembled:
         tiers=tiers,
         engine=engine,
         metrics_registry=metrics_registry,
-        pinned=tuple(_pinned(registry, task) for task in settings.pin),
+        pinned=_reserve_pins(settings.pin, registry, backbone, engine),
     )
 
 
@@ -177,6 +180,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
     return EngineConfig(
         kv_cache_bytes=settings.kv_cache_bytes,
         max_prefix_bytes=settings.max_prefix_bytes,
+        preempted_prefix_bytes=settings.preempted_prefix_bytes,
         block_size=settings.block_size,
         max_rows=settings.max_rows,
         max_step_tokens=settings.max_step_tokens,
@@ -205,7 +209,18 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _pinned(registry: Registry, task: str) -> PrefixKey:
-    resolved = registry.resolve(TaskRef.parse(task))
-    return PrefixKey(resolved.tenant, resolved.version)
+def _reserve_pins(
+    tasks: Iterable[str], registry: Registry, backbone: Backbone, engine: Engine
+) -> dict[PrefixKey, PrefixSpec]:
+    pinned = {}
+    for task in tasks:
+        resolved = registry.resolve(TaskRef.parse(task))
+        check_compatible(resolved.spec, backbone.spec)
+        key = PrefixKey(resolved.tenant, resolved.version)
+        try:
+            engine.reserve_pin(key, resolved.spec)
+        except PrefixdError as error:
+            raise InvalidSettings(f"{error.message} with task {task!r}", **error.detail) from None
+        pinned[key] = resolved.spec
+    return pinned
 

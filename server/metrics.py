@@ -171,5 +171,9 @@ class EngineStateCollector(Collector):
             ("resident_prefixes", "Prefixes in memory.", stats.resident_prefixes),
             ("resident_prefix_bytes", "Their bytes.", stats.resident_prefix_bytes),
             ("staged_prefix_bytes", "Bytes of loaded prefixes that wait for room.", stats.staged_prefix_bytes),
+            (
+                "preempted_prefix_bytes", "Bytes of preempted requests' prefixes, out of the pool.",
+                stats.preempted_prefix_bytes,
+            ),
         ):
             yield GaugeMetricFamily(f"prefixd_{name}", text, value=value)

@@ -72,6 +72,11 @@ class Settings(ServiceSettings):
     max_prefix_bytes: ByteSize | None = Field(
         None, gt=0, description="At most this much of it for resident prefixes; default: all of it."
     )
+    preempted_prefix_bytes: ByteSize | None = Field(
+        None, gt=0,
+        description="For prefixes of running and of preempted requests, whose copies may take so much host memory; "
+        "default: as much as max_prefix_bytes.",
+    )  # fmt: skip
     host_cache_bytes: ByteSize = Field(
         ByteSize(256 << 20), ge=0, description="Host memory that keeps fetched artifacts; 0 keeps none."
     )

@@ -119,10 +119,6 @@ class AsyncEngine:
         self._post(lambda: self._add(request, submitted_at))
         return stream
 
-    def pin(self, key: PrefixKey) -> None:
-        """Load a prefix and never evict it."""
-        self._post(lambda: self._engine.pin(key) or [])  # type: ignore[func-returns-value]
-
     def stats(self) -> EngineStats:
         """A snapshot for gauges."""
         return self._engine.stats()
@@ -214,7 +210,7 @@ class AsyncEngine:
             action = self._inbox.popleft()
             try:
                 events += action()
-            except Exception:  # of one request or pin; the others go on
+            except Exception:  # of one request; the others go on
                 log.exception("an action of the event loop failed")
         return events
 

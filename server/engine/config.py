@@ -16,7 +16,9 @@ class EngineConfig:
     chunks of what is left. ``max_encoder_tokens`` bounds the inputs that go through the encoder together (always at
     least one). ``encoder_step_ms`` bounds one encoder call, which holds up the rows that run: it takes as many layers
     as fit, at least one. ``max_staged_bytes``: no further load begins while loaded prefixes that wait for blocks take
-    so much host memory (prefixes that only a pin wants count apart).
+    so much host memory (prefixes that only a pin wants count apart). ``preempted_prefix_bytes`` bounds the prefixes, in
+    whole blocks, of the requests that were admitted and have not ended (None: as much as ``max_prefix_bytes``). Those
+    of preempted requests may leave the pool for host memory, and take no more than that there.
     """
 
     kv_cache_bytes: int = 1 << 30
@@ -28,6 +30,7 @@ class EngineConfig:
     encoder_step_ms: float = 250.0
     load_workers: int = 2
     max_staged_bytes: int = 256 << 20
+    preempted_prefix_bytes: int | None = None
     reuse_prompts: bool = True
 
     def __post_init__(self) -> None:

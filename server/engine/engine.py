@@ -21,6 +21,7 @@ import torch
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import EngineFailure, InvalidParameter
+from prefixes.spec import PrefixSpec
 from server.engine.config import EngineConfig
 from server.engine.decoding.beams import BeamSearch
 from server.engine.decoding.detokenizer import Detokenizer
@@ -31,6 +32,7 @@ from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse, chain_root
 from server.engine.observer import EngineObserver, SilentObserver
 from server.engine.postprocess import Postprocess
+from server.engine.prefixes.placement import Placement
 from server.engine.prefixes.store import PrefixStore
 from server.engine.reporter import Reporter
 from server.engine.row import Group, Prompt, Row
@@ -48,7 +50,8 @@ log = logging.getLogger(__name__)
 class EngineStats:
     """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1.
 
-    Staged prefixes are loaded and wait in host memory for their blocks.
+    Staged prefixes are loaded and wait in host memory for their blocks. Preempted ones have left their blocks for host
+    memory, because requests that were preempted need them again.
     """
 
     running: int
@@ -58,6 +61,7 @@ class EngineStats:
     resident_prefix_bytes: int
     resident_prefix_limit_bytes: int
     staged_prefix_bytes: int
+    preempted_prefix_bytes: int
 
 
 class Engine:
@@ -88,9 +92,10 @@ class Engine:
         self._prefixes = PrefixStore(
             self._ledger,
             load_prefix,
-            self._runner.write_prefix,
+            Placement(self._ledger, self._runner.write_prefix, self._runner.read_prefix),
             bytes_per_block=self._runner.bytes_per_block,
             max_bytes=config.max_prefix_bytes,
+            max_claimed_bytes=config.preempted_prefix_bytes,
             workers=config.load_workers,
             max_staged_bytes=config.max_staged_bytes,
             observer=self._observer,
@@ -113,10 +118,15 @@ class Engine:
         self._admission.check(request)
 
     def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
-        """Queue a checked request. Raises InvalidParameter if a request with this ``request_id`` has not ended."""
+        """Queue a checked request.
+
+        Raises InvalidParameter if a request with this ``request_id`` has not ended, InputTooLong if a pin has taken its
+        room since the check.
+        """
         params = request.params
         if request.request_id in self._groups:
             raise InvalidParameter(f"request id {request.request_id!r} is already in use")
+        self._admission.check_memory(request)
         prompt = Prompt.of(request, self._decoder_prompt)
         max_new_tokens = output_limit(request, prompt, self._spec)
         beams = BeamSearch(params, max_new_tokens, self._rules) if params.num_beams > 1 else None
@@ -139,9 +149,21 @@ class Engine:
         group = self._groups.get(request_id)
         return self._apply([self._postprocess.abort(group)]) if group else []
 
-    def pin(self, key: PrefixKey) -> None:
-        """Load a prefix and never evict it."""
-        self._prefixes.pin(key)
+    def reserve_pin(self, key: PrefixKey, spec: PrefixSpec) -> None:
+        """Count a prefix as pinned from now on; ``pin`` loads it.
+
+        Raises InvalidParameter if there is no room beside the other pins and each request that has not ended.
+        """
+        self._admission.check_pin(key, spec, (group.request for group in self._groups.values()))
+        self._prefixes.reserve(key, spec)
+
+    def pin(self, key: PrefixKey, spec: PrefixSpec) -> None:
+        """Load a prefix and never evict it. Raises as ``reserve_pin``.
+
+        If it cannot be loaded it keeps its room; the next request for it, or another ``pin``, tries again.
+        """
+        self.reserve_pin(key, spec)
+        self._prefixes.pin(key, spec)
 
     def unpin(self, key: PrefixKey) -> None:
         """Let a prefix be evicted again."""
@@ -222,6 +244,7 @@ class Engine:
             resident_prefix_bytes=self._prefixes.resident_bytes,
             resident_prefix_limit_bytes=self._prefixes.limit_bytes,
             staged_prefix_bytes=self._prefixes.staged_bytes,
+            preempted_prefix_bytes=self._prefixes.copy_bytes,
         )
 
     def residents(self) -> frozenset[PrefixKey]:

@@ -17,6 +17,7 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
+from prefixes.spec import PrefixSpec, Site
 from server.engine.batch import BatchBuilder
 from server.engine.config import EngineConfig
 from server.engine.kernels.base import Kernels, KVCache, PagedAttention
@@ -53,7 +54,8 @@ class Runner:
         self._model, self._kernels = load_model(backbone, kernels), kernels
         self._encoder = self._model.encoder
         self.encoder_layers, self.encoder_units = (len(e.layers), e.units) if (e := self._encoder) else (0, 0)
-        layers, geometry = max(site.layers for site in sites.values()), sites["decoder"]
+        self._layers: dict[Site, int] = {name: site.layers for name, site in sites.items()}
+        layers, geometry = max(self._layers.values()), sites["decoder"]
         per_token = 2 * layers * geometry.kv_heads * geometry.head_dim * self._dtype.itemsize
         self.bytes_per_block = per_token * config.block_size
         self.blocks = config.kv_cache_bytes // self.bytes_per_block
@@ -72,6 +74,16 @@ class Runner:
                 for index, block in enumerate(taken):
                     part = tensor[:, index * self._block_size : (index + 1) * self._block_size]
                     pool[: part.shape[0], block, :, : part.shape[1]] = part.transpose(1, 2)
+
+    def read_prefix(self, spec: PrefixSpec, blocks: SiteBlocks) -> Prefix:
+        """The prefix of ``spec`` that ``write_prefix`` wrote, in the backbone's dtype, copied to host memory."""
+        tensors = {}
+        for site, taken in blocks.items():
+            layers, length = self._layers[site], spec.length(site)
+            for name, pool in (("key", self._cache.keys), ("value", self._cache.values)):
+                held = pool[:layers, list(taken)].to("cpu").transpose(2, 3)  # (layers, blocks, size, heads, dim)
+                tensors[f"{site}.{name}"] = held.flatten(1, 2)[:, :length].contiguous()
+        return Prefix(spec, tensors)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run the plan: at most one call for each stage."""

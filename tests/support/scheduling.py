@@ -13,7 +13,7 @@ from typing import Any
 
 from prefixes.artifact import Prefix
 from prefixes.errors import PrefixdError
-from prefixes.spec import Site
+from prefixes.spec import PrefixSpec, Site
 from server.engine.config import EngineConfig
 from server.engine.decoding.beams import BeamSearch
 from server.engine.decoding.state import DecodingState
@@ -21,6 +21,7 @@ from server.engine.decoding.token_rules import TokenRules
 from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse, chain_root
 from server.engine.observer import SilentObserver
+from server.engine.prefixes.placement import Placement
 from server.engine.prefixes.store import PrefixStore
 from server.engine.row import Group, Prompt, Row
 from server.engine.scheduling.capacity import Capacity
@@ -48,8 +49,10 @@ class Machine(SilentObserver):
         self.failures: dict[PrefixKey, PrefixdError] = {}
         self.gates: dict[PrefixKey, queue.Queue[None]] = {}
         self.woken: queue.Queue[None] = queue.Queue()
-        self.store = PrefixStore(self.ledger, self._load, self._write, bytes_per_block=1, max_bytes=max_prefix_bytes,
-                                 workers=4, max_staged_bytes=self.config.max_staged_bytes, observer=self,
+        self.store = PrefixStore(self.ledger, self._load, Placement(self.ledger, self._write, self._read),
+                                 bytes_per_block=1, max_bytes=max_prefix_bytes,
+                                 max_claimed_bytes=self.config.preempted_prefix_bytes, workers=4,
+                                 max_staged_bytes=self.config.max_staged_bytes, observer=self,
                                  wake=lambda: self.woken.put(None))
         self.decoder_prompt = (0,) if units else ()
         self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
@@ -60,7 +63,7 @@ class Machine(SilentObserver):
         self.contents: list[list[object]] = [[None] * size for _ in range(blocks + 1)]
         self.ended: dict[str, str] = {}
         self.preempted: list[str] = []
-        self.steps = self.computed_tokens = 0
+        self.steps = self.computed_tokens = self.copies = 0
         self.may_preempt = True
         self.early_end = 0.1  # probability that a sampled output ends with a token
 
@@ -76,6 +79,16 @@ class Machine(SilentObserver):
     def _write(self, prefix: Prefix, blocks: Mapping[Site, tuple[int, ...]]) -> None:
         for block in blocks["decoder"]:
             self.contents[block] = [id(prefix)] * self.size
+
+    def _read(self, spec: PrefixSpec, blocks: Mapping[Site, tuple[int, ...]]) -> Prefix:
+        self.copies += 1
+        [prefix] = [known for known in self.prefixes.values() if known.spec is spec]
+        for block in blocks["decoder"]:
+            assert self.contents[block] == [id(prefix)] * self.size, "the prefix was written over before it was read"
+        return prefix
+
+    def pin(self, key: PrefixKey) -> None:
+        self.store.pin(key, self.prefixes[key].spec)
 
     def on_preemption(self) -> None:
         assert self.may_preempt, "preempted although it fits alone"

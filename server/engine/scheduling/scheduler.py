@@ -9,7 +9,10 @@ Owns the waiting and the running groups; ``row_blocks`` owns their block tables.
 - Rows with one token to compute come first. Prompts take what is left of the step's tokens, in chunks.
 - When blocks run out, the youngest running group is preempted: it gives up all of its blocks and waits to be
   recomputed. The oldest fits alone (``Capacity`` is asked before a request is accepted), so the engine always makes
-  progress. If prefixes pinned since then have taken its room, it fails: nothing else would ever give way.
+  progress: ``Admission`` refuses pins that would take the room of what was accepted. Should one lack it all the same,
+  it fails: nothing else would ever give way.
+- A group claims its prefix when it is first admitted, until it ends, so that it never loads it again. While the bound
+  on claims keeps the head out, preempted groups behind it go first, and no others: so claims end.
 """
 
 from __future__ import annotations
@@ -116,7 +119,7 @@ class Scheduler:
 
     def runnable(self) -> bool:
         """Whether a step has something to do now; False while all groups wait for their prefixes to load."""
-        return bool(self.running or self._failed or self.waiting.head or self._prefixes.has_news)
+        return bool(self.running or self._failed or self._next() or self._prefixes.has_news)
 
     def holdings(self) -> Iterator[list[int]]:
         """Every block table of a running row or its input, for the integrity check."""
@@ -127,7 +130,8 @@ class Scheduler:
     def _wait(self, group: Group) -> None:
         group.state, key = GroupState.WAITING, group.request.prefix
         if key:
-            self._prefixes.want(key)
+            assert group.request.prefix_spec is not None
+            self._prefixes.want(key, group.request.prefix_spec)
         self.waiting.add(group, loading=key is not None and self._prefixes.status(key) is LoadStatus.LOADING)
 
     def _take_in_loads(self) -> None:
@@ -165,13 +169,15 @@ class Scheduler:
         elif group.state is GroupState.WAITING:
             self._stop_waiting(group)
         self._failed.pop(group, None)
+        if group.admitted and group.request.prefix:
+            self._prefixes.unclaim(group.request.prefix)
         group.state = GroupState.ENDED
 
     # --- admission ---
 
     def _admit(self) -> None:
         rows = sum(group.request.params.rows for group in self.running)
-        while (group := self.waiting.head) is not None:
+        while (group := self._next()) is not None:
             key = group.request.prefix
             if key and self._prefixes.status(key) is LoadStatus.LOADING:
                 self.waiting.wait_for_prefix(group)
@@ -186,12 +192,23 @@ class Scheduler:
             else:
                 self._fail(group, self._no_room(group))
 
+    def _next(self) -> Group | None:
+        """The next to be admitted or to wait for its prefix again."""
+        head = self.waiting.head
+        key = head.request.prefix if head and not head.admitted else None
+        if key is None or self._prefixes.status(key) is LoadStatus.LOADING or self._prefixes.may_claim(key):
+            return head
+        return self.waiting.preempted_head
+
     def _try_admit(self, group: Group) -> bool:
         beginning = self._blocks.find(group)
         if not self._take_prefix(group, beginning.missing + beginning.input_missing + self._reserve(group)):
             self._blocks.give_up(beginning)
             return False
         self._stop_waiting(group)
+        if group.request.prefix and not group.admitted:
+            self._prefixes.claim(group.request.prefix)
+        group.admitted = True
         self._blocks.begin(group, beginning)
         group.state = GroupState.RUNNING
         bisect.insort(self.running, group, key=lambda running: running.submitted_at)

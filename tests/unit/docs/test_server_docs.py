@@ -47,7 +47,7 @@ def test_every_metric_is_documented() -> None:
     registry = CollectorRegistry()
     EngineMetrics(max_task_labels=1).begin(registry)
     HttpMetrics(registry)
-    stats = EngineStats(0, 0, 0.0, 0, 0, 0, 0)
+    stats = EngineStats(0, 0, 0.0, 0, 0, 0, 0, 0)
     registry.register(EngineStateCollector(lambda: stats))
     registry.register(TierCollector(PrefixTiers(lambda tenant, version: b"", ()).stats, lambda: stats))
     RegistryMetrics(registry)

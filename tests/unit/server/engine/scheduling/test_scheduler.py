@@ -235,7 +235,7 @@ def test_a_resumed_group_waits_until_what_its_rows_recompute_fits(make: Make) ->
 def test_a_pin_that_takes_the_room_of_what_waits_fails_it_and_not_those_behind(make: Make) -> None:
     """Nothing would ever give way: the engine's thread ran in circles, and everybody behind waited for ever."""
     machine = make(10, lengths={A: 32, B: 8})
-    machine.store.pin(A)
+    machine.pin(A)
     machine.wait_for(A)
     machine.add(machine.request("no room", range(12), B, max_new_tokens=1))
     machine.add(machine.request("pinned", range(4), A, max_new_tokens=2))
@@ -249,7 +249,7 @@ def test_a_pin_that_takes_the_room_of_what_runs_fails_it(make: Make, params: dic
     machine.early_end = 0.0
     machine.add(machine.request("runs", range(8), max_new_tokens=60 // (1 + 2 * bool(params)), **params))
     machine.step()
-    machine.store.pin(A)
+    machine.pin(A)
     machine.wait_for(A)
     machine.run(limit=100)
     assert machine.ended == {"runs": "input_too_long"}

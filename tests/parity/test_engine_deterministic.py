@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,3 +133,25 @@ def test_every_bit_of_a_request_is_that_of_its_solo_run(
     assert compared > 150
     assert counts.preemptions > 0
     assert max(rows for rows, _, _ in counts.steps) > 5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_chunks_depend_on_no_clock(
+    world: Callable[[str, torch.dtype], World], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same requests in the same order make the same steps, on a clock that stands as on one that races."""
+    here = world(family, torch.float32)
+    steps = []
+    for tick in (0.0, 1e3):
+        now = itertools.count()
+        clock = SimpleNamespace(monotonic=lambda now=now, tick=tick: next(now) * tick)
+        monkeypatch.setattr("server.engine.runner.time", clock)
+        counts = Counts()
+        engine = make_engine(
+            here.backbone, here.library, blocks=200, max_step_ms=0.1, max_step_tokens=60, max_rows=32,
+            deterministic=True, observer=counts, kernels=here.kernels(2),
+        )  # fmt: skip
+        run(engine, mix(here, random.Random(family)), random.Random(family))
+        engine.close()
+        steps.append((counts.steps, counts.forwards))
+    assert steps[0] == steps[1]

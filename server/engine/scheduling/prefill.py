@@ -14,6 +14,8 @@ from server.engine.config import EngineConfig
 from server.engine.scheduling.plan import ScheduledRow
 from server.engine.scheduling.rate import Rate, attended_work, first_guess, tokens_within
 
+SETTLED_CALLS = 8.0  # calls without a prompt that count as much as one more
+
 
 class PrefillBudget:
     """Chooses each step's chunks, by what earlier calls of the decoder took."""
@@ -23,6 +25,7 @@ class PrefillBudget:
         self._budget, self._most_tokens = config.max_step_ms / 1e3, config.max_step_tokens
         self._least_tokens = config.block_size
         self._rate = Rate(first_guess(hidden_size), fixed=config.deterministic)
+        self._decode_call = Rate(0.0, settled=SETTLED_CALLS)  # seconds of a call without a prompt
 
     def chunks(
         self, decode: Sequence[ScheduledRow], prefill: Sequence[ScheduledRow], encoder_seconds: float
@@ -45,11 +48,17 @@ class PrefillBudget:
     def ran(self, rows: Sequence[ScheduledRow], seconds: float) -> None:
         """Note that a call over ``rows`` took ``seconds``.
 
-        A row with one token counts as one, though the weights that it has read cost more: beside many such rows the
-        rate is too high rather than too low. Calls without a prompt say nothing about prompts.
+        Prompts took what is above a call without any. As that is noisy: a quarter of their share by tokens at least.
         """
-        if any(scheduled.count > 1 for scheduled in rows):
-            self._rate.add(sum(self._work(scheduled) for scheduled in rows), seconds)
+        prompts = [scheduled for scheduled in rows if scheduled.count > 1]
+        if not prompts:
+            self._decode_call.add(1, seconds)
+            return
+        if len(prompts) < len(rows):
+            tokens = sum(scheduled.count for scheduled in prompts)
+            share = tokens / (tokens + len(rows) - len(prompts))
+            seconds = max(seconds - self._decode_call.seconds(1), seconds * share / 4)
+        self._rate.add(sum(self._work(scheduled) for scheduled in prompts), seconds)
 
     def _fitting(self, scheduled: ScheduledRow, seconds: float, *, least: bool) -> int:
         if seconds == math.inf:

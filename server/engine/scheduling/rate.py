@@ -12,7 +12,7 @@ from typing import Final
 NOMINAL_FLOPS: Final = 1e11  # a second, for the guess: two cores of a server's CPU with wide vectors, in float32
 LAYER_WEIGHTS: Final = 12  # times hidden size squared: of a layer with an MLP four times as wide
 CROSS_WEIGHTS: Final = 2  # the same for one layer's cross-attention keys and values
-SETTLED: Final = 1024  # of work: a call of this size counts as much as all calls measured before it
+SETTLED: Final = 1024.0  # of work in layers
 SHORTEST: Final = 1e-9  # seconds that a call takes at least: a coarse clock may show none
 # To as many keys as so many times the hidden size, attention takes half of a layer's time. Measured for BART base on a
 # busy CPU: attention takes 11 % of the linear layers' time at 256 tokens, 51 % at 1,024.
@@ -27,13 +27,14 @@ def first_guess(hidden_size: int, weights: int = LAYER_WEIGHTS) -> float:
 class Rate:
     """Seconds per unit of work. The first call replaces the guess; a rate that is ``fixed`` stays at it."""
 
-    def __init__(self, guess: float, *, fixed: bool = False) -> None:
-        self._per_work, self._fixed, self._measured = guess, fixed, False
+    def __init__(self, guess: float, *, fixed: bool = False, settled: float = SETTLED) -> None:
+        """A call of ``settled`` work counts as much as all calls before it."""
+        self._per_work, self._fixed, self._settled, self._measured = guess, fixed, settled, False
 
     def add(self, work: float, seconds: float) -> None:
         """Note that a call took ``seconds`` for ``work``."""
         if not self._fixed:
-            weight = work / (work + SETTLED) if self._measured else 1.0
+            weight = work / (work + self._settled) if self._measured else 1.0
             self._per_work = (1 - weight) * self._per_work + weight * max(seconds, SHORTEST) / work
             self._measured = True
 

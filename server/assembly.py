@@ -46,7 +46,7 @@ from server.web.settings_sources import InvalidSettings
 
 DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
 WARM_UP_TOKENS: Final = 8
-WARM_UP_INPUT: Final = 256  # long enough to measure an encoder's pace
+WARM_UP_INPUT: Final = 256  # long enough to measure the pace of prompts and encoders
 
 _log = logging.getLogger("prefixd.server")
 
@@ -96,12 +96,15 @@ def assemble(settings: Settings) -> Assembled:
     metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
     try:
         configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
-        kernels = select_kernels(device, dtype, settings.kernels, settings.threads)
+        kernels = select_kernels(
+            device, dtype, settings.kernels, settings.threads, deterministic=settings.deterministic
+        )
         engine = Engine(backbone, kernels, _engine_config(settings), catalog.load, metrics)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
     began = time.monotonic()
-    kernels.warm_up()
+    if not settings.deterministic:
+        kernels.warm_up()
     warm_up(engine)
     metrics.begin(metrics_registry)
     trim_heap()  # gives back what loading and compiling took
@@ -184,7 +187,8 @@ def _engine_config(settings: Settings) -> EngineConfig:
         block_size=settings.block_size,
         max_rows=settings.max_rows,
         max_step_tokens=settings.max_step_tokens,
-        encoder_step_ms=settings.encoder_step_ms,
+        max_step_ms=settings.max_step_ms,
+        deterministic=settings.deterministic,
         max_encoder_tokens=settings.max_encoder_tokens,
         reuse_prompts=settings.reuse_prompts,
     )

@@ -64,6 +64,9 @@ class Settings(ServiceSettings):
         "auto", description="Numbers to compute in; auto is float32 on cpu, bfloat16 on cuda."
     )
     kernels: str = Field("auto", min_length=1, description="Attention and linear kernels; auto picks the quickest.")
+    deterministic: bool = Field(
+        False, description="One kernel per shape, nothing measured: a request's bits depend on nothing beside it."
+    )
     threads: Count | None = Field(None, description="CPU threads of the engine; default: all cores it may use.")
 
     kv_cache_bytes: ByteSize = Field(
@@ -87,9 +90,9 @@ class Settings(ServiceSettings):
     block_size: Count = Field(16, description="Positions in one block of that memory.")
     max_rows: Count = Field(64, description="Rows that run at once; every beam and every sample is a row.")
     max_step_tokens: Count = Field(512, description="Tokens in one forward pass; long prompts are cut into chunks.")
-    encoder_step_ms: float = Field(
+    max_step_ms: float = Field(
         250.0, gt=0, allow_inf_nan=False,
-        description="Milliseconds that an encoder's layers may hold up the rows that run, per step; a layer at least.",
+        description="Milliseconds that prompts and encoders may hold up the rows that run, in each step.",
     )  # fmt: skip
     max_encoder_tokens: Count = Field(4096, description="Tokens of inputs that go through an encoder together.")
     max_waiting: Count = Field(1024, description="Requests that may wait; more are refused with 429.")

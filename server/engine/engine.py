@@ -40,6 +40,7 @@ from server.engine.runner import Runner, StepResult
 from server.engine.scheduling.admission import Admission, output_limit
 from server.engine.scheduling.encoding import EncoderBudget
 from server.engine.scheduling.plan import Outcome, StepPlan
+from server.engine.scheduling.prefill import PrefillBudget
 from server.engine.scheduling.scheduler import Scheduler
 from server.engine.types import Event, Failed, GenerationRequest, PrefixKey
 
@@ -105,7 +106,8 @@ class Engine:
         encoder = EncoderBudget(
             self._runner.encoder_layers, self._runner.encoder_units, backbone.spec.hidden_size, config
         )
-        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, encoder)
+        prefill = PrefillBudget(self._runner.decoder_layers, backbone.spec.hidden_size, config)
+        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, encoder, prefill)
         self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._scheduler.capacity)
         self._postprocess = Postprocess(self._rules, kernels.top_log_probs)
         self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
@@ -207,7 +209,10 @@ class Engine:
     ) -> list[Event]:
         """The one place where a step's outcomes take effect: events first, then the rows' blocks, then groups end."""
         events = [event for outcome in outcomes for event in self._events(outcome)]
-        failed = self._scheduler.update(outcomes, plan, result.encoder_seconds if result else None)
+        ran = result or StepResult()
+        failed = self._scheduler.update(
+            outcomes, plan, encoder_seconds=ran.encoder_seconds, decoder_seconds=ran.decoder_seconds
+        )
         ended = [outcome for outcome in outcomes if outcome.ends_group]
         for group, error in failed.items():
             ended.append(Outcome(group, error=EngineFailure.unexpected(error)))

@@ -27,6 +27,7 @@ from server.engine.row import Group, Prompt, Row
 from server.engine.scheduling.capacity import Capacity
 from server.engine.scheduling.encoding import EncoderBudget, EncoderWork
 from server.engine.scheduling.plan import Outcome, StepPlan
+from server.engine.scheduling.prefill import PrefillBudget
 from server.engine.scheduling.scheduler import Scheduler
 from server.engine.types import FinishReason, GenerationRequest, PrefixKey, SamplingParams
 from tests.support.prefixes import make_prefix
@@ -36,12 +37,14 @@ class Machine(SilentObserver):
     """``lengths`` are the prefixes it knows; ``failures`` fail to load; those in ``held`` load when let go.
 
     With ``units`` there is an encoder that reads the input in so many of them, the first two thirds its layers; a layer
-    takes a second for a token, a unit behind them a sixth.
+    takes a second for a token, a unit behind them a sixth. The decoder takes ``token_seconds`` for each token,
+    and ``call_seconds`` for each call with a row that answers.
     """
 
     def __init__(self, blocks: int, *, size: int = 4, reuse: bool = True, seed: int = 0,
                  lengths: Mapping[PrefixKey, int] | None = None, max_prefix_bytes: int | None = None,
-                 units: int = 0, **config: Any) -> None:
+                 units: int = 0, token_seconds: float = 0.0, call_seconds: float = 0.0,
+                 **config: Any) -> None:
         self.size, self.rng = size, random.Random(seed)
         self.config = EngineConfig(block_size=size, **{"max_rows": 16, "max_step_tokens": 16, **config})
         self.ledger = BlockLedger(blocks + 1, size)
@@ -56,7 +59,9 @@ class Machine(SilentObserver):
                                  wake=lambda: self.woken.put(None))
         self.decoder_prompt = (0,) if units else ()
         self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
-                                   self, EncoderBudget(2 * units // 3, units, 10**9, self.config))
+                                   self, EncoderBudget(2 * units // 3, units, 10**9, self.config),
+                                   PrefillBudget(1, 1000, self.config))
+        self.token_seconds, self.call_seconds = token_seconds, call_seconds
         self.layers = 2 * units // 3
         self.encoder_calls: list[EncoderWork] = []
         self.encoder_seconds: list[float] = []
@@ -148,7 +153,7 @@ class Machine(SilentObserver):
         seconds = self._encode(plan.encode) if plan.encode else None
         self._compute(plan)
         outcomes += self._choose(plan)
-        self.scheduler.update(outcomes, plan, seconds)
+        self.scheduler.update(outcomes, plan, encoder_seconds=seconds, decoder_seconds=self._decoder_seconds(plan))
         self.ledger.check([*self.scheduler.holdings(), *self.store.holdings()])
         return plan
 
@@ -198,6 +203,12 @@ class Machine(SilentObserver):
 
     def _written(self, row: Row, start: int, count: int) -> list[int]:
         return row.blocks[start // self.size : (start + count - 1) // self.size + 1]
+
+    def _decoder_seconds(self, plan: StepPlan) -> float | None:
+        if not plan.rows:
+            return None
+        each = self.token_seconds * sum(row.count for row in plan.rows)
+        return each + self.call_seconds * any(row.count == 1 for row in plan.rows)
 
     def _compute(self, plan: StepPlan) -> None:
         for source, target in plan.copies:

@@ -127,6 +127,7 @@ TORCH_FREE = (
     "server.engine.row",
     "server.engine.memory.blocks",
     "server.engine.scheduling.encoding",
+    "server.engine.scheduling.prefill",
     "server.engine.scheduling.scheduler",
     "server.engine.scheduling.admission",
     "trainer.client.client",

@@ -6,7 +6,7 @@ Owns the waiting and the running groups; ``row_blocks`` owns their block tables.
   its prompt at once: all or nothing, so that prefixes cannot deadlock admission. A group whose prefix still loads lets
   others pass.
 - An encoder's input is encoded first, within the budget of ``encoding``. Its blocks are taken at admission too.
-- Rows with one token to compute come first. Prompts take what is left of the step's tokens, in chunks.
+- Rows with one token to compute come first. Prompts take what is left of the step's tokens and time, in chunks.
 - When blocks run out, the youngest running group is preempted: it gives up all of its blocks and waits to be
   recomputed. The oldest fits alone (``Capacity`` is asked before a request is accepted), so the engine always makes
   progress: ``Admission`` refuses pins that would take the room of what was accepted. Should one lack it all the same,
@@ -20,7 +20,6 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +34,7 @@ from server.engine.row import Group, GroupState
 from server.engine.scheduling.capacity import Capacity
 from server.engine.scheduling.encoding import EncoderBudget
 from server.engine.scheduling.plan import Outcome, ScheduledRow, StepPlan
+from server.engine.scheduling.prefill import PrefillBudget
 from server.engine.scheduling.row_blocks import RowBlocks
 from server.engine.scheduling.waiting import WaitingGroups
 from server.engine.types import PrefixKey
@@ -53,8 +53,9 @@ class Scheduler:
         config: EngineConfig,
         observer: EngineObserver,
         encoder: EncoderBudget,
+        prefill: PrefillBudget,
     ) -> None:
-        self._encoder = encoder
+        self._encoder, self._prefill = encoder, prefill
         self._ledger, self._prefixes = ledger, prefixes
         self._config, self._observer = config, observer
         self.capacity = Capacity(ledger, prefixes)
@@ -82,9 +83,14 @@ class Scheduler:
         return plan
 
     def update(
-        self, outcomes: Iterable[Outcome], plan: StepPlan | None = None, encoder_seconds: float | None = None
+        self,
+        outcomes: Iterable[Outcome],
+        plan: StepPlan | None = None,
+        *,
+        encoder_seconds: float | None = None,
+        decoder_seconds: float | None = None,
     ) -> dict[Group, Exception]:
-        """Take in the outcomes of a step or an abort. ``encoder_seconds`` None: no encoder call succeeded.
+        """Take in the outcomes of a step or an abort. Seconds are None where no such call succeeded.
 
         Returns the groups that end because their own part of this failed; it fails no other.
         """
@@ -94,6 +100,8 @@ class Scheduler:
         if plan and plan.encode and encoder_seconds is not None:
             for group in self._encoder.ran(plan.encode, encoder_seconds):
                 _guarded(failed, group, self._blocks.encoded, group)
+        if plan and decoder_seconds is not None:
+            self._prefill.ran(plan.rows, decoder_seconds)
         by_group = {outcome.group: outcome for outcome in outcomes}
         for row in plan.rows if plan else ():
             outcome = by_group.get(row.group)
@@ -266,13 +274,8 @@ class Scheduler:
             for row, end in group.pending():
                 scheduled = ScheduledRow(group, row, row.computed, end - row.computed)
                 (decode if scheduled.count == 1 else prefill).append(scheduled)
-        budget = self._config.max_step_tokens - len(decode)
-        for scheduled in prefill:
-            count = min(scheduled.count, budget)
-            if count > 0:
-                decode.append(replace(scheduled, count=count))
-                budget -= count
-        return decode
+        encoder_seconds = self._encoder.seconds(self._encoder.choose(self.running))
+        return decode + self._prefill.chunks(decode, prefill, encoder_seconds)
 
 
 def _guarded(failed: dict[Group, Exception], group: Group, act: Callable[[Any], None], argument: object) -> None:

@@ -95,6 +95,18 @@ def test_the_dtype_is_the_engines(backbone: Path, tmp_path: Path) -> None:
     assembled.engine.close()
 
 
+def test_nothing_is_measured_at_a_deterministic_start(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr("server.engine.kernels.numba.kernels.calibrate", lambda *_: chosen.append("measured"))
+    for deterministic in (True, False):
+        assembled = assemble(settings(backbone, tmp_path, kernels="numba", deterministic=deterministic))
+        assert assembled.engine._scheduler._prefill._rate._measured is not deterministic
+        assembled.engine.close()
+        assert chosen == ([] if deterministic else ["measured"])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -102,6 +114,7 @@ def test_the_dtype_is_the_engines(backbone: Path, tmp_path: Path) -> None:
         ({"dtype": "float16"}, "dtype: expected float32 or float64 on cpu, got 'float16'"),
         ({"kv_cache_bytes": "10"}, "kv_cache_bytes: expected at least .*got 10"),
         ({"threads": 4096}, "threads: expected 1 to .*got 4096"),
+        ({"deterministic": True}, r"deterministic: expected numba kernels .*, got torch for torch.float32 on cpu"),
         ({"kernels": "magic"}, "kernels: expected one of .*got 'magic'"),
         ({"pin": ["nobody"]}, "default/nobody"),
         ({"registry": "ftp://somewhere"}, "registry URL: expected"),

@@ -324,7 +324,7 @@ def test_everybody_ends_under_random_loads(make: Make, seed: int) -> None:
     machine = make(
         rng.choice([20, 26, 40]), seed=seed, lengths=lengths, reuse=rng.random() < 0.7,
         max_step_tokens=rng.choice([8, 9, 30]), max_rows=8, max_prefix_bytes=rng.choice([None, 4]),
-        units=rng.choice([0, 0, 3]), encoder_step_ms=rng.choice([1.0, 2e4, 1e6]),
+        units=rng.choice([0, 0, 3]), max_step_ms=rng.choice([1.0, 2e4, 1e6]),
     )
     machine.failures[rng.choice(list(lengths))] = InvalidArtifact("broken")
     groups, left, added = {}, 30, 0

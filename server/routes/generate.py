@@ -20,10 +20,11 @@ from server.schemas import BatchRequest, GenerateItem, GenerateRequest
 from server.service import Running
 from server.web.auth import Caller, caller_of
 from server.web.errors import InvalidRequest, encode_error, error_body, error_of
+from server.web.json_body import JsonRoute
 from server.web.responses import json_response, to_json
 from server.web.sse import EventStreamResponse, event, unless_disconnected, until_disconnect
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=JsonRoute)
 
 
 @router.post("/generate", summary="Generate text for a task, or from the bare backbone")

@@ -18,10 +18,11 @@ from server.registry.listing import visible_tasks
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.service import Running
 from server.web.auth import Action, authorize, caller_of
+from server.web.json_body import JsonRoute
 from server.web.responses import json_response
 from server.web.sse import EventStreamResponse, unless_disconnected, until_disconnect
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 
 @router.post("/completions", summary="OpenAI's completions")

@@ -16,7 +16,7 @@ WORD: str = "ab" * 500_000
 """One word: it has no place to cut it at, so that all of it is tokenised, for some tenths of a second."""
 PROSE: str = "name : Blue Spice, " * 200_000  # 3.8 MB
 PARAMETERS = {"max_new_tokens": 1, "truncate": True}
-AT_ONCE = 4
+AT_ONCE = 8
 LEAST = 20
 """Answers and tokens that others get at least meanwhile. Where tokenising holds the lock they get next to none."""
 

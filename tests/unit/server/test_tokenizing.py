@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -79,7 +79,7 @@ def test_who_is_cancelled_while_waiting_is_never_tokenised() -> None:
         await asyncio.sleep(0)
         left.cancel()
         held.release.set()
-        results: list[Any] = await asyncio.gather(first, left, last, return_exceptions=True)
+        results = await asyncio.gather(first, left, last, return_exceptions=True)
         assert isinstance(results[1], asyncio.CancelledError)
         assert held.begun == [LONG, LONG + "last"]
 

@@ -71,6 +71,16 @@ def test_the_tokens_before_a_cut_are_those_that_the_whole_text_begins_with(
         place = rules.cut_from(text, place + 1, len(text))
 
 
+def test_a_text_of_the_longest_tokens_has_no_fewer_than_the_least(
+    tokenizer: Any, encoder: PromptEncoder, rules: ByteLevelRules
+) -> None:
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    longest = max(vocabulary, key=len)
+    text = tokenizer.backend_tokenizer.decoder.decode([longest])
+    assert encoder.encode_text(text) == [vocabulary[longest]]
+    assert rules.least_tokens(len(text.encode())) == 1
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, repeat=st.integers(1, 12), room=st.integers(1, 40))
 def test_a_text_cut_to_a_window_keeps_the_tokens_of_the_whole_text(

@@ -27,6 +27,7 @@ from server.service import GenerationService
 from server.settings import Settings
 from server.tiers.metrics import TierCollector
 from server.tiers.trimming import TrimSoon
+from server.tokenizing import Tokenizing
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
 from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
@@ -111,7 +112,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         catalog=catalog,
         tiers=assembled.tiers,
         engine=engine,
-        service=GenerationService(assembled.backbone, catalog, engine, _limits(settings)),
+        service=GenerationService(assembled.backbone, catalog, engine, _limits(settings), _tokenizing(settings)),
         metrics=assembled.metrics_registry,
         uploads=anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE),
         trim_soon=TrimSoon(),
@@ -124,6 +125,10 @@ def _hand_over(
     """Tell the event loop of a change that was announced to another thread."""
     with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(changed, tenant, name)
+
+
+def _tokenizing(settings: Settings) -> Tokenizing:
+    return Tokenizing(settings.tokenizer_threads, settings.max_input_bytes, settings.max_waiting)
 
 
 def _limits(settings: Settings) -> ParameterLimits:

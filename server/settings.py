@@ -104,6 +104,10 @@ class Settings(ServiceSettings):
     num_return_sequences_limit: Count = Field(16, description="The most num_return_sequences, as well.")
     max_batch_items: Count = Field(256, description="Items in one /generate/batch, prompts in one /v1/completions.")
     max_body_bytes: ByteSize = Field(ByteSize(4 << 20), gt=0, description="Largest request body, uploads apart.")
+    max_input_bytes: ByteSize = Field(
+        ByteSize(1 << 20), gt=0, description="Bytes of a text that are tokenised at most; truncate needs few of them."
+    )
+    tokenizer_threads: Count = Field(2, description="Long texts that are tokenised at once; further ones wait.")
     max_upload_bytes: ByteSize = Field(ByteSize(512 << 20), gt=0, description="Largest prefix upload.")
 
     alias_ttl_s: float = Field(

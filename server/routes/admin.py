@@ -17,11 +17,12 @@ from prefixes.registry.records import audit_to_dict
 from server.runtime import Runtime, runtime_of
 from server.schemas import AuditQuery, GcRequest
 from server.tiers.metrics import DEVICE
+from server.web.json_body import JsonRoute
 from server.web.responses import json_response, metrics_response
 
 _log = logging.getLogger("prefixd.registry")
 
-router = APIRouter(tags=["admin"])
+router = APIRouter(tags=["admin"], route_class=JsonRoute)
 
 
 @router.get("/metrics", summary="Prometheus metrics")

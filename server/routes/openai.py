@@ -18,10 +18,11 @@ from server.registry.listing import visible_tasks
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.service import Running
 from server.web.auth import Action, authorize, caller_of
+from server.web.json_body import JsonRoute
 from server.web.responses import json_response
-from server.web.sse import EventStreamResponse, until_disconnect
+from server.web.sse import EventStreamResponse, unless_disconnected, until_disconnect
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 
 @router.post("/completions", summary="OpenAI's completions")
@@ -30,7 +31,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     runtime, request_id = runtime_of(request), request_id_of(request)
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options: expected only with stream", parameter="stream_options")
-    running = await _admit_all(runtime, body, request)
+    running: list[Running] = await unless_disconnected(request.receive, _admit_all(runtime, body, request))
     texts = TokenTexts(runtime.backbone.tokenizer.backend_tokenizer)
     usage = bool(body.stream_options and body.stream_options.include_usage)
     answer = Completion(f"cmpl-{request_id}", body.model, running, texts, usage)

@@ -22,9 +22,10 @@ from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
 from server.uploads import Upload, read_upload, validate_upload
 from server.web.auth import Action, authorize, caller_of
+from server.web.json_body import JsonRoute
 from server.web.responses import json_response
 
-router = APIRouter(prefix="/prefixes", tags=["prefixes"])
+router = APIRouter(prefix="/prefixes", tags=["prefixes"], route_class=JsonRoute)
 
 
 def _in_path(*names: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters")
 # its own room and from rooms on the floors below it; two rooms of one floor do not know each other.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes": (
-        ("errors", "digest", "files", "event_stream", "strict_json"),
+        ("errors", "digest", "files", "event_stream", "strict_json", "byte_level"),
         ("parameters",),
         ("spec",),
         ("actor", "families", "prompt", "spec_json"),
@@ -53,7 +53,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "server": (
         ("web", "engine"),
-        ("answers", "metrics", "parameters", "settings"),
+        ("answers", "metrics", "parameters", "settings", "tokenizing"),
         ("tiers",),
         ("registry",),
         ("schemas",),

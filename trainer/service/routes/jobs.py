@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
 from server.web.auth import Caller
+from server.web.json_body import JsonRoute
 from server.web.responses import json_response, to_json
 from server.web.sse import EventStreamResponse, event
 from trainer.jobs.errors import JobConflict, JobNotFound, JobStoreUnavailable
@@ -29,7 +30,7 @@ SAFE = {
     "referrer-policy": "no-referrer",
 }
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
 
 @router.post("", status_code=201, summary="Submit a training job")

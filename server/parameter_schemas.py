@@ -37,7 +37,7 @@ PARAMETER_SCHEMAS: Final[Mapping[str, dict[str, Any]]] = {
     "early_stopping": {"enum": [True, False, "never"]},
     "num_return_sequences": {"type": "integer", "minimum": 1, SETTING: "num_return_sequences"},
     "stop": {"type": "array", "items": STOP_STRING, "maxItems": MAX_STOP_STRINGS},
-    "seed": {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1},
+    "seed": {"type": "integer", "minimum": 0, "exclusiveMaximum": 1 << 63},
     "logprobs": {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS},
     "truncate": {"type": "boolean"},
 }
@@ -47,5 +47,7 @@ PARAMETER_SCHEMAS: Final[Mapping[str, dict[str, Any]]] = {
 def documented_limits(limits: ParameterLimits) -> dict[str, dict[str, Any]]:
     """The keywords of the parameters whose range is a setting."""
     rows = {"num_beams", "num_return_sequences"}
-    most = {name: min(most, MAX_ROWS_PER_REQUEST if name in rows else MAX_INTEGER) for name, most in limits.most().items()}
-    return {name: {"maximum": value} for name, value in most.items()}
+    return {
+        name: {"maximum": min(most, MAX_ROWS_PER_REQUEST if name in rows else MAX_INTEGER)}
+        for name, most in limits.most().items()
+    }

@@ -16,6 +16,7 @@ from prefixes.registry.base import RETENTION_S
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, NAME_PATTERN, REFERENCE_PATTERN, VERSION_PATTERN
 from server.parameter_schemas import PARAMETER_SCHEMAS, STOP_STRING
 from server.parameters import MAX_INTEGER
+from server.web.bodies import Body
 from server.web.openapi import SETTING
 
 
@@ -51,12 +52,6 @@ Version = Annotated[str, Field(max_length=100), WithJsonSchema({"type": "string"
 Reference = Annotated[str, Field(max_length=300), WithJsonSchema({"type": "string", "pattern": REFERENCE_PATTERN})]
 
 
-class Body(BaseModel):
-    """Base of every request body."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
 class Parameters(Body):
     """The closed set of decoding parameters, transformers' names and meanings; null is the same as leaving it out."""
 
@@ -68,7 +63,9 @@ class Parameters(Body):
     temperature: Temperature | None = Field(default=None, description="Above 0; below 1 is sharper.")
     top_k: TopK | None = Field(default=None, description="Sample among the k likeliest tokens; 0 is off.")
     top_p: TopP | None = Field(default=None, description="Sample among the likeliest tokens of this mass; 1 is off.")
-    repetition_penalty: RepetitionPenalty | None = Field(default=None, description="Above 1 discourages tokens seen before.")
+    repetition_penalty: RepetitionPenalty | None = Field(
+        default=None, description="Above 1 discourages tokens seen before."
+    )
     no_repeat_ngram_size: NgramSize | None = Field(default=None, description="No n-gram of this size twice; 0 is off.")
     num_beams: Beams | None = Field(default=None, description="Beam search with this many beams; 1 is none.")
     length_penalty: LengthPenalty | None = Field(default=None, description="Beam scores are divided by length ** this.")
@@ -141,7 +138,7 @@ class AuditQuery(BaseModel):
 class GcRequest(Body):
     """``POST /admin/gc``."""
 
-    retention_s: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] = Field(
+    retention_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=RETENTION_S, description="Deleted tasks younger than this stay."
     )
     dry_run: bool = Field(default=False, description="Only say what would go.")

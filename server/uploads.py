@@ -34,7 +34,7 @@ FORM: Final[dict[str, Any]] = {
             "default": DEFAULT_ALIAS,
             "description": "The alias that moves; none moves if it is empty.",
         },
-        "record": {"type": "string", "description": "A JSON object, or nothing."},
+        "record": {"type": "object", "description": "A JSON object, as text."},
         "once": {
             "type": "string",
             "pattern": NAME_PATTERN,

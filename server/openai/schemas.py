@@ -15,7 +15,6 @@ from prefixes.spec import REFERENCE_PATTERN
 from server.engine.types import MAX_TEMPERATURE
 from server.schemas import (
     Beams,
-    Body,
     LengthPenalty,
     Logprobs,
     MaxNewTokens,
@@ -30,6 +29,7 @@ from server.schemas import (
     TopP,
     Whole,
 )
+from server.web.bodies import Body
 from server.web.openapi import SETTING
 
 ModelName = Annotated[
@@ -66,9 +66,13 @@ class CompletionRequest(Body):
     model: ModelName = Field(description="A task, or the backbone's own name for the bare one.")
     prompt: Prompts = Field(description="A string or a list of strings: each fills the task's template.")
     n: Outputs | None = None
-    temperature: FromGreedy | None = Field(default=None, description="0 is greedy; left out, the task's own defaults hold.")
+    temperature: FromGreedy | None = Field(
+        default=None, description="0 is greedy; left out, the task's own defaults hold."
+    )
     top_p: TopP | None = None
-    max_tokens: MaxNewTokens | None = Field(default=None, description="Left out, the task's or the server's default holds.")
+    max_tokens: MaxNewTokens | None = Field(
+        default=None, description="Left out, the task's or the server's default holds."
+    )
     stop: Stop = None
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     logprobs: Logprobs | None = Field(default=None, description="0 to 20 alternatives per token.")

@@ -30,13 +30,12 @@ from server.schemas import BatchRequest, GenerateItem, GenerateRequest
 from server.service import Running
 from server.web.auth import Caller, caller_of
 from server.web.errors import InvalidRequest, NotReady, encode_error, error_body, error_of
-from server.web.openapi import BODY, answers
+from server.web.openapi import BODY, answers, events
 from server.web.responses import json_response, to_json
 from server.web.sse import EventStreamResponse, event, until_disconnect
 
 router = APIRouter(tags=["generate"], default_response_class=Response)
 
-EVENTS = {"text/event-stream": {"type": "string", "description": "`token` events, then one `done` or one `error`."}}
 ERRORS = (
     *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
     RegistryUnavailable, ShuttingDown,
@@ -46,7 +45,7 @@ ERRORS = (
 @router.post(
     "/generate",
     summary="Generate text for a task, or from the bare backbone",
-    responses=answers(Generated, *ERRORS, content=EVENTS),
+    responses=answers(Generated, *ERRORS, content=events("token", "done", "error")),
 )
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """One answer as JSON, or a stream of `token` events ended by one `done` or one `error`."""

@@ -30,13 +30,12 @@ from server.registry.listing import visible_tasks
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.service import Running
 from server.web.auth import Action, authorize, caller_of
-from server.web.openapi import BODY, SETTING, answers
+from server.web.openapi import BODY, SETTING, answers, events
 from server.web.responses import json_response
 from server.web.sse import EventStreamResponse, until_disconnect
 
 router = APIRouter(prefix="/v1", tags=["openai"], default_response_class=Response)
 
-CHUNKS = {"text/event-stream": {"type": "string", "description": "`data:` chunks, then `data: [DONE]`, or an error."}}
 ERRORS = (
     *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
     RegistryUnavailable, ShuttingDown,
@@ -47,7 +46,7 @@ MODEL = Path(json_schema_extra={"anyOf": [{"pattern": REFERENCE_PATTERN}, {SETTI
 @router.post(
     "/completions",
     summary="OpenAI's completions",
-    responses=answers(TextCompletion, *ERRORS, content=CHUNKS, openai=True),
+    responses=answers(TextCompletion, *ERRORS, content=events(), openai=True),
 )
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """All prompts are admitted, or none is. What OpenAI has and this server has not is an error, never ignored."""

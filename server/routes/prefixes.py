@@ -148,7 +148,10 @@ def _summary(task: TaskInfo, residents: frozenset[PrefixKey]) -> dict[str, Any]:
 
 @router.get("/{name}", summary="Inspect a task of one's own tenant", openapi_extra=OWN, responses=INSPECTED)
 @router.get(
-    "/{tenant}/{name}", summary="Inspect a task: aliases, their history, versions", openapi_extra=ANY, responses=INSPECTED
+    "/{tenant}/{name}",
+    summary="Inspect a task: aliases, their history, versions",
+    openapi_extra=ANY,
+    responses=INSPECTED,
 )
 async def inspect(request: Request) -> Response:
     """Aliases, their moves, and every version with its metadata and record."""
@@ -158,7 +161,10 @@ async def inspect(request: Request) -> Response:
 
 
 @router.get(
-    "/{name}/versions/{version}", summary="Download an artifact of one's own tenant", openapi_extra=OWN, responses=DOWNLOADED
+    "/{name}/versions/{version}",
+    summary="Download an artifact of one's own tenant",
+    openapi_extra=OWN,
+    responses=DOWNLOADED,
 )
 @router.get(
     "/{tenant}/{name}/versions/{version}", summary="Download an artifact", openapi_extra=ANY, responses=DOWNLOADED
@@ -203,7 +209,10 @@ async def promote(body: PromoteRequest, request: Request) -> Response:
 
 
 @router.post(
-    "/{name}/rollback", summary="Point an alias of one's own task at the version before", openapi_extra=OWN, responses=MOVED
+    "/{name}/rollback",
+    summary="Point an alias of one's own task at the version before",
+    openapi_extra=OWN,
+    responses=MOVED,
 )
 @router.post(
     "/{tenant}/{name}/rollback", summary="Point an alias at the version before", openapi_extra=ANY, responses=MOVED
@@ -223,7 +232,11 @@ async def rollback(request: Request, body: RollbackRequest | None = None) -> Res
     "/{name}", status_code=204, summary="Delete a task of one's own tenant", openapi_extra=OWN, responses=DELETED
 )
 @router.delete(
-    "/{tenant}/{name}", status_code=204, summary="Delete a task and all its versions", openapi_extra=ANY, responses=DELETED
+    "/{tenant}/{name}",
+    status_code=204,
+    summary="Delete a task and all its versions",
+    openapi_extra=ANY,
+    responses=DELETED,
 )
 async def delete(request: Request) -> Response:
     """Running rows keep what they have; new requests get 404. The task can be brought back until it is cleaned away."""

@@ -1,12 +1,13 @@
 """OpenAPI documents that are true: what each route answers, made from the error classes that it raises.
 
-``answers`` is the one table behind a route's ``responses=``: statuses and codes come from ``errors.STATUSES``, so that a
-document cannot say another status than the server sends. ``DocumentedAPI`` adds what the middleware does to every
+``answers`` is the one table behind a route's ``responses=``: statuses and codes come from ``errors.STATUSES``, so that
+a document cannot say another status than the server sends. ``DocumentedAPI`` adds what the middleware does to every
 route. Knows no route.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -76,6 +77,9 @@ HEADERS: Final = {
         "schema": {"type": "integer", "minimum": 1},
     },
 }
+BOUNDS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+VALIDATION: Final = "HTTPValidationError"
+"""FastAPI's own error, which ``error_handlers`` puts ours in the place of."""
 SETTING: Final = "x-setting"
 """Marks a schema that depends on a setting, by a name of ``DocumentedAPI``'s ``settings``."""
 
@@ -102,12 +106,25 @@ def answers(
     if headers:
         told[status]["headers"] = dict(headers)
     by_status: dict[int, set[str]] = {}
-    for error in (*errors, PrefixdError):
+    own: type[PrefixdError] = PrefixdError
+    for error in (*errors, own):
         number = STATUSES[error.code]
         by_status.setdefault(openai_status(number) if openai else number, set()).add(error.code)
     for number, codes in sorted(by_status.items()):
         told[number] = _error(codes, "OpenAIError" if openai else "Error")
     return told
+
+
+def events(*names: str, numbered: bool = False) -> dict[str, Any]:
+    """The ``content`` of a stream whose events have one of ``names``; of one whose events have none."""
+    data = {"type": "string", **({"contentMediaType": "application/json"} if names else {})}
+    fields = {
+        **({"event": {"enum": list(names)}} if names else {}),
+        "data": data,
+        **({"id": {"type": "string"}} if numbered else {}),
+    }
+    event = {"type": "object", "required": list(fields), "properties": fields, "additionalProperties": False}
+    return {"text/event-stream": {**event, "description": "One event of the stream."}}
 
 
 def _error(codes: Iterable[str], schema: str) -> dict[str, Any]:
@@ -135,16 +152,21 @@ class DocumentedAPI(FastAPI):
         document = super().openapi()
         if "Error" not in document.setdefault("components", {}).setdefault("schemas", {}):
             document["components"]["schemas"] |= {"Error": ERROR, "OpenAIError": OPENAI_ERROR}
+            for never_sent in (VALIDATION, "ValidationError"):
+                document["components"]["schemas"].pop(never_sent, None)
             document["components"]["headers"] = HEADERS
             document["components"]["parameters"] = {"X-Request-Id": REQUEST_ID}
             for operations in document["paths"].values():
                 for operation in operations.values():
                     _complete(operation)
             _fill_in(document, self._settings)
+            _share(document["paths"])
         return document
 
 
 def _complete(operation: dict[str, Any]) -> None:
+    if VALIDATION in str(operation["responses"].get("422")):
+        del operation["responses"]["422"]
     operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/X-Request-Id"})
     for response in operation["responses"].values():
         response.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/X-Request-Id"}
@@ -154,8 +176,40 @@ def _fill_in(node: Any, settings: Mapping[str, Mapping[str, Any]]) -> None:
     if isinstance(node, dict):
         if SETTING in node:
             node.update(settings[node.pop(SETTING)])
+        for bound in BOUNDS & node.keys():
+            if isinstance(node[bound], float) and node[bound].is_integer():
+                node[bound] = int(node[bound])  # FastAPI makes floats of them; 2**63 as 9.223372036854776e18 is more
         for inner in node.values():
             _fill_in(inner, settings)
     elif isinstance(node, list):
         for inner in node:
             _fill_in(inner, settings)
+
+
+def _share(paths: dict[str, dict[str, Any]]) -> None:
+    """Add to each path the operations of more general ones.
+
+    By OpenAPI's rule ``/prefixes/acme/promote`` belongs to ``/prefixes/{name}/promote`` alone. The server takes what
+    that has not by ``/prefixes/{tenant}/{name}``.
+    """
+    for special, operations in paths.items():
+        for general in paths:
+            if not _is_case_of(special, general):
+                continue
+            given = [one for one in next(iter(operations.values()))["parameters"] if one.get("in") == "path"]
+            for method in paths[general].keys() - operations.keys():
+                operation = copy.deepcopy(paths[general][method])
+                others = [one for one in operation["parameters"] if one.get("in") != "path"]
+                operations[method] = {
+                    **operation,
+                    "parameters": [*given, *others],
+                    "operationId": f"{operation['operationId']}_by_{special.rpartition('/')[2]}",
+                    "description": f"The case of `{general}` that this path is.",
+                }
+
+
+def _is_case_of(special: str, general: str) -> bool:
+    if special == general or special.count("/") != general.count("/"):
+        return False
+    pairs = zip(special.split("/"), general.split("/"), strict=True)
+    return all(theirs.startswith("{") or mine == theirs for mine, theirs in pairs)

@@ -12,6 +12,7 @@ from prefixes.errors import InvalidArtifact
 from prefixes.spec import DEFAULT_ALIAS, INPUT_SLOT, NAME_PATTERN, REFERENCE_PATTERN, TASK_PATTERN
 from prefixes.spec_json import check_json
 from server.parameter_schemas import PARAMETER_SCHEMAS
+from server.web.bodies import Body
 from server.web.openapi import SETTING
 from trainer.data.texts import checked, is_blank
 from trainer.evaluation.scores.presets import METRICS
@@ -70,16 +71,12 @@ Defaults = Annotated[
     AfterValidator(_storable),
     _stated(type="object", properties=dict(PARAMETER_SCHEMAS), additionalProperties=False),
 ]
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, json_schema_extra={"pattern": r"\S"}), AfterValidator(_text)]
+Text = Annotated[
+    str, Field(min_length=1, max_length=MAX_TEXT, json_schema_extra={"pattern": r"\S"}), AfterValidator(_text)
+]
 
 
-class Closed(BaseModel):
-    """A frozen model that refuses unknown fields, and a string where a number is expected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Hyperparameters(Closed):
+class Hyperparameters(Body):
     """TrainConfig's options; what is not given is the preset's, the paper's settings for such a task."""
 
     prefix_length: int | None = Field(None, ge=1, le=4096)
@@ -107,7 +104,7 @@ class Hyperparameters(Closed):
         return self.model_dump(exclude_none=True)
 
 
-class Evaluation(Closed):
+class Evaluation(Body):
     """How the finished prefix is scored on the held-out inputs.
 
     ``metrics``: the preset's where none are named, but for those that need Java on a machine without it.
@@ -118,7 +115,7 @@ class Evaluation(Closed):
     limit: int | None = Field(500, ge=1, le=100_000)
 
 
-class JobBody(Closed):
+class JobBody(Body):
     """``POST /jobs``."""
 
     task: Task

@@ -22,6 +22,7 @@ from prefixes.errors import (
 from server.web.auth import Caller
 from server.web.errors import InvalidRequest
 from server.web.openapi import BODY, answers
+from server.web.openapi import events as sent_events
 from server.web.responses import json_response, to_json
 from server.web.sse import EventStreamResponse, event
 from trainer.data.files import DatasetsUnavailable
@@ -50,9 +51,8 @@ SUBMITTED = answers(
     JobRecord, *BODY, InvalidName, InvalidParameter, InvalidArtifact, DatasetNotFound, TaskNotFound, QueueFull,
     DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, ShuttingDown, status=201,
 )  # fmt: skip
-EVENTS = {"text/event-stream": {"type": "string", "description": "`state` and `progress` events, each with an `id`."}}
 WATCHED = {
-    **answers(None, *FIND, content=EVENTS),
+    **answers(None, *FIND, content=sent_events("state", "progress", numbered=True)),
     204: {"description": "The job has ended, and nothing is left to tell."},
 }
 LAST_EVENT = {

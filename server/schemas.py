@@ -16,8 +16,8 @@ from prefixes.registry.base import RETENTION_S
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, NAME_PATTERN, REFERENCE_PATTERN, VERSION_PATTERN
 from server.parameter_schemas import PARAMETER_SCHEMAS, STOP_STRING
 from server.parameters import MAX_INTEGER
-from server.web.bodies import Body
 from server.web.openapi import SETTING
+from server.web.strict_body import Body
 
 
 def _one_as_list(value: Any) -> Any:

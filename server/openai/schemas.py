@@ -29,8 +29,8 @@ from server.schemas import (
     TopP,
     Whole,
 )
-from server.web.bodies import Body
 from server.web.openapi import SETTING
+from server.web.strict_body import Body
 
 ModelName = Annotated[
     str,

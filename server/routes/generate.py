@@ -18,7 +18,6 @@ from prefixes.errors import (
     InvalidParameter,
     QueueFull,
     RegistryUnavailable,
-    ShuttingDown,
     TaskNotFound,
 )
 from server.answer_schemas import Generated, GeneratedBatch
@@ -38,7 +37,7 @@ router = APIRouter(tags=["generate"], default_response_class=Response)
 
 ERRORS = (
     *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
-    RegistryUnavailable, ShuttingDown,
+    RegistryUnavailable,
 )  # fmt: skip
 
 
@@ -64,7 +63,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 @router.post(
     "/generate/batch",
     summary="Generate for many items, each its own task",
-    responses=answers(GeneratedBatch, *BODY, ShuttingDown, NotReady),
+    responses=answers(GeneratedBatch, *BODY, NotReady),
 )
 async def generate_batch(body: BatchRequest, request: Request) -> Response:
     """`{"items": [...]}` in the order asked, each an answer or `{"error": ...}`; a bad item never harms others."""

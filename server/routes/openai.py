@@ -17,7 +17,6 @@ from prefixes.errors import (
     PrefixdError,
     QueueFull,
     RegistryUnavailable,
-    ShuttingDown,
     TaskNotFound,
 )
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, REFERENCE_PATTERN, TaskRef
@@ -38,7 +37,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], default_response_class=Respons
 
 ERRORS = (
     *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
-    RegistryUnavailable, ShuttingDown,
+    RegistryUnavailable,
 )  # fmt: skip
 MODEL = Path(json_schema_extra={"anyOf": [{"pattern": REFERENCE_PATTERN}, {SETTING: "backbone_name"}]})
 

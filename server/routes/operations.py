@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from prefixes.errors import RegistryUnavailable, ShuttingDown
+from prefixes.errors import RegistryUnavailable
 from server.answer_schemas import Alive, Ready
 from server.runtime import runtime_of
 from server.web.errors import NotReady
@@ -26,7 +26,7 @@ async def health(request: Request) -> Response:
 @router.get(
     "/ready",
     summary="Should traffic come here",
-    responses=answers(Ready, NotReady, ShuttingDown, RegistryUnavailable),
+    responses=answers(Ready, NotReady, RegistryUnavailable),
 )
 async def ready(request: Request) -> Response:
     """503 while draining, when the engine has stopped, and once the registry has been away for ``max_stale_s``."""

@@ -19,7 +19,6 @@ from prefixes.errors import (
     InvalidParameter,
     RegistryFull,
     RegistryUnavailable,
-    ShuttingDown,
     TaskNotFound,
 )
 from prefixes.registry.base import Registry, TaskInfo
@@ -60,7 +59,7 @@ FIND = (InvalidName, TaskNotFound, RegistryUnavailable)
 CHANGE = (*FIND, RegistryFull)
 
 UPLOADED = answers(
-    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, DiskFull, ShuttingDown, NotReady,
+    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, DiskFull, NotReady,
     status=201,
 )  # fmt: skip
 LISTED = answers(TaskList, RegistryUnavailable)

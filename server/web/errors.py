@@ -29,6 +29,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "dataset_not_found": 404,
     "job_not_found": 404,
     "method_not_allowed": 405,
+    "timeout": 408,
     "incompatible_prefix": 409,
     "conflict": 409,
     "body_too_large": 413,
@@ -39,6 +40,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "registry_unavailable": 503,
     "shutting_down": 503,
     "not_ready": 503,
+    "overloaded": 503,
     "datasets_unavailable": 503,
     "jobs_unavailable": 503,
     "disk_full": 507,
@@ -47,7 +49,7 @@ STATUSES: Final[Mapping[str, int]] = {
 
 RETRY_AFTER_S: Final[Mapping[str, float]] = {
     "queue_full": 1, "registry_unavailable": 1, "shutting_down": 5, "not_ready": 1,
-    "datasets_unavailable": 1, "jobs_unavailable": 1,
+    "overloaded": 1, "datasets_unavailable": 1, "jobs_unavailable": 1,
 }
 
 
@@ -82,6 +84,18 @@ class BodyTooLarge(PrefixdError):
     """The request's body is larger than the server accepts."""
 
     code = "body_too_large"
+
+
+class RequestTimeout(PrefixdError):
+    """The request does not arrive."""
+
+    code = "timeout"
+
+
+class Overloaded(PrefixdError):
+    """There are too many requests or connections at once."""
+
+    code = "overloaded"
 
 
 class NotReady(PrefixdError):

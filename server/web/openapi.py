@@ -13,12 +13,22 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from prefixes.errors import PrefixdError
-from server.web.errors import STATUSES, BodyTooLarge, InvalidRequest, openai_status, retry_helps
+from prefixes.errors import PrefixdError, ShuttingDown
+from server.web.errors import (
+    STATUSES,
+    BodyTooLarge,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    openai_status,
+    retry_helps,
+)
 
 Responses = dict[int | str, dict[str, Any]]
 
-BODY: Final = (InvalidRequest, BodyTooLarge)
+EVERYWHERE: Final[tuple[type[PrefixdError], ...]] = (PrefixdError, ShuttingDown)
+"""What every route may answer: ``internal``, and that it was cut off by a shutdown."""
+BODY: Final = (InvalidRequest, BodyTooLarge, RequestTimeout, Overloaded)
 """What a route that reads a body may answer before it looks at what the body says."""
 ERROR: Final = {
     "type": "object",
@@ -95,8 +105,7 @@ def answers(
 ) -> Responses:
     """A route's ``responses=``: ``success`` is the type of its JSON, None for none; ``errors`` are what it raises.
 
-    ``content`` has the schemas of further media types. ``internal`` belongs to every route. Under ``/v1`` errors have
-    OpenAI's form.
+    ``content`` has the schemas of further media types. Under ``/v1`` errors have OpenAI's form.
     """
     told: Responses = {status: {"description": description}}
     if success is not None:
@@ -106,8 +115,7 @@ def answers(
     if headers:
         told[status]["headers"] = dict(headers)
     by_status: dict[int, set[str]] = {}
-    own: type[PrefixdError] = PrefixdError
-    for error in (*errors, own):
+    for error in (*errors, *EVERYWHERE):
         number = STATUSES[error.code]
         by_status.setdefault(openai_status(number) if openai else number, set()).add(error.code)
     for number, codes in sorted(by_status.items()):

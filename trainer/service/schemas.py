@@ -12,8 +12,8 @@ from prefixes.errors import InvalidArtifact
 from prefixes.spec import DEFAULT_ALIAS, INPUT_SLOT, NAME_PATTERN, REFERENCE_PATTERN, TASK_PATTERN
 from prefixes.spec_json import check_json
 from server.parameter_schemas import PARAMETER_SCHEMAS
-from server.web.bodies import Body
 from server.web.openapi import SETTING
+from server.web.strict_body import Body
 from trainer.data.texts import checked, is_blank
 from trainer.evaluation.scores.presets import METRICS
 from trainer.evaluation.scores.presets import PRESETS as SCORE_PRESETS

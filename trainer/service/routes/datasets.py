@@ -11,7 +11,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from prefixes.errors import Conflict, DiskFull, InvalidName, ShuttingDown
+from prefixes.errors import Conflict, DiskFull, InvalidName
 from prefixes.spec import NAME_PATTERN, VERSION_PATTERN, check_name
 from server.web.errors import InvalidRequest
 from server.web.openapi import BODY, answers
@@ -47,7 +47,7 @@ UPLOAD = {
 DIGEST = Path(json_schema_extra={"pattern": VERSION_PATTERN})
 FIND = (InvalidRequest, DatasetNotFound, DatasetsUnavailable)
 UPLOADED = answers(
-    Dataset, *BODY, InvalidName, InvalidData, DiskFull, DatasetsUnavailable, ShuttingDown, status=201
+    Dataset, *BODY, InvalidName, InvalidData, DiskFull, DatasetsUnavailable, status=201
 )
 
 

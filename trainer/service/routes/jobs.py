@@ -16,7 +16,6 @@ from prefixes.errors import (
     InvalidParameter,
     QueueFull,
     RegistryUnavailable,
-    ShuttingDown,
     TaskNotFound,
 )
 from server.web.auth import Caller
@@ -49,7 +48,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], default_response_class=Respons
 FIND = (JobNotFound, JobStoreUnavailable)
 SUBMITTED = answers(
     JobRecord, *BODY, InvalidName, InvalidParameter, InvalidArtifact, DatasetNotFound, TaskNotFound, QueueFull,
-    DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, ShuttingDown, status=201,
+    DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, status=201,
 )  # fmt: skip
 WATCHED = {
     **answers(None, *FIND, content=sent_events("state", "progress", numbered=True)),
@@ -131,7 +130,7 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.post(
     "/{job_id}/retry",
     summary="Run a failed or cancelled job again",
-    responses=answers(JobRecord, *FIND, JobConflict, ShuttingDown),
+    responses=answers(JobRecord, *FIND, JobConflict),
 )
 async def retry(request: Request, job_id: str) -> Response:
     """From its last checkpoint on. 409 for any other."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from prefixes.errors import ShuttingDown
 from server.web.openapi import answers
 from server.web.responses import METRICS_CONTENT, json_response, metrics_response
 from trainer.jobs.errors import JobStoreUnavailable
@@ -23,7 +22,7 @@ async def health() -> Response:
     return json_response({"status": "ok"})
 
 
-@probes.get("/ready", summary="Should traffic come here", responses=answers(Ready, ShuttingDown, JobStoreUnavailable))
+@probes.get("/ready", summary="Should traffic come here", responses=answers(Ready, JobStoreUnavailable))
 async def ready(request: Request) -> Response:
     """503 while draining, and while the place of the jobs does not answer."""
     runtime = runtime_of(request)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema_rs import validator_for
 from starlette.responses import Response
 
 from prefixes.errors import InvalidName, InvalidParameter, TaskNotFound
@@ -63,7 +64,8 @@ def test_a_documented_range_is_the_one_that_is_checked(name: str) -> None:
     most = {"maximum": MAX_ROWS_PER_REQUEST} if "x-setting" in PARAMETER_SCHEMAS[name] else {}
     schema = {**PARAMETER_SCHEMAS[name], **most}
     step = 1 if schema.get("type") == "integer" else 1e-6
-    good, bad = list(schema.get("enum", [])), []
+    good: list[Any] = list(schema.get("enum", []))
+    bad: list[Any] = []
     if "minimum" in schema:
         good, bad = [*good, schema["minimum"]], [*bad, schema["minimum"] - step]
     if "exclusiveMinimum" in schema:
@@ -92,8 +94,6 @@ def test_a_documented_range_is_the_one_that_is_checked(name: str) -> None:
      "a@sha256:" + "0" * 64, "a@sha256:" + "0" * 63, "sha256:" + "0" * 64, "a\n", "a@b..c", "a..b/c", "é"],
 )  # fmt: skip
 def test_a_documented_name_is_one_that_is_taken(text: str) -> None:
-    from jsonschema_rs import validator_for
-
     assert validator_for({"pattern": NAME_PATTERN}).is_valid(text) == _taken(lambda: check_name("task", text))
     assert validator_for({"pattern": REFERENCE_PATTERN}).is_valid(text) == _taken(lambda: TaskRef.parse(text))
     if "@" not in text:

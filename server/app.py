@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from server.assembly import Assembled
 from server.engine.async_engine import AsyncEngine
 from server.metrics import EngineStateCollector
+from server.parameter_schemas import documented_limits
 from server.parameters import ParameterLimits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
@@ -31,6 +33,7 @@ from server.tokenizing import Tokenizing
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
 from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from server.web.openapi import DocumentedAPI
 from server.web.version import package_version
 
 
@@ -68,12 +71,12 @@ def _create_public(assembled: Assembled) -> FastAPI:
             await anyio.to_thread.run_sync(link.close)
             link.registry.close()
 
-    app = FastAPI(
+    app = DocumentedAPI(
+        settings=_documented(assembled),
         title="prefixd",
         summary="Many prefix-tuned tasks, one frozen backbone, one forward pass.",
         version=package_version(),
         lifespan=lifespan,
-        redirect_slashes=False,
     )
     for module in (generate, prefixes, openai, operations):
         app.include_router(module.router)
@@ -82,8 +85,8 @@ def _create_public(assembled: Assembled) -> FastAPI:
 
 
 def _create_admin(assembled: Assembled, public: FastAPI) -> FastAPI:
-    app = FastAPI(
-        title="prefixd admin", version=package_version(), docs_url=None, redoc_url=None, redirect_slashes=False
+    app = DocumentedAPI(
+        settings=_documented(assembled), title="prefixd admin", version=package_version(), docs_url=None, redoc_url=None
     )
     app.state = public.state  # the runtime, once the public application's lifespan has made it
     for module in (operations, admin):
@@ -99,6 +102,16 @@ def _install(app: FastAPI, assembled: Assembled, metrics: HttpMetrics | None) ->
         BodyLimitMiddleware, max_bytes=settings.max_body_bytes, uploads={"/prefixes": settings.max_upload_bytes}
     )
     app.add_middleware(RequestMiddleware, metrics=metrics, access_log=settings.access_log)  # added last, runs first
+
+
+def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
+    """This server's limits and names, in the words of its documents."""
+    settings = assembled.settings
+    return {
+        **documented_limits(_limits(settings)),
+        "items": {"maxItems": settings.max_batch_items},
+        "backbone_name": {"const": settings.backbone_name},
+    }
 
 
 def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:

@@ -41,8 +41,8 @@ class Runtime:
 
     @property
     def backbone_name(self) -> str:
-        """The name under which the bare backbone is a model: the last part of a path or hub id."""
-        return self.settings.backbone.rstrip("/").rpartition("/")[2] or self.settings.backbone
+        """The name under which the bare backbone is a model."""
+        return self.settings.backbone_name
 
     def check_taking_work(self) -> None:
         """Raise ShuttingDown while the server drains, NotReady if the engine has stopped."""

@@ -119,6 +119,11 @@ class Settings(ServiceSettings):
     access_log: bool = Field(False, description="One log line per HTTP request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 
+    @property
+    def backbone_name(self) -> str:
+        """The name under which the bare backbone is a model: the last part of a path or hub id."""
+        return self.backbone.rstrip("/").rpartition("/")[2] or self.backbone
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_step_tokens < self.max_rows:

@@ -16,13 +16,34 @@ from starlette.datastructures import FormData, UploadFile
 
 from prefixes.artifact import Prefix, read_prefix
 from prefixes.errors import NO_ROOM, DiskFull
-from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, TaskRef, check_compatible, check_name
+from prefixes.spec import DEFAULT_ALIAS, NAME_PATTERN, TASK_PATTERN, BackboneSpec, TaskRef, check_compatible, check_name
 from prefixes.strict_json import strict_json
 from server.web.auth import Caller
 from server.web.errors import InvalidRequest, NotReady
 from server.web.suggest import did_you_mean
 
-FIELDS: Final = frozenset({"task", "alias", "record", "once", "file"})
+FORM: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["task", "file"],
+    "additionalProperties": False,
+    "properties": {
+        "task": {"type": "string", "pattern": TASK_PATTERN},
+        "file": {"type": "string", "format": "binary"},
+        "alias": {
+            "anyOf": [{"type": "string", "pattern": NAME_PATTERN}, {"type": "string", "const": ""}],
+            "default": DEFAULT_ALIAS,
+            "description": "The alias that moves; none moves if it is empty.",
+        },
+        "record": {"type": "object", "description": "A JSON object, as text."},
+        "once": {
+            "type": "string",
+            "pattern": NAME_PATTERN,
+            "description": "A publish key: a later upload with the same one changes nothing.",
+        },
+    },
+}
+"""The form, for the document."""
+FIELDS: Final = frozenset(FORM["properties"])
 
 
 @dataclass(frozen=True)

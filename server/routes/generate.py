@@ -11,7 +11,17 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from prefixes.errors import QueueFull
+from prefixes.errors import (
+    EngineFailure,
+    IncompatiblePrefix,
+    InputTooLong,
+    InvalidName,
+    InvalidParameter,
+    QueueFull,
+    RegistryUnavailable,
+    TaskNotFound,
+)
+from server.answer_schemas import Generated, GeneratedBatch
 from server.answers import answer, token_body
 from server.engine.types import Event, Failed, TokenEvent
 from server.request_fields import item_problems
@@ -19,15 +29,25 @@ from server.runtime import Runtime, request_id_of, runtime_of
 from server.schemas import BatchRequest, GenerateItem, GenerateRequest
 from server.service import Running
 from server.web.auth import Caller, caller_of
-from server.web.errors import InvalidRequest, encode_error, error_body, error_of
+from server.web.errors import InvalidRequest, NotReady, encode_error, error_body, error_of
 from server.web.json_body import JsonRoute
+from server.web.openapi import BODY, answers, events
 from server.web.responses import json_response, to_json
 from server.web.sse import EventStreamResponse, event, unless_disconnected, until_disconnect
 
-router = APIRouter(tags=["generate"], route_class=JsonRoute)
+router = APIRouter(tags=["generate"], default_response_class=Response, route_class=JsonRoute)
+
+ERRORS = (
+    *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
+    RegistryUnavailable,
+)  # fmt: skip
 
 
-@router.post("/generate", summary="Generate text for a task, or from the bare backbone")
+@router.post(
+    "/generate",
+    summary="Generate text for a task, or from the bare backbone",
+    responses=answers(Generated, *ERRORS, content=events("token", "done", "error")),
+)
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """One answer as JSON, or a stream of `token` events ended by one `done` or one `error`."""
     runtime, request_id = runtime_of(request), request_id_of(request)
@@ -43,7 +63,11 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     return json_response(answer(running.identity, finished))
 
 
-@router.post("/generate/batch", summary="Generate for many items, each its own task")
+@router.post(
+    "/generate/batch",
+    summary="Generate for many items, each its own task",
+    responses=answers(GeneratedBatch, *BODY, NotReady),
+)
 async def generate_batch(body: BatchRequest, request: Request) -> Response:
     """`{"items": [...]}` in the order asked, each an answer or `{"error": ...}`; a bad item never harms others."""
     runtime = runtime_of(request)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from prefixes.errors import RegistryUnavailable
+from server.answer_schemas import Alive, Ready
 from server.runtime import runtime_of
 from server.web.errors import NotReady
+from server.web.openapi import answers
 from server.web.responses import json_response
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], default_response_class=Response)
 
 
-@router.get("/health", summary="Is the process alive, and its engine")
+@router.get("/health", summary="Is the process alive, and its engine", responses=answers(Alive, NotReady))
 async def health(request: Request) -> Response:
     """503 when the engine's thread has died: only a restart helps."""
     if not runtime_of(request).engine.healthy:
@@ -20,7 +23,11 @@ async def health(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/ready", summary="Should traffic come here")
+@router.get(
+    "/ready",
+    summary="Should traffic come here",
+    responses=answers(Ready, NotReady, RegistryUnavailable),
+)
 async def ready(request: Request) -> Response:
     """503 while draining, when the engine has stopped, and once the registry has been away for ``max_stale_s``."""
     runtime = runtime_of(request)

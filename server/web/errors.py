@@ -29,6 +29,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "dataset_not_found": 404,
     "job_not_found": 404,
     "method_not_allowed": 405,
+    "timeout": 408,
     "incompatible_prefix": 409,
     "conflict": 409,
     "body_too_large": 413,
@@ -39,6 +40,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "registry_unavailable": 503,
     "shutting_down": 503,
     "not_ready": 503,
+    "overloaded": 503,
     "datasets_unavailable": 503,
     "jobs_unavailable": 503,
     "disk_full": 507,
@@ -47,7 +49,7 @@ STATUSES: Final[Mapping[str, int]] = {
 
 RETRY_AFTER_S: Final[Mapping[str, float]] = {
     "queue_full": 1, "registry_unavailable": 1, "shutting_down": 5, "not_ready": 1,
-    "datasets_unavailable": 1, "jobs_unavailable": 1,
+    "overloaded": 1, "datasets_unavailable": 1, "jobs_unavailable": 1,
 }
 
 
@@ -82,6 +84,18 @@ class BodyTooLarge(PrefixdError):
     """The request's body is larger than the server accepts."""
 
     code = "body_too_large"
+
+
+class RequestTimeout(PrefixdError):
+    """The request does not arrive."""
+
+    code = "timeout"
+
+
+class Overloaded(PrefixdError):
+    """There are too many requests or connections at once."""
+
+    code = "overloaded"
 
 
 class NotReady(PrefixdError):
@@ -132,9 +146,18 @@ def openai_error_body(error: PrefixdError) -> dict[str, Any]:
 
 
 def openai_status_of(error: PrefixdError) -> int:
-    """As ``status_of``, but 400 instead of 422, as OpenAI's clients expect."""
-    status = status_of(error)
+    """As ``status_of``, in OpenAI's terms."""
+    return openai_status(status_of(error))
+
+
+def openai_status(status: int) -> int:
+    """400 instead of 422, as OpenAI's clients expect."""
     return 400 if status == 422 else status
+
+
+def retry_helps(code: str) -> bool:
+    """Whether an answer with ``code`` always carries Retry-After."""
+    return code in RETRY_AFTER_S
 
 
 def error_response(error: PrefixdError, request_id: str | None, *, openai: bool = False) -> Response:

@@ -17,7 +17,7 @@ PACKAGES = ("prefixes", "server", "trainer")
 
 # What the trainer may use of the server beside its engine: the web helpers, and the one rule for what a version's
 # defaults mean, so that a score is of what will be served.
-SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters")
+SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters", "server.parameter_schemas")
 
 # Each tree's rooms, from the ground. A room is a module or a folder with all that is in it. A module may import from
 # its own room and from rooms on the floors below it; two rooms of one floor do not know each other.
@@ -53,7 +53,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "server": (
         ("web", "engine"),
-        ("answers", "metrics", "parameters", "settings", "tokenizing"),
+        ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing"),
+        ("parameter_schemas",),
         ("tiers",),
         ("registry",),
         ("schemas",),
@@ -109,7 +110,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
-        ("settings", "schemas", "process", "metrics"),
+        ("settings", "schemas", "answer_schemas", "process", "metrics"),
         ("request", "outcome", "progress_writer", "job_service"),
         ("registry_retry", "run_job", "runtime"),
         ("child", "worker", "routes"),

@@ -76,7 +76,9 @@ def assemble(settings: Settings) -> Assembled:
     dtype = _dtype(settings.dtype, device)
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
     began = time.monotonic()
-    backbone = load_backbone(settings.backbone, dtype=dtype, device=device)
+    backbone = load_backbone(
+        settings.backbone, dtype=dtype, device=device, ignore_generation_config=settings.ignore_generation_config
+    )
     _log.info("backbone loaded", extra={"facts": {
         "backbone": settings.backbone, "fingerprint": backbone.spec.fingerprint, "device": str(device),
         "dtype": str(dtype).removeprefix("torch."), "seconds": round(time.monotonic() - began, 3)}})

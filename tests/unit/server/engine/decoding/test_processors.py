@@ -105,10 +105,10 @@ def test_penalties_and_bans_equal_transformers(vocab: int) -> None:
             min_new_tokens=rng.choice([0, 5, 20]),
         )
         before = scores.clone()
-        ours = processed(scores, token_ids, generated, params, frozenset(eos))
+        ours = processed(scores, token_ids, generated, params, frozenset(eos), frozenset())
         assert torch.equal(ours, theirs(scores, token_ids, generated, params, eos))
         assert torch.equal(scores, before), "the caller's scores were changed"
-        if not changes_scores(params, generated):
+        if not changes_scores(params, generated, frozenset()):
             assert torch.equal(ours, scores)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from prefixes.checkpoint import checkpoint_files, checkpoint_folder, fingerprint
 from prefixes.errors import BackboneError
 from prefixes.families import Family, family_of
-from prefixes.generation_config import check_json, read_generation
+from prefixes.generation_config import read_file, read_generation
 from prefixes.prompt import PromptEncoder
 from prefixes.spec import INPUT_SLOT, BackboneSpec
 
@@ -68,7 +68,7 @@ def load_backbone(
     sites = family.sites(config)
     files = checkpoint_files(folder)
     tokenizer = _load_tokenizer(name, folder, config.vocab_size)
-    check_json(name, folder)
+    generation_file = read_file(name, folder)
     model = _load_model(name, folder, family, config, dtype)
     architecture = {**family.architecture(config), "tied": _head_is_tied(model)}
     spec = BackboneSpec(
@@ -79,7 +79,7 @@ def load_backbone(
         max_positions=family.window(config),
         fingerprint=fingerprint(family.name, architecture, model, files, tokenizer),
     )
-    generation = read_generation(name, model, tokenizer, ignore_generation_config)
+    generation = read_generation(name, model, tokenizer, generation_file, ignore_generation_config)
     return Backbone(
         name=name,
         model=model.to(device),

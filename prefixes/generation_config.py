@@ -39,23 +39,36 @@ class Generation:
     suppressed_first: frozenset[int]
 
 
-def check_json(name: str, folder: str) -> None:
-    """Raise BackboneError unless the file is JSON. transformers would silently take the model's configuration."""
+def read_file(name: str, folder: str) -> Mapping[str, Any]:
+    """Read generation_config.json; empty if there is none. Raises BackboneError for what is no JSON object.
+
+    transformers would silently take the model's configuration in its place.
+    """
     path = locate(folder, "generation_config.json")
+    if path is None:
+        return {}
     try:
-        if path is not None:
-            json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone {name!r}: generation_config.json: expected JSON, got {error}") from None
+    if not isinstance(found, dict):
+        raise BackboneError(
+            f"backbone {name!r}: generation_config.json: expected a JSON object, got {type(found).__name__}"
+        )
+    return found
 
 
-def read_generation(name: str, model: Any, tokenizer: Any, ignored: Collection[str] | None) -> Generation:
+def read_generation(
+    name: str, model: Any, tokenizer: Any, file: Mapping[str, Any], ignored: Collection[str] | None
+) -> Generation:
     """Read what holds for the model's outputs, as if nobody had set the fields in ``ignored``.
 
-    ``ignored`` None leaves out all that is unsupported, for those who generate nothing. Raises BackboneError for a
-    field that changes tokens and is not supported, a wrong value, and an ignored name that is no field.
+    ``file`` also has the keys that transformers leaves out. ``ignored`` None leaves out all that is unsupported, for
+    those who generate nothing. Raises BackboneError for a field that changes tokens and is not supported, a wrong
+    value, and an ignored name that is no field.
     """
-    configured = {key: value for key, value in model.generation_config.to_dict().items() if value is not None}
+    loaded = {**file, **model.generation_config.to_dict()}
+    configured = {key: value for key, value in loaded.items() if value is not None}
     _check_ignored(configured, ignored or ())
     fields = {key: value for key, value in configured.items() if key not in (ignored or ())}
     reader = _Reader(name, fields, model.config)

@@ -113,5 +113,6 @@ SILENT: Final[Mapping[str, str]] = {
     "return_dict_in_generate": "what generate() returns beside tokens",
     "transformers_version": "who wrote the file",
     "_from_model_config": "where the fields come from",
+    "_commit_hash": "where the file comes from",
 }
 """Field -> why nobody needs to hear of it: nearly every model sets some."""

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import anyio
 from fastapi import FastAPI
 
-from server.assembly import Assembled
+from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
 from server.metrics import EngineStateCollector
-from server.parameters import ParameterLimits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
 from server.routes import admin, generate, openai, operations, prefixes
@@ -111,7 +110,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         catalog=catalog,
         tiers=assembled.tiers,
         engine=engine,
-        service=GenerationService(assembled.backbone, catalog, engine, _limits(settings)),
+        service=GenerationService(assembled.backbone, catalog, engine, limits_of(settings)),
         metrics=assembled.metrics_registry,
         uploads=anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE),
         trim_soon=TrimSoon(),
@@ -124,12 +123,3 @@ def _hand_over(
     """Tell the event loop of a change that was announced to another thread."""
     with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(changed, tenant, name)
-
-
-def _limits(settings: Settings) -> ParameterLimits:
-    return ParameterLimits(
-        default_max_new_tokens=settings.default_max_new_tokens,
-        max_new_tokens=settings.max_new_tokens_limit,
-        num_beams=settings.num_beams_limit,
-        num_return_sequences=settings.num_return_sequences_limit,
-    )

@@ -23,7 +23,6 @@ from server.request_fields import FIELDS
 from server.routes import admin, generate, openai, operations, prefixes
 from server.runtime import MAX_UPLOADS_AT_ONCE, Runtime
 from server.service import GenerationService
-from server.settings import Settings
 from server.tiers.metrics import TierCollector
 from server.tiers.trimming import TrimSoon
 from server.web.error_handlers import install_error_handlers

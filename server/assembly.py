@@ -185,7 +185,8 @@ def _check_defaults(backbone: Backbone, settings: Settings) -> None:
         merge_parameters({}, {}, backbone.generation_defaults, limits_of(settings))
     except InvalidParameter as error:
         raise BackboneError(
-            f"backbone {backbone.name!r}: generation config: {error.message}. Without it: {OPTION} FIELD", **error.detail
+            f"backbone {backbone.name!r}: generation config: {error.message}. Without it: {OPTION} FIELD",
+            **error.detail,
         ) from None
 
 

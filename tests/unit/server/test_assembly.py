@@ -85,11 +85,10 @@ def test_a_generation_config_with_which_every_plain_request_would_fail_is_a_name
 ) -> None:
     folder = shutil.copytree(backbone, tmp_path / "copy")
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.0, "num_beams": 1}))
-    with pytest.raises(BackboneError, match="generation config: temperature: expected above 0.*got 0.0"):
+    with pytest.raises(BackboneError, match=r"generation config: temperature: expected above 0.*got 0\.0"):
         assemble(settings(folder, tmp_path))
-    assert assemble(settings(folder, tmp_path, ignore_generation_config="temperature")).backbone.generation_defaults == {
-        "do_sample": True, "num_beams": 1,
-    }  # fmt: skip
+    assembled = assemble(settings(folder, tmp_path, ignore_generation_config="temperature"))
+    assert assembled.backbone.generation_defaults == {"do_sample": True, "num_beams": 1}
 
 
 def test_a_folder_that_is_no_backbone_is_a_named_error(tmp_path: Path) -> None:

@@ -16,11 +16,10 @@ from typing import Any
 import anyio
 from fastapi import FastAPI
 
-from server.assembly import Assembled
+from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
 from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
-from server.parameters import ParameterLimits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
 from server.routes import admin, generate, openai, operations, prefixes
@@ -108,7 +107,7 @@ def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
     """This server's limits and names, in the words of its documents."""
     settings = assembled.settings
     return {
-        **documented_limits(_limits(settings)),
+        **documented_limits(limits_of(settings)),
         "items": {"maxItems": settings.max_batch_items},
         "backbone_name": {"const": settings.backbone_name},
     }
@@ -125,7 +124,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         catalog=catalog,
         tiers=assembled.tiers,
         engine=engine,
-        service=GenerationService(assembled.backbone, catalog, engine, _limits(settings), _tokenizing(settings)),
+        service=GenerationService(assembled.backbone, catalog, engine, limits_of(settings), _tokenizing(settings)),
         metrics=assembled.metrics_registry,
         uploads=anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE),
         trim_soon=TrimSoon(),
@@ -142,12 +141,3 @@ def _hand_over(
 
 def _tokenizing(settings: Settings) -> Tokenizing:
     return Tokenizing(settings.tokenizer_threads, settings.max_input_bytes, settings.max_waiting)
-
-
-def _limits(settings: Settings) -> ParameterLimits:
-    return ParameterLimits(
-        default_max_new_tokens=settings.default_max_new_tokens,
-        max_new_tokens=settings.max_new_tokens_limit,
-        num_beams=settings.num_beams_limit,
-        num_return_sequences=settings.num_return_sequences_limit,
-    )

@@ -25,7 +25,8 @@ from prometheus_client import (
 import prefixes
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.checkpoint import DEMOS
-from prefixes.errors import BackboneError, PrefixdError, RegistryUnavailable
+from prefixes.errors import BackboneError, InvalidParameter, PrefixdError, RegistryUnavailable
+from prefixes.generation_config import OPTION
 from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
 from prefixes.spec import PrefixSpec, TaskRef, check_compatible
@@ -36,6 +37,7 @@ from server.engine.kernels.threads import configure_threads
 from server.engine.memory.heap import trim_heap
 from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
 from server.metrics import EngineMetrics
+from server.parameters import ParameterLimits, merge_parameters
 from server.registry.catalog import Catalog
 from server.registry.link import RegistryLink
 from server.registry.metrics import RegistryMetrics
@@ -79,7 +81,10 @@ def assemble(settings: Settings) -> Assembled:
     dtype = _dtype(settings.dtype, device)
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
     began = time.monotonic()
-    backbone = load_backbone(settings.backbone, dtype=dtype, device=device)
+    backbone = load_backbone(
+        settings.backbone, dtype=dtype, device=device, ignore_generation_config=settings.ignore_generation_config
+    )
+    _check_defaults(backbone, settings)
     _log.info("backbone loaded", extra={"facts": {
         "backbone": settings.backbone, "fingerprint": backbone.spec.fingerprint, "device": str(device),
         "dtype": str(dtype).removeprefix("torch."), "seconds": round(time.monotonic() - began, 3)}})
@@ -168,6 +173,27 @@ def warm_up(engine: Engine) -> None:
             if isinstance(event, Failed):
                 raise BackboneError(f"warm-up: expected the engine to generate, got: {event.error.message}")
             assert not isinstance(event, Finished) or event.outputs
+
+
+def limits_of(settings: Settings) -> ParameterLimits:
+    """The limits of requests' parameters."""
+    return ParameterLimits(
+        default_max_new_tokens=settings.default_max_new_tokens,
+        max_new_tokens=settings.max_new_tokens_limit,
+        num_beams=settings.num_beams_limit,
+        num_return_sequences=settings.num_return_sequences_limit,
+    )
+
+
+def _check_defaults(backbone: Backbone, settings: Settings) -> None:
+    """Raise BackboneError for a generation config with which every plain request would fail."""
+    try:
+        merge_parameters({}, {}, backbone.generation_defaults, limits_of(settings))
+    except InvalidParameter as error:
+        raise BackboneError(
+            f"backbone {backbone.name!r}: generation config: {error.message}. Without it: {OPTION} FIELD",
+            **error.detail,
+        ) from None
 
 
 def _tiers(settings: Settings, link: RegistryLink) -> PrefixTiers:

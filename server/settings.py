@@ -17,7 +17,7 @@ from prefixes.errors import InvalidName
 from prefixes.registry import default_registry_url
 from prefixes.spec import TaskRef
 from server.web.settings_sources import ServiceSettings
-from server.web.settings_types import COMMA_SEPARATED, Count, Seconds
+from server.web.settings_types import COMMA_SEPARATED, Count, Names, Seconds
 
 
 def _check_task(text: str) -> str:
@@ -43,6 +43,9 @@ class Settings(ServiceSettings):
 
     backbone: str = Field(
         "demo", min_length=1, description='The frozen model: "demo" (bundled), a folder, or a hub id such as gpt2.'
+    )
+    ignore_generation_config: Names = Field(
+        (), description="A field of the backbone's generation config that does not count here (repeatable)."
     )
     registry: str = Field(
         default_factory=default_registry_url, min_length=1, description="Where prefixes live: a folder, disk:///PATH or redis://…"

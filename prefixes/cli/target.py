@@ -190,14 +190,17 @@ def fetch(registry: Registry, tenant: str, name: str, version: str) -> bytes:
 
 
 def loaded(name: str) -> Backbone:
-    """The backbone ``name``. Its progress shows only on a terminal, so that elsewhere stderr has only errors."""
+    """The backbone ``name``, to be looked at and not to generate.
+
+    Its progress shows only on a terminal, so that elsewhere stderr has only errors.
+    """
     import transformers
 
     from prefixes.backbone import load_backbone
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    return load_backbone(name)
+    return load_backbone(name, ignore_generation_config=None)
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:

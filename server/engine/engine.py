@@ -80,7 +80,10 @@ class Engine:
         self._spec = backbone.spec
         self._tokenizer = backbone.tokenizer.backend_tokenizer
         self._decoder_prompt = backbone.decoder_prompt
-        self._rules = TokenRules(frozenset(backbone.eos_token_ids), backbone.forced_first, backbone.forced_last)
+        self._rules = TokenRules(
+            frozenset(backbone.eos_token_ids), backbone.forced_first, backbone.forced_last,
+            backbone.suppressed, backbone.suppressed_first,
+        )  # fmt: skip
         self._observer = observer or SilentObserver()
         self._runner = Runner(backbone, kernels, config)
         if self._runner.blocks < 2:

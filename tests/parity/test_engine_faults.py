@@ -25,6 +25,7 @@ CALLS = (
     "server.engine.postprocess:processed",
     "server.engine.decoding.sampler:Sampler.choose",
     "server.engine.decoding.sampler:Sampler._draw",
+    "server.engine.decoding.sampler:Sampler._processed",
     "server.engine.decoding.sampler:processed",
     "server.engine.decoding.sampler:warped",
     "server.engine.decoding.sampler:gumbel",

@@ -85,7 +85,7 @@ def target_opening(backbone: Backbone) -> tuple[int, ...]:
 
     For BART this is ``<s>``. It is empty for a decoder alone, whose output continues the input.
     """
-    if backbone.forced_first is not None:
+    if backbone.decoder_prompt and backbone.forced_first is not None:
         return (backbone.forced_first,)
     return tuple(backbone.prompt_encoder.encode_literal(split_template(backbone.input_template)[0]))
 

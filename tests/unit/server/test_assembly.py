@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,17 @@ def test_a_setting_that_cannot_work_is_a_named_error(
 ) -> None:
     with pytest.raises(PrefixdError, match=message):
         assemble(settings(backbone, tmp_path, **given))
+
+
+def test_a_generation_config_with_which_every_plain_request_would_fail_is_a_named_error(
+    backbone: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(backbone, tmp_path / "copy")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.0, "num_beams": 1}))
+    with pytest.raises(BackboneError, match=r"generation config: temperature: expected above 0.*got 0\.0"):
+        assemble(settings(folder, tmp_path))
+    assembled = assemble(settings(folder, tmp_path, ignore_generation_config="temperature"))
+    assert assembled.backbone.generation_defaults == {"do_sample": True, "num_beams": 1}
 
 
 def test_a_folder_that_is_no_backbone_is_a_named_error(tmp_path: Path) -> None:

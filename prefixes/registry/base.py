@@ -163,9 +163,19 @@ class Registry(Protocol):
         """Point ``alias`` at ``version``. Raises Conflict where it does not point at a given ``expected_current``."""
 
     def rollback(
-        self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
+        self,
+        tenant: str,
+        name: str,
+        *,
+        alias: str = DEFAULT_ALIAS,
+        expected_current: str | None = None,
+        actor: str = UNKNOWN_ACTOR,
     ) -> TaskInfo:
-        """Point ``alias`` at the version before the current one. Raises Conflict when there is none."""
+        """Point ``alias`` at the version before the current one. Raises Conflict when there is none.
+
+        Raises Conflict also where the alias does not point at a given ``expected_current``. With it a rollback can be
+        repeated after a lost answer: of one that was made already, the Conflict says where the alias is now.
+        """
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         """Remove the task; ``undelete`` brings it back until ``gc`` takes it. Raises TaskNotFound."""

@@ -164,10 +164,16 @@ class TaskStore(ABC):
         return self._edit(tenant, name, Edit("promote", actor, alias, plan))
 
     def rollback(
-        self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
+        self,
+        tenant: str,
+        name: str,
+        *,
+        alias: str = DEFAULT_ALIAS,
+        expected_current: str | None = None,
+        actor: str = UNKNOWN_ACTOR,
     ) -> TaskInfo:
         def plan(before: TaskInfo | None) -> Change:
-            return Change(rolled_back(_existing(before, tenant, name), alias))
+            return Change(rolled_back(_existing(before, tenant, name), alias, expected_current))
 
         return self._edit(tenant, name, Edit("rollback", actor, alias, plan))
 

@@ -82,23 +82,17 @@ def check_key_not_deleted(idempotency_key: str, deleted: Iterable[TaskInfo]) -> 
 
 def promoted(task: TaskInfo, version: str, alias: str, expected_current: str | None) -> TaskInfo:
     """``task`` with ``alias`` at ``version``. Raises TaskNotFound, and Conflict as in the Protocol."""
-    current = task.aliases.get(alias)
-    if expected_current is not None and current != expected_current:
-        raise Conflict(
-            f"promote of {task.tenant}/{task.name}@{alias}: expected it at {expected_current}, "
-            f"got {current or 'no such alias'}",
-            expected=expected_current,
-            got=current,
-        )
+    _check_current("promote", task, alias, expected_current)
     version_of_task(task, version)
     return _with_alias(task, alias, version, "promote")
 
 
-def rolled_back(task: TaskInfo, alias: str) -> TaskInfo:
-    """``task`` with ``alias`` one version back. Raises TaskNotFound, or Conflict where no earlier version is left."""
+def rolled_back(task: TaskInfo, alias: str, expected_current: str | None) -> TaskInfo:
+    """``task`` with ``alias`` one version back. Raises TaskNotFound, and Conflict as in the Protocol."""
     history = task.history.get(alias)
     if history is None:
         raise _no_alias(task, alias)
+    _check_current("rollback", task, alias, expected_current)
     stack = effective_versions(history)
     if len(stack) < 2:
         raise Conflict(
@@ -156,6 +150,17 @@ def version_of_task(task: TaskInfo, version: str) -> VersionInfo:
 def no_task(tenant: str, name: str) -> TaskNotFound:
     """The error for a task that the tenant does not have."""
     return TaskNotFound(f"task {tenant}/{name}: expected a published task, found none", task=f"{tenant}/{name}")
+
+
+def _check_current(action: str, task: TaskInfo, alias: str, expected: str | None) -> None:
+    current = task.aliases.get(alias)
+    if expected is not None and current != expected:
+        raise Conflict(
+            f"{action} of {task.tenant}/{task.name}@{alias}: expected it at {expected}, "
+            f"got {current or 'no such alias'}",
+            expected=expected,
+            got=current,
+        )
 
 
 def _no_alias(task: TaskInfo, alias: str) -> TaskNotFound:

@@ -209,12 +209,18 @@ async def promote(body: PromoteRequest, request: Request) -> Response:
     "/{tenant}/{name}/rollback", summary="Point an alias at the version before", openapi_extra=ANY, responses=MOVED
 )
 async def rollback(request: Request, body: RollbackRequest | None = None) -> Response:
-    """409 `conflict` when there is none."""
+    """409 `conflict` when there is none, or when `expected_current` is given and the alias points elsewhere."""
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.PROMOTE)
-    alias = (body or RollbackRequest()).alias
-    actor = caller_of(request).actor
-    task = await runtime.catalog.call(runtime.catalog.registry.rollback, tenant, name, alias=alias, actor=actor)
+    given = body or RollbackRequest()
+    task = await runtime.catalog.call(
+        runtime.catalog.registry.rollback,
+        tenant,
+        name,
+        alias=given.alias,
+        expected_current=given.expected_current,
+        actor=caller_of(request).actor,
+    )
     runtime.catalog.forget(tenant, name)
     return json_response(task_to_dict(task))
 

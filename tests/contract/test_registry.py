@@ -102,6 +102,22 @@ def test_rolling_back_twice_goes_two_versions_back(registry: Registry) -> None:
     assert registry.rollback("default", "e2e").aliases["production"] == VERSIONS[0]
 
 
+def test_a_rollback_that_was_made_already_is_recognised_by_the_version_that_was_expected(registry: Registry) -> None:
+    """Repeated after a lost answer it went two versions back."""
+    publish(registry, 0, 1, 2)
+    task = registry.rollback("default", "e2e", expected_current=VERSIONS[2])
+    assert task.aliases["production"] == VERSIONS[1]
+    with pytest.raises(Conflict, match=f"rollback of .* expected it at {VERSIONS[2]}, got {VERSIONS[1]}") as caught:
+        registry.rollback("default", "e2e", expected_current=VERSIONS[2])
+    assert caught.value.detail == {"expected": VERSIONS[2], "got": VERSIONS[1]}
+    assert registry.inspect("default", "e2e") == task
+    registry.rollback("default", "e2e", expected_current=VERSIONS[1])
+    with pytest.raises(Conflict, match="expected an earlier version"):
+        registry.rollback("default", "e2e", expected_current=VERSIONS[0])
+    with pytest.raises(TaskNotFound, match="alias 'nightly'"):
+        registry.rollback("default", "e2e", alias="nightly", expected_current=VERSIONS[0])
+
+
 def test_promoting_where_it_already_points_is_no_move(registry: Registry) -> None:
     publish(registry, 0, 1)
     task = registry.promote("default", "e2e", VERSIONS[1])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefixes.artifact import version_of, write_prefix
+from prefixes.errors import RegistryUnavailable
 from prefixes.spec import Positions
 from tests.support.apps import Served, with_apps
 from tests.support.prefixes import make_prefix
@@ -55,6 +56,37 @@ def test_the_audit_names_the_caller_of_every_change(tmp_path: Path) -> None:
             ("tenant:default", action) for action in ("publish", "promote", "rollback", "delete", "undelete")
         ]
         assert entries[0].new == version_of(second)
+
+    with_apps(tmp_path, test)
+
+
+def test_a_rollback_whose_answer_was_lost_can_be_repeated(tmp_path: Path) -> None:
+    """A client that came back after ``Retry-After`` rolled back twice."""
+
+    async def test(served: Served) -> None:
+        client, registry = served.public, served.assembled.link.registry
+        first = (await client.get("/prefixes/e2e")).json()["aliases"]["production"]
+        versions = [first]
+        for seed in (1, 2):
+            prefix = make_prefix(served.assembled.backbone.spec, seed=seed)
+            versions.append(registry.publish("default", "e2e", write_prefix(prefix), record={}).version)
+        made = type(registry).rollback
+
+        def lost(*arguments: Any, **options: Any) -> None:
+            made(registry, *arguments, **options)
+            raise RegistryUnavailable("registry: it did not answer in time")
+
+        registry.rollback = lost  # type: ignore[assignment]
+        body = {"expected_current": versions[2]}
+        answer = await client.post("/prefixes/e2e/rollback", json=body)
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+        del registry.rollback
+        again = await client.post("/prefixes/e2e/rollback", json=body)
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
+        assert again.json()["error"]["detail"] == {"expected": versions[2], "got": versions[1]}
+        assert (await client.get("/prefixes/e2e")).json()["aliases"]["production"] == versions[1]
+        back = await client.post("/prefixes/default/e2e/rollback", json={"expected_current": versions[1]})
+        assert (back.status_code, back.json()["aliases"]["production"]) == (200, first)
 
     with_apps(tmp_path, test)
 

@@ -120,7 +120,6 @@ class TaskStore(ABC):
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
     ) -> VersionInfo:
-        """As in the Protocol. Known content keeps its time; entries of ``record`` are added to the ones it has."""
         check_names(tenant, name, alias)
         check_json("record", record)
         if idempotency_key is not None:

@@ -193,6 +193,29 @@ def test_a_prefix_with_which_no_request_fits_is_refused_at_the_door(
     with_apps(tmp_path, test, **settings)
 
 
+@pytest.mark.parametrize(
+    ("defaults", "outputs"),
+    [({"num_beams": 4}, 1), ({"num_beams": 4, "num_return_sequences": 3}, 2),
+     ({"do_sample": True, "num_return_sequences": 4}, 2)],
+)  # fmt: skip
+def test_defaults_that_ask_for_more_rows_than_there_are_are_cut(
+    tmp_path: Path, defaults: dict[str, Any], outputs: int
+) -> None:
+    """They were accepted, and then failed every request that did not say otherwise."""
+
+    async def test(served: Served) -> None:
+        data = write_prefix(make_prefix(served.assembled.backbone.spec, seed=1, defaults=defaults))
+        taken = await served.public.post("/prefixes", data={"task": "wide"}, files={"file": ("x", data)})
+        assert taken.status_code == 201
+        body = {"task": "wide", "input": "name", "parameters": {"max_new_tokens": 1}}
+        answer = await served.public.post("/generate", json=body)
+        assert (answer.status_code, len(answer.json().get("outputs", []))) == (200, outputs)
+        refused = await served.public.post("/generate", json={**body, "parameters": {"num_beams": 3}})
+        assert "num_beams: expected at most 2, this server's limit; got 3" in refused.json()["error"]["message"]
+
+    with_apps(tmp_path, test, max_rows=2)
+
+
 def test_a_template_that_leaves_no_room_for_an_input_is_refused_at_the_door(tmp_path: Path) -> None:
     async def test(served: Served) -> None:
         spec = served.assembled.backbone.spec

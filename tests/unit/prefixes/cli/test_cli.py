@@ -150,6 +150,16 @@ def test_a_rollback_moves_nothing_that_moved_since_it_was_looked_at(
     assert shell.json("inspect", "e2e")["aliases"]["production"] == VERSIONS[0]
 
 
+def test_inspect_shows_what_a_later_publish_replaced_in_a_record(shell: Shell) -> None:
+    for score in (68.2, 70.1):
+        shell.run("publish", shell.file(0), "--task", "e2e", "--record", json.dumps({"bleu": score}))
+    (version,) = shell.json("inspect", "e2e")["versions"]
+    assert version["record"] == {"bleu": 70.1}
+    (replaced,) = version["replaced"]
+    assert (replaced["entry"], replaced["value"]) == ("bleu", 68.2)
+    assert f'until {replaced["at"]} its record had {{"bleu": 68.2}}' in shell.run("inspect", "e2e").stdout
+
+
 def test_publish_without_an_alias_moves_none(shell: Shell) -> None:
     assert shell.json("publish", shell.file(0), "--task", "e2e", "--no-alias")["aliases"] == {}
     assert shell.json("list")["prefixes"][0]["version"] is None

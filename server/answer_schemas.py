@@ -126,13 +126,23 @@ class SpecOfPrefix(TypedDict):
     origin: dict[str, Any]
 
 
+class ReplacedEntry(TypedDict):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    entry: str
+    value: Any
+    at: Time
+
+
 class PublishedVersion(TypedDict):
+    """``replaced``: what entries of the record were before later uploads of the version, oldest first."""
+
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     version: Version
     size: int
     published_at: Time
     spec: SpecOfPrefix
     record: dict[str, Any]
+    replaced: NotRequired[list[ReplacedEntry]]
 
 
 class PublishKey(TypedDict):

@@ -176,12 +176,12 @@ def warm_up(engine: Engine) -> None:
 
 
 def limits_of(settings: Settings) -> ParameterLimits:
-    """The limits of requests' parameters."""
+    """The limits of requests' parameters. Defaults are cut to them, so none asks for more rows than there are."""
     return ParameterLimits(
         default_max_new_tokens=settings.default_max_new_tokens,
         max_new_tokens=settings.max_new_tokens_limit,
-        num_beams=settings.num_beams_limit,
-        num_return_sequences=settings.num_return_sequences_limit,
+        num_beams=min(settings.num_beams_limit, settings.max_rows),
+        num_return_sequences=min(settings.num_return_sequences_limit, settings.max_rows),
     )
 
 

@@ -124,6 +124,9 @@ class RollbackRequest(Body):
     """``POST /prefixes/…/rollback``."""
 
     alias: Name = DEFAULT_ALIAS
+    expected_current: Version | None = Field(
+        default=None, description="Refuse unless it points here; makes it safe to repeat."
+    )
 
 
 class AuditQuery(BaseModel):

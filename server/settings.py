@@ -103,7 +103,7 @@ class Settings(ServiceSettings):
 
     default_max_new_tokens: Count = Field(128, description="max_new_tokens where nobody says.")
     max_new_tokens_limit: Count = Field(4096, description="The most max_new_tokens that a request may ask for.")
-    num_beams_limit: Count = Field(16, description="The most num_beams that a request may ask for.")
+    num_beams_limit: Count = Field(16, description="The most num_beams of a request; max_rows bounds it too.")
     num_return_sequences_limit: Count = Field(16, description="The most num_return_sequences, as well.")
     max_batch_items: Count = Field(256, description="Items in one /generate/batch, prompts in one /v1/completions.")
     max_body_bytes: ByteSize = Field(ByteSize(4 << 20), gt=0, description="Largest request body, uploads apart.")

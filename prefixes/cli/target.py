@@ -56,6 +56,12 @@ RefArgument = Annotated[
     ),
 ]
 AliasOption = Annotated[str, typer.Option("--alias", help="The alias to move.")]
+ExpectedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expected-current", metavar="VERSION", help="Fail unless the alias points here now.", show_default=False
+    ),
+]
 
 
 def application(help_text: str) -> typer.Typer:

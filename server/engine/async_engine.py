@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from prefixes.errors import EngineFailure, PrefixdError, QueueFull, ShuttingDown
+from prefixes.spec import PrefixSpec
 from server.engine.engine import Engine, EngineStats
 from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey
 
@@ -118,6 +119,10 @@ class AsyncEngine:
         submitted_at = time.monotonic()
         self._post(lambda: self._add(request, submitted_at))
         return stream
+
+    def check_prefix(self, spec: PrefixSpec, shortest: tuple[int, ...]) -> None:
+        """As ``Engine.check_prefix``."""
+        self._engine.check_prefix(spec, shortest)
 
     def stats(self) -> EngineStats:
         """A snapshot for gauges."""

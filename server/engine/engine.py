@@ -122,6 +122,13 @@ class Engine:
         """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end in this engine."""
         self._admission.check(request)
 
+    def check_prefix(self, spec: PrefixSpec, shortest: tuple[int, ...]) -> None:
+        """Raise InputTooLong unless some request with a prefix of ``spec`` can run here. ``shortest``: its prompt.
+
+        Any thread may call it.
+        """
+        self._admission.check_prefix(spec, shortest)
+
     def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
         """Queue a checked request.
 

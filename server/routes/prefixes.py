@@ -16,7 +16,6 @@ from prefixes.errors import (
     IncompatiblePrefix,
     InvalidArtifact,
     InvalidName,
-    InvalidParameter,
     RegistryFull,
     RegistryUnavailable,
     TaskNotFound,
@@ -24,10 +23,9 @@ from prefixes.errors import (
 from prefixes.registry.base import Registry, TaskInfo
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.registry.transitions import published_with
-from prefixes.spec import DIGEST, NAME_PATTERN, NO_TWO_DOTS, PART, VERSION_PATTERN, PrefixSpec, TaskRef, check_name
+from prefixes.spec import DIGEST, NAME_PATTERN, NO_TWO_DOTS, PART, VERSION_PATTERN, TaskRef, check_name
 from server.answer_schemas import Published, Task, TaskList
 from server.engine.types import PrefixKey
-from server.parameters import check_defaults
 from server.registry.listing import visible_tasks
 from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
@@ -95,7 +93,7 @@ async def upload(request: Request) -> Response:
 def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[str, Any]:
     registry = runtime.catalog.registry
     if not _was_published(registry, form):
-        _check_defaults(runtime, validate_upload(data, runtime.backbone.spec).spec)
+        validate_upload(data, runtime.backbone, runtime.service.limits, runtime.engine)
     info = registry.publish(
         form.tenant,
         form.name,
@@ -122,13 +120,6 @@ def _was_published(registry: Registry, form: Upload) -> bool:
         return published_with(registry.inspect(form.tenant, form.name), form.idempotency_key) is not None
     except TaskNotFound:
         return False
-
-
-def _check_defaults(runtime: Runtime, spec: PrefixSpec) -> None:
-    try:
-        check_defaults(spec.defaults, runtime.backbone.generation_defaults, runtime.service.limits)
-    except InvalidParameter as error:
-        raise InvalidArtifact(f"defaults: {error.message}", **error.detail) from None
 
 
 @router.get("", summary="List tasks", responses=LISTED)
@@ -218,12 +209,18 @@ async def promote(body: PromoteRequest, request: Request) -> Response:
     "/{tenant}/{name}/rollback", summary="Point an alias at the version before", openapi_extra=ANY, responses=MOVED
 )
 async def rollback(request: Request, body: RollbackRequest | None = None) -> Response:
-    """409 `conflict` when there is none."""
+    """409 `conflict` when there is none, or when `expected_current` is given and the alias points elsewhere."""
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.PROMOTE)
-    alias = (body or RollbackRequest()).alias
-    actor = caller_of(request).actor
-    task = await runtime.catalog.call(runtime.catalog.registry.rollback, tenant, name, alias=alias, actor=actor)
+    given = body or RollbackRequest()
+    task = await runtime.catalog.call(
+        runtime.catalog.registry.rollback,
+        tenant,
+        name,
+        alias=given.alias,
+        expected_current=given.expected_current,
+        actor=caller_of(request).actor,
+    )
     runtime.catalog.forget(tenant, name)
     return json_response(task_to_dict(task))
 

@@ -35,9 +35,9 @@ class PrefixSets:
         """Blocks of the pinned prefixes, whether they are loaded or not."""
         return self._pinned.blocks
 
-    def pinned_blocks_beside(self, key: PrefixKey) -> int:
-        """Blocks of the pinned prefixes other than ``key``."""
-        entry = self._pinned.entries.get(key)
+    def pinned_blocks_beside(self, key: PrefixKey | None) -> int:
+        """Blocks of the pinned prefixes other than ``key``; of all for None, the bare backbone."""
+        entry = self._pinned.entries.get(key) if key else None
         return self._pinned.blocks - (entry.block_count if entry else 0)
 
     @property

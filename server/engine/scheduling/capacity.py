@@ -34,6 +34,4 @@ class Capacity:
 
     def room(self, request: GenerationRequest) -> int:
         """Blocks that the request can have: all but those of other pinned prefixes."""
-        if request.prefix is None or request.prefix_spec is None:
-            return self.ledger.capacity - self.prefixes.pinned_blocks
         return self.ledger.capacity - self.prefixes.pinned_blocks_beside(request.prefix)

@@ -89,6 +89,15 @@ def test_pins_that_do_not_fit_together_are_refused_with_expected_and_got() -> No
         assert not made.pin(B)
 
 
+def test_what_a_published_prefix_may_take_does_not_depend_on_pins() -> None:
+    """A pin may go. Requests with that prefix are refused until then."""
+    with door(10, lengths={A: 24, B: 16}) as made:
+        assert made.pin(A)
+        made.admission.check_prefix(made.machine.prefixes[B].spec, (0,))
+        with pytest.raises(InputTooLong, match="less pinned prefixes"):
+            made.admission.check(made.machine.request("r", (0,), B, max_new_tokens=1))
+
+
 def test_a_pin_that_cannot_be_written_is_told_to_those_behind_a_blocked_head() -> None:
     with door(12, lengths={A: 4}) as made:
         machine = made.machine

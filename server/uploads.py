@@ -15,11 +15,11 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 
 from prefixes.artifact import Prefix, read_prefix
-from prefixes.errors import NO_ROOM, DiskFull
+from prefixes.errors import NO_ROOM, DiskFull, NotReady
 from prefixes.spec import DEFAULT_ALIAS, NAME_PATTERN, TASK_PATTERN, BackboneSpec, TaskRef, check_compatible, check_name
 from prefixes.strict_json import strict_json
 from server.web.auth import Caller
-from server.web.errors import InvalidRequest, NotReady
+from server.web.errors import InvalidRequest
 from server.web.suggest import did_you_mean
 
 FORM: Final[dict[str, Any]] = {

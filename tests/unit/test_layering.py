@@ -70,7 +70,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
     "server.engine": (
-        ("types", "config"),
+        ("types", "config", "step_watch"),
         ("observer",),
         ("kernels", "memory"),
         ("models", "prefixes", "decoding"),

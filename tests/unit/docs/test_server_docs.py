@@ -48,7 +48,7 @@ def test_every_metric_is_documented() -> None:
     EngineMetrics(max_task_labels=1).begin(registry)
     HttpMetrics(registry)
     stats = EngineStats(0, 0, 0.0, 0, 0, 0, 0, 0)
-    registry.register(EngineStateCollector(lambda: stats))
+    registry.register(EngineStateCollector(lambda: stats, lambda: 0.0))
     registry.register(TierCollector(PrefixTiers(lambda tenant, version: b"", ()).stats, lambda: stats))
     RegistryMetrics(registry)
     registry.register(LinkCollector(lambda: LinkState(True, 0.0, False, True)))

@@ -14,8 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.engine.engine import EngineStats
-from server.engine.types import FinishReason, Usage
+from server.engine.types import EngineStats, FinishReason, Usage
 
 BARE: Final = "(bare)"
 OTHER: Final = "(other)"

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from prefixes.errors import EngineFailure, NotReady, PrefixdError, QueueFull, ShuttingDown
-from server.engine.engine import Engine, EngineStats
+from server.engine.engine import Engine
 from server.engine.step_watch import StepWatch
-from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey
+from server.engine.types import EngineStats, Event, Failed, Finished, GenerationRequest, PrefixKey
 
 STEP_TIMEOUT_S: Final = 60.0
 """Seconds after which a step counts as hung, by default."""
@@ -264,7 +264,7 @@ class AsyncEngine:
     def _check_integrity(self) -> None:
         try:
             self._engine.check_integrity()
-        except AssertionError:
+        except Exception:
             log.exception("the memory ledger is not what its holders say; this is a defect")
 
     def _notify(self) -> None:

@@ -76,7 +76,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("models", "prefixes", "decoding"),
         ("row",),
         ("scheduling",),
-        ("batch", "reporter"),
+        ("batch", "grouping", "reporter"),
         ("runner",),
         ("postprocess",),
         ("engine",),

@@ -102,6 +102,17 @@ class PrefixSets:
         if entry.pinned and entry.host is not None:
             self._unsettled[key] = entry
 
+    def _file_all(self) -> None:
+        """Make all sets and sums anew of the entries; idle ones keep their order."""
+        order = dict.fromkeys([*self._idle.entries, *self._entries])
+        self._resident, self._idle, self._pinned, self._claimed = (EntrySet() for _ in range(4))
+        self._unsettled, self._copy_bytes = {}, sum(entry.copy_bytes for entry in self._entries.values())
+        for key in order:
+            if entry := self._entries.get(key):
+                self._file(key, entry)
+                self._pinned.put(key, entry, entry.pinned)
+                self._claimed.put(key, entry, entry.claims > 0)
+
     def _fits(self, entry: Entry, extra_blocks: int) -> bool:
         """Whether the entry's blocks, if it has none yet, and so many more can be had."""
         if entry.resident:

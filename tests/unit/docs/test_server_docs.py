@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from prefixes.parameters import DECODING_PARAMETERS
 from prefixes.registry.redis.url import OPTIONS, SCHEMES
-from server.engine.engine import EngineStats
+from server.engine.types import EngineStats
 from server.metrics import EngineMetrics, EngineStateCollector
 from server.registry.link import LinkState
 from server.registry.metrics import LinkCollector, RegistryMetrics

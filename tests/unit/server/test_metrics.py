@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from server.engine.engine import EngineStats
 from server.engine.observer import EngineObserver
-from server.engine.types import FinishReason, Usage
+from server.engine.types import EngineStats, FinishReason, Usage
 from server.metrics import EngineMetrics, EngineStateCollector
 
 

@@ -6,10 +6,12 @@ read the figures. Knows neither loads nor blocks' contents.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prefixes.spec import PrefixSpec
 from server.engine.memory.blocks import BlockLedger
 from server.engine.prefixes.entry import Entry, EntrySet
-from server.engine.types import PrefixKey
+from server.engine.types import GenerationRequest, PrefixKey
 
 
 class PrefixSets:
@@ -93,6 +95,10 @@ class PrefixSets:
         if (entry := self._entries.get(key)) is None:
             entry = self._entries[key] = Entry(spec, self.block_count(spec))
         return entry
+
+    def _entries_of(self, requests: Iterable[GenerationRequest]) -> list[Entry]:
+        """One for each request that has a prefix."""
+        return [self._entry(r.prefix, r.prefix_spec) for r in requests if r.prefix and r.prefix_spec]
 
     def _file(self, key: PrefixKey, entry: Entry) -> None:
         """Put the entry into the sets that its place decides, as the last to join, and remove it from the others."""

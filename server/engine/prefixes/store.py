@@ -200,11 +200,12 @@ class PrefixStore(PrefixSets):
         """
         for entry in self._entries.values():
             entry.users = entry.waiters = entry.claims = 0
-        for requests, count in ((using, "users"), (waiting, "waiters"), (claiming, "claims")):
-            for request in requests:
-                if request.prefix and request.prefix_spec:
-                    entry = self._entry(request.prefix, request.prefix_spec)
-                    setattr(entry, count, getattr(entry, count) + 1)
+        for entry in self._entries_of(using):
+            entry.users += 1
+        for entry in self._entries_of(waiting):
+            entry.waiters += 1
+        for entry in self._entries_of(claiming):
+            entry.claims += 1
         for key, entry in list(self._entries.items()):
             if entry.resident or (entry.copy_bytes and not entry.claims):
                 entry.host, entry.copy_bytes = None, 0

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
+from server.engine.step_watch import StepWatch
 from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
@@ -59,7 +60,7 @@ def _create_public(assembled: Assembled) -> FastAPI:
         link.start(lambda tenant, name: _hand_over(loop, changed, tenant, name))
         for key, spec in assembled.pinned.items():
             assembled.engine.pin(key, spec)
-        engine = AsyncEngine.start(assembled.engine, settings.max_waiting)
+        engine = AsyncEngine.start(assembled.engine, settings.max_waiting, StepWatch(settings.step_timeout_s))
         keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:
             app.state.runtime = _runtime(assembled, engine)
@@ -115,7 +116,7 @@ def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
 
 def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
     settings, catalog = assembled.settings, assembled.catalog
-    assembled.metrics_registry.register(EngineStateCollector(engine.stats))
+    assembled.metrics_registry.register(EngineStateCollector(engine.stats, lambda: engine.step_running_s))
     assembled.metrics_registry.register(LinkCollector(assembled.link.state))
     assembled.metrics_registry.register(TierCollector(assembled.tiers.stats, engine.stats))
     return Runtime(

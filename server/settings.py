@@ -117,6 +117,9 @@ class Settings(ServiceSettings):
         0.5, ge=0, le=0.9, description="Seconds for which an alias is believed; below 1, so that a promote is seen."
     )
     drain_timeout_s: Seconds = Field(120.0, description="Seconds that running rows get to finish after SIGTERM.")
+    step_timeout_s: Seconds = Field(
+        60.0, description="Seconds after which a step that does not return makes /ready and /health fail."
+    )
     heartbeat_s: Seconds = Field(15.0, description="How often a comment goes into every stream, for proxies' sake.")
     max_task_labels: Count = Field(100, description='Distinct tasks in metric labels; further ones are "other".')
     access_log: bool = Field(False, description="One log line per HTTP request.")

@@ -16,13 +16,13 @@ from starlette.datastructures import FormData, UploadFile
 
 from prefixes.artifact import read_prefix
 from prefixes.backbone import Backbone
-from prefixes.errors import NO_ROOM, DiskFull, InputTooLong, InvalidArtifact, InvalidParameter
+from prefixes.errors import NO_ROOM, DiskFull, InputTooLong, InvalidArtifact, InvalidParameter, NotReady
 from prefixes.spec import DEFAULT_ALIAS, NAME_PATTERN, TASK_PATTERN, TaskRef, check_compatible, check_name
 from prefixes.strict_json import strict_json
 from server.engine.async_engine import AsyncEngine
 from server.parameters import ParameterLimits, check_defaults
 from server.web.auth import Caller
-from server.web.errors import InvalidRequest, NotReady
+from server.web.errors import InvalidRequest
 from server.web.suggest import did_you_mean
 
 FORM: Final[dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """What goes into the engine and what comes out. Torch-free.
 
-Owns the request, its parameters and its events; knows neither tensors nor HTTP nor the registry.
+Owns the request, its parameters, its events, and the figures; knows neither tensors nor HTTP nor the registry.
 """
 
 from __future__ import annotations
@@ -229,3 +229,21 @@ class Failed:
 
 
 Event = TokenEvent | Finished | Failed
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1.
+
+    Staged prefixes are loaded and wait in host memory for their blocks. Preempted ones have left their blocks for host
+    memory, because requests that were preempted need them again.
+    """
+
+    running: int
+    waiting: int
+    kv_usage: float
+    resident_prefixes: int
+    resident_prefix_bytes: int
+    resident_prefix_limit_bytes: int
+    staged_prefix_bytes: int
+    preempted_prefix_bytes: int

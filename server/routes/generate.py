@@ -17,6 +17,7 @@ from prefixes.errors import (
     InputTooLong,
     InvalidName,
     InvalidParameter,
+    NotReady,
     QueueFull,
     RegistryUnavailable,
     TaskNotFound,
@@ -29,7 +30,7 @@ from server.runtime import Runtime, request_id_of, runtime_of
 from server.schemas import BatchRequest, GenerateItem, GenerateRequest
 from server.service import Running
 from server.web.auth import Caller, caller_of
-from server.web.errors import InvalidRequest, NotReady, encode_error, error_body, error_of
+from server.web.errors import InvalidRequest, encode_error, error_body, error_of
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers, events
 from server.web.responses import json_response, to_json
@@ -39,7 +40,7 @@ router = APIRouter(tags=["generate"], default_response_class=Response, route_cla
 
 ERRORS = (
     *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
-    RegistryUnavailable,
+    RegistryUnavailable, NotReady,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from prefixes.errors import (
     InputTooLong,
     InvalidName,
     InvalidParameter,
+    NotReady,
     PrefixdError,
     QueueFull,
     RegistryUnavailable,
@@ -38,7 +39,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], default_response_class=Respons
 
 ERRORS = (
     *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
-    RegistryUnavailable,
+    RegistryUnavailable, NotReady,
 )  # fmt: skip
 MODEL = Path(json_schema_extra={"anyOf": [{"pattern": REFERENCE_PATTERN}, {SETTING: "backbone_name"}]})
 

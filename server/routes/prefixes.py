@@ -16,6 +16,7 @@ from prefixes.errors import (
     IncompatiblePrefix,
     InvalidArtifact,
     InvalidName,
+    NotReady,
     RegistryFull,
     RegistryUnavailable,
     TaskNotFound,
@@ -31,7 +32,6 @@ from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
 from server.uploads import FORM, Upload, read_upload, validate_upload
 from server.web.auth import Action, authorize, caller_of
-from server.web.errors import NotReady
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response

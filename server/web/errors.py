@@ -98,12 +98,6 @@ class Overloaded(PrefixdError):
     code = "overloaded"
 
 
-class NotReady(PrefixdError):
-    """The server cannot serve just now."""
-
-    code = "not_ready"
-
-
 def status_of(error: PrefixdError) -> int:
     """The HTTP status for ``error``: 500 for a code that is not in ``STATUSES``."""
     return STATUSES.get(error.code, 500)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prefixes.spec import PrefixSpec
+from prefixes.spec import PrefixSpec, Site
 from server.engine.memory.blocks import BlockLedger
 from server.engine.prefixes.entry import SiteBlocks
 
@@ -32,11 +32,10 @@ class Placement:
 
         There must be room.
         """
-        taken = {
-            site: tuple(self._ledger.allocate(self._ledger.blocks_for(sited.length)))
-            for site, sited in prefix.spec.sites.items()
-        }
+        taken: dict[Site, tuple[int, ...]] = {}
         try:
+            for site, sited in prefix.spec.sites.items():
+                taken[site] = tuple(self._ledger.allocate(self._ledger.blocks_for(sited.length)))
             self._write(prefix, taken)
         except Exception:
             self.release(taken)

@@ -6,10 +6,12 @@ read the figures. Knows neither loads nor blocks' contents.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prefixes.spec import PrefixSpec
 from server.engine.memory.blocks import BlockLedger
 from server.engine.prefixes.entry import Entry, EntrySet
-from server.engine.types import PrefixKey
+from server.engine.types import GenerationRequest, PrefixKey
 
 
 class PrefixSets:
@@ -94,6 +96,10 @@ class PrefixSets:
             entry = self._entries[key] = Entry(spec, self.block_count(spec))
         return entry
 
+    def _entries_of(self, requests: Iterable[GenerationRequest]) -> list[Entry]:
+        """One for each request that has a prefix."""
+        return [self._entry(r.prefix, r.prefix_spec) for r in requests if r.prefix and r.prefix_spec]
+
     def _file(self, key: PrefixKey, entry: Entry) -> None:
         """Put the entry into the sets that its place decides, as the last to join, and remove it from the others."""
         self._resident.put(key, entry, entry.resident)
@@ -101,6 +107,17 @@ class PrefixSets:
         self._unsettled.pop(key, None)
         if entry.pinned and entry.host is not None:
             self._unsettled[key] = entry
+
+    def _file_all(self) -> None:
+        """Make all sets and sums anew of the entries; idle ones keep their order."""
+        order = dict.fromkeys([*self._idle.entries, *self._entries])
+        self._resident, self._idle, self._pinned, self._claimed = (EntrySet() for _ in range(4))
+        self._unsettled, self._copy_bytes = {}, sum(entry.copy_bytes for entry in self._entries.values())
+        for key in order:
+            if entry := self._entries.get(key):
+                self._file(key, entry)
+                self._pinned.put(key, entry, entry.pinned)
+                self._claimed.put(key, entry, entry.claims > 0)
 
     def _fits(self, entry: Entry, extra_blocks: int) -> bool:
         """Whether the entry's blocks, if it has none yet, and so many more can be had."""

@@ -13,7 +13,7 @@ no scheduler and no registry: it gets ``load``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from prefixes.errors import EngineFailure, PrefixdError
@@ -24,7 +24,7 @@ from server.engine.prefixes.entry import Entry, LoadStatus, SiteBlocks
 from server.engine.prefixes.loader import PrefixLoader
 from server.engine.prefixes.placement import Placement
 from server.engine.prefixes.sets import PrefixSets
-from server.engine.types import PrefixKey
+from server.engine.types import GenerationRequest, PrefixKey
 
 if TYPE_CHECKING:
     from prefixes.artifact import Prefix
@@ -187,6 +187,36 @@ class PrefixStore(PrefixSets):
     def staged_bytes(self) -> int:
         """Bytes of prefixes that are loaded and not in blocks, in host memory."""
         return self._loader.staged_bytes
+
+    def recount(
+        self,
+        using: Iterable[GenerationRequest],
+        waiting: Iterable[GenerationRequest],
+        claiming: Iterable[GenerationRequest],
+    ) -> None:
+        """After a fault between two changes: these requests use, wait for and claim their prefixes, and no others.
+
+        What is in blocks, staged or copied stays; a load whose end may have been lost begins anew.
+        """
+        for entry in self._entries.values():
+            entry.users = entry.waiters = entry.claims = 0
+        for entry in self._entries_of(using):
+            entry.users += 1
+        for entry in self._entries_of(waiting):
+            entry.waiters += 1
+        for entry in self._entries_of(claiming):
+            entry.claims += 1
+        for key, entry in list(self._entries.items()):
+            if entry.resident or (entry.copy_bytes and not entry.claims):
+                entry.host, entry.copy_bytes = None, 0
+            if entry.host is None:
+                self._loader.drop(key)
+                entry.loading, entry.error = False, None
+                if entry.waiters or entry.pinned:
+                    self._ensure_loading(key, entry)
+        self._file_all()
+        for key, entry in list(self._entries.items()):
+            self._drop_if_unused(key, entry)
 
     def close(self) -> None:
         """Stop the loaders; loads under way are abandoned."""

@@ -26,8 +26,7 @@ class WaitingGroups:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Group]:
-        loading = [group for groups in self._loading.values() for group in groups]
-        return iter(sorted([*self._ready[False], *self._ready[True], *loading], key=self._arrival))
+        return iter(sorted(self._numbers, key=self._arrival))
 
     @property
     def head(self) -> Group | None:

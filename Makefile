@@ -14,7 +14,7 @@ BIN      := $(VENV)/bin
 PYTEST   ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve trainer test test-slow lint format bench docker-test clean
+.PHONY: help install serve trainer test test-slow test-faults lint format bench docker-test clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "; print "usage: make TARGET [PORT=8000]\n"} \
@@ -36,10 +36,13 @@ trainer: install ## Take training jobs on http://HOST:8100 (TRAINER_PORT), for t
 	  --data $(TRAINER_DATA) --registry $(REGISTRY)
 
 test: lint ## Run linters, types and the test suite
-	$(BIN)/python -m pytest $(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest $(PYTEST) -m "not slow and not faults"
 
 test-slow: install ## Run the slower tier of tests
-	$(BIN)/python -m pytest $(PYTEST) -m slow
+	$(BIN)/python -m pytest $(PYTEST) -m "slow and not faults"
+
+test-faults: install ## Run the campaign of faults against real processes (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest $(PYTEST) -vv -m faults
 
 lint: install ## Check style (ruff) and types (mypy --strict)
 	$(BIN)/ruff check .

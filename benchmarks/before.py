@@ -30,7 +30,7 @@ def start(checkout: Path, folder: Path, geometry: str, threads: int) -> Process:
 
     Neither engine measures at its start which kernels to take: the two would choose by different noise.
     """
-    script = [sys.executable, str(ROOT / "benchmarks/contenders.py"), "engine", "--no-calibration"]
+    script = [sys.executable, str(ROOT / "benchmarks/contenders.py"), "engine", "--deterministic"]
     sizes = ["--backbone", str(folder), "--geometry", geometry, "--threads", str(threads)]
     return Process([*script, *sizes], folder / f"{checkout.name}.log", checkout)
 

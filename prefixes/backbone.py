@@ -5,7 +5,7 @@ Owns what is read from a checkpoint through transformers; knows no prefix and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from prefixes.checkpoint import checkpoint_files, checkpoint_folder, fingerprint
-from prefixes.errors import BackboneError, InvalidParameter
+from prefixes.errors import BackboneError
 from prefixes.families import Family, family_of
-from prefixes.parameters import DECODING_PARAMETERS, check_decoding_parameters
+from prefixes.generation_config import read_file, read_generation
 from prefixes.prompt import PromptEncoder
 from prefixes.spec import INPUT_SLOT, BackboneSpec
 
@@ -39,16 +39,25 @@ class Backbone:
     eos_token_ids: tuple[int, ...]
     input_template: str  # wraps a text as in pretraining, where no task has a template of its own
     decoder_prompt: tuple[int, ...]
-    forced_first: int | None  # an encoder-decoder's first token, whatever its logits say
-    forced_last: int | None  # its last token where an output reaches its limit
+    forced_first: int | None  # the token behind a decoder's prompt of one token, whatever the logits say
+    forced_last: int | None  # the last token where an output reaches its limit
+    suppressed: frozenset[int]  # tokens that no output has
+    suppressed_first: frozenset[int]  # tokens that no output begins with, behind a forced one
     pad_token_id: int  # the tokenizer's, else the first end token, else 0; attention never reads it
 
 
-def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Backbone:
+def load_backbone(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    ignore_generation_config: Collection[str] | None = (),
+) -> Backbone:
     """Load the backbone ``name``: "demo" or "demo-bart" (bundled), a folder, or a hub id.
 
     Reads only safetensors and runs no code from the checkpoint. Raises BackboneError for an unknown family, a variant
-    that the engine does not compute exactly, missing tensors, or no fast tokenizer.
+    that the engine does not compute exactly, missing tensors, no fast tokenizer, or a generation config that is not
+    supported but for the fields in ``ignore_generation_config``; None is for those who generate nothing.
     """
     folder = checkpoint_folder(name)
     try:
@@ -59,6 +68,7 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str 
     sites = family.sites(config)
     files = checkpoint_files(folder)
     tokenizer = _load_tokenizer(name, folder, config.vocab_size)
+    generation_file = read_file(name, folder)
     model = _load_model(name, folder, family, config, dtype)
     architecture = {**family.architecture(config), "tied": _head_is_tied(model)}
     spec = BackboneSpec(
@@ -69,20 +79,22 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: str 
         max_positions=family.window(config),
         fingerprint=fingerprint(family.name, architecture, model, files, tokenizer),
     )
-    eos_token_ids = _eos_token_ids(name, model, tokenizer)
+    generation = read_generation(name, model, tokenizer, generation_file, ignore_generation_config)
     return Backbone(
         name=name,
         model=model.to(device),
         tokenizer=tokenizer,
         prompt_encoder=PromptEncoder(tokenizer),
         spec=spec,
-        generation_defaults=_generation_defaults(name, model),
-        eos_token_ids=eos_token_ids,
+        generation_defaults=generation.defaults,
+        eos_token_ids=generation.eos_token_ids,
         input_template=_input_template(name, family, tokenizer),
-        decoder_prompt=_decoder_prompt(name, model),
-        forced_first=_forced(name, model, "forced_bos_token_id"),
-        forced_last=_forced(name, model, "forced_eos_token_id"),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*eos_token_ids, 0)[0],
+        decoder_prompt=generation.decoder_prompt,
+        forced_first=generation.forced_first,
+        forced_last=generation.forced_last,
+        suppressed=generation.suppressed,
+        suppressed_first=generation.suppressed_first,
+        pad_token_id=_pad_token_id(tokenizer, generation.eos_token_ids),
     )
 
 
@@ -126,20 +138,6 @@ def _head_is_tied(model: Any) -> bool:
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def _eos_token_ids(name: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
-    for configured in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
-        if configured is None:
-            continue
-        ids = tuple(configured) if isinstance(configured, (list, tuple)) else (configured,)
-        if not all(isinstance(token, int) and 0 <= token < model.config.vocab_size for token in ids):
-            raise BackboneError(
-                f"backbone {name!r}: eos_token_id: expected ids from 0 to {model.config.vocab_size - 1}, got {ids}",
-                got=list(ids),
-            )
-        return ids
-    return ()
-
-
 def _input_template(name: str, family: Family, tokenizer: Any) -> str:
     if not family.wraps_input:
         return INPUT_SLOT
@@ -148,39 +146,5 @@ def _input_template(name: str, family: Family, tokenizer: Any) -> str:
     return f"{tokenizer.bos_token}{INPUT_SLOT}{tokenizer.eos_token}"
 
 
-def _decoder_prompt(name: str, model: Any) -> tuple[int, ...]:
-    if not model.config.is_encoder_decoder:
-        return ()
-    for start in (model.generation_config.decoder_start_token_id, model.config.decoder_start_token_id):
-        if start is not None:
-            return (_vocabulary_id(name, model, "decoder_start_token_id", start),)
-    raise BackboneError(
-        f"backbone {name!r}: expected a decoder_start_token_id, got none; set it in generation_config.json"
-    )
-
-
-def _forced(name: str, model: Any, key: str) -> int | None:
-    token = getattr(model.generation_config, key, None) if model.config.is_encoder_decoder else None
-    return None if token is None else _vocabulary_id(name, model, key, token)
-
-
-def _vocabulary_id(name: str, model: Any, key: str, token: Any) -> int:
-    vocab = model.config.vocab_size
-    if not isinstance(token, int) or not 0 <= token < vocab:
-        raise BackboneError(f"backbone {name!r}: {key}: expected one id from 0 to {vocab - 1}, got {token}", got=token)
-    return token
-
-
-def _generation_defaults(name: str, model: Any) -> Mapping[str, Any]:
-    configured = model.generation_config.to_dict()
-    defaults = {key: configured[key] for key in DECODING_PARAMETERS if configured.get(key) is not None}
-    if model.config.is_encoder_decoder:  # its lengths count the decoder's start token and not the input
-        for ours, theirs in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
-            length = configured.get(theirs)
-            if ours not in defaults and isinstance(length, int) and length > 1:
-                defaults[ours] = length - 1
-    try:
-        check_decoding_parameters(defaults)
-    except InvalidParameter as error:
-        raise BackboneError(f"backbone {name!r}: generation config: {error.message}", **error.detail) from None
-    return defaults
+def _pad_token_id(tokenizer: Any, eos_token_ids: tuple[int, ...]) -> int:
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*eos_token_ids, 0)[0])

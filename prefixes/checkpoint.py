@@ -47,11 +47,11 @@ def checkpoint_files(folder: str) -> dict[str, Path]:
     Raises BackboneError if there is no safetensors checkpoint. Pickled ones are never opened.
     """
     try:
-        single = _locate(folder, _SINGLE)
+        single = locate(folder, _SINGLE)
         if single is not None:
             with safe_open(single, framework="pt") as file:
                 return dict.fromkeys(file.keys(), single)
-        index = _locate(folder, _INDEX)
+        index = locate(folder, _INDEX)
         if index is None:
             raise BackboneError(
                 f"backbone {folder!r}: expected {_SINGLE} or {_INDEX}, found neither; pickled checkpoints are not read"
@@ -63,7 +63,7 @@ def checkpoint_files(folder: str) -> dict[str, Path]:
         raise BackboneError(f"backbone {folder!r}: cannot read its checkpoint: {str(error)[:300]}") from error
 
 
-def _locate(folder: str, filename: str) -> Path | None:
+def locate(folder: str, filename: str) -> Path | None:
     """The file in a folder, or of a hub id by download or cache. None if there is none."""
     try:
         found = cached_file(folder, filename)
@@ -75,7 +75,7 @@ def _locate(folder: str, filename: str) -> Path | None:
 def _shard(folder: str, filename: str) -> Path:
     if Path(filename).name != filename:  # the index comes with the checkpoint and must not name files elsewhere
         raise BackboneError(f"backbone {folder!r}: expected shards beside {_INDEX}, got {filename[:80]!r}")
-    path = _locate(folder, filename)
+    path = locate(folder, filename)
     if path is None:
         raise BackboneError(f"backbone {folder!r}: expected the shard {filename[:80]!r}, found none")
     return path

@@ -100,9 +100,18 @@ class RemoteRegistry:
         return self._task(self._server.json("POST", f"{_path(tenant, name)}/promote", json=body))
 
     def rollback(
-        self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
+        self,
+        tenant: str,
+        name: str,
+        *,
+        alias: str = DEFAULT_ALIAS,
+        expected_current: str | None = None,
+        actor: str = UNKNOWN_ACTOR,
     ) -> TaskInfo:
-        return self._task(self._server.json("POST", f"{_path(tenant, name)}/rollback", json={"alias": alias}))
+        body = {"alias": alias}
+        if expected_current is not None:
+            body["expected_current"] = expected_current
+        return self._task(self._server.json("POST", f"{_path(tenant, name)}/rollback", json=body))
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         self._server.send("DELETE", _path(tenant, name))

@@ -117,6 +117,12 @@ class ShuttingDown(PrefixdError):
     code = "shutting_down"
 
 
+class NotReady(PrefixdError):
+    """The server cannot serve just now."""
+
+    code = "not_ready"
+
+
 class EngineFailure(PrefixdError):
     """A row failed inside the engine; its neighbours did not."""
 

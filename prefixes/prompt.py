@@ -7,22 +7,44 @@ and are split.
 
 A prompt that is too long loses tokens from the end of the input, never from the template.
 
-Owns these rules; knows no window.
+Owns these rules, and how little of a text need be tokenised to know its prompt; knows no window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from prefixes.errors import InvalidParameter
+from prefixes.byte_level import byte_level_rules
+from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.spec import INPUT_SLOT, split_template
+
+HEAD_PER_TOKEN: Final = 8
+"""Characters of the first head that is tried for each token that is wanted. Ordinary text has three to five."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What ``fit`` made of a prompt. ``token_ids`` is None if it does not fit; ``truncated``: the input lost its end.
+
+    ``got`` counts the tokens of the whole prompt; with ``at_least`` it has as many or more.
+    """
+
+    token_ids: tuple[int, ...] | None
+    got: int
+    truncated: bool = False
+    at_least: bool = False
+
+    @property
+    def shown(self) -> str:
+        """``got`` for a message."""
+        return f"at least {self.got}" if self.at_least else str(self.got)
 
 
 class PromptEncoder:
-    """Encodes prompts for one tokenizer. Thread-safe.
+    """Encodes prompts for one tokenizer. Thread-safe. Other threads run while a text is tokenised.
 
     It keeps two copies of the backend, because splitting special tokens is a mutable switch there. A thread that
     flipped a shared switch would let another thread's user text through as special tokens.
@@ -32,6 +54,7 @@ class PromptEncoder:
         self._literal, self._plain = _copy(tokenizer), _copy(tokenizer)
         self._literal.encode_special_tokens = False
         self._plain.encode_special_tokens = True
+        self._rules = byte_level_rules(self._plain)
 
     def encode(self, template: str, text: str) -> list[int]:
         """Token ids of ``template`` with ``text`` for its ``{input}``.
@@ -42,16 +65,34 @@ class PromptEncoder:
         before, after = split_template(template)
         return self.encode_literal(before) + self.encode_text(text) + self.encode_literal(after)
 
-    def cut(self, template: str, token_ids: Sequence[int], room: int) -> list[int] | None:
-        """Cut ``token_ids`` from ``encode`` to at most ``room``. The input loses its end; the template stays whole.
+    def fit(
+        self, template: str, text: str, room: int, *, truncate: bool = False, max_bytes: int | None = None
+    ) -> Fitted:
+        """The prompt in at most ``room`` tokens. With ``truncate`` the input loses its end; the template stays whole.
 
-        None if the template leaves no room for any of the input.
+        A text that cannot fit by its length alone is not tokenised. With ``truncate`` a head of it is. Raises as
+        ``encode`` does, and InputTooLong where more than ``max_bytes`` of the text would have to be tokenised.
         """
-        if len(token_ids) <= room:
-            return list(token_ids)
-        head, tail = (self.encode_literal(part) for part in split_template(template))
-        kept = room - len(tail)
-        return [*token_ids[:kept], *tail] if kept > len(head) else None
+        before, after = (self.encode_literal(part) for part in split_template(template))
+        around, least = len(before) + len(after), self._least(text)
+        if not truncate and around + least > room:
+            return Fitted(None, around + least, at_least=True)
+        left = max(0, room - around)
+        ids, whole = self._head(text, left, max_bytes) if truncate else (self._within(text, max_bytes), True)
+        got = around + len(ids)
+        if whole and got <= room:
+            return Fitted((*before, *ids, *after), got)
+        if not truncate or not left:
+            return Fitted(None, got, at_least=not whole)
+        return Fitted((*before, *ids[:left], *after), got, truncated=True, at_least=not whole)
+
+    def refused(self, template: str, text: str, room: int) -> Fitted | None:
+        """What ``fit`` says of a text that cannot fit by its length alone, without tokenising it. None of any other.
+
+        Raises as ``encode`` does.
+        """
+        least = self._least(text) + sum(len(self.encode_literal(part)) for part in split_template(template))
+        return Fitted(None, least, at_least=True) if least > room else None
 
     def encode_literal(self, text: str) -> list[int]:
         """Token ids of trusted text. Special tokens are recognised."""
@@ -59,6 +100,37 @@ class PromptEncoder:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of untrusted text. Special tokens are split into plain ones."""
+        _utf8_size(text)
+        return _encode(self._plain, text)
+
+    def _least(self, text: str) -> int:
+        size = _utf8_size(text)
+        return self._rules.least_tokens(size) if self._rules else 0
+
+    def _head(self, text: str, wanted: int, max_bytes: int | None) -> tuple[list[int], bool]:
+        """More than ``wanted`` of the tokens that ``text`` begins with, or all of them, and whether it is all."""
+        length = HEAD_PER_TOKEN * (wanted + 1)
+        most = len(text) if max_bytes is None else max_bytes
+        while self._rules and length < len(text):
+            place = self._rules.cut_from(text, length, min(len(text), most + 1))
+            if place is None:
+                break
+            ids = self._within(text[:place], max_bytes)
+            if len(ids) > wanted:
+                return ids, False
+            length = 2 * place
+        return self._within(text, max_bytes), True
+
+    def _within(self, text: str, max_bytes: int | None) -> list[int]:
+        """Token ids of a text of at most ``max_bytes``."""
+        size = _utf8_size(text)
+        if max_bytes is not None and size > max_bytes:
+            raise InputTooLong(
+                f"input: expected at most {max_bytes} bytes to tokenise, or a sure place to cut it before that, "
+                f"got {size} bytes",
+                expected=max_bytes,
+                got=size,
+            )
         return _encode(self._plain, text)
 
 
@@ -69,10 +141,14 @@ def _copy(tokenizer: Any) -> Any:
     return copy
 
 
-def _encode(backend: Any, text: str) -> list[int]:
+def _utf8_size(text: str) -> int:
     try:
-        text.encode()
+        return len(text.encode())
     except UnicodeEncodeError:
         raise InvalidParameter("input: expected valid Unicode, got a lone surrogate", parameter=INPUT_SLOT) from None
-    ids: list[int] = backend.encode(text, add_special_tokens=False).ids if text else []
+
+
+def _encode(backend: Any, text: str) -> list[int]:
+    """Token ids. Of the backend's calls only those for a batch let other Python threads run meanwhile."""
+    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids if text else []
     return ids

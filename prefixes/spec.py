@@ -22,8 +22,17 @@ DEFAULT_TENANT = "default"
 DEFAULT_ALIAS = "production"
 INPUT_SLOT = "{input}"
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-_VERSION = re.compile(r"sha256:[0-9a-f]{64}")
+PART = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+DIGEST = r"sha256:[0-9a-f]{64}"
+NO_TWO_DOTS = r"(?!.*\.\.)"
+NAME_PATTERN = f"^{NO_TWO_DOTS}{PART}$"
+"""Of tenants, tasks, aliases and publish keys, for documents; ``check_name`` keeps it."""
+VERSION_PATTERN = f"^{DIGEST}$"
+TASK_PATTERN = f"^{NO_TWO_DOTS}(?:{PART}/)?{PART}$"
+REFERENCE_PATTERN = f"^{NO_TWO_DOTS}(?:{PART}/)?{PART}(?:@(?:{PART}|{DIGEST}))?$"
+"""What ``TaskRef.parse`` takes."""
+_NAME = re.compile(f"{NO_TWO_DOTS}{PART}")
+_VERSION = re.compile(DIGEST)
 
 
 def check_name(kind: str, name: str) -> str:
@@ -32,7 +41,7 @@ def check_name(kind: str, name: str) -> str:
     Valid: 1 to 64 of ``a-z 0-9 . _ -``, first and last alphanumeric, no two dots in a row. Such a name is safe as a
     file name, a URL part and a Redis key.
     """
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not _NAME.fullmatch(name):
         raise InvalidName(
             f"{kind} name: expected 1 to 64 of a-z 0-9 . _ -, beginning and ending with a letter or digit; "
             f"got {name[:80]!r}",

@@ -11,14 +11,16 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 from fastapi import FastAPI
 
-from server.assembly import Assembled
+from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
+from server.engine.step_watch import StepWatch
 from server.metrics import EngineStateCollector
-from server.parameters import ParameterLimits
+from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
 from server.routes import admin, generate, openai, operations, prefixes
@@ -27,11 +29,13 @@ from server.service import GenerationService
 from server.settings import Settings
 from server.tiers.metrics import TierCollector
 from server.tiers.trimming import TrimSoon
+from server.tokenizing import Tokenizing
 from server.web.bodies import BodyMiddleware
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
 from server.web.intake import Intake
 from server.web.middleware import RequestMiddleware
+from server.web.openapi import DocumentedAPI
 from server.web.version import package_version
 
 
@@ -57,8 +61,10 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop, link, changed = asyncio.get_running_loop(), assembled.link, assembled.catalog.changed
-        engine = AsyncEngine.start(assembled.engine, settings.max_waiting)
         link.start(lambda tenant, name: _hand_over(loop, changed, tenant, name))
+        for key, spec in assembled.pinned.items():
+            assembled.engine.pin(key, spec)
+        engine = AsyncEngine.start(assembled.engine, settings.max_waiting, StepWatch(settings.step_timeout_s))
         keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:
             app.state.runtime = _runtime(assembled, engine)
@@ -69,12 +75,12 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
             await anyio.to_thread.run_sync(link.close)
             link.registry.close()
 
-    app = FastAPI(
+    app = DocumentedAPI(
+        settings=_documented(assembled),
         title="prefixd",
         summary="Many prefix-tuned tasks, one frozen backbone, one forward pass.",
         version=package_version(),
         lifespan=lifespan,
-        redirect_slashes=False,
     )
     for module in (generate, prefixes, openai, operations):
         app.include_router(module.router)
@@ -83,8 +89,8 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
 
 
 def _create_admin(assembled: Assembled, intake: Intake, public: FastAPI) -> FastAPI:
-    app = FastAPI(
-        title="prefixd admin", version=package_version(), docs_url=None, redoc_url=None, redirect_slashes=False
+    app = DocumentedAPI(
+        settings=_documented(assembled), title="prefixd admin", version=package_version(), docs_url=None, redoc_url=None
     )
     app.state = public.state  # the runtime, once the public application's lifespan has made it
     for module in (operations, admin):
@@ -105,20 +111,28 @@ def _install(app: FastAPI, assembled: Assembled, intake: Intake, metrics: HttpMe
     )
 
 
+def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
+    """This server's limits and names, in the words of its documents."""
+    settings = assembled.settings
+    return {
+        **documented_limits(limits_of(settings)),
+        "items": {"maxItems": settings.max_batch_items},
+        "backbone_name": {"const": settings.backbone_name},
+    }
+
+
 def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
     settings, catalog = assembled.settings, assembled.catalog
-    assembled.metrics_registry.register(EngineStateCollector(engine.stats))
+    assembled.metrics_registry.register(EngineStateCollector(engine.stats, lambda: engine.step_running_s))
     assembled.metrics_registry.register(LinkCollector(assembled.link.state))
     assembled.metrics_registry.register(TierCollector(assembled.tiers.stats, engine.stats))
-    for key in assembled.pinned:
-        engine.pin(key)
     return Runtime(
         settings=settings,
         backbone=assembled.backbone,
         catalog=catalog,
         tiers=assembled.tiers,
         engine=engine,
-        service=GenerationService(assembled.backbone, catalog, engine, _limits(settings)),
+        service=GenerationService(assembled.backbone, catalog, engine, limits_of(settings), _tokenizing(settings)),
         metrics=assembled.metrics_registry,
         uploads=anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE),
         trim_soon=TrimSoon(),
@@ -133,10 +147,5 @@ def _hand_over(
         loop.call_soon_threadsafe(changed, tenant, name)
 
 
-def _limits(settings: Settings) -> ParameterLimits:
-    return ParameterLimits(
-        default_max_new_tokens=settings.default_max_new_tokens,
-        max_new_tokens=settings.max_new_tokens_limit,
-        num_beams=settings.num_beams_limit,
-        num_return_sequences=settings.num_return_sequences_limit,
-    )
+def _tokenizing(settings: Settings) -> Tokenizing:
+    return Tokenizing(settings.tokenizer_threads, settings.max_input_bytes, settings.max_waiting)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,10 +25,11 @@ from prometheus_client import (
 import prefixes
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.checkpoint import DEMOS
-from prefixes.errors import BackboneError, PrefixdError, RegistryUnavailable
+from prefixes.errors import BackboneError, InvalidParameter, PrefixdError, RegistryUnavailable
+from prefixes.generation_config import OPTION
 from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
-from prefixes.spec import TaskRef
+from prefixes.spec import PrefixSpec, TaskRef, check_compatible
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
@@ -36,6 +37,7 @@ from server.engine.kernels.threads import configure_threads
 from server.engine.memory.heap import trim_heap
 from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
 from server.metrics import EngineMetrics
+from server.parameters import ParameterLimits, merge_parameters
 from server.registry.catalog import Catalog
 from server.registry.link import RegistryLink
 from server.registry.metrics import RegistryMetrics
@@ -46,14 +48,17 @@ from server.web.settings_sources import InvalidSettings
 
 DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
 WARM_UP_TOKENS: Final = 8
-WARM_UP_INPUT: Final = 256  # long enough to measure an encoder's pace
+WARM_UP_INPUT: Final = 256  # long enough to measure the pace of prompts and encoders
 
 _log = logging.getLogger("prefixd.server")
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """All that is ready before the event loop runs. ``pinned`` are the versions that ``--pin`` named at start."""
+    """All that is ready before the event loop runs.
+
+    ``pinned`` are the versions that ``--pin`` named at start. The engine counts them; whoever starts it loads them.
+    """
 
     settings: Settings
     backbone: Backbone
@@ -62,7 +67,7 @@ class Assembled:
     tiers: PrefixTiers
     engine: Engine
     metrics_registry: CollectorRegistry
-    pinned: tuple[PrefixKey, ...]
+    pinned: Mapping[PrefixKey, PrefixSpec]
 
 
 def assemble(settings: Settings) -> Assembled:
@@ -76,7 +81,10 @@ def assemble(settings: Settings) -> Assembled:
     dtype = _dtype(settings.dtype, device)
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
     began = time.monotonic()
-    backbone = load_backbone(settings.backbone, dtype=dtype, device=device)
+    backbone = load_backbone(
+        settings.backbone, dtype=dtype, device=device, ignore_generation_config=settings.ignore_generation_config
+    )
+    _check_defaults(backbone, settings)
     _log.info("backbone loaded", extra={"facts": {
         "backbone": settings.backbone, "fingerprint": backbone.spec.fingerprint, "device": str(device),
         "dtype": str(dtype).removeprefix("torch."), "seconds": round(time.monotonic() - began, 3)}})
@@ -93,12 +101,15 @@ def assemble(settings: Settings) -> Assembled:
     metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
     try:
         configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
-        kernels = select_kernels(device, dtype, settings.kernels, settings.threads)
+        kernels = select_kernels(
+            device, dtype, settings.kernels, settings.threads, deterministic=settings.deterministic
+        )
         engine = Engine(backbone, kernels, _engine_config(settings), catalog.load, metrics)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
     began = time.monotonic()
-    kernels.warm_up()
+    if not settings.deterministic:
+        kernels.warm_up()
     warm_up(engine)
     metrics.begin(metrics_registry)
     trim_heap()  # gives back what loading and compiling took
@@ -111,7 +122,7 @@ def assemble(settings: Settings) -> Assembled:
         tiers=tiers,
         engine=engine,
         metrics_registry=metrics_registry,
-        pinned=tuple(_pinned(registry, task) for task in settings.pin),
+        pinned=_reserve_pins(settings.pin, registry, backbone, engine),
     )
 
 
@@ -164,6 +175,27 @@ def warm_up(engine: Engine) -> None:
             assert not isinstance(event, Finished) or event.outputs
 
 
+def limits_of(settings: Settings) -> ParameterLimits:
+    """The limits of requests' parameters. Defaults are cut to them, so none asks for more rows than there are."""
+    return ParameterLimits(
+        default_max_new_tokens=settings.default_max_new_tokens,
+        max_new_tokens=settings.max_new_tokens_limit,
+        num_beams=min(settings.num_beams_limit, settings.max_rows),
+        num_return_sequences=min(settings.num_return_sequences_limit, settings.max_rows),
+    )
+
+
+def _check_defaults(backbone: Backbone, settings: Settings) -> None:
+    """Raise BackboneError for a generation config with which every plain request would fail."""
+    try:
+        merge_parameters({}, {}, backbone.generation_defaults, limits_of(settings))
+    except InvalidParameter as error:
+        raise BackboneError(
+            f"backbone {backbone.name!r}: generation config: {error.message}. Without it: {OPTION} FIELD",
+            **error.detail,
+        ) from None
+
+
 def _tiers(settings: Settings, link: RegistryLink) -> PrefixTiers:
     """The caches, the nearest first, and behind them the registry."""
     registry = link.registry
@@ -177,10 +209,12 @@ def _engine_config(settings: Settings) -> EngineConfig:
     return EngineConfig(
         kv_cache_bytes=settings.kv_cache_bytes,
         max_prefix_bytes=settings.max_prefix_bytes,
+        preempted_prefix_bytes=settings.preempted_prefix_bytes,
         block_size=settings.block_size,
         max_rows=settings.max_rows,
         max_step_tokens=settings.max_step_tokens,
-        encoder_step_ms=settings.encoder_step_ms,
+        max_step_ms=settings.max_step_ms,
+        deterministic=settings.deterministic,
         max_encoder_tokens=settings.max_encoder_tokens,
         reuse_prompts=settings.reuse_prompts,
     )
@@ -205,7 +239,18 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _pinned(registry: Registry, task: str) -> PrefixKey:
-    resolved = registry.resolve(TaskRef.parse(task))
-    return PrefixKey(resolved.tenant, resolved.version)
+def _reserve_pins(
+    tasks: Iterable[str], registry: Registry, backbone: Backbone, engine: Engine
+) -> dict[PrefixKey, PrefixSpec]:
+    pinned = {}
+    for task in tasks:
+        resolved = registry.resolve(TaskRef.parse(task))
+        check_compatible(resolved.spec, backbone.spec)
+        key = PrefixKey(resolved.tenant, resolved.version)
+        try:
+            engine.reserve_pin(key, resolved.spec)
+        except PrefixdError as error:
+            raise InvalidSettings(f"{error.message} with task {task!r}", **error.detail) from None
+        pinned[key] = resolved.spec
+    return pinned
 

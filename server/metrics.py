@@ -14,8 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.engine.engine import EngineStats
-from server.engine.types import FinishReason, Usage
+from server.engine.types import EngineStats, FinishReason, Usage
 
 BARE: Final = "(bare)"
 OTHER: Final = "(other)"
@@ -154,15 +153,15 @@ class EngineMetrics:
 class EngineStateCollector(Collector):
     """Gauges of the engine's state, read when Prometheus asks."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+    def __init__(self, stats: Callable[[], EngineStats], step_running_s: Callable[[], float]) -> None:
+        self._stats, self._step_running_s = stats, step_running_s
 
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance: there may be no engine yet."""
         return []
 
     def collect(self) -> Iterable[Metric]:
-        """One gauge per number of ``EngineStats``."""
+        """One gauge per number of ``EngineStats``, and one for the step under way."""
         stats = self._stats()
         for name, text, value in (
             ("num_requests_running", "Requests that run.", stats.running),
@@ -171,5 +170,10 @@ class EngineStateCollector(Collector):
             ("resident_prefixes", "Prefixes in memory.", stats.resident_prefixes),
             ("resident_prefix_bytes", "Their bytes.", stats.resident_prefix_bytes),
             ("staged_prefix_bytes", "Bytes of loaded prefixes that wait for room.", stats.staged_prefix_bytes),
+            (
+                "preempted_prefix_bytes", "Bytes of preempted requests' prefixes, out of the pool.",
+                stats.preempted_prefix_bytes,
+            ),
+            ("step_running_seconds", "How long the step under way has run; 0 if none.", self._step_running_s()),
         ):
             yield GaugeMetricFamily(f"prefixd_{name}", text, value=value)

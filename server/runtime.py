@@ -19,7 +19,6 @@ from server.service import GenerationService
 from server.settings import Settings
 from server.tiers.tiers import PrefixTiers
 from server.tiers.trimming import TrimSoon
-from server.web.errors import NotReady
 
 MAX_UPLOADS_AT_ONCE = 2
 
@@ -41,15 +40,14 @@ class Runtime:
 
     @property
     def backbone_name(self) -> str:
-        """The name under which the bare backbone is a model: the last part of a path or hub id."""
-        return self.settings.backbone.rstrip("/").rpartition("/")[2] or self.settings.backbone
+        """The name under which the bare backbone is a model."""
+        return self.settings.backbone_name
 
     def check_taking_work(self) -> None:
-        """Raise ShuttingDown while the server drains, NotReady if the engine has stopped."""
+        """Raise ShuttingDown while the server drains, NotReady if the engine has stopped or hangs."""
         if self.engine.draining:
             raise ShuttingDown("the server is shutting down and takes no new work")
-        if not self.engine.healthy:
-            raise NotReady("the engine has stopped")
+        self.engine.check_alive()
 
 
 def runtime_of(request: Request) -> Runtime:

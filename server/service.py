@@ -9,9 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
-
-import anyio.to_thread
+from typing import Any
 
 from prefixes.backbone import Backbone
 from prefixes.errors import InputTooLong, InvalidParameter
@@ -22,10 +20,8 @@ from server.engine.async_engine import AsyncEngine, EventStream
 from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
 from server.parameters import ParameterLimits, merge_parameters
 from server.registry.catalog import Catalog
+from server.tokenizing import Tokenizing
 from server.web.auth import Action, Caller, authorize
-
-LONG_TEXT: Final = 4096
-"""A text with more characters is tokenised off the event loop. For a shorter one the hop costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,19 @@ class Running:
 class GenerationService:
     """Admits requests for one backbone and one engine."""
 
-    def __init__(self, backbone: Backbone, catalog: Catalog, engine: AsyncEngine, limits: ParameterLimits) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        catalog: Catalog,
+        engine: AsyncEngine,
+        limits: ParameterLimits,
+        tokenizing: Tokenizing,
+    ) -> None:
         self.backbone = backbone
         self._catalog = catalog
         self._engine = engine
         self.limits = limits
+        self._tokenizing = tokenizing
         self._numbers = itertools.count()
 
     async def prepare(
@@ -61,7 +65,7 @@ class GenerationService:
         """Do every step of the admission but the engine's own.
 
         Raises InvalidName, Forbidden, TaskNotFound, RegistryUnavailable, IncompatiblePrefix, InvalidParameter,
-        InputTooLong.
+        InputTooLong, QueueFull.
         """
         resolved = await self._resolve(caller, task)
         spec = resolved.spec if resolved else None
@@ -76,7 +80,7 @@ class GenerationService:
         request = GenerationRequest(
             request_id=f"{request_id}#{next(self._numbers)}",  # a caller may send one id twice
             caller=caller.tenant,
-            token_ids=tuple(token_ids),
+            token_ids=token_ids,
             params=params,
             prefix=key,
             prefix_spec=spec,
@@ -102,26 +106,19 @@ class GenerationService:
         authorize(caller, Action.GENERATE, ref.tenant)
         return await self._catalog.resolve(ref)
 
-    async def _tokenize(self, spec: PrefixSpec | None, text: str, truncate: bool) -> tuple[list[int], bool]:
+    async def _tokenize(self, spec: PrefixSpec | None, text: str, truncate: bool) -> tuple[tuple[int, ...], bool]:
         """Token ids of the prompt, and whether the input's end was cut off to fit the window."""
         template = spec.template if spec else self.backbone.input_template
-        encoder = self.backbone.prompt_encoder
-        if len(text) > LONG_TEXT:
-            token_ids = await anyio.to_thread.run_sync(encoder.encode, template, text)
-        else:
-            token_ids = encoder.encode(template, text)
-        if not token_ids:
-            raise InvalidParameter("input: expected at least one token, got none", parameter="input")
         room = self.backbone.spec.input_room(spec)
-        if len(token_ids) <= room:
-            return token_ids, False
-        kept = encoder.cut(template, token_ids, room) if truncate else None
-        if kept is None:
+        fitted = await self._tokenizing.fit(self.backbone.prompt_encoder, template, text, room, truncate)
+        if fitted.got == 0:
+            raise InvalidParameter("input: expected at least one token, got none", parameter="input")
+        if fitted.token_ids is None:
             raise InputTooLong(
                 f"input: expected at most {room} tokens ({self.backbone.spec.input_limit(spec)}), got "
-                f"{len(token_ids)} with the task's template"
+                f"{fitted.shown} with the task's template"
                 + ("" if truncate else "; parameters.truncate cuts it"),
                 expected=room,
-                got=len(token_ids),
+                got=fitted.got,
             )
-        return kept, True
+        return fitted.token_ids, fitted.truncated

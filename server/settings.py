@@ -17,7 +17,7 @@ from prefixes.errors import InvalidName
 from prefixes.registry import default_registry_url
 from prefixes.spec import TaskRef
 from server.web.connection_settings import ConnectionSettings
-from server.web.settings_types import COMMA_SEPARATED, Count, Seconds
+from server.web.settings_types import COMMA_SEPARATED, Count, Names, Seconds
 
 
 def _check_task(text: str) -> str:
@@ -44,6 +44,9 @@ class Settings(ConnectionSettings):
     backbone: str = Field(
         "demo", min_length=1, description='The frozen model: "demo" (bundled), a folder, or a hub id such as gpt2.'
     )
+    ignore_generation_config: Names = Field(
+        (), description="A field of the backbone's generation config that does not count here (repeatable)."
+    )
     registry: str = Field(
         default_factory=default_registry_url, min_length=1, description="Where prefixes live: a folder, disk:///PATH or redis://…"
     )
@@ -64,6 +67,9 @@ class Settings(ConnectionSettings):
         "auto", description="Numbers to compute in; auto is float32 on cpu, bfloat16 on cuda."
     )
     kernels: str = Field("auto", min_length=1, description="Attention and linear kernels; auto picks the quickest.")
+    deterministic: bool = Field(
+        False, description="One kernel per shape, nothing measured: a request's bits depend on nothing beside it."
+    )
     threads: Count | None = Field(None, description="CPU threads of the engine; default: all cores it may use.")
 
     kv_cache_bytes: ByteSize = Field(
@@ -72,6 +78,11 @@ class Settings(ConnectionSettings):
     max_prefix_bytes: ByteSize | None = Field(
         None, gt=0, description="At most this much of it for resident prefixes; default: all of it."
     )
+    preempted_prefix_bytes: ByteSize | None = Field(
+        None, gt=0,
+        description="For prefixes of running and of preempted requests, whose copies may take so much host memory; "
+        "default: as much as max_prefix_bytes.",
+    )  # fmt: skip
     host_cache_bytes: ByteSize = Field(
         ByteSize(256 << 20), ge=0, description="Host memory that keeps fetched artifacts; 0 keeps none."
     )
@@ -82,9 +93,9 @@ class Settings(ConnectionSettings):
     block_size: Count = Field(16, description="Positions in one block of that memory.")
     max_rows: Count = Field(64, description="Rows that run at once; every beam and every sample is a row.")
     max_step_tokens: Count = Field(512, description="Tokens in one forward pass; long prompts are cut into chunks.")
-    encoder_step_ms: float = Field(
+    max_step_ms: float = Field(
         250.0, gt=0, allow_inf_nan=False,
-        description="Milliseconds that an encoder's layers may hold up the rows that run, per step; a layer at least.",
+        description="Milliseconds that prompts and encoders may hold up the rows that run, in each step.",
     )  # fmt: skip
     max_encoder_tokens: Count = Field(4096, description="Tokens of inputs that go through an encoder together.")
     max_waiting: Count = Field(1024, description="Requests that may wait; more are refused with 429.")
@@ -92,20 +103,32 @@ class Settings(ConnectionSettings):
 
     default_max_new_tokens: Count = Field(128, description="max_new_tokens where nobody says.")
     max_new_tokens_limit: Count = Field(4096, description="The most max_new_tokens that a request may ask for.")
-    num_beams_limit: Count = Field(16, description="The most num_beams that a request may ask for.")
+    num_beams_limit: Count = Field(16, description="The most num_beams of a request; max_rows bounds it too.")
     num_return_sequences_limit: Count = Field(16, description="The most num_return_sequences, as well.")
     max_batch_items: Count = Field(256, description="Items in one /generate/batch, prompts in one /v1/completions.")
     max_body_bytes: ByteSize = Field(ByteSize(4 << 20), gt=0, description="Largest request body, uploads apart.")
+    max_input_bytes: ByteSize = Field(
+        ByteSize(1 << 20), gt=0, description="Bytes of a text that are tokenised at most; truncate needs few of them."
+    )
+    tokenizer_threads: Count = Field(2, description="Long texts that are tokenised at once; further ones wait.")
     max_upload_bytes: ByteSize = Field(ByteSize(512 << 20), gt=0, description="Largest prefix upload.")
 
     alias_ttl_s: float = Field(
         0.5, ge=0, le=0.9, description="Seconds for which an alias is believed; below 1, so that a promote is seen."
     )
     drain_timeout_s: Seconds = Field(120.0, description="Seconds that running rows get to finish after SIGTERM.")
+    step_timeout_s: Seconds = Field(
+        60.0, description="Seconds after which a step that does not return makes /ready and /health fail."
+    )
     heartbeat_s: Seconds = Field(15.0, description="How often a comment goes into every stream, for proxies' sake.")
     max_task_labels: Count = Field(100, description='Distinct tasks in metric labels; further ones are "other".')
     access_log: bool = Field(False, description="One log line per HTTP request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @property
+    def backbone_name(self) -> str:
+        """The name under which the bare backbone is a model: the last part of a path or hub id."""
+        return self.backbone.rstrip("/").rpartition("/")[2] or self.backbone
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

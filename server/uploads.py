@@ -1,7 +1,7 @@
 """``POST /prefixes``: reads the multipart body of an upload, and the artifact in it.
 
-Owns the form's fields and their checks, and the check that the artifact fits this backbone. The file stays on disk
-(spooled) until its turn to be read. Knows no registry.
+Owns the form's fields and their checks, and the check that the artifact can serve on this backbone and in this engine.
+The file stays on disk (spooled) until its turn to be read. Knows no registry.
 """
 
 from __future__ import annotations
@@ -14,15 +14,39 @@ from typing import Any, Final
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 
-from prefixes.artifact import Prefix, read_prefix
-from prefixes.errors import NO_ROOM, DiskFull
-from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, TaskRef, check_compatible, check_name
+from prefixes.artifact import read_prefix
+from prefixes.backbone import Backbone
+from prefixes.errors import NO_ROOM, DiskFull, InputTooLong, InvalidArtifact, InvalidParameter, NotReady
+from prefixes.spec import DEFAULT_ALIAS, NAME_PATTERN, TASK_PATTERN, TaskRef, check_compatible, check_name
 from prefixes.strict_json import strict_json
+from server.engine.async_engine import AsyncEngine
+from server.parameters import ParameterLimits, check_defaults
 from server.web.auth import Caller
-from server.web.errors import InvalidRequest, NotReady
+from server.web.errors import InvalidRequest
 from server.web.suggest import did_you_mean
 
-FIELDS: Final = frozenset({"task", "alias", "record", "once", "file"})
+FORM: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["task", "file"],
+    "additionalProperties": False,
+    "properties": {
+        "task": {"type": "string", "pattern": TASK_PATTERN},
+        "file": {"type": "string", "format": "binary"},
+        "alias": {
+            "anyOf": [{"type": "string", "pattern": NAME_PATTERN}, {"type": "string", "const": ""}],
+            "default": DEFAULT_ALIAS,
+            "description": "The alias that moves; none moves if it is empty.",
+        },
+        "record": {"type": "object", "description": "A JSON object, as text."},
+        "once": {
+            "type": "string",
+            "pattern": NAME_PATTERN,
+            "description": "A publish key: a later upload with the same one changes nothing.",
+        },
+    },
+}
+"""The form, for the document."""
+FIELDS: Final = frozenset(FORM["properties"])
 
 
 @dataclass(frozen=True)
@@ -79,14 +103,24 @@ async def _form(request: Request) -> FormData:
         raise NotReady("the upload cannot be kept in the temporary folder") from error
 
 
-def validate_upload(data: bytes, backbone: BackboneSpec) -> Prefix:
-    """The prefix in ``data``, complete, finite and made for ``backbone``.
+def validate_upload(data: bytes, backbone: Backbone, limits: ParameterLimits, engine: AsyncEngine) -> None:
+    """Check that the artifact in ``data`` is complete, finite, made for ``backbone``, and that it can serve here.
 
     Raises InvalidArtifact, IncompatiblePrefix.
     """
-    prefix = read_prefix(data)
-    check_compatible(prefix.spec, backbone)
-    return prefix
+    spec = read_prefix(data).spec
+    check_compatible(spec, backbone.spec)
+    try:
+        check_defaults(spec.defaults, backbone.generation_defaults, limits)
+    except InvalidParameter as error:
+        raise InvalidArtifact(f"defaults: {error.message}", **error.detail) from None
+    shortest = backbone.prompt_encoder.encode(spec.template, "") or [0]  # any one token
+    try:
+        engine.check_prefix(spec, tuple(shortest))
+    except InputTooLong as error:
+        raise InvalidArtifact(
+            f"not even the shortest request with this prefix fits: {error.message}", **error.detail
+        ) from None
 
 
 def _text(value: Any, field: str) -> str:

@@ -13,6 +13,7 @@ from prefixes.actor import local_actor
 from prefixes.cli import show
 from prefixes.cli.target import (
     AliasOption,
+    ExpectedOption,
     JsonOption,
     RefArgument,
     RegistryOption,
@@ -27,7 +28,7 @@ from prefixes.cli.target import (
     reference,
     task_of,
 )
-from prefixes.errors import PrefixdError
+from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.spec import DEFAULT_ALIAS, BackboneSpec, check_compatible, check_name
 
@@ -93,9 +94,7 @@ def inspect(
 def promote(
     ref: RefArgument,
     alias: AliasOption = DEFAULT_ALIAS,
-    expected_current: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="Fail unless the alias points here now.", show_default=False)
-    ] = None,
+    expected_current: ExpectedOption = None,
     registry: RegistryOption = None,
     server: ServerOption = None,
     as_json: JsonOption = False,
@@ -115,6 +114,7 @@ def promote(
 def rollback(
     task: TaskArgument,
     alias: AliasOption = DEFAULT_ALIAS,
+    expected_current: ExpectedOption = None,
     registry: RegistryOption = None,
     server: ServerOption = None,
     as_json: JsonOption = False,
@@ -122,7 +122,18 @@ def rollback(
     """Point an alias at the version before; again for the one before that."""
     ref = task_of(task)
     with opened(registry, server) as source:
-        show.show_aliases(source.rollback(ref.tenant, ref.name, alias=alias, actor=local_actor()), as_json=as_json)
+        current = expected_current
+        if current is None:
+            current = source.inspect(ref.tenant, ref.name).aliases.get(alias)
+        try:
+            moved = source.rollback(
+                ref.tenant, ref.name, alias=alias, expected_current=current, actor=local_actor()
+            )
+        except RegistryUnavailable as error:
+            if current:
+                error.message += f"; it may have been made: to repeat it, add --expected-current {current}"
+            raise
+    show.show_aliases(moved, as_json=as_json)
 
 
 @command(app, "delete")

@@ -71,6 +71,8 @@ def show_task(task: TaskInfo) -> None:
         typer.echo(f"\n{short(info.version)}  backbone {info.spec.fingerprint}")
         if info.spec.origin:
             typer.echo(f"  made by {_brief(info.spec.origin)}")
+        for entry in info.replaced:
+            typer.echo(f"  until {entry.at} its record had {_brief({entry.name: entry.value})}")
 
 
 def show_audit(entries: Sequence[AuditEntry]) -> None:

@@ -56,6 +56,12 @@ RefArgument = Annotated[
     ),
 ]
 AliasOption = Annotated[str, typer.Option("--alias", help="The alias to move.")]
+ExpectedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expected-current", metavar="VERSION", help="Fail unless the alias points here now.", show_default=False
+    ),
+]
 
 
 def application(help_text: str) -> typer.Typer:
@@ -190,14 +196,17 @@ def fetch(registry: Registry, tenant: str, name: str, version: str) -> bytes:
 
 
 def loaded(name: str) -> Backbone:
-    """The backbone ``name``. Its progress shows only on a terminal, so that elsewhere stderr has only errors."""
+    """The backbone ``name``, to be looked at and not to generate.
+
+    Its progress shows only on a terminal, so that elsewhere stderr has only errors.
+    """
     import transformers
 
     from prefixes.backbone import load_backbone
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    return load_backbone(name)
+    return load_backbone(name, ignore_generation_config=None)
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:

@@ -18,6 +18,9 @@ RETENTION_S: Final = 7 * 86400.0
 """How long a deleted task can be brought back, by default."""
 KEYS_KEPT: Final = 100
 """How many idempotency keys a task remembers: the newest ones."""
+REPLACED_KEPT: Final = 16
+REPLACED_BYTES: Final = 64 << 10
+"""How many replaced entries a version keeps, and how much JSON they take together: the oldest ones."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,28 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True)
+class ReplacedEntry:
+    """What an entry of a record was until a later publish of the version brought another value."""
+
+    name: str
+    value: Any  # JSON
+    at: str  # UTC, ISO 8601: when it was replaced
+
+
+@dataclass(frozen=True)
 class VersionInfo:
-    """One published version of a task: its metadata and the record beside it (scores, times, who)."""
+    """One published version of a task: its metadata and the record beside it (scores, times, who).
+
+    A later publish of the content adds its record's entries. Where both have one, the record has the later value and
+    ``replaced`` the one before, oldest first.
+    """
 
     version: str
     size: int  # bytes of the artifact
     published_at: str  # UTC, ISO 8601
     spec: PrefixSpec
     record: Mapping[str, Any] = field(default_factory=dict)
+    replaced: tuple[ReplacedEntry, ...] = ()  # within REPLACED_KEPT and REPLACED_BYTES
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,8 @@ class Registry(Protocol):
     ) -> VersionInfo:
         """Validate ``data``, store it, then move ``alias`` (None moves none). Idempotent for the same content.
 
+        Known content keeps its time and its record, to which the entries of ``record`` are added: see VersionInfo.
+
         The artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
         InvalidArtifact.
 
@@ -163,9 +182,19 @@ class Registry(Protocol):
         """Point ``alias`` at ``version``. Raises Conflict where it does not point at a given ``expected_current``."""
 
     def rollback(
-        self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
+        self,
+        tenant: str,
+        name: str,
+        *,
+        alias: str = DEFAULT_ALIAS,
+        expected_current: str | None = None,
+        actor: str = UNKNOWN_ACTOR,
     ) -> TaskInfo:
-        """Point ``alias`` at the version before the current one. Raises Conflict when there is none."""
+        """Point ``alias`` at the version before the current one. Raises Conflict when there is none.
+
+        Raises Conflict also where the alias does not point at a given ``expected_current``. With it a rollback can be
+        repeated after a lost answer: of one that was made already, the Conflict says where the alias is now.
+        """
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         """Remove the task; ``undelete`` brings it back until ``gc`` takes it. Raises TaskNotFound."""

@@ -10,7 +10,15 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
-from prefixes.registry.base import AuditEntry, DeletedTask, HistoryEntry, IdempotencyKey, TaskInfo, VersionInfo
+from prefixes.registry.base import (
+    AuditEntry,
+    DeletedTask,
+    HistoryEntry,
+    IdempotencyKey,
+    ReplacedEntry,
+    TaskInfo,
+    VersionInfo,
+)
 from prefixes.registry.transitions import ACTIONS, effective_versions
 from prefixes.spec import DEFAULT_ALIAS, check_name, check_version
 from prefixes.spec_json import spec_from_dict, spec_to_dict
@@ -44,13 +52,15 @@ def task_summary(task: TaskInfo) -> dict[str, Any]:
 
 
 def version_to_dict(version: VersionInfo) -> dict[str, Any]:
-    """One version as plain JSON values."""
+    """One version as plain JSON values; ``replaced`` only where there is any, as in those of old releases."""
+    replaced = [{"entry": entry.name, "value": entry.value, "at": entry.at} for entry in version.replaced]
     return {
         "version": version.version,
         "size": version.size,
         "published_at": version.published_at,
         "spec": spec_to_dict(version.spec),
         "record": dict(version.record),
+        **({"replaced": replaced} if replaced else {}),
     }
 
 
@@ -113,8 +123,13 @@ def _version(raw: Any) -> VersionInfo:
     if isinstance(size, bool) or not isinstance(size, int) or not isinstance(record, dict):
         raise ValueError("a version's JSON: expected an integer as its size and an object as its record")
     return VersionInfo(
-        check_version(raw["version"]), size, str(raw["published_at"]), spec_from_dict(raw["spec"]), dict(record)
-    )
+        check_version(raw["version"]), size, str(raw["published_at"]), spec_from_dict(raw["spec"]), dict(record),
+        tuple(_replaced(item) for item in raw.get("replaced", ())),
+    )  # fmt: skip
+
+
+def _replaced(raw: Any) -> ReplacedEntry:
+    return ReplacedEntry(str(raw["entry"]), raw["value"], str(raw["at"]))
 
 
 def _key(raw: Any) -> IdempotencyKey:

@@ -120,7 +120,6 @@ class TaskStore(ABC):
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
     ) -> VersionInfo:
-        """As in the Protocol. Known content keeps its time; entries of ``record`` are added to the ones it has."""
         check_names(tenant, name, alias)
         check_json("record", record)
         if idempotency_key is not None:
@@ -164,10 +163,16 @@ class TaskStore(ABC):
         return self._edit(tenant, name, Edit("promote", actor, alias, plan))
 
     def rollback(
-        self, tenant: str, name: str, *, alias: str = DEFAULT_ALIAS, actor: str = UNKNOWN_ACTOR
+        self,
+        tenant: str,
+        name: str,
+        *,
+        alias: str = DEFAULT_ALIAS,
+        expected_current: str | None = None,
+        actor: str = UNKNOWN_ACTOR,
     ) -> TaskInfo:
         def plan(before: TaskInfo | None) -> Change:
-            return Change(rolled_back(_existing(before, tenant, name), alias))
+            return Change(rolled_back(_existing(before, tenant, name), alias, expected_current))
 
         return self._edit(tenant, name, Edit("rollback", actor, alias, plan))
 

@@ -7,17 +7,21 @@ that was rolled back comes back only by a promote.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from prefixes.errors import Conflict, TaskNotFound
 from prefixes.registry.base import (
     KEYS_KEPT,
+    REPLACED_BYTES,
+    REPLACED_KEPT,
     AuditEntry,
     HistoryEntry,
     IdempotencyKey,
+    ReplacedEntry,
     Resolved,
     TaskInfo,
     VersionInfo,
@@ -46,13 +50,13 @@ def effective_versions(history: Sequence[HistoryEntry]) -> list[str]:
 def published(task: TaskInfo, info: VersionInfo, alias: str | None, idempotency_key: str | None = None) -> TaskInfo:
     """``task`` with one more version and ``alias`` at it (None moves none); unchanged where the task knows the key.
 
-    Known content keeps its time; the new record's entries are added to the ones it has.
+    Known content keeps its time; the new record's entries are added as VersionInfo says.
     """
     if published_with(task, idempotency_key):
         return task
     known = next((old for old in task.versions if old.version == info.version), None)
     if known:
-        info = replace(known, record={**known.record, **info.record})
+        info = _with_record(known, info.record)
         versions = tuple(info if old.version == info.version else old for old in task.versions)
     else:
         versions = (info, *task.versions)
@@ -82,23 +86,17 @@ def check_key_not_deleted(idempotency_key: str, deleted: Iterable[TaskInfo]) -> 
 
 def promoted(task: TaskInfo, version: str, alias: str, expected_current: str | None) -> TaskInfo:
     """``task`` with ``alias`` at ``version``. Raises TaskNotFound, and Conflict as in the Protocol."""
-    current = task.aliases.get(alias)
-    if expected_current is not None and current != expected_current:
-        raise Conflict(
-            f"promote of {task.tenant}/{task.name}@{alias}: expected it at {expected_current}, "
-            f"got {current or 'no such alias'}",
-            expected=expected_current,
-            got=current,
-        )
+    _check_current("promote", task, alias, expected_current)
     version_of_task(task, version)
     return _with_alias(task, alias, version, "promote")
 
 
-def rolled_back(task: TaskInfo, alias: str) -> TaskInfo:
-    """``task`` with ``alias`` one version back. Raises TaskNotFound, or Conflict where no earlier version is left."""
+def rolled_back(task: TaskInfo, alias: str, expected_current: str | None) -> TaskInfo:
+    """``task`` with ``alias`` one version back. Raises TaskNotFound, and Conflict as in the Protocol."""
     history = task.history.get(alias)
     if history is None:
         raise _no_alias(task, alias)
+    _check_current("rollback", task, alias, expected_current)
     stack = effective_versions(history)
     if len(stack) < 2:
         raise Conflict(
@@ -156,6 +154,34 @@ def version_of_task(task: TaskInfo, version: str) -> VersionInfo:
 def no_task(tenant: str, name: str) -> TaskNotFound:
     """The error for a task that the tenant does not have."""
     return TaskNotFound(f"task {tenant}/{name}: expected a published task, found none", task=f"{tenant}/{name}")
+
+
+def _check_current(action: str, task: TaskInfo, alias: str, expected: str | None) -> None:
+    current = task.aliases.get(alias)
+    if expected is not None and current != expected:
+        raise Conflict(
+            f"{action} of {task.tenant}/{task.name}@{alias}: expected it at {expected}, "
+            f"got {current or 'no such alias'}",
+            expected=expected,
+            got=current,
+        )
+
+
+def _with_record(known: VersionInfo, record: Mapping[str, Any]) -> VersionInfo:
+    """``known`` with the entries of ``record``, and with those that these replace, while there is room for them."""
+    differing = (name for name in record if name in known.record and _json(known.record[name]) != _json(record[name]))
+    replaced: list[ReplacedEntry] = []
+    room = REPLACED_BYTES
+    for entry in (*known.replaced, *(ReplacedEntry(name, known.record[name], now()) for name in differing)):
+        taken = len(_json([entry.name, entry.value]))
+        if len(replaced) < REPLACED_KEPT and taken <= room:
+            replaced.append(entry)
+            room -= taken
+    return replace(known, record={**known.record, **record}, replaced=tuple(replaced))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
 
 
 def _no_alias(task: TaskInfo, alias: str) -> TaskNotFound:

@@ -12,10 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
-from prefixes.errors import EngineFailure, PrefixdError, QueueFull, ShuttingDown
-from server.engine.engine import Engine, EngineStats
-from server.engine.types import Event, Failed, Finished, GenerationRequest, PrefixKey
+from prefixes.errors import EngineFailure, NotReady, PrefixdError, QueueFull, ShuttingDown
+from prefixes.spec import PrefixSpec
+from server.engine.engine import Engine
+from server.engine.step_watch import StepWatch
+from server.engine.types import EngineStats, Event, Failed, Finished, GenerationRequest, PrefixKey
+
+STEP_TIMEOUT_S: Final = 60.0
+"""Seconds after which a step counts as hung, by default."""
+CLOSE_S: Final = 10.0
+"""Seconds that ``close`` waits for the step under way, before it leaves the thread behind."""
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +78,8 @@ class EventStream(AsyncIterator[Event]):
 class AsyncEngine:
     """Runs an engine in its own thread."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, max_waiting: int) -> None:
-        self._engine, self._loop, self._max_waiting = engine, loop, max_waiting
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, max_waiting: int, watch: StepWatch) -> None:
+        self._engine, self._loop, self._max_waiting, self._watch = engine, loop, max_waiting, watch
         self._streams: dict[str, EventStream] = {}
         self._inbox: deque[Callable[[], list[Event]]] = deque()
         self._submitted = 0  # written by the event loop alone
@@ -82,9 +90,9 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @classmethod
-    def start(cls, engine: Engine, max_waiting: int) -> AsyncEngine:
+    def start(cls, engine: Engine, max_waiting: int, watch: StepWatch | None = None) -> AsyncEngine:
         """Start stepping ``engine``; call on the event loop that will use it."""
-        started = cls(engine, asyncio.get_running_loop(), max_waiting)
+        started = cls(engine, asyncio.get_running_loop(), max_waiting, watch or StepWatch(STEP_TIMEOUT_S))
         engine.on_wake(started._notify)
         started._thread.start()
         return started
@@ -94,13 +102,14 @@ class AsyncEngine:
     def submit(self, request: GenerationRequest) -> EventStream:
         """Queue ``request``.
 
-        Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter, or EngineFailure if the engine has stopped or
-        the request's id is in use.
+        Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter, NotReady while a step hangs, or EngineFailure
+        if the engine has stopped or the request's id is in use.
         """
         if self._draining or self._closing:
             raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
         if not self.healthy:
             raise EngineFailure("the engine has stopped")
+        self._watch.check()
         waiting = self._submitted - self._taken + self._engine.waiting
         if waiting >= self._max_waiting:
             raise QueueFull(
@@ -119,9 +128,9 @@ class AsyncEngine:
         self._post(lambda: self._add(request, submitted_at))
         return stream
 
-    def pin(self, key: PrefixKey) -> None:
-        """Load a prefix and never evict it."""
-        self._post(lambda: self._engine.pin(key) or [])  # type: ignore[func-returns-value]
+    def check_prefix(self, spec: PrefixSpec, shortest: tuple[int, ...]) -> None:
+        """As ``Engine.check_prefix``."""
+        self._engine.check_prefix(spec, shortest)
 
     def stats(self) -> EngineStats:
         """A snapshot for gauges."""
@@ -137,27 +146,45 @@ class AsyncEngine:
         return self._thread.is_alive() and not self._failed
 
     @property
+    def step_running_s(self) -> float:
+        """How long the step under way has run; 0 between two steps."""
+        return self._watch.running_s
+
+    def check_alive(self) -> None:
+        """Raise NotReady if the engine has stopped, or while a step hangs."""
+        if not self.healthy:
+            raise NotReady("the engine has stopped")
+        self._watch.check()
+
+    @property
     def draining(self) -> bool:
         return self._draining
 
     async def drain(self, timeout_s: float | None = None) -> bool:
-        """Take no new work and wait until all requests have ended; False if ``timeout_s`` passed first."""
+        """Take no new work and wait until all requests and the step under way have ended.
+
+        False if ``timeout_s`` passed first, a step hangs, or the engine has stopped.
+        """
         self._draining = True
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._streams and self.healthy:
-            if deadline is not None and time.monotonic() > deadline:
+        while (self._streams or self._watch.busy) and self.healthy:
+            if self._watch.hung or (deadline is not None and time.monotonic() > deadline):
                 return False
             await asyncio.sleep(0.02)
-        return True
+        return self.healthy
 
-    async def close(self) -> None:
-        """Abort what is left and stop the thread."""
+    async def close(self, patience_s: float = CLOSE_S) -> None:
+        """Abort what is left and stop the thread. A step that does not return within ``patience_s`` is left behind."""
         self._draining = True
         for request_id in list(self._streams):
             self._submit_abort(request_id)
         self._closing = True
         self._notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, 0 if self._failed else patience_s)
+        if self._thread.is_alive() and not self._failed:
+            log.error("the engine's step does not return; its requests end with an error")
+            self._failed = True
+            self._fail_all()
         self._engine.close()
         await asyncio.sleep(0)  # deliver the thread's last events
 
@@ -178,7 +205,7 @@ class AsyncEngine:
             stream.push(event)
 
     def _fail_all(self) -> None:
-        """The thread has stopped: fail every open request, also those that came before ``healthy`` turned False."""
+        """The thread has stopped or is left: fail every open request, also those from before ``healthy`` was False."""
         failure = EngineFailure("the engine has stopped")
         self._deliver([Failed(request_id, failure) for request_id in self._streams])
 
@@ -198,10 +225,10 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while not (self._closing and not self._inbox):
-                events = self._take_inbox()
-                if self._engine.has_work:
-                    events += self._engine.step()
-                self._hand_over(events)
+                with self._watch:
+                    self._hand_over(self._take_inbox())
+                    if self._engine.has_work:
+                        self._hand_over(self._engine.step())
                 self._sleep_if_idle()
         except BaseException:
             log.exception("the engine's thread stopped")
@@ -214,7 +241,7 @@ class AsyncEngine:
             action = self._inbox.popleft()
             try:
                 events += action()
-            except Exception:  # of one request or pin; the others go on
+            except Exception:  # of one request; the others go on
                 log.exception("an action of the event loop failed")
         return events
 
@@ -242,7 +269,7 @@ class AsyncEngine:
     def _check_integrity(self) -> None:
         try:
             self._engine.check_integrity()
-        except AssertionError:
+        except Exception:
             log.exception("the memory ledger is not what its holders say; this is a defect")
 
     def _notify(self) -> None:

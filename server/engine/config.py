@@ -14,9 +14,13 @@ class EngineConfig:
     bounds what resident prefixes take of it (None: all of it). ``max_rows`` counts every beam and sample.
     ``max_step_tokens`` bounds the tokens of one decoder call: decode rows come first, and prompts are prefilled in
     chunks of what is left. ``max_encoder_tokens`` bounds the inputs that go through the encoder together (always at
-    least one). ``encoder_step_ms`` bounds one encoder call, which holds up the rows that run: it takes as many layers
-    as fit, at least one. ``max_staged_bytes``: no further load begins while loaded prefixes that wait for blocks take
-    so much host memory (prefixes that only a pin wants count apart).
+    least one). ``max_step_ms`` bounds how long prompts and inputs hold up the rows that run, in each step: as many
+    encoder layers as fit, at least one, and as many of the prompts' tokens, at least a block. What fits is measured;
+    with ``deterministic`` it is a guess that stays. ``max_staged_bytes``: no further load begins while loaded prefixes
+    that wait for blocks take so much host memory (prefixes that only a pin wants count apart).
+    ``preempted_prefix_bytes`` bounds the prefixes, in whole blocks, of the requests that were admitted and have not
+    ended (None: as much as ``max_prefix_bytes``). Those of preempted requests may leave the pool for host memory, and
+    take no more than that there.
     """
 
     kv_cache_bytes: int = 1 << 30
@@ -25,9 +29,11 @@ class EngineConfig:
     max_rows: int = 64
     max_step_tokens: int = 512
     max_encoder_tokens: int = 4096
-    encoder_step_ms: float = 250.0
+    max_step_ms: float = 250.0
+    deterministic: bool = False
     load_workers: int = 2
     max_staged_bytes: int = 256 << 20
+    preempted_prefix_bytes: int | None = None
     reuse_prompts: bool = True
 
     def __post_init__(self) -> None:
@@ -35,8 +41,8 @@ class EngineConfig:
         for name in (*counts, "load_workers", "max_staged_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.encoder_step_ms < math.inf:
-            raise ValueError(f"encoder_step_ms: expected a number above 0, got {self.encoder_step_ms}")
+        if not 0 < self.max_step_ms < math.inf:
+            raise ValueError(f"max_step_ms: expected a number above 0, got {self.max_step_ms}")
         if self.max_step_tokens < self.max_rows:
             raise ValueError(
                 f"max_step_tokens: expected at least max_rows ({self.max_rows}), one token for each, "

@@ -11,53 +11,36 @@ token a step -> ``Finished`` or ``Failed``.
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import EngineFailure, InvalidParameter
+from prefixes.spec import PrefixSpec
 from server.engine.config import EngineConfig
-from server.engine.decoding.beams import BeamSearch
-from server.engine.decoding.detokenizer import Detokenizer
-from server.engine.decoding.state import DecodingState
 from server.engine.decoding.token_rules import TokenRules
+from server.engine.grouping import GroupMaker
 from server.engine.kernels.base import Kernels
 from server.engine.memory.blocks import BlockLedger
-from server.engine.memory.prompt_reuse import PromptReuse, chain_root
-from server.engine.observer import EngineObserver, SilentObserver
+from server.engine.memory.prompt_reuse import PromptReuse
+from server.engine.observer import EngineObserver, GuardedObserver, SilentObserver
 from server.engine.postprocess import Postprocess
+from server.engine.prefixes.placement import Placement
 from server.engine.prefixes.store import PrefixStore
 from server.engine.reporter import Reporter
-from server.engine.row import Group, Prompt, Row
+from server.engine.row import Group
 from server.engine.runner import Runner, StepResult
-from server.engine.scheduling.admission import Admission, output_limit
+from server.engine.scheduling.admission import Admission
 from server.engine.scheduling.encoding import EncoderBudget
 from server.engine.scheduling.plan import Outcome, StepPlan
+from server.engine.scheduling.prefill import PrefillBudget
 from server.engine.scheduling.scheduler import Scheduler
-from server.engine.types import Event, Failed, GenerationRequest, PrefixKey
+from server.engine.types import EngineStats, Event, Failed, GenerationRequest, PrefixKey
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1.
-
-    Staged prefixes are loaded and wait in host memory for their blocks.
-    """
-
-    running: int
-    waiting: int
-    kv_usage: float
-    resident_prefixes: int
-    resident_prefix_bytes: int
-    resident_prefix_limit_bytes: int
-    staged_prefix_bytes: int
 
 
 class Engine:
@@ -72,11 +55,11 @@ class Engine:
         observer: EngineObserver | None = None,
     ) -> None:
         """``load_prefix`` fetches and verifies a prefix; it is called in worker threads."""
-        self._spec = backbone.spec
-        self._tokenizer = backbone.tokenizer.backend_tokenizer
-        self._decoder_prompt = backbone.decoder_prompt
-        self._rules = TokenRules(frozenset(backbone.eos_token_ids), backbone.forced_first, backbone.forced_last)
-        self._observer = observer or SilentObserver()
+        rules = TokenRules(
+            frozenset(backbone.eos_token_ids), backbone.forced_first, backbone.forced_last,
+            backbone.suppressed, backbone.suppressed_first,
+        )  # fmt: skip
+        observer = GuardedObserver(observer or SilentObserver())
         self._runner = Runner(backbone, kernels, config)
         if self._runner.blocks < 2:
             raise ValueError(
@@ -88,23 +71,27 @@ class Engine:
         self._prefixes = PrefixStore(
             self._ledger,
             load_prefix,
-            self._runner.write_prefix,
+            Placement(self._ledger, self._runner.write_prefix, self._runner.read_prefix),
             bytes_per_block=self._runner.bytes_per_block,
             max_bytes=config.max_prefix_bytes,
+            max_claimed_bytes=config.preempted_prefix_bytes,
             workers=config.load_workers,
             max_staged_bytes=config.max_staged_bytes,
-            observer=self._observer,
+            observer=observer,
             wake=lambda: self._wake(),
         )
         reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
         encoder = EncoderBudget(
             self._runner.encoder_layers, self._runner.encoder_units, backbone.spec.hidden_size, config
         )
-        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, self._observer, encoder)
-        self._admission = Admission(backbone.spec, self._decoder_prompt, config, self._scheduler.capacity)
-        self._postprocess = Postprocess(self._rules, kernels.top_log_probs)
-        self._reporter = Reporter(self._tokenizer, self._rules.eos, self._observer)
+        prefill = PrefillBudget(self._runner.decoder_layers, backbone.spec.hidden_size, config)
+        self._scheduler = Scheduler(self._ledger, self._prefixes, reuse, config, observer, encoder, prefill)
+        self._admission = Admission(backbone.spec, backbone.decoder_prompt, config, self._scheduler.capacity)
+        self._postprocess = Postprocess(rules, kernels.top_log_probs)
+        self._reporter = Reporter(backbone.tokenizer.backend_tokenizer, rules.eos, observer)
+        self._make_group = GroupMaker(backbone, rules)
         self._groups: dict[str, Group] = {}
+        self._ended_none = False  # the step before met a fault, and there was no request to end for it
 
     # --- requests ---
 
@@ -112,36 +99,55 @@ class Engine:
         """Raise InputTooLong or InvalidParameter unless ``request`` can run to its end in this engine."""
         self._admission.check(request)
 
+    def check_prefix(self, spec: PrefixSpec, shortest: tuple[int, ...]) -> None:
+        """Raise InputTooLong unless some request with a prefix of ``spec`` can run here. ``shortest``: its prompt.
+
+        Any thread may call it.
+        """
+        self._admission.check_prefix(spec, shortest)
+
     def add(self, request: GenerationRequest, submitted_at: float | None = None) -> None:
-        """Queue a checked request. Raises InvalidParameter if a request with this ``request_id`` has not ended."""
-        params = request.params
+        """Queue a checked request.
+
+        Raises InvalidParameter if a request with this ``request_id`` has not ended, InputTooLong if a pin has taken its
+        room since the check.
+        """
         if request.request_id in self._groups:
             raise InvalidParameter(f"request id {request.request_id!r} is already in use")
-        prompt = Prompt.of(request, self._decoder_prompt)
-        max_new_tokens = output_limit(request, prompt, self._spec)
-        beams = BeamSearch(params, max_new_tokens, self._rules) if params.num_beams > 1 else None
-        state = self._decoding_state(prompt, request)
-        group = Group(
-            request=request,
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            submitted_at=time.monotonic() if submitted_at is None else submitted_at,
-            chain_root=chain_root(request, prompt.encoder_ids),
-            rows=[Row(state.fork(index)) for index in range(1 if beams else params.rows)],
-            beams=beams,
-        )
-        self._scheduler.add(group)
+        self._admission.check_memory(request)
+        group = self._make_group(request, submitted_at)
+        try:
+            self._scheduler.add(group)
+        except Exception:
+            self._scheduler.drop([group])
+            raise
         self._groups[request.request_id] = group
 
     def abort(self, request_id: str) -> list[Event]:
         """End a request now, with the output it has. Does nothing if it has ended."""
-        group = self._groups.get(request_id)
-        return self._apply([self._postprocess.abort(group)]) if group else []
+        events: list[Event] = []
+        if group := self._groups.get(request_id):
+            try:
+                self._apply([self._postprocess.abort(group)], events)
+            except Exception as error:
+                events += self._end_with_error([group], error)
+        return events
 
-    def pin(self, key: PrefixKey) -> None:
-        """Load a prefix and never evict it."""
-        self._prefixes.pin(key)
+    def reserve_pin(self, key: PrefixKey, spec: PrefixSpec) -> None:
+        """Count a prefix as pinned from now on; ``pin`` loads it.
+
+        Raises InvalidParameter if there is no room beside the other pins and each request that has not ended.
+        """
+        self._admission.check_pin(key, spec, (group.request for group in self._groups.values()))
+        self._prefixes.reserve(key, spec)
+
+    def pin(self, key: PrefixKey, spec: PrefixSpec) -> None:
+        """Load a prefix and never evict it. Raises as ``reserve_pin``.
+
+        If it cannot be loaded it keeps its room; the next request for it, or another ``pin``, tries again.
+        """
+        self.reserve_pin(key, spec)
+        self._prefixes.pin(key, spec)
 
     def unpin(self, key: PrefixKey) -> None:
         """Let a prefix be evicted again."""
@@ -155,8 +161,15 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether ``step`` has something to do now; False while all requests wait for their prefixes to load."""
-        return self._scheduler.runnable()
+        """Whether ``step`` has something to do now; False while all requests wait for their prefixes to load.
+
+        A fault in looking counts as work: ``step`` looks again, and ends what it meets.
+        """
+        try:
+            return self._scheduler.runnable()
+        except Exception:
+            log.exception("the engine could not see whether it has work")
+            return True
 
     @property
     def requests(self) -> int:
@@ -170,30 +183,75 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Run one step: at most one call per stage over all scheduled rows. Returns the events."""
+        """Run one step: at most one call per stage over all scheduled rows. Returns the events.
+
+        No fault leaves it. One that is not a row's or a call's own ends what runs; what waits goes on waiting.
+        """
+        events: list[Event] = []
+        try:
+            self._step(events)
+            self._ended_none = False
+        except Exception as error:
+            events += self._end_running(error)
+        return events
+
+    def _step(self, events: list[Event]) -> None:
         began = time.monotonic()
         plan = self._scheduler.schedule()
         self._reporter.admitted(plan)
         result = self._runner.run(plan)
         outcomes = self._postprocess(plan, result)
-        events = self._apply(outcomes, plan, result)
+        self._apply(outcomes, events, plan, result)
         self._reporter.stepped(plan, result.calls, time.monotonic() - began)
-        return events
 
     def _apply(
-        self, outcomes: list[Outcome], plan: StepPlan | None = None, result: StepResult | None = None
-    ) -> list[Event]:
-        """The one place where a step's outcomes take effect: events first, then the rows' blocks, then groups end."""
-        events = [event for outcome in outcomes for event in self._events(outcome)]
-        failed = self._scheduler.update(outcomes, plan, result.encoder_seconds if result else None)
+        self,
+        outcomes: list[Outcome],
+        events: list[Event],
+        plan: StepPlan | None = None,
+        result: StepResult | None = None,
+    ) -> None:
+        """The one place where a step's outcomes take effect: events first, then the rows' blocks, then groups end.
+
+        The events count once they are in ``events``: all of them, or after a fault none.
+        """
+        made = [event for outcome in outcomes for event in self._events(outcome)]
+        ran = result or StepResult()
+        failed = self._scheduler.update(
+            outcomes, plan, encoder_seconds=ran.encoder_seconds, decoder_seconds=ran.decoder_seconds
+        )
         ended = [outcome for outcome in outcomes if outcome.ends_group]
         for group, error in failed.items():
             ended.append(Outcome(group, error=EngineFailure.unexpected(error)))
-            events += self._events(ended[-1])
+            made += self._events(ended[-1])
+        if len(ended) == len(self._groups):
+            self._runner.forget_encoding()  # there may be no further step to do it
+        events += made
         for outcome in ended:
             del self._groups[outcome.group.request.request_id]
-        if not self._groups:
-            self._runner.forget_encoding()  # there may be no further step to do it
+
+    def _end_running(self, error: Exception) -> list[Event]:
+        """After a fault that may be anybody's: end all that runs or was in hand.
+
+        Where that is nothing, one more try may do; if it meets a fault too, what waits is the cause, and ends.
+        """
+        waiting = set(self._scheduler.waiting)
+        met = [group for group in self._groups.values() if group not in waiting]
+        if not met and self._ended_none:
+            met = list(self._groups.values())
+        self._ended_none = not met
+        return self._end_with_error(met, error)
+
+    def _end_with_error(self, groups: list[Group], error: Exception) -> list[Event]:
+        """End groups that a fault has met between two changes."""
+        facts = {"request_ids": [group.request.request_id for group in groups]}
+        log.error("the engine met a fault; %d requests end", len(groups), exc_info=error, extra={"facts": facts})
+        self._scheduler.drop(groups)
+        self._runner.forget_encoding()
+        failure = EngineFailure.unexpected(error)
+        events = [event for group in groups for event in self._events(Outcome(group, error=failure))]
+        for group in groups:
+            del self._groups[group.request.request_id]
         return events
 
     def _events(self, outcome: Outcome) -> list[Event]:
@@ -222,6 +280,7 @@ class Engine:
             resident_prefix_bytes=self._prefixes.resident_bytes,
             resident_prefix_limit_bytes=self._prefixes.limit_bytes,
             staged_prefix_bytes=self._prefixes.staged_bytes,
+            preempted_prefix_bytes=self._prefixes.copy_bytes,
         )
 
     def residents(self) -> frozenset[PrefixKey]:
@@ -236,9 +295,3 @@ class Engine:
     def close(self) -> None:
         """Stop the loader threads."""
         self._prefixes.close()
-
-    def _decoding_state(self, prompt: Prompt, request: GenerationRequest) -> DecodingState:
-        """The state that each output of ``request`` begins with."""
-        beams = request.params.num_beams > 1
-        detokenizer = None if beams else Detokenizer(self._tokenizer, request.params.stop)
-        return DecodingState(0, list(prompt.decoder_ids), len(prompt.decoder_ids), detokenizer)

@@ -1,15 +1,20 @@
-"""What the engine reports while it works. Owns the Protocol and the silent default; knows no metrics library."""
+"""What the engine reports while it works: the Protocol, the silent default, and a guard. Knows no metrics library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import logging
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, Protocol
 
 from server.engine.types import FinishReason, Usage
 
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+
 
 class EngineObserver(Protocol):
-    """Called from the engine's threads; must be quick and must not raise. Times are in seconds."""
+    """Called from the engine's threads; must be quick. Times are in seconds."""
 
     def on_step(self, rows: int, tasks: int, tokens: int, seconds: float, forwards: Mapping[str, int]) -> None:
         """One step ran: rows and distinct tasks in it (the bare backbone counts as one), tokens, calls per stage.
@@ -52,3 +57,26 @@ class SilentObserver:
     def on_prefix_evicted(self, nbytes: int) -> None: ...
 
     def on_preemption(self) -> None: ...
+
+
+class GuardedObserver:
+    """Passes every report on. One that cannot be taken is logged and lost: no request suffers for it."""
+
+    def __init__(self, observer: EngineObserver) -> None:
+        self.on_step = _guarded(observer.on_step)
+        self.on_first_token = _guarded(observer.on_first_token)
+        self.on_inter_token = _guarded(observer.on_inter_token)
+        self.on_finish = _guarded(observer.on_finish)
+        self.on_prefix_load = _guarded(observer.on_prefix_load)
+        self.on_prefix_evicted = _guarded(observer.on_prefix_evicted)
+        self.on_preemption = _guarded(observer.on_preemption)
+
+
+def _guarded(report: Callable[_P, None]) -> Callable[_P, None]:
+    def guarded(*arguments: _P.args, **named: _P.kwargs) -> None:
+        try:
+            report(*arguments, **named)
+        except Exception:
+            log.exception("a report of the engine was not taken")
+
+    return guarded

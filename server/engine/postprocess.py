@@ -15,7 +15,7 @@ import torch
 from prefixes.errors import EngineFailure, PrefixdError
 from server.engine.decoding.processors import changes_scores, processed
 from server.engine.decoding.sampler import Choice, Sampler, best_tokens
-from server.engine.decoding.token_rules import TokenRules
+from server.engine.decoding.token_rules import TokenRules, no_token_left
 from server.engine.row import Group, Row
 from server.engine.runner import StepResult
 from server.engine.scheduling.plan import Outcome, ScheduledRow, StepPlan
@@ -97,12 +97,18 @@ class Postprocess:
                 _guarded(entry.outcome, self._take_token, row, logits[index], greedy[index])
 
     def _choice(self, group: Group, row: Row) -> Choice:
-        state, forced = row.decoding, self._forced(group, row)
-        return Choice(group.request.params, state.token_ids, state.output_length, group.seed, state.index, forced)
+        state, forced, banned = row.decoding, self._forced(group, row), self._banned(group, row)
+        return Choice(
+            group.request.params, state.token_ids, state.output_length, group.seed, state.index, forced, banned
+        )
 
     def _forced(self, group: Group, row: Row) -> int | None:
         """The token that the row must take next, if the backbone says so."""
         return self._rules.forced(group.prompt_length, row.decoding.output_length, group.max_new_tokens)
+
+    def _banned(self, group: Group, row: Row) -> frozenset[int]:
+        """The tokens that the backbone suppresses where the row is."""
+        return self._rules.banned(group.prompt_length, row.decoding.output_length)
 
     def _take_token(self, outcome: Outcome, row: Row, logits: torch.Tensor, greedy: int | None) -> None:
         if greedy is None:
@@ -147,7 +153,8 @@ class Postprocess:
     def _changes_scores(self, group: Group) -> bool:
         """Whether anything but the model decides the group's next tokens."""
         first = group.rows[0]
-        changes = changes_scores(group.request.params, first.decoding.output_length)
+        banned = self._banned(group, first)
+        changes = changes_scores(group.request.params, first.decoding.output_length, banned)
         return changes or self._forced(group, first) is not None
 
     def _choose_beams(
@@ -174,13 +181,15 @@ class Postprocess:
     def _processed_scores(self, group: Group, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities ``(rows, vocab)`` after penalties, bans and forced tokens."""
         params, generated = group.request.params, group.rows[0].decoding.output_length
-        forced = self._forced(group, group.rows[0])
+        forced, banned = self._forced(group, group.rows[0]), self._banned(group, group.rows[0])
         if forced is not None:
+            if forced in banned:
+                raise no_token_left()
             scores = torch.full_like(logits, -torch.inf)
             scores[:, forced] = 0
             return scores
         return torch.stack([
-            processed(row_scores, row.token_ids, generated, params, self._rules.eos)
+            processed(row_scores, row.token_ids, generated, params, self._rules.eos, banned)
             for row_scores, row in zip(torch.log_softmax(logits, dim=1), group.rows, strict=True)
         ])
 

@@ -102,6 +102,7 @@ class Group:
     state: GroupState = GroupState.WAITING
     prefix_blocks: SiteBlocks = field(default_factory=dict)
     input: EncodedInput | None = None  # while it runs, if there is an encoder
+    admitted: bool = False  # once, perhaps preempted since: it claims its prefix until it ends
     admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: dict[int, float] = field(default_factory=dict)  # by the index of the output

@@ -17,6 +17,7 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
+from prefixes.spec import PrefixSpec, Site
 from server.engine.batch import BatchBuilder
 from server.engine.config import EngineConfig
 from server.engine.kernels.base import Kernels, KVCache, PagedAttention
@@ -33,11 +34,13 @@ log = logging.getLogger(__name__)
 class StepResult:
     """What a plan's calls gave. A call that failed leaves its error instead.
 
-    ``logits (n, vocab)`` float32 are those of the rows that want them, in order. ``calls`` counts by stage.
+    ``logits (n, vocab)`` float32 are those of the rows that want them, in order. ``calls`` counts by stage. Seconds are
+    what a call took, None if there was none or it failed.
     """
 
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
     encoder_seconds: float | None = None
+    decoder_seconds: float | None = None
     encoder_error: Exception | None = None
     decoder_error: Exception | None = None
     calls: dict[str, int] = field(default_factory=dict)
@@ -51,9 +54,10 @@ class Runner:
         sites = backbone.spec.sites
         self._device, self._dtype, self._block_size = weight.device, weight.dtype, config.block_size
         self._model, self._kernels = load_model(backbone, kernels), kernels
-        self._encoder = self._model.encoder
+        self._encoder, self.decoder_layers = self._model.encoder, len(self._model.layers)
         self.encoder_layers, self.encoder_units = (len(e.layers), e.units) if (e := self._encoder) else (0, 0)
-        layers, geometry = max(site.layers for site in sites.values()), sites["decoder"]
+        self._layers: dict[Site, int] = {name: site.layers for name, site in sites.items()}
+        layers, geometry = max(self._layers.values()), sites["decoder"]
         per_token = 2 * layers * geometry.kv_heads * geometry.head_dim * self._dtype.itemsize
         self.bytes_per_block = per_token * config.block_size
         self.blocks = config.kv_cache_bytes // self.bytes_per_block
@@ -73,6 +77,16 @@ class Runner:
                     part = tensor[:, index * self._block_size : (index + 1) * self._block_size]
                     pool[: part.shape[0], block, :, : part.shape[1]] = part.transpose(1, 2)
 
+    def read_prefix(self, spec: PrefixSpec, blocks: SiteBlocks) -> Prefix:
+        """The prefix of ``spec`` that ``write_prefix`` wrote, in the backbone's dtype, copied to host memory."""
+        tensors = {}
+        for site, taken in blocks.items():
+            layers, length = self._layers[site], spec.length(site)
+            for name, pool in (("key", self._cache.keys), ("value", self._cache.values)):
+                held = pool[:layers, list(taken)].to("cpu").transpose(2, 3)  # (layers, blocks, size, heads, dim)
+                tensors[f"{site}.{name}"] = held.flatten(1, 2)[:, :length].contiguous()
+        return Prefix(spec, tensors)
+
     def run(self, plan: StepPlan) -> StepResult:
         """Run the plan: at most one call for each stage."""
         result, before = StepResult(), Counter(self.forwards)
@@ -80,14 +94,18 @@ class Runner:
             self.forget_encoding()
         else:
             try:
-                result.encoder_seconds = self.encode(plan.encode)
+                began = time.monotonic()
+                self.encode(plan.encode)
+                result.encoder_seconds = self._since(began)
             except Exception as error:
                 _log_failure("an encoder call failed; its %d requests end with an error", plan.encode.groups)
                 result.encoder_error = error
         if plan.rows:
             try:
                 self.copy_blocks(plan.copies)
+                began = time.monotonic()
                 result.logits = self.decoder(plan.rows)
+                result.decoder_seconds = self._since(began)
             except Exception as error:
                 _log_failure("a step failed; its %d rows end with an error", [row.group for row in plan.rows])
                 result.decoder_error = error
@@ -106,13 +124,9 @@ class Runner:
                 pool[:, targets] = pool[:, sources]
 
     @torch.inference_mode()
-    def encode(self, work: EncoderWork) -> float:
-        """One call of the encoder: run ``work.units`` over its inputs, and keep in each what its next unit takes.
-
-        Returns the seconds it took.
-        """
+    def encode(self, work: EncoderWork) -> None:
+        """One call of the encoder: run ``work.units`` over its inputs, and keep in each what its next unit takes."""
         assert self._encoder is not None, "only encoder-decoders have inputs to encode"
-        began = time.monotonic()
         self.forwards["encoder"] += 1
         batch = self._build.encoder(work)
         if work.units.start == 0:
@@ -127,9 +141,6 @@ class Runner:
         self._underway = None if ended else (work.inputs, hidden)
         for encoded, part in zip(work.inputs, hidden.split(batch.counts), strict=True):
             encoded.hidden = None if ended else part
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the budget needs the time that a call really takes
-        return time.monotonic() - began
 
     def _joined(self, work: EncoderWork) -> torch.Tensor:
         """What the inputs' next units take: the last call's own tensor if its inputs are the same, else a copy."""
@@ -147,6 +158,12 @@ class Runner:
         for layer in self._model.layers:
             hidden = layer(hidden, attention)
         return self._model.logits(hidden if call.wanted is None else hidden[call.wanted]).float()
+
+    def _since(self, began: float) -> float:
+        """Seconds since ``began`` until the calls so far are through: the budget needs what they really take."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.monotonic() - began
 
     def _pool(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Zeros. On a CPU the system maps them when they are first touched: an idle server takes only what it uses."""

@@ -1,6 +1,6 @@
 """What goes into the engine and what comes out. Torch-free.
 
-Owns the request, its parameters and its events; knows neither tensors nor HTTP nor the registry.
+Owns the request, its parameters, its events, and the figures; knows neither tensors nor HTTP nor the registry.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters
 MAX_LOGPROBS = 20
 MAX_LENGTH_PENALTY = 100.0
+MAX_TEMPERATURE = 100.0
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 100.0
 
 
 class FinishReason(StrEnum):
@@ -61,10 +64,12 @@ class SamplingParams:
     def _check_ranges(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
         _require(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
-        _require(0 < self.temperature <= 100, "temperature", "above 0, at most 100", self.temperature)
+        _require(0 < self.temperature <= MAX_TEMPERATURE, "temperature", f"above 0, at most {MAX_TEMPERATURE:g}",
+                 self.temperature)
         _require(self.top_k >= 0, "top_k", "at least 0 (0 is off)", self.top_k)
         _require(0 < self.top_p <= 1, "top_p", "above 0, at most 1", self.top_p)
-        _require(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "0.01 to 100", self.repetition_penalty)
+        _require(MIN_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY, "repetition_penalty",
+                 f"{MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}", self.repetition_penalty)
         _require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", "at least 0 (0 is off)",
                  self.no_repeat_ngram_size)
         _require(1 <= self.num_beams <= MAX_ROWS_PER_REQUEST, "num_beams", f"1 to {MAX_ROWS_PER_REQUEST}",
@@ -224,3 +229,21 @@ class Failed:
 
 
 Event = TokenEvent | Finished | Failed
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1.
+
+    Staged prefixes are loaded and wait in host memory for their blocks. Preempted ones have left their blocks for host
+    memory, because requests that were preempted need them again.
+    """
+
+    running: int
+    waiting: int
+    kv_usage: float
+    resident_prefixes: int
+    resident_prefix_bytes: int
+    resident_prefix_limit_bytes: int
+    staged_prefix_bytes: int
+    preempted_prefix_bytes: int

@@ -8,10 +8,49 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, WithJsonSchema
 
 from prefixes.errors import InvalidParameter
-from server.schemas import Body, Number, Parameters, Whole, _one_as_list
+from prefixes.spec import REFERENCE_PATTERN
+from server.engine.types import MAX_TEMPERATURE
+from server.schemas import (
+    Beams,
+    LengthPenalty,
+    Logprobs,
+    MaxNewTokens,
+    MinNewTokens,
+    NgramSize,
+    Number,
+    Outputs,
+    Parameters,
+    RepetitionPenalty,
+    Stop,
+    TopK,
+    TopP,
+    Whole,
+)
+from server.web.openapi import SETTING
+from server.web.strict_body import Body
+
+ModelName = Annotated[
+    str,
+    Field(max_length=300),
+    WithJsonSchema({"type": "string", "anyOf": [{"pattern": REFERENCE_PATTERN}, {SETTING: "backbone_name"}]}),
+]
+Prompts = Annotated[
+    Any,
+    WithJsonSchema(
+        {"anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1, SETTING: "items"},
+        ]}
+    ),
+]  # fmt: skip
+FromGreedy = Annotated[Number, WithJsonSchema({"type": "number", "minimum": 0, "maximum": MAX_TEMPERATURE})]
+NEUTRAL_FALSE = WithJsonSchema({"enum": [False, None]})
+NEUTRAL_TEXT = WithJsonSchema({"enum": ["", None]})
+NEUTRAL_ZERO = WithJsonSchema({"enum": [0, None]})
+NEUTRAL_OBJECT = WithJsonSchema({"anyOf": [{"type": "object", "maxProperties": 0}, {"type": "null"}]})
 
 
 class StreamOptions(Body):
@@ -24,33 +63,37 @@ class StreamOptions(Body):
 class CompletionRequest(Body):
     """OpenAI's fields, then those of ours that OpenAI has not (the package sends them by ``extra_body``)."""
 
-    model: str = Field(max_length=300, description="A task, or the backbone's own name for the bare one.")
-    prompt: Any = Field(description="A string or a list of strings: each fills the task's template.")
-    n: Whole | None = None
-    temperature: Number | None = Field(default=None, description="0 is greedy; left out, the task's own defaults hold.")
-    top_p: Number | None = None
-    max_tokens: Whole | None = Field(default=None, description="Left out, the task's or the server's default holds.")
-    stop: Annotated[list[str] | None, BeforeValidator(_one_as_list)] = None
+    model: ModelName = Field(description="A task, or the backbone's own name for the bare one.")
+    prompt: Prompts = Field(description="A string or a list of strings: each fills the task's template.")
+    n: Outputs | None = None
+    temperature: FromGreedy | None = Field(
+        default=None, description="0 is greedy; left out, the task's own defaults hold."
+    )
+    top_p: TopP | None = None
+    max_tokens: MaxNewTokens | None = Field(
+        default=None, description="Left out, the task's or the server's default holds."
+    )
+    stop: Stop = None
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
-    logprobs: Whole | None = Field(default=None, description="0 to 20 alternatives per token.")
+    logprobs: Logprobs | None = Field(default=None, description="0 to 20 alternatives per token.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="Accepted; it has no effect in OpenAI's answer either.")
 
     best_of: Whole | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    presence_penalty: Number | None = None
-    frequency_penalty: Number | None = None
-    logit_bias: dict[str, Any] | None = None
+    echo: Annotated[bool | None, NEUTRAL_FALSE] = None
+    suffix: Annotated[str | None, NEUTRAL_TEXT] = None
+    presence_penalty: Annotated[Number | None, NEUTRAL_ZERO] = None
+    frequency_penalty: Annotated[Number | None, NEUTRAL_ZERO] = None
+    logit_bias: Annotated[dict[str, Any] | None, NEUTRAL_OBJECT] = None
 
     do_sample: bool | None = None
-    top_k: Whole | None = None
-    min_new_tokens: Whole | None = None
-    repetition_penalty: Number | None = None
-    no_repeat_ngram_size: Whole | None = None
-    num_beams: Whole | None = None
-    length_penalty: Number | None = None
+    top_k: TopK | None = None
+    min_new_tokens: MinNewTokens | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    no_repeat_ngram_size: NgramSize | None = None
+    num_beams: Beams | None = None
+    length_penalty: LengthPenalty | None = None
     early_stopping: bool | Literal["never"] | None = None
     truncate: bool | None = None
 

@@ -13,30 +13,39 @@ import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from prefixes.errors import InvalidName, RegistryFull, RegistryUnavailable
 from prefixes.registry.records import audit_to_dict
+from server.answer_schemas import Audit, Cleaned, Residents
 from server.runtime import Runtime, runtime_of
 from server.schemas import AuditQuery, GcRequest
 from server.tiers.metrics import DEVICE
-from server.web.responses import json_response, metrics_response
+from server.web.errors import InvalidRequest
+from server.web.json_body import JsonRoute
+from server.web.openapi import BODY, answers
+from server.web.responses import METRICS_CONTENT, json_response, metrics_response
 
 _log = logging.getLogger("prefixd.registry")
 
-router = APIRouter(tags=["admin"])
+router = APIRouter(tags=["admin"], default_response_class=Response, route_class=JsonRoute)
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", responses=answers(None, content=METRICS_CONTENT))
 async def metrics(request: Request) -> Response:
     """In the text format that the Accept header asks for."""
     return await metrics_response(request, runtime_of(request).metrics)
 
 
-@router.get("/admin/residents", summary="Prefixes at hand, by tier")
+@router.get("/admin/residents", summary="Prefixes at hand, by tier", responses=answers(Residents))
 async def residents(request: Request) -> Response:
     """What the engine holds in blocks, and what is kept in front of the registry."""
     return json_response(await anyio.to_thread.run_sync(_residents, runtime_of(request)))
 
 
-@router.get("/admin/audit", summary="A tenant's last changes")
+@router.get(
+    "/admin/audit",
+    summary="A tenant's last changes",
+    responses=answers(Audit, InvalidRequest, InvalidName, RegistryUnavailable),
+)
 async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
     """Who changed what, the latest first."""
     catalog = runtime_of(request).catalog
@@ -44,7 +53,11 @@ async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Resp
     return json_response({"entries": [audit_to_dict(entry) for entry in entries]})
 
 
-@router.post("/admin/gc", summary="Clean the registry")
+@router.post(
+    "/admin/gc",
+    summary="Clean the registry",
+    responses=answers(Cleaned, *BODY, RegistryUnavailable, RegistryFull),
+)
 async def gc(request: Request, body: GcRequest) -> Response:
     """Take what was deleted ``retention_s`` ago, and artifacts that nothing names; with ``dry_run`` only say what."""
     catalog = runtime_of(request).catalog

@@ -6,11 +6,23 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from prefixes.errors import QueueFull
+from prefixes.errors import (
+    EngineFailure,
+    IncompatiblePrefix,
+    InputTooLong,
+    InvalidName,
+    InvalidParameter,
+    NotReady,
+    QueueFull,
+    RegistryUnavailable,
+    TaskNotFound,
+)
+from server.answer_schemas import Generated, GeneratedBatch
 from server.answers import answer, token_body
 from server.engine.types import Event, Failed, TokenEvent
 from server.request_fields import item_problems
@@ -19,19 +31,31 @@ from server.schemas import BatchRequest, GenerateItem, GenerateRequest
 from server.service import Running
 from server.web.auth import Caller, caller_of
 from server.web.errors import InvalidRequest, encode_error, error_body, error_of
+from server.web.json_body import JsonRoute
+from server.web.openapi import BODY, answers, events
 from server.web.responses import json_response, to_json
-from server.web.sse import EventStreamResponse, event, until_disconnect
+from server.web.sse import EventStreamResponse, event, unless_disconnected, until_disconnect
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], default_response_class=Response, route_class=JsonRoute)
+
+ERRORS = (
+    *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
+    RegistryUnavailable, NotReady,
+)  # fmt: skip
 
 
-@router.post("/generate", summary="Generate text for a task, or from the bare backbone")
+@router.post(
+    "/generate",
+    summary="Generate text for a task, or from the bare backbone",
+    responses=answers(Generated, *ERRORS, content=events("token", "done", "error")),
+)
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """One answer as JSON, or a stream of `token` events ended by one `done` or one `error`."""
     runtime, request_id = runtime_of(request), request_id_of(request)
-    running = await runtime.service.admit(
+    admission = runtime.service.admit(
         caller_of(request), body.task, body.input, body.parameters.given(), request_id
     )
+    running: Running = await unless_disconnected(request.receive, admission)
     if body.stream:
         return EventStreamResponse(
             _events(running, request_id), abort=running.stream.abort, heartbeat_s=runtime.settings.heartbeat_s
@@ -40,7 +64,11 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     return json_response(answer(running.identity, finished))
 
 
-@router.post("/generate/batch", summary="Generate for many items, each its own task")
+@router.post(
+    "/generate/batch",
+    summary="Generate for many items, each its own task",
+    responses=answers(GeneratedBatch, *BODY, NotReady),
+)
 async def generate_batch(body: BatchRequest, request: Request) -> Response:
     """`{"items": [...]}` in the order asked, each an answer or `{"error": ...}`; a bad item never harms others."""
     runtime = runtime_of(request)
@@ -68,28 +96,27 @@ class _Batch:
         self._running: set[asyncio.Task[None]] = set()
         self._streams: dict[int, Running] = {}
         self._answers: dict[int, bytes] = {}
-        self._aborted = False
+        self._admitting = anyio.CancelScope()
 
     async def run(self, items: list[Any]) -> list[bytes]:
         """Submit the items in order and collect what becomes of each, as JSON."""
-        for index, item in enumerate(items):
-            if self._aborted:
-                break
-            try:
-                self._streams[index] = await self._admit(index, item)
-            except Exception as error:
-                self._fail(index, error)
-                continue
-            task = asyncio.create_task(self._finish(index))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+        with self._admitting:
+            for index, item in enumerate(items):
+                try:
+                    self._streams[index] = await self._admit(index, item)
+                except Exception as error:
+                    self._fail(index, error)
+                    continue
+                task = asyncio.create_task(self._finish(index))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
         while self._running:
             await asyncio.wait(self._running)
         return [self._answers.get(index, b"{}") for index in range(len(items))]
 
     def abort(self) -> None:
         """Abort all items: nobody waits for them any more."""
-        self._aborted = True
+        self._admitting.cancel()
         for running in self._streams.values():
             running.stream.abort()
 
@@ -106,7 +133,7 @@ class _Batch:
             try:
                 return service.submit(prepared)
             except QueueFull:
-                if not self._running or self._aborted:
+                if not self._running:
                     raise
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from prefixes.errors import InvalidParameter, PrefixdError
-from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, TaskRef
+from prefixes.errors import (
+    EngineFailure,
+    IncompatiblePrefix,
+    InputTooLong,
+    InvalidName,
+    InvalidParameter,
+    NotReady,
+    PrefixdError,
+    QueueFull,
+    RegistryUnavailable,
+    TaskNotFound,
+)
+from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, REFERENCE_PATTERN, TaskRef
+from server.openai.answer_schemas import Model, ModelList, TextCompletion
 from server.openai.answers import model_body
 from server.openai.completion import Completion
 from server.openai.offsets import TokenTexts
@@ -18,19 +30,31 @@ from server.registry.listing import visible_tasks
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.service import Running
 from server.web.auth import Action, authorize, caller_of
+from server.web.json_body import JsonRoute
+from server.web.openapi import BODY, SETTING, answers, events
 from server.web.responses import json_response
-from server.web.sse import EventStreamResponse, until_disconnect
+from server.web.sse import EventStreamResponse, unless_disconnected, until_disconnect
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], default_response_class=Response, route_class=JsonRoute)
+
+ERRORS = (
+    *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
+    RegistryUnavailable, NotReady,
+)  # fmt: skip
+MODEL = Path(json_schema_extra={"anyOf": [{"pattern": REFERENCE_PATTERN}, {SETTING: "backbone_name"}]})
 
 
-@router.post("/completions", summary="OpenAI's completions")
+@router.post(
+    "/completions",
+    summary="OpenAI's completions",
+    responses=answers(TextCompletion, *ERRORS, content=events(), openai=True),
+)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """All prompts are admitted, or none is. What OpenAI has and this server has not is an error, never ignored."""
     runtime, request_id = runtime_of(request), request_id_of(request)
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options: expected only with stream", parameter="stream_options")
-    running = await _admit_all(runtime, body, request)
+    running: list[Running] = await unless_disconnected(request.receive, _admit_all(runtime, body, request))
     texts = TokenTexts(runtime.backbone.tokenizer.backend_tokenizer)
     usage = bool(body.stream_options and body.stream_options.include_usage)
     answer = Completion(f"cmpl-{request_id}", body.model, running, texts, usage)
@@ -58,7 +82,11 @@ async def _admit_all(runtime: Runtime, body: CompletionRequest, request: Request
     return running
 
 
-@router.get("/models", summary="OpenAI's list of models: the backbone and every task")
+@router.get(
+    "/models",
+    summary="OpenAI's list of models: the backbone and every task",
+    responses=answers(ModelList, RegistryUnavailable, openai=True),
+)
 async def models(request: Request) -> Response:
     """The bare backbone first, then each task with a production version, under the name that a request uses."""
     runtime, caller = runtime_of(request), caller_of(request)
@@ -72,8 +100,12 @@ async def models(request: Request) -> Response:
     return json_response({"object": "list", "data": listed})
 
 
-@router.get("/models/{model:path}", summary="One of OpenAI's models")
-async def model(request: Request, model: str) -> Response:
+@router.get(
+    "/models/{model:path}",
+    summary="One of OpenAI's models",
+    responses=answers(Model, InvalidName, TaskNotFound, RegistryUnavailable, openai=True),
+)
+async def model(request: Request, model: Annotated[str, MODEL]) -> Response:
     """Any reference that a request may use as its model."""
     runtime, caller = runtime_of(request), caller_of(request)
     if model == runtime.backbone_name:

@@ -5,24 +5,29 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from prefixes.errors import NotReady, RegistryUnavailable
+from server.answer_schemas import Alive, Ready
 from server.runtime import runtime_of
-from server.web.errors import NotReady
+from server.web.openapi import answers
 from server.web.responses import json_response
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], default_response_class=Response)
 
 
-@router.get("/health", summary="Is the process alive, and its engine")
+@router.get("/health", summary="Is the process alive, and its engine", responses=answers(Alive, NotReady))
 async def health(request: Request) -> Response:
-    """503 when the engine's thread has died: only a restart helps."""
-    if not runtime_of(request).engine.healthy:
-        raise NotReady("the engine has stopped")
+    """503 when the engine's thread has died, or while its step does not come back: only a restart helps."""
+    runtime_of(request).engine.check_alive()
     return json_response({"status": "ok"})
 
 
-@router.get("/ready", summary="Should traffic come here")
+@router.get(
+    "/ready",
+    summary="Should traffic come here",
+    responses=answers(Ready, NotReady, RegistryUnavailable),
+)
 async def ready(request: Request) -> Response:
-    """503 while draining, when the engine has stopped, and once the registry has been away for ``max_stale_s``."""
+    """503 while draining, when the engine has stopped or hangs, and with the registry away for ``max_stale_s``."""
     runtime = runtime_of(request)
     runtime.check_taking_work()
     await runtime.catalog.check()

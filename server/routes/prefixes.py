@@ -5,50 +5,71 @@ Every path exists as ``/prefixes/{tenant}/{name}…`` and, for the caller's own 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from prefixes.errors import InvalidArtifact, InvalidParameter, TaskNotFound
+from prefixes.errors import (
+    Conflict,
+    DiskFull,
+    IncompatiblePrefix,
+    InvalidArtifact,
+    InvalidName,
+    NotReady,
+    RegistryFull,
+    RegistryUnavailable,
+    TaskNotFound,
+)
 from prefixes.registry.base import Registry, TaskInfo
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.registry.transitions import published_with
-from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef, check_name
+from prefixes.spec import DIGEST, NAME_PATTERN, NO_TWO_DOTS, PART, VERSION_PATTERN, TaskRef, check_name
+from server.answer_schemas import Published, Task, TaskList
 from server.engine.types import PrefixKey
-from server.parameters import check_defaults
 from server.registry.listing import visible_tasks
 from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
-from server.uploads import Upload, read_upload, validate_upload
+from server.uploads import FORM, Upload, read_upload, validate_upload
 from server.web.auth import Action, authorize, caller_of
+from server.web.json_body import JsonRoute
+from server.web.openapi import BODY, answers
 from server.web.responses import json_response
 
-router = APIRouter(prefix="/prefixes", tags=["prefixes"])
+router = APIRouter(prefix="/prefixes", tags=["prefixes"], default_response_class=Response, route_class=JsonRoute)
 
 
 def _in_path(*names: str) -> dict[str, Any]:
     """OpenAPI's description of the path parameters, for a handler that has two paths."""
-    schema = {"type": "string"}
+    schema = {"type": "string", "pattern": NAME_PATTERN}
     return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]}
 
 
 OWN, ANY = _in_path("name"), _in_path("tenant", "name")
-FORM: dict[str, Any] = {
-    "type": "object",
-    "required": ["task", "file"],
-    "properties": {
-        "task": {"type": "string"},
-        "file": {"type": "string", "format": "binary"},
-        "alias": {"type": "string", "default": DEFAULT_ALIAS},
-        "record": {"type": "string", "description": "A JSON object."},
-        "once": {"type": "string", "description": "A publish key: a later upload with the same one changes nothing."},
-    },
-}
 UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
+VERSION = Path(json_schema_extra={"pattern": f"^{NO_TWO_DOTS}(?:{PART}|{DIGEST})$"}, description="Or an alias.")
+ARTIFACT = {"application/octet-stream": {"type": "string", "format": "binary"}}
+ARTIFACT_HEADERS = {
+    "ETag": {"required": True, "schema": {"type": "string"}},
+    "Content-Disposition": {"required": True, "schema": {"type": "string"}},
+    "X-Prefixd-Version": {"required": True, "schema": {"type": "string", "pattern": VERSION_PATTERN}},
+}
+FIND = (InvalidName, TaskNotFound, RegistryUnavailable)
+CHANGE = (*FIND, RegistryFull)
+
+UPLOADED = answers(
+    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, DiskFull, NotReady,
+    status=201,
+)  # fmt: skip
+LISTED = answers(TaskList, RegistryUnavailable)
+INSPECTED = answers(Task, *FIND)
+DOWNLOADED = answers(None, *FIND, content=ARTIFACT, headers=ARTIFACT_HEADERS)
+MOVED = answers(Task, *BODY, *CHANGE, Conflict)
+DELETED = answers(None, *CHANGE, status=204)
+UNDELETED = answers(Task, *CHANGE, Conflict)
 
 
-@router.post("", status_code=201, summary="Upload a prefix artifact", openapi_extra=UPLOAD)
+@router.post("", status_code=201, summary="Upload a prefix artifact", openapi_extra=UPLOAD, responses=UPLOADED)
 async def upload(request: Request) -> Response:
     """Validates the whole artifact, stores it, moves the alias; the task is usable when this answers."""
     runtime, caller = runtime_of(request), caller_of(request)
@@ -72,7 +93,7 @@ async def upload(request: Request) -> Response:
 def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[str, Any]:
     registry = runtime.catalog.registry
     if not _was_published(registry, form):
-        _check_defaults(runtime, validate_upload(data, runtime.backbone.spec).spec)
+        validate_upload(data, runtime.backbone, runtime.service.limits, runtime.engine)
     info = registry.publish(
         form.tenant,
         form.name,
@@ -101,14 +122,7 @@ def _was_published(registry: Registry, form: Upload) -> bool:
         return False
 
 
-def _check_defaults(runtime: Runtime, spec: PrefixSpec) -> None:
-    try:
-        check_defaults(spec.defaults, runtime.backbone.generation_defaults, runtime.service.limits)
-    except InvalidParameter as error:
-        raise InvalidArtifact(f"defaults: {error.message}", **error.detail) from None
-
-
-@router.get("", summary="List tasks")
+@router.get("", summary="List tasks", responses=LISTED)
 async def list_tasks(request: Request) -> Response:
     """Every task that the caller may see, with its aliases and whether its production version is in memory."""
     runtime, caller = runtime_of(request), caller_of(request)
@@ -123,8 +137,13 @@ def _summary(task: TaskInfo, residents: frozenset[PrefixKey]) -> dict[str, Any]:
     return {**summary, "resident": resident}
 
 
-@router.get("/{name}", summary="Inspect a task of one's own tenant", openapi_extra=OWN)
-@router.get("/{tenant}/{name}", summary="Inspect a task: aliases, their history, versions", openapi_extra=ANY)
+@router.get("/{name}", summary="Inspect a task of one's own tenant", openapi_extra=OWN, responses=INSPECTED)
+@router.get(
+    "/{tenant}/{name}",
+    summary="Inspect a task: aliases, their history, versions",
+    openapi_extra=ANY,
+    responses=INSPECTED,
+)
 async def inspect(request: Request) -> Response:
     """Aliases, their moves, and every version with its metadata and record."""
     runtime = runtime_of(request)
@@ -132,9 +151,16 @@ async def inspect(request: Request) -> Response:
     return json_response(task_to_dict(await runtime.catalog.call(runtime.catalog.registry.inspect, tenant, name)))
 
 
-@router.get("/{name}/versions/{version}", summary="Download an artifact of one's own tenant", openapi_extra=OWN)
-@router.get("/{tenant}/{name}/versions/{version}", summary="Download an artifact", openapi_extra=ANY)
-async def download(request: Request, version: str) -> Response:
+@router.get(
+    "/{name}/versions/{version}",
+    summary="Download an artifact of one's own tenant",
+    openapi_extra=OWN,
+    responses=DOWNLOADED,
+)
+@router.get(
+    "/{tenant}/{name}/versions/{version}", summary="Download an artifact", openapi_extra=ANY, responses=DOWNLOADED
+)
+async def download(request: Request, version: Annotated[str, VERSION]) -> Response:
     """The artifact's bytes, exactly as they were published."""
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.READ)
@@ -152,8 +178,10 @@ async def download(request: Request, version: str) -> Response:
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/{name}/promote", summary="Point an alias of one's own task at a version", openapi_extra=OWN)
-@router.post("/{tenant}/{name}/promote", summary="Point an alias at a version", openapi_extra=ANY)
+@router.post(
+    "/{name}/promote", summary="Point an alias of one's own task at a version", openapi_extra=OWN, responses=MOVED
+)
+@router.post("/{tenant}/{name}/promote", summary="Point an alias at a version", openapi_extra=ANY, responses=MOVED)
 async def promote(body: PromoteRequest, request: Request) -> Response:
     """409 `conflict` when `expected_current` is given and the alias points elsewhere."""
     runtime = runtime_of(request)
@@ -171,21 +199,42 @@ async def promote(body: PromoteRequest, request: Request) -> Response:
     return json_response(task_to_dict(task))
 
 
-@router.post("/{name}/rollback", summary="Point an alias of one's own task at the version before", openapi_extra=OWN)
-@router.post("/{tenant}/{name}/rollback", summary="Point an alias at the version before", openapi_extra=ANY)
+@router.post(
+    "/{name}/rollback",
+    summary="Point an alias of one's own task at the version before",
+    openapi_extra=OWN,
+    responses=MOVED,
+)
+@router.post(
+    "/{tenant}/{name}/rollback", summary="Point an alias at the version before", openapi_extra=ANY, responses=MOVED
+)
 async def rollback(request: Request, body: RollbackRequest | None = None) -> Response:
-    """409 `conflict` when there is none."""
+    """409 `conflict` when there is none, or when `expected_current` is given and the alias points elsewhere."""
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.PROMOTE)
-    alias = (body or RollbackRequest()).alias
-    actor = caller_of(request).actor
-    task = await runtime.catalog.call(runtime.catalog.registry.rollback, tenant, name, alias=alias, actor=actor)
+    given = body or RollbackRequest()
+    task = await runtime.catalog.call(
+        runtime.catalog.registry.rollback,
+        tenant,
+        name,
+        alias=given.alias,
+        expected_current=given.expected_current,
+        actor=caller_of(request).actor,
+    )
     runtime.catalog.forget(tenant, name)
     return json_response(task_to_dict(task))
 
 
-@router.delete("/{name}", status_code=204, summary="Delete a task of one's own tenant", openapi_extra=OWN)
-@router.delete("/{tenant}/{name}", status_code=204, summary="Delete a task and all its versions", openapi_extra=ANY)
+@router.delete(
+    "/{name}", status_code=204, summary="Delete a task of one's own tenant", openapi_extra=OWN, responses=DELETED
+)
+@router.delete(
+    "/{tenant}/{name}",
+    status_code=204,
+    summary="Delete a task and all its versions",
+    openapi_extra=ANY,
+    responses=DELETED,
+)
 async def delete(request: Request) -> Response:
     """Running rows keep what they have; new requests get 404. The task can be brought back until it is cleaned away."""
     runtime = runtime_of(request)
@@ -195,8 +244,10 @@ async def delete(request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{name}/undelete", summary="Bring back a deleted task of one's own tenant", openapi_extra=OWN)
-@router.post("/{tenant}/{name}/undelete", summary="Bring back a deleted task", openapi_extra=ANY)
+@router.post(
+    "/{name}/undelete", summary="Bring back a deleted task of one's own tenant", openapi_extra=OWN, responses=UNDELETED
+)
+@router.post("/{tenant}/{name}/undelete", summary="Bring back a deleted task", openapi_extra=ANY, responses=UNDELETED)
 async def undelete(request: Request) -> Response:
     """The one of that name deleted last, with its aliases and versions. 409 `conflict` when there is one again."""
     runtime = runtime_of(request)

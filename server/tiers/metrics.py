@@ -8,7 +8,7 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.engine.engine import EngineStats
+from server.engine.types import EngineStats
 from server.tiers.tiers import TiersStats, TierStats
 
 DEVICE: Final = "device"

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from prefixes.errors import PrefixdError
 from server.web.errors import InvalidRequest, MethodNotAllowed, NotFound, error_response, internal_error
@@ -23,6 +24,7 @@ from server.web.sse import ClientLeft
 from server.web.suggest import did_you_mean
 
 MAX_PROBLEMS: Final = 16
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 KnownFields = Mapping[str, frozenset[str]]
 """The names to guess from. A key is a path, the name of an object within a body, or "" for every other path."""
 
@@ -74,7 +76,7 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return _answer(request, NotFound(f"no route {path}", path=path))
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _allowed(request)
         response = _answer(
             request, MethodNotAllowed(f"{path}: expected {allowed}, got {request.method}", expected=allowed)
         )
@@ -84,6 +86,13 @@ async def _http(request: Request, error: Exception) -> Response:
         return _answer(request, InvalidRequest(f"request: {error.detail}"))
     _log.error("unexpected HTTP error", exc_info=error)
     return _answer(request, internal_error())
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path. A path may be several routes', and Starlette names the first one's alone."""
+    routes = request.app.router.routes
+    scopes = ((method, {**request.scope, "method": method}) for method in METHODS)
+    return ", ".join(m for m, scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes))
 
 
 def _answer(request: Request, error: PrefixdError) -> Response:

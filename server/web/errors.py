@@ -98,12 +98,6 @@ class Overloaded(PrefixdError):
     code = "overloaded"
 
 
-class NotReady(PrefixdError):
-    """The server cannot serve just now."""
-
-    code = "not_ready"
-
-
 def status_of(error: PrefixdError) -> int:
     """The HTTP status for ``error``: 500 for a code that is not in ``STATUSES``."""
     return STATUSES.get(error.code, 500)
@@ -146,9 +140,18 @@ def openai_error_body(error: PrefixdError) -> dict[str, Any]:
 
 
 def openai_status_of(error: PrefixdError) -> int:
-    """As ``status_of``, but 400 instead of 422, as OpenAI's clients expect."""
-    status = status_of(error)
+    """As ``status_of``, in OpenAI's terms."""
+    return openai_status(status_of(error))
+
+
+def openai_status(status: int) -> int:
+    """400 instead of 422, as OpenAI's clients expect."""
     return 400 if status == 422 else status
+
+
+def retry_helps(code: str) -> bool:
+    """Whether an answer with ``code`` always carries Retry-After."""
+    return code in RETRY_AFTER_S
 
 
 def error_response(error: PrefixdError, request_id: str | None, *, openai: bool = False) -> Response:

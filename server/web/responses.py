@@ -13,6 +13,10 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+METRICS_CONTENT: Final = {
+    kind: {"type": "string"} for kind in ("text/plain", "application/openmetrics-text")
+}
+"""For the document: what ``metrics_response`` answers."""
 _VERSIONS: Final = re.compile(r"version=\s*([^;,]*)")
 _VERSION: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,3}\s*")
 _encode: Final[Callable[[Any], str]] = json.JSONEncoder(

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
+import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -124,6 +125,17 @@ async def until_disconnect(receive: Receive, work: Awaitable[Any], abort: Callab
         if not task.done():
             abort()
             task.cancel()
+
+
+async def unless_disconnected(receive: Receive, work: Awaitable[Any]) -> Any:
+    """The result of ``work``. If the client disconnects first, ``work`` is cancelled and ClientLeft is raised."""
+    scope = anyio.CancelScope()
+
+    async def cancellable() -> Any:
+        with scope:
+            return await work
+
+    return await until_disconnect(receive, cancellable(), scope.cancel)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from prefixes.errors import Conflict, InvalidArtifact, InvalidName, RegistryUnavailable, TaskNotFound
 from prefixes.registry import open_registry
-from prefixes.registry.base import Registry, Store
+from prefixes.registry.base import REPLACED_BYTES, REPLACED_KEPT, Registry, Store
 from prefixes.spec import TaskRef
 from tests.support.redis_registry import DATA, PREFIXES, VERSIONS, publish, resolve
 
@@ -73,6 +73,39 @@ def test_publishing_the_same_content_twice_is_one_version(registry: Registry) ->
     assert len(registry.inspect("default", "e2e").history["production"]) == 3
 
 
+def test_a_later_publish_of_a_version_loses_nothing_of_its_record(registry: Registry, url: str) -> None:
+    """It overwrote who had trained it, and when, with whatever it brought."""
+    first = registry.publish("default", "e2e", DATA[0], record={"who": "ci", "scores": {"loss": 1.5}})
+    assert first.replaced == ()
+    later = {"who": "eve", "scores": {"loss": 1.5}, "job": "job-2"}
+    again = registry.publish("default", "e2e", DATA[0], alias=None, record=later)
+    assert again.record == later
+    assert [(entry.name, entry.value) for entry in again.replaced] == [("who", "ci")]
+    assert again.replaced[0].at >= again.published_at == first.published_at
+    same = registry.publish("default", "e2e", DATA[0], alias=None, record=later)
+    assert same == again, "the same record once more adds nothing"
+    registry.publish("default", "e2e", DATA[0], alias=None, record={"scores": {}})
+    for handle in (registry, open_registry(url)):
+        (info,) = handle.inspect("default", "e2e").versions
+        assert info.record == {**later, "scores": {}}
+        assert [(entry.name, entry.value) for entry in info.replaced] == [("who", "ci"), ("scores", {"loss": 1.5})]
+    registry.delete("default", "e2e")
+    assert registry.undelete("default", "e2e").versions == (info,)
+
+
+def test_what_a_version_keeps_of_replaced_entries_is_bounded_and_the_oldest_stay(registry: Registry) -> None:
+    """However often it is published again, and with whatever, every reader of the task reads so much more at most."""
+    for number in range(REPLACED_KEPT + 5):
+        info = registry.publish("default", "count", DATA[0], record={"number": number})
+    assert info.record == {"number": REPLACED_KEPT + 4}
+    assert [entry.value for entry in info.replaced] == list(range(REPLACED_KEPT))
+    large = "x" * (REPLACED_BYTES // 2)
+    for number in range(4):
+        info = registry.publish("default", "bytes", DATA[0], record={"text": f"{number}{large}", "number": number})
+    assert [entry.value for entry in info.replaced if entry.name == "text"] == [f"0{large}"]
+    assert [entry.value for entry in info.replaced if entry.name == "number"] == [0, 1, 2]
+
+
 def test_history_tells_every_move(registry: Registry) -> None:
     publish(registry, 0, 1)
     registry.promote("default", "e2e", VERSIONS[0])
@@ -100,6 +133,22 @@ def test_rolling_back_twice_goes_two_versions_back(registry: Registry) -> None:
     assert registry.rollback("default", "e2e").aliases["production"] == VERSIONS[0]
     registry.promote("default", "e2e", VERSIONS[2])
     assert registry.rollback("default", "e2e").aliases["production"] == VERSIONS[0]
+
+
+def test_a_rollback_that_was_made_already_is_recognised_by_the_version_that_was_expected(registry: Registry) -> None:
+    """Repeated after a lost answer it went two versions back."""
+    publish(registry, 0, 1, 2)
+    task = registry.rollback("default", "e2e", expected_current=VERSIONS[2])
+    assert task.aliases["production"] == VERSIONS[1]
+    with pytest.raises(Conflict, match=f"rollback of .* expected it at {VERSIONS[2]}, got {VERSIONS[1]}") as caught:
+        registry.rollback("default", "e2e", expected_current=VERSIONS[2])
+    assert caught.value.detail == {"expected": VERSIONS[2], "got": VERSIONS[1]}
+    assert registry.inspect("default", "e2e") == task
+    registry.rollback("default", "e2e", expected_current=VERSIONS[1])
+    with pytest.raises(Conflict, match="expected an earlier version"):
+        registry.rollback("default", "e2e", expected_current=VERSIONS[0])
+    with pytest.raises(TaskNotFound, match="alias 'nightly'"):
+        registry.rollback("default", "e2e", alias="nightly", expected_current=VERSIONS[0])
 
 
 def test_promoting_where_it_already_points_is_no_move(registry: Registry) -> None:

@@ -59,6 +59,25 @@ def test_of_several_compare_and_sets_one_wins(url: str) -> None:
     assert [(entry.old, entry.new) for entry in moves] == [(VERSIONS[0], VERSIONS[won])]
 
 
+def _roll_back(index: int, url: str, wins: Any) -> None:
+    try:
+        open_registry(url).rollback("default", "e2e", expected_current=VERSIONS[3])
+        wins.put(index)
+    except Conflict:
+        pass
+
+
+def test_of_several_rollbacks_from_one_version_one_is_made(url: str) -> None:
+    publish(open_registry(url), 0, 1, 2, 3)
+    wins = FORK.SimpleQueue()
+    assert in_processes(4, _roll_back, url, wins) == [0, 0, 0, 0]
+    wins.get()
+    assert wins.empty()
+    registry = open_registry(url)
+    assert resolve(registry, "e2e") == 2
+    assert [entry.action for entry in registry.audit("default")].count("rollback") == 1
+
+
 def test_readers_see_a_whole_version_before_or_after_every_promote(registry: Registry, url: str) -> None:
     publish(registry, 0, 1)
     done = threading.Event()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import socket
 import time
@@ -237,6 +239,31 @@ def test_a_backbone_that_is_none_is_one_line_and_exit_code_one(start: Start, tmp
     line = fails(start(backbone=str(tmp_path / "empty"), env={"HF_HUB_OFFLINE": "1"}))
     assert line.startswith("prefixd serve: backbone")
     assert str(tmp_path / "empty") in line
+
+
+def test_a_generation_config_that_is_not_supported_is_one_line_that_names_field_and_option(
+    start: Start, world: TinyWorld, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(world.folder, tmp_path / "biased")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "sequence_bias": [[[5], 2.0]]}))
+    line = fails(start(backbone=str(folder)))
+    assert "sequence_bias: expected none, got [[[5], 2.0]]" in line
+    assert line.endswith("--ignore-generation-config sequence_bias")
+
+
+def test_a_server_starts_without_a_field_that_it_is_told_to_ignore_and_warns(
+    start: Start, world: TinyWorld, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(world.folder, tmp_path / "biased")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "sequence_bias": [[[5], 2.0]]}))
+    option = ("--ignore-generation-config", "sequence_bias")
+    server = start(*option, *option[:1], "min_p", backbone=str(folder)).wait_ready()
+    with server.client() as client:
+        assert client.post("/generate", json={"input": "x", "parameters": {"max_new_tokens": 3}}).status_code == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    warned = [line["message"] for line in server.log_lines() if line["level"] == "warning"]
+    assert ["sequence_bias" in message for message in warned] == [True]
 
 
 def test_a_settings_file_that_is_none_is_one_line_and_exit_code_one(start: Start) -> None:

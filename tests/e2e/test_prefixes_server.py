@@ -74,7 +74,10 @@ def test_the_client_keeps_the_registrys_promises(world: TinyWorld, remote: Remot
     assert remote.promote("default", "client", second.version).aliases["production"] == second.version
     with pytest.raises(Conflict, match="expected it at"):
         remote.promote("default", "client", second.version, expected_current=first.version)
-    assert remote.rollback("default", "client") == local.inspect("default", "client")
+    back = remote.rollback("default", "client", expected_current=second.version)
+    assert back == local.inspect("default", "client")
+    with pytest.raises(Conflict, match="expected it at"):
+        remote.rollback("default", "client", expected_current=second.version)
     with pytest.raises(Conflict, match="expected an earlier version"):
         remote.rollback("default", "client")
     assert remote.publish("default", "client", data[0], alias=None, record={}).published_at == first.published_at

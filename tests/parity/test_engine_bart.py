@@ -14,43 +14,14 @@ import torch
 from prefixes.artifact import read_prefix, write_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import InputTooLong
-from prefixes.spec import Positions, Site
 from server.engine.kernels import select_kernels
 from server.engine.types import Failed, Finished, FinishReason, GenerationRequest
-from tests.support.bart import random_bart_prefix, tiny_bart
+from tests.support.bart import tiny_bart
+from tests.support.bart_library import SUBSETS, BartLibrary
 from tests.support.bart_reference import parts_of, reference_generate, reference_logits
 from tests.support.engine import KERNELS, Counts, Library, LogitsRecorder, kernels, make_engine, run
 
-SUBSETS: tuple[tuple[dict[Site, int], Positions], ...] = (
-    ({}, "unshifted"),
-    ({"decoder": 5}, "unshifted"),
-    ({"encoder": 17}, "unshifted"),
-    ({"cross": 16}, "unshifted"),
-    ({"decoder": 2, "encoder": 33, "cross": 1}, "unshifted"),
-    ({"decoder": 9, "cross": 40}, "shifted"),
-    ({"encoder": 4, "cross": 4}, "shifted"),
-    ({"decoder": 100, "encoder": 1}, "shifted"),
-)
-"""Tasks: each with another subset of sites and other lengths; the first is the bare backbone."""
-
 INPUTS = (1, 2, 15, 16, 17, 40, 150, 400, 1000)
-
-
-class BartLibrary(Library):
-    """Random prefixes on the sites of ``SUBSETS``, one task each."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        some = [int(bool(sites)) for sites, _ in SUBSETS]
-        super().__init__(backbone, some, make=functools.partial(self._make, backbone))
-
-    @staticmethod
-    def _make(backbone: Backbone, index: int, length: int) -> Any:
-        lengths, positions = SUBSETS[index]
-        return random_bart_prefix(backbone.spec, tuple(lengths), lengths, positions_of(lengths, positions), index)
-
-
-def positions_of(lengths: dict[Site, int], positions: Positions) -> dict[Site, Positions]:
-    return {site: "unshifted" if site == "cross" else positions for site in lengths}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +83,7 @@ def test_every_row_of_a_mix_equals_the_reference_alone(
     engine = make_engine(
         backbone, library, blocks=rng.choice([130, 160]) if pressed else 900, observer=counts,
         kernels=kernels(kernel, torch.float64), max_rows=40 if pressed else 120, max_step_tokens=120,
-        encoder_step_ms=0.001 if pressed else 1e6, max_encoder_tokens=rng.choice([100, 2000]),
+        max_step_ms=0.001 if pressed else 1e6, max_encoder_tokens=rng.choice([100, 2000]),
         max_prefix_blocks=14 if pressed else 100, reuse_prompts=rng.random() < 0.5,
     )  # fmt: skip
     requests = random_requests(library, backbone.spec.vocab_size, 16, rng)
@@ -199,7 +170,7 @@ def test_an_abort_in_the_middle_of_encoding_leaves_the_others_as_they_were(
 ) -> None:
     backbone = make_backbone()
     library = BartLibrary(backbone)
-    engine = make_engine(backbone, library, encoder_step_ms=0.001)
+    engine = make_engine(backbone, library, max_step_ms=0.001)
     # Their prefixes are loaded before, so that all are admitted at once: one that came late would find others decoding.
     run(engine, [library.request(f"before{index}", index + 2, range(5), max_new_tokens=1) for index in range(4)])
     requests = [library.request(f"r{index}", index + 2, range(20 + index), max_new_tokens=6) for index in range(4)]

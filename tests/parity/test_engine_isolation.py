@@ -27,7 +27,17 @@ from server.engine.types import (
     SamplingParams,
     TokenEvent,
 )
-from tests.support.engine import KERNELS, Counts, Library, joined_text, kernels, make_engine, run, tiny_backbone
+from tests.support.engine import (
+    KERNELS,
+    Counts,
+    Library,
+    joined_text,
+    kernels,
+    make_engine,
+    run,
+    tiny_backbone,
+    wait_for_loads,
+)
 from tests.support.prefixes import make_prefix
 
 POSITIONS = ["first", "middle", "last"]
@@ -215,23 +225,64 @@ def test_refusals_say_expected_and_got(backbone: Backbone, library: BadLibrary) 
 
 
 def test_a_prefix_beside_the_pinned_ones_must_fit_its_share(backbone: Backbone, library: BadLibrary) -> None:
-    """Accepted against the whole of max_prefix_bytes, it waited for ever, and everybody behind it."""
+    """Accepted against the whole of max_prefix_bytes, it waited for ever or, with others, was failed by the pin."""
     geometry = backbone.spec.sites["decoder"]
     block = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * 16 * 8
     engine = make_engine(backbone, library, max_prefix_bytes=8 * block)
     pinned, large = library.request("pinned", 5, [1, 2], max_new_tokens=2), library.request("large", 6, [1, 2])
-    assert pinned.prefix is not None
+    assert pinned.prefix is not None and pinned.prefix_spec is not None
     engine.check(large)
-    engine.add(large)  # before the pin: it may still find its room taken
-    engine.pin(pinned.prefix)
-    while pinned.prefix not in engine.residents():
-        engine._scheduler._take_in_loads()
+    engine.add(large)
+    with pytest.raises(InvalidParameter, match="pin: expected room beside each accepted request"):
+        engine.pin(pinned.prefix, pinned.prefix_spec)
+    assert isinstance(run(engine, [])["large"], Finished)
+    engine.pin(pinned.prefix, pinned.prefix_spec)
     with pytest.raises(InputTooLong, match="expected at most 1 blocks"):
-        engine.check(large)
-    ended = run(engine, [pinned])
-    assert isinstance(ended["large"], Failed)
-    assert isinstance(ended["pinned"], Finished)
+        engine.check(large)  # although the pin is not loaded
+    with pytest.raises(InputTooLong, match="expected at most 1 blocks"):
+        engine.add(large)  # checked before the pin was asked for
+    assert isinstance(run(engine, [pinned])["pinned"], Finished)
     engine.unpin(pinned.prefix)
+    engine.check(large)
+
+
+def test_what_is_accepted_while_a_pin_loads_ends_well_beside_it(backbone: Backbone, library: BadLibrary) -> None:
+    """Pins counted once they were in blocks: a request that fitted until then died in the middle of its stream."""
+    engine = make_engine(backbone, library, blocks=14)  # 13, of which the pin takes 7
+    key = library.keys[5]
+    assert key is not None
+    library.held.add(key)
+    engine.pin(key, library.prefixes[key].spec)
+    greedy = {"min_new_tokens": 94, "max_new_tokens": 94}
+    with pytest.raises(InputTooLong, match="may need 7 blocks of 16 tokens, there are 6"):
+        engine.check(library.request("large", 0, [1, 2, 3], **greedy))
+    fits = library.request("fits", 0, [1, 2], **greedy)
+    engine.check(fits)
+    engine.add(fits)
+    events = [event for _ in range(40) for event in engine.step()]
+    library.gate.set()
+    ended = run(engine, [], events=events)
+    assert isinstance(ended["fits"], Finished)
+    assert ended["fits"].usage.output_tokens == 94
+    assert engine.residents() == {key}
+
+
+def test_a_pin_that_cannot_be_loaded_keeps_its_room_and_is_tried_again(
+    backbone: Backbone, library: BadLibrary, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(backbone, library, blocks=14)
+    key = LOAD_ERROR
+    engine.pin(key, library.prefixes[key].spec)
+    wait_for_loads(engine)
+    engine.step()
+    assert "a pinned prefix could not be loaded" in caplog.text
+    large = library.request("large", 0, [1, 2, 3], max_new_tokens=180)
+    with pytest.raises(InputTooLong, match="may need 12 blocks of 16 tokens, there are 11"):
+        engine.check(large)
+    engine._prefixes._loader._load = Library.load.__get__(library)  # it is well again
+    assert isinstance(run(engine, [library.bad(key, max_new_tokens=2)])["bad"], Finished)
+    assert engine.residents() == {key}
+    engine.unpin(key)
     engine.check(large)
 
 

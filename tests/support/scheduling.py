@@ -13,7 +13,7 @@ from typing import Any
 
 from prefixes.artifact import Prefix
 from prefixes.errors import PrefixdError
-from prefixes.spec import Site
+from prefixes.spec import PrefixSpec, Site
 from server.engine.config import EngineConfig
 from server.engine.decoding.beams import BeamSearch
 from server.engine.decoding.state import DecodingState
@@ -21,11 +21,13 @@ from server.engine.decoding.token_rules import TokenRules
 from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse, chain_root
 from server.engine.observer import SilentObserver
+from server.engine.prefixes.placement import Placement
 from server.engine.prefixes.store import PrefixStore
 from server.engine.row import Group, Prompt, Row
 from server.engine.scheduling.capacity import Capacity
 from server.engine.scheduling.encoding import EncoderBudget, EncoderWork
 from server.engine.scheduling.plan import Outcome, StepPlan
+from server.engine.scheduling.prefill import PrefillBudget
 from server.engine.scheduling.scheduler import Scheduler
 from server.engine.types import FinishReason, GenerationRequest, PrefixKey, SamplingParams
 from tests.support.prefixes import make_prefix
@@ -35,12 +37,14 @@ class Machine(SilentObserver):
     """``lengths`` are the prefixes it knows; ``failures`` fail to load; those in ``held`` load when let go.
 
     With ``units`` there is an encoder that reads the input in so many of them, the first two thirds its layers; a layer
-    takes a second for a token, a unit behind them a sixth.
+    takes a second for a token, a unit behind them a sixth. The decoder takes ``token_seconds`` for each token,
+    and ``call_seconds`` for each call with a row that answers.
     """
 
     def __init__(self, blocks: int, *, size: int = 4, reuse: bool = True, seed: int = 0,
                  lengths: Mapping[PrefixKey, int] | None = None, max_prefix_bytes: int | None = None,
-                 units: int = 0, **config: Any) -> None:
+                 units: int = 0, token_seconds: float = 0.0, call_seconds: float = 0.0,
+                 **config: Any) -> None:
         self.size, self.rng = size, random.Random(seed)
         self.config = EngineConfig(block_size=size, **{"max_rows": 16, "max_step_tokens": 16, **config})
         self.ledger = BlockLedger(blocks + 1, size)
@@ -48,19 +52,23 @@ class Machine(SilentObserver):
         self.failures: dict[PrefixKey, PrefixdError] = {}
         self.gates: dict[PrefixKey, queue.Queue[None]] = {}
         self.woken: queue.Queue[None] = queue.Queue()
-        self.store = PrefixStore(self.ledger, self._load, self._write, bytes_per_block=1, max_bytes=max_prefix_bytes,
-                                 workers=4, max_staged_bytes=self.config.max_staged_bytes, observer=self,
+        self.store = PrefixStore(self.ledger, self._load, Placement(self.ledger, self._write, self._read),
+                                 bytes_per_block=1, max_bytes=max_prefix_bytes,
+                                 max_claimed_bytes=self.config.preempted_prefix_bytes, workers=4,
+                                 max_staged_bytes=self.config.max_staged_bytes, observer=self,
                                  wake=lambda: self.woken.put(None))
         self.decoder_prompt = (0,) if units else ()
         self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
-                                   self, EncoderBudget(2 * units // 3, units, 10**9, self.config))
+                                   self, EncoderBudget(2 * units // 3, units, 10**9, self.config),
+                                   PrefillBudget(1, 1000, self.config))
+        self.token_seconds, self.call_seconds = token_seconds, call_seconds
         self.layers = 2 * units // 3
         self.encoder_calls: list[EncoderWork] = []
         self.encoder_seconds: list[float] = []
         self.contents: list[list[object]] = [[None] * size for _ in range(blocks + 1)]
         self.ended: dict[str, str] = {}
         self.preempted: list[str] = []
-        self.steps = self.computed_tokens = 0
+        self.steps = self.computed_tokens = self.copies = 0
         self.may_preempt = True
         self.early_end = 0.1  # probability that a sampled output ends with a token
 
@@ -76,6 +84,16 @@ class Machine(SilentObserver):
     def _write(self, prefix: Prefix, blocks: Mapping[Site, tuple[int, ...]]) -> None:
         for block in blocks["decoder"]:
             self.contents[block] = [id(prefix)] * self.size
+
+    def _read(self, spec: PrefixSpec, blocks: Mapping[Site, tuple[int, ...]]) -> Prefix:
+        self.copies += 1
+        [prefix] = [known for known in self.prefixes.values() if known.spec is spec]
+        for block in blocks["decoder"]:
+            assert self.contents[block] == [id(prefix)] * self.size, "the prefix was written over before it was read"
+        return prefix
+
+    def pin(self, key: PrefixKey) -> None:
+        self.store.pin(key, self.prefixes[key].spec)
 
     def on_preemption(self) -> None:
         assert self.may_preempt, "preempted although it fits alone"
@@ -135,7 +153,7 @@ class Machine(SilentObserver):
         seconds = self._encode(plan.encode) if plan.encode else None
         self._compute(plan)
         outcomes += self._choose(plan)
-        self.scheduler.update(outcomes, plan, seconds)
+        self.scheduler.update(outcomes, plan, encoder_seconds=seconds, decoder_seconds=self._decoder_seconds(plan))
         self.ledger.check([*self.scheduler.holdings(), *self.store.holdings()])
         return plan
 
@@ -185,6 +203,12 @@ class Machine(SilentObserver):
 
     def _written(self, row: Row, start: int, count: int) -> list[int]:
         return row.blocks[start // self.size : (start + count - 1) // self.size + 1]
+
+    def _decoder_seconds(self, plan: StepPlan) -> float | None:
+        if not plan.rows:
+            return None
+        each = self.token_seconds * sum(row.count for row in plan.rows)
+        return each + self.call_seconds * any(row.count == 1 for row in plan.rows)
 
     def _compute(self, plan: StepPlan) -> None:
         for source, target in plan.copies:

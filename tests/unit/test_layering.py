@@ -17,17 +17,18 @@ PACKAGES = ("prefixes", "server", "trainer")
 
 # What the trainer may use of the server beside its engine: the web helpers, and the one rule for what a version's
 # defaults mean, so that a score is of what will be served.
-SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters")
+SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters", "server.parameter_schemas")
 
 # Each tree's rooms, from the ground. A room is a module or a folder with all that is in it. A module may import from
 # its own room and from rooms on the floors below it; two rooms of one floor do not know each other.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes": (
-        ("errors", "digest", "files", "event_stream", "strict_json"),
+        ("errors", "digest", "files", "event_stream", "strict_json", "byte_level"),
         ("parameters",),
         ("spec",),
-        ("actor", "families", "prompt", "spec_json"),
+        ("actor", "families", "generation_fields", "prompt", "spec_json"),
         ("checkpoint",),
+        ("generation_config",),
         ("artifact", "backbone"),
         ("registry", "formats"),
         ("remote",),
@@ -53,7 +54,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "server": (
         ("web", "engine"),
-        ("answers", "metrics", "parameters", "settings"),
+        ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing"),
+        ("parameter_schemas",),
         ("tiers",),
         ("registry",),
         ("schemas",),
@@ -68,13 +70,13 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
     "server.engine": (
-        ("types", "config"),
+        ("types", "config", "step_watch"),
         ("observer",),
         ("kernels", "memory"),
         ("models", "prefixes", "decoding"),
         ("row",),
         ("scheduling",),
-        ("batch", "reporter"),
+        ("batch", "grouping", "reporter"),
         ("runner",),
         ("postprocess",),
         ("engine",),
@@ -109,7 +111,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
-        ("settings", "schemas", "process", "metrics"),
+        ("settings", "schemas", "answer_schemas", "process", "metrics"),
         ("request", "outcome", "progress_writer", "job_service"),
         ("registry_retry", "run_job", "runtime"),
         ("child", "worker", "routes"),
@@ -127,6 +129,7 @@ TORCH_FREE = (
     "server.engine.row",
     "server.engine.memory.blocks",
     "server.engine.scheduling.encoding",
+    "server.engine.scheduling.prefill",
     "server.engine.scheduling.scheduler",
     "server.engine.scheduling.admission",
     "trainer.client.client",

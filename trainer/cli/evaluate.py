@@ -7,7 +7,7 @@ mounts the command.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from prefixes.cli.target import RegistryOption, ServerOption, fetch, opened, ref
 from prefixes.errors import InvalidParameter
 from prefixes.files import write_json, write_text
 from prefixes.registry.transitions import version_of_task
-from trainer.cli.options import DeviceOption, DtypeOption, decoding_parameters, named_errors
+from trainer.cli.options import DeviceOption, DtypeOption, IgnoreOption, decoding_parameters, named_errors
 from trainer.data.dataset import read_dataset
 from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation.bootstrap import RESAMPLES
@@ -71,6 +71,7 @@ def evaluate(
     kv_cache_bytes: Annotated[str, typer.Option(help="Memory for rows and the prefix, e.g. 2GiB.")] = "512MiB",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    ignore_generation_config: IgnoreOption = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0)] = 0,
 ) -> None:
     """Score a prefix on a test set, through the engine that will serve it, without sampling.
@@ -105,7 +106,7 @@ def evaluate(
         else:
             content = fetch(store, found.tenant, found.name, found.version)
         prefix = read_prefix(content, expected_version=found.version if found else None)
-        loaded = _loaded(backbone, device, dtype)
+        loaded = _loaded(backbone, device, dtype, ignore_generation_config or ())
         console = Console(stderr=True)
         with _bar(console) as report:
             made = evaluation.evaluate(
@@ -132,14 +133,16 @@ def _read(artifact: Path | None) -> bytes:
         raise InvalidParameter(f"--artifact: expected a file, got {artifact}: {error.strerror}") from None
 
 
-def _loaded(backbone: str, device: str, dtype: str) -> Backbone:
+def _loaded(backbone: str, device: str, dtype: str, ignored: Sequence[str]) -> Backbone:
     if dtype not in DTYPES:
         raise InvalidParameter(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}", got=dtype)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # an unknown name, or a torch built without it
         raise InvalidParameter(f"--device: expected one that torch has here, got {device!r}", got=device) from None
-    return load_backbone(backbone, dtype=getattr(torch, dtype), device=device)
+    return load_backbone(
+        backbone, dtype=getattr(torch, dtype), device=device, ignore_generation_config=ignored
+    )
 
 
 def _bytes(text: str) -> int:

@@ -22,6 +22,10 @@ MAX_TEXT_BYTES: Final = 1 << 20
 
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="Of the frozen model: float32, bfloat16, float16, float64.")]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A field of the backbone's generation config that does not count; repeatable."),
+]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rich.console import Console
 from prefixes.errors import InvalidParameter
 from prefixes.spec import DEFAULT_ALIAS, TaskRef
 from trainer.cli import training_options as options
-from trainer.cli.options import DeviceOption, DtypeOption, decoding_parameters, initial_text, named_errors
+from trainer.cli.options import DeviceOption, DtypeOption, IgnoreOption, decoding_parameters, initial_text, named_errors
 from trainer.cli.terminal import print_summary, progress_bar
 from trainer.training.config import PRESETS, TrainConfig
 from trainer.training.initial import Initial, InitialText, InitialVersion
@@ -75,6 +75,7 @@ def train(
     drop_long: options.DropLong = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    ignore_generation_config: IgnoreOption = None,
     autocast: Annotated[
         bool | None,
         typer.Option(
@@ -136,6 +137,7 @@ def train(
                 dtype=dtype,
                 autocast=autocast,
                 initial=_initial(init_file, init_from, targets),
+                ignore_generation_config=ignore_generation_config or (),
             )
             with progress_bar(console) as report:
                 result = run_training(request, resume=resume, accept=targets.check, report=report)

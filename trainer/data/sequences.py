@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from prefixes.backbone import Backbone
+from prefixes.prompt import Fitted
 from prefixes.spec import PrefixSpec, split_template
 from trainer.data.dataset import Dataset, Example, InvalidData
 
@@ -84,7 +85,7 @@ def target_opening(backbone: Backbone) -> tuple[int, ...]:
 
     For BART this is ``<s>``. It is empty for a decoder alone, whose output continues the input.
     """
-    if backbone.forced_first is not None:
+    if backbone.decoder_prompt and backbone.forced_first is not None:
         return (backbone.forced_first,)
     return tuple(backbone.prompt_encoder.encode_literal(split_template(backbone.input_template)[0]))
 
@@ -122,28 +123,27 @@ def _fit(
     Raises InvalidData, without the file's name, if they exceed the window.
     """
     encoder, spec, start = backbone.prompt_encoder, backbone.spec, backbone.decoder_prompt
-    prompt = encoder.encode(plan.template, example.input)
     target = (*opening, *encoder.encode_text(example.target), backbone.eos_token_ids[0])
     most = spec.max_positions - plan.position_offset("decoder") - len(start)
     if len(target) > most:
-        raise _too_long(example, "target", most, len(target), "--drop-long leaves such lines out")
+        raise _too_long(example, "target", most, Fitted(None, len(target)), "--drop-long leaves such lines out")
     encoded = spec.input_site == "encoder"
     room = spec.input_room(plan) if encoded else most - len(target)
-    fitting = encoder.cut(plan.template, prompt, room) if truncate or len(prompt) <= room else None
-    if fitting is None:
+    fitted = encoder.fit(plan.template, example.input, room, truncate=truncate)
+    if fitted.token_ids is None:
         beside = "" if encoded else f" beside a target of {len(target)}"
         remedy = "--truncate cuts inputs, --drop-long leaves such lines out"
-        raise _too_long(example, f"input and template{beside}", room, len(prompt), remedy)
-    read, before = (tuple(fitting), start) if encoded else ((), (*start, *fitting))
-    return TokenExample((*before, *target), len(before), read), len(fitting) < len(prompt)
+        raise _too_long(example, f"input and template{beside}", room, fitted, remedy)
+    read, before = (fitted.token_ids, start) if encoded else ((), (*start, *fitted.token_ids))
+    return TokenExample((*before, *target), len(before), read), fitted.truncated
 
 
-def _too_long(example: Example, what: str, expected: int, got: int, remedy: str) -> InvalidData:
+def _too_long(example: Example, what: str, expected: int, got: Fitted, remedy: str) -> InvalidData:
     return InvalidData(
-        f"line {example.line}: expected at most {expected} tokens of {what}, got {got} ({remedy})",
+        f"line {example.line}: expected at most {expected} tokens of {what}, got {got.shown} ({remedy})",
         line=example.line,
         expected=expected,
-        got=got,
+        got=got.got,
     )
 
 

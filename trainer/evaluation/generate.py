@@ -101,18 +101,15 @@ def _prompt(
     backbone: Backbone, template: str, text: str, room: int, truncate: bool, index: int
 ) -> tuple[tuple[int, ...], bool]:
     """Return the prompt's token ids, and whether the input was cut."""
-    ids = backbone.prompt_encoder.encode(template, text)
-    if len(ids) <= room:
-        return tuple(ids), False
-    kept = backbone.prompt_encoder.cut(template, ids, room) if truncate else None
-    if kept is None:
+    fitted = backbone.prompt_encoder.fit(template, text, room, truncate=truncate)
+    if fitted.token_ids is None:
         raise InputTooLong(
-            f"input {index + 1}: expected at most {room} tokens, got {len(ids)}"
+            f"input {index + 1}: expected at most {room} tokens, got {fitted.shown}"
             + ("" if truncate else "; --truncate cuts it"),
             expected=room,
-            got=len(ids),
+            got=fitted.got,
         )
-    return tuple(kept), True
+    return fitted.token_ids, fitted.truncated
 
 
 def decoding(backbone: Backbone, prefix: Prefix, given: Mapping[str, Any]) -> tuple[SamplingParams, bool]:

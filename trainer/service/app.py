@@ -6,19 +6,23 @@ Owns which routes are public and which are on the admin port; knows no process, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 
+from server.parameter_schemas import documented_limits
+from server.parameters import WITHOUT_LIMITS
 from server.web.bodies import BodyMiddleware
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
 from server.web.intake import Intake
 from server.web.middleware import RequestMiddleware
+from server.web.openapi import DocumentedAPI
 from server.web.version import package_version
 from trainer.service.routes import datasets, jobs, operations
 from trainer.service.runtime import TrainerRuntime
 from trainer.service.schemas import Evaluation, Hyperparameters, JobBody, JobsQuery
+from trainer.service.settings import TrainerSettings
 
 FIELDS: Final[Mapping[str, frozenset[str]]] = {
     "/jobs": frozenset(JobBody.model_fields) | frozenset(JobsQuery.model_fields),
@@ -29,11 +33,11 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
 
 def create_public(runtime: TrainerRuntime, intake: Intake) -> FastAPI:
     """The public API."""
-    app = FastAPI(
+    app = DocumentedAPI(
+        settings=_documented(runtime.settings),
         title="prefixd trainer",
         summary="Upload data, submit a job, watch it, serve the result.",
         version=package_version(),
-        redirect_slashes=False,
     )
     for router in (datasets.router, jobs.router, operations.public, operations.probes):
         app.include_router(router)
@@ -43,11 +47,22 @@ def create_public(runtime: TrainerRuntime, intake: Intake) -> FastAPI:
 
 def create_admin(runtime: TrainerRuntime, intake: Intake) -> FastAPI:
     """The application of the admin port. Only the probes are in the public one too."""
-    app = FastAPI(title="prefixd trainer admin", version=package_version(), docs_url=None, redoc_url=None)
+    app = DocumentedAPI(
+        settings=_documented(runtime.settings),
+        title="prefixd trainer admin",
+        version=package_version(),
+        docs_url=None,
+        redoc_url=None,
+    )
     for router in (operations.admin, operations.probes):
         app.include_router(router)
     _install(app, runtime, intake, None)  # probes and scrapes do not count as traffic
     return app
+
+
+def _documented(settings: TrainerSettings) -> dict[str, dict[str, Any]]:
+    """This trainer's names, in the words of its documents."""
+    return {**documented_limits(WITHOUT_LIMITS), "backbones": {"enum": list(settings.backbones)}}
 
 
 def _install(app: FastAPI, runtime: TrainerRuntime, intake: Intake, metrics: HttpMetrics | None) -> None:

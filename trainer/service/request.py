@@ -60,6 +60,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
                 "backbone": str(Path(place).absolute()) if Path(place).is_dir() else place,
                 "device": settings.device,
                 "dtype": settings.dtype,
+                "ignore_generation_config": settings.ignore_generation_config,
                 **{name: spec[name] for name in AS_ASKED},
             },
         },

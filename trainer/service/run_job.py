@@ -184,7 +184,10 @@ def _evaluated(
     _, data = read_datasets(run)
     if not data.examples:
         return None
-    backbone = load_backbone(run.backbone, dtype=getattr(torch, run.dtype), device=run.device)
+    backbone = load_backbone(
+        run.backbone, dtype=getattr(torch, run.dtype), device=run.device,
+        ignore_generation_config=run.ignore_generation_config,
+    )  # fmt: skip
 
     def report(done: int, total: int) -> None:
         if listener.should_stop():

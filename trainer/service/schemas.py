@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from prefixes.errors import InvalidArtifact
-from prefixes.spec import DEFAULT_ALIAS
+from prefixes.spec import DEFAULT_ALIAS, INPUT_SLOT, NAME_PATTERN, REFERENCE_PATTERN, TASK_PATTERN
 from prefixes.spec_json import check_json
+from server.parameter_schemas import PARAMETER_SCHEMAS
+from server.web.openapi import SETTING
+from server.web.strict_body import Body
 from trainer.data.texts import checked, is_blank
+from trainer.evaluation.scores.presets import METRICS
+from trainer.evaluation.scores.presets import PRESETS as SCORE_PRESETS
 from trainer.jobs.job import State
+from trainer.training.config import PRESETS
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 Digest = Annotated[str, Field(pattern=DIGEST)]
@@ -41,33 +48,55 @@ def _text(text: str) -> str:
         raise ValueError(f"expected a text, got {error}") from None
 
 
-class Closed(BaseModel):
-    """A frozen model that refuses unknown fields."""
+def _stated(**keywords: Any) -> WithJsonSchema:
+    """What the document says of a value that is checked elsewhere, with an error of its own."""
+    return WithJsonSchema(keywords)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+Task = Annotated[str, Field(max_length=300), _stated(type="string", pattern=TASK_PATTERN)]
+Reference = Annotated[str, Field(max_length=300), _stated(type="string", pattern=REFERENCE_PATTERN)]
+Name = Annotated[str, Field(max_length=100), _stated(type="string", pattern=NAME_PATTERN)]
+Backbone = Annotated[str, Field(max_length=64), _stated(type="string", **{SETTING: "backbones"})]
+Preset = Annotated[str, Field(max_length=40), _stated(type="string", enum=list(PRESETS))]
+ScorePreset = Annotated[str, Field(max_length=40), _stated(type="string", enum=list(SCORE_PRESETS))]
+Metric = Annotated[str, _stated(type="string", enum=list(METRICS))]
+_BESIDE = "[^{]|[{](?!input[}])"
+Template = Annotated[
+    str,
+    Field(max_length=100_000),
+    _stated(type="string", maxLength=100_000, pattern=f"^(?:{_BESIDE})*{re.escape(INPUT_SLOT)}(?:{_BESIDE})*$"),
+]
+Defaults = Annotated[
+    dict[str, Any],
+    AfterValidator(_storable),
+    _stated(type="object", properties=dict(PARAMETER_SCHEMAS), additionalProperties=False),
+]
+Text = Annotated[
+    str, Field(min_length=1, max_length=MAX_TEXT, json_schema_extra={"pattern": r"\S"}), AfterValidator(_text)
+]
 
 
-class Hyperparameters(Closed):
+class Hyperparameters(Body):
     """TrainConfig's options; what is not given is the preset's, the paper's settings for such a task."""
 
     prefix_length: int | None = Field(None, ge=1, le=4096)
-    sites: tuple[Literal["encoder", "decoder", "cross"], ...] | None = None
+    sites: Annotated[tuple[Literal["encoder", "decoder", "cross"], ...], Field(strict=False)] | None = None
     positions: Literal["shifted", "unshifted"] | None = None
     method: Literal["mlp", "direct"] | None = None
     middle: int | None = Field(None, ge=1, le=65536)
     frozen_positions: int | None = Field(None, ge=0, le=4096)
-    init: Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_text)] | None = None
+    init: Text | None = None
     epochs: int | None = Field(None, ge=1, le=10_000)
     batch_size: int | None = Field(None, ge=1, le=4096)
     accumulate: int | None = Field(None, ge=1, le=4096)
     checkpoint_activations: bool | None = None
     learning_rate: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
-    warmup_steps: int | None = Field(None, ge=0)
+    warmup_steps: int | None = Field(None, ge=0, lt=1 << 63)
     weight_decay: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
     gradient_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
     reduction: Literal["sequence", "token"] | None = None
-    validate_every: int | None = Field(None, ge=0)
-    checkpoint_every: int | None = Field(None, ge=1)
+    validate_every: int | None = Field(None, ge=0, lt=1 << 63)
+    checkpoint_every: int | None = Field(None, ge=1, lt=1 << 63)
     seed: int | None = Field(None, ge=0, lt=1 << 63)
 
     def given(self) -> dict[str, Any]:
@@ -75,39 +104,41 @@ class Hyperparameters(Closed):
         return self.model_dump(exclude_none=True)
 
 
-class Evaluation(Closed):
+class Evaluation(Body):
     """How the finished prefix is scored on the held-out inputs.
 
     ``metrics``: the preset's where none are named, but for those that need Java on a machine without it.
     """
 
-    preset: str = Field("plain", max_length=40)
-    metrics: tuple[str, ...] = Field((), max_length=20)
+    preset: ScorePreset = "plain"
+    metrics: tuple[Metric, ...] = Field((), max_length=20, strict=False)
     limit: int | None = Field(500, ge=1, le=100_000)
 
 
-class JobBody(Closed):
+class JobBody(Body):
     """``POST /jobs``."""
 
-    task: str = Field(max_length=300)
+    task: Task
     dataset: Digest
-    backbone: str | None = Field(None, max_length=64)
-    preset: str | None = Field(None, max_length=40)
+    backbone: Backbone | None = None
+    preset: Preset | None = None
     hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters.model_validate({}))
     validation_dataset: Digest | None = None
     hold_out: int = Field(5, ge=0, le=50)
-    template: str | None = Field(None, max_length=100_000)
-    defaults: Annotated[dict[str, Any], AfterValidator(_storable)] = Field(default_factory=dict)
+    template: Template | None = None
+    defaults: Defaults = Field(default_factory=dict)
     truncate: bool = False
     drop_long: bool = False
-    alias: str | None = Field(DEFAULT_ALIAS, max_length=100)
-    start_from: str | None = Field(None, max_length=300)
-    start_text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_text)] | None = None
+    alias: Name | None = DEFAULT_ALIAS
+    start_from: Reference | None = None
+    start_text: Text | None = None
     evaluation: Evaluation | None = Field(default_factory=lambda: Evaluation.model_validate({}))
 
 
-class JobsQuery(Closed):
-    """``GET /jobs``."""
+class JobsQuery(BaseModel):
+    """``GET /jobs?…``: text, therefore not strict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     state: State | None = None
     limit: int = Field(100, ge=1, le=1000)

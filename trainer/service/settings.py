@@ -15,7 +15,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from prefixes.registry import default_registry_url
 from server.web.connection_settings import ConnectionSettings
-from server.web.settings_types import COMMA_SEPARATED, Count, Seconds
+from server.web.settings_types import COMMA_SEPARATED, Count, Names, Seconds
 
 _BACKBONE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -67,6 +67,9 @@ class TrainerSettings(ConnectionSettings):
     backbone: Backbones = Field(
         ("demo", "demo-bart"),
         description="A backbone that jobs may name: NAME, or NAME=FOLDER, or NAME=HUB-ID (repeatable).",
+    )
+    ignore_generation_config: Names = Field(
+        (), description="A field of the backbones' generation configs that does not count here (repeatable)."
     )
 
     api: bool = Field(True, description="Take requests; without it this process only works.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +63,7 @@ class RunRequest:
     dtype: str = "float32"
     autocast: bool | None = None
     initial: Initial | None = None
+    ignore_generation_config: Sequence[str] = ()  # fields of the backbone's
 
     def __post_init__(self) -> None:
         if self.template is not None:
@@ -86,7 +87,7 @@ class RunRequest:
         """JSON values; a text or version to start from is named by its digest."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         # A run may move to other folders and devices. The fingerprint in its identity names the backbone.
-        for place in ("output", "backbone", "device"):
+        for place in ("output", "backbone", "device", "ignore_generation_config"):
             del plain[place]
         paths = {name: None if plain[name] is None else plain[name].name for name in ("data", "validation")}
         initial = None if self.initial is None else self.initial.as_dict()
@@ -135,7 +136,10 @@ def _run(
     check_folder(folder, request.as_dict(), resume)
     found = folder.is_dir()
     train_set, validation_set = read_datasets(request)
-    backbone = load_backbone(request.backbone, dtype=getattr(torch, request.dtype), device=request.device)
+    backbone = load_backbone(
+        request.backbone, dtype=getattr(torch, request.dtype), device=request.device,
+        ignore_generation_config=request.ignore_generation_config,
+    )  # fmt: skip
     if not backbone.eos_token_ids:
         raise BackboneError(f"backbone {request.backbone!r}: expected an end-of-text token to learn, got none")
     plan = plan_prefix(request.config, backbone, request.template, request.defaults)

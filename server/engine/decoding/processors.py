@@ -16,10 +16,11 @@ from server.engine.types import SamplingParams
 _CANDIDATES = 1024  # top-p looks at this many of the best tokens first, and sorts the whole vocabulary only if it must
 
 
-def changes_scores(params: SamplingParams, generated: int) -> bool:
+def changes_scores(params: SamplingParams, generated: int, banned: frozenset[int]) -> bool:
     """Whether ``processed`` changes anything for a row with ``generated`` tokens of output."""
     return (
-        params.repetition_penalty != 1.0
+        bool(banned)
+        or params.repetition_penalty != 1.0
         or params.no_repeat_ngram_size > 0
         or generated < params.min_new_tokens
     )
@@ -31,14 +32,20 @@ def processed(
     generated: int,
     params: SamplingParams,
     eos_token_ids: frozenset[int],
+    suppressed: frozenset[int],
 ) -> torch.Tensor:
-    """The scores after penalties and bans, which see ``token_ids``. ``scores`` is not changed."""
+    """The scores after penalties and bans, which see ``token_ids``, without ``suppressed``.
+
+    ``scores`` is not changed.
+    """
     scores = scores.clone()
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(token_ids)), dtype=torch.long, device=scores.device)
         values = scores[seen]
         scores[seen] = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
-    banned = _banned_by_ngrams(token_ids, params.no_repeat_ngram_size) if params.no_repeat_ngram_size else set()
+    banned = set(suppressed)
+    if params.no_repeat_ngram_size:
+        banned |= _banned_by_ngrams(token_ids, params.no_repeat_ngram_size)
     if generated < params.min_new_tokens:
         banned |= eos_token_ids
     if banned:

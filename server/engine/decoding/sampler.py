@@ -28,6 +28,7 @@ class Choice:
     seed: int
     sample: int
     forced: int | None = None  # the token it must be
+    banned: frozenset[int] = frozenset()  # tokens it must not be
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,24 @@ class Sampler:
     def choose(self, logits: torch.Tensor, choice: Choice, greedy: int) -> Chosen:
         """Choose from one row's finite ``logits (vocab,)``, whose likeliest token is ``greedy``.
 
-        Raises InvalidParameter if the parameters leave the row no token.
+        Raises InvalidParameter if parameters and backbone leave the row no token.
         """
         params, token = choice.params, greedy
-        changed = changes_scores(params, choice.generated)
+        changed = changes_scores(params, choice.generated, choice.banned)
         if choice.forced is not None:
+            if choice.forced in choice.banned:
+                raise no_token_left()
             token = choice.forced
         elif changed or params.do_sample:
-            scores = processed(logits, choice.token_ids, choice.generated, params, self._eos) if changed else logits
-            if changed and bool(scores.max() == -torch.inf):
-                raise no_token_left()
+            scores = self._processed(logits, choice) if changed else logits
             token = self._draw(scores, choice) if params.do_sample else int(scores.argmax())
         return Chosen(token, raw_logprob(logits, token, params.logprobs) if params.logprobs is not None else None)
+
+    def _processed(self, logits: torch.Tensor, choice: Choice) -> torch.Tensor:
+        scores = processed(logits, choice.token_ids, choice.generated, choice.params, self._eos, choice.banned)
+        if bool(scores.max() == -torch.inf):
+            raise no_token_left()
+        return scores
 
     def _draw(self, scores: torch.Tensor, choice: Choice) -> int:
         ids, scores = warped(scores, choice.params)

@@ -15,12 +15,20 @@ KERNEL_SETS = ("auto", "torch", "numba")
 
 
 def select_kernels(
-    device: torch.device | str, dtype: torch.dtype, name: str = "auto", threads: int | None = None
+    device: torch.device | str,
+    dtype: torch.dtype,
+    name: str = "auto",
+    threads: int | None = None,
+    *,
+    deterministic: bool = False,
 ) -> Kernels:
     """The kernel set ``name`` for tensors of ``dtype`` on ``device``.
 
     ``auto`` is numba for float32 and float64 on a CPU, else torch. ``threads`` bounds numba's own threads (None: the
-    available cores). Raises ValueError for an unknown name, and for numba where it cannot run.
+    available cores). ``deterministic``: a row's results depend on nothing but the row, bit for bit, as long as nobody
+    calls ``warm_up``. Torch's do not promise that on any device: its matrix products sum in another order for another
+    number of rows. Raises ValueError for an unknown name, for numba where it cannot run, and for torch where
+    ``deterministic`` is asked for.
     """
     if name not in KERNEL_SETS:
         raise ValueError(f"kernels: expected one of {', '.join(KERNEL_SETS)}, got {name!r}")
@@ -32,6 +40,9 @@ def select_kernels(
     if name == "numba" and not suits:
         raise ValueError(f"kernels: numba expects float32 or float64 on cpu, got {dtype} on {device}")
     if name == "torch" or not suits:
+        if deterministic:
+            got = f"torch for {dtype} on {device}"
+            raise ValueError(f"deterministic: expected numba kernels (float32 or float64 on cpu), got {got}")
         return TorchKernels()
     from server.engine.kernels.numba.kernels import NumbaKernels  # compiles: seconds, unless cached
 

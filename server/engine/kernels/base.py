@@ -117,7 +117,10 @@ class Kernels(Protocol):
         """Make what the layers of one call share. The batch's tensors must not change while it is in use."""
 
     def warm_up(self, seconds: float = 2.0) -> None:
-        """Measure and choose implementations, after a model has bound its layers and before the first request."""
+        """Measure and choose implementations, after a model has bound its layers and before the first request.
+
+        The choice may depend on a call's rows, and on the machine's load. Without it, one serves every number of rows.
+        """
 
 
 @dataclass(frozen=True)

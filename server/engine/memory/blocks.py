@@ -115,6 +115,15 @@ class BlockLedger:
         """Whether writing into ``block`` would be seen by another holder or spoil kept content."""
         return self._references[block] > 1 or block in self._kept
 
+    def recount(self, holders: Iterable[Sequence[int]]) -> None:
+        """After a fault between two changes: the counts become those of ``holders``. Nothing is kept for reuse."""
+        self._references = [0] * len(self._references)
+        for blocks in holders:
+            for block in blocks:
+                self._references[block] += 1
+        self._kept, self._idle = set(), OrderedDict()
+        self._free = [block for block in range(self.capacity, 0, -1) if self._references[block] == 0]
+
     def check(self, holders: Iterable[Sequence[int]]) -> None:
         """Prove that the ledger's counts are exactly those of ``holders``; AssertionError names the first leak."""
         expected = [0] * len(self._references)

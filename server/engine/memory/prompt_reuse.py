@@ -79,5 +79,10 @@ class PromptReuse:
             self._digests[block] = digest
             self._ledger.keep(block)
 
+    def clear(self) -> None:
+        """Know no block any more; the ledger must forget them as well."""
+        self._blocks.clear()
+        self._digests.clear()
+
     def _forget(self, block: int) -> None:
         del self._blocks[self._digests.pop(block)]

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from prefixes.errors import PrefixdError
-from prefixes.spec import Site
+from prefixes.spec import PrefixSpec, Site
 from server.engine.types import PrefixKey
 
 if TYPE_CHECKING:
@@ -30,15 +30,21 @@ class LoadStatus(Enum):
 
 @dataclass
 class Entry:
-    """One prefix that is wanted, used, pinned, or still in blocks."""
+    """One prefix that is wanted, used, claimed, pinned, or still in blocks.
 
+    ``block_count`` is what it takes in blocks, by its ``spec``. Both are known before it is loaded.
+    """
+
+    spec: PrefixSpec
+    block_count: int
     loading: bool = False
-    host: Prefix | None = None  # loaded, not in blocks: staged
+    host: Prefix | None = None  # not in blocks: loaded (staged), or read back from them (a copy)
+    copy_bytes: int = 0  # of ``host`` if that is a copy
     error: PrefixdError | None = None
     blocks: SiteBlocks | None = None
-    block_count: int = 0
     waiters: int = 0  # waiting groups: they keep the version, not its blocks
     users: int = 0  # running groups: their blocks stay
+    claims: int = 0  # groups that were admitted and have not ended: it may leave the blocks, not this machine
     pinned: bool = False
 
     @property
@@ -52,6 +58,11 @@ class Entry:
         return self.blocks is not None
 
     @property
+    def at_loader(self) -> bool:
+        """Whether the loader has it: queued, being loaded, or staged."""
+        return self.loading or (self.host is not None and not self.copy_bytes)
+
+    @property
     def idle(self) -> bool:
         """Whether its blocks may be taken for something else."""
         return self.resident and self.users == 0 and not self.pinned
@@ -59,7 +70,7 @@ class Entry:
     @property
     def unused(self) -> bool:
         """Whether the entry can be forgotten."""
-        return self.waiters == 0 and self.users == 0 and not self.resident and not self.pinned
+        return not (self.waiters or self.users or self.claims or self.resident or self.pinned)
 
 
 class EntrySet:

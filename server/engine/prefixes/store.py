@@ -1,24 +1,30 @@
-"""Resident prefixes: load, pin, evict.
+"""Resident prefixes: load, pin, claim, evict.
 
 Owns which prefixes are in blocks, who uses them, and in which order idle ones yield. ``loader`` fetches and verifies
-them. The engine's thread alone calls it, except for the figures. Knows no scheduler and no registry: it gets ``load``.
+them, ``placement`` moves them in and out of blocks. The engine's thread alone calls it, except for the figures. Knows
+no scheduler and no registry: it gets ``load``.
 
-A step's questions cost the same however many prefixes are resident: sums are kept, not computed.
+- A pin's blocks count from the moment of asking, whether it is loaded or not, until it is unpinned. A pin that cannot
+  be loaded or written keeps its room, and the next request for it, or asking again, loads it anew.
+- A group claims its prefix when it is first admitted, until it ends. A claimed prefix that must leave its blocks is
+  copied to host memory, so that what was admitted never needs the registry again. Claims have a bound of their own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from prefixes.errors import EngineFailure, PrefixdError
-from prefixes.spec import PrefixSpec, Site
+from prefixes.spec import PrefixSpec
 from server.engine.memory.blocks import BlockLedger
 from server.engine.observer import EngineObserver
-from server.engine.prefixes.entry import Entry, EntrySet, LoadStatus, SiteBlocks
+from server.engine.prefixes.entry import Entry, LoadStatus, SiteBlocks
 from server.engine.prefixes.loader import PrefixLoader
-from server.engine.types import PrefixKey
+from server.engine.prefixes.placement import Placement
+from server.engine.prefixes.sets import PrefixSets
+from server.engine.types import GenerationRequest, PrefixKey
 
 if TYPE_CHECKING:
     from prefixes.artifact import Prefix
@@ -26,41 +32,37 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class PrefixStore:
+class PrefixStore(PrefixSets):
     """Bounded by bytes. Evicts the least recently used first, never one that a running group uses or a pin keeps."""
 
     def __init__(
         self,
         ledger: BlockLedger,
         load: Callable[[PrefixKey], Prefix],
-        write: Callable[[Prefix, SiteBlocks], None],
+        placement: Placement,
         *,
         bytes_per_block: int,
         max_bytes: int | None,
+        max_claimed_bytes: int | None,
         workers: int,
         max_staged_bytes: int,
         observer: EngineObserver,
         wake: Callable[[], None],
     ) -> None:
-        self._ledger, self._write = ledger, write
-        self._bytes_per_block = bytes_per_block
-        self._max_blocks = ledger.capacity if max_bytes is None else max_bytes // bytes_per_block
-        self._observer = observer
+        super().__init__(
+            ledger, bytes_per_block=bytes_per_block, max_bytes=max_bytes, max_claimed_bytes=max_claimed_bytes
+        )
+        self._placement, self._observer = placement, observer
         self._loader = PrefixLoader(
             load, workers=workers, max_staged_bytes=max_staged_bytes, observer=observer, wake=wake
         )
-        self._entries: dict[PrefixKey, Entry] = {}
-        self._resident = EntrySet()
-        self._idle = EntrySet()  # least recently used first
-        self._pinned = EntrySet()  # in blocks
-        self._unsettled: dict[PrefixKey, Entry] = {}  # pinned and loaded, not in blocks
         ledger.set_reclaimer(self)
 
     # --- waiting groups ---
 
-    def want(self, key: PrefixKey) -> None:
+    def want(self, key: PrefixKey, spec: PrefixSpec) -> None:
         """A group waits for ``key``: load it unless it is resident or loaded."""
-        entry = self._entries.setdefault(key, Entry())
+        entry = self._entry(key, spec)
         entry.waiters += 1
         self._ensure_loading(key, entry)
 
@@ -68,7 +70,7 @@ class PrefixStore:
         """A group no longer waits for ``key``."""
         entry = self._entries[key]
         entry.waiters -= 1
-        if entry.pinned and entry.waiters == 0 and (entry.loading or entry.host):
+        if entry.pinned and entry.waiters == 0 and entry.at_loader:
             self._loader.ask(key, urgent=False)
         self._drop_if_unused(key, entry)
 
@@ -81,6 +83,13 @@ class PrefixStore:
         error = self._entries[key].error
         assert error is not None
         return error
+
+    def reclaim(self, blocks: int) -> None:
+        """Evict idle prefixes, at least ``blocks`` or all; the ledger asks."""
+        while blocks > 0 and self._idle.entries:
+            key, entry = next(iter(self._idle.entries.items()))
+            blocks -= entry.block_count
+            self._evict(key, entry)
 
     # --- running groups ---
 
@@ -100,6 +109,29 @@ class PrefixStore:
         self.release(key)
         return None
 
+    def may_claim(self, key: PrefixKey) -> bool:
+        """Whether a group may claim ``key``, a wanted one; else it waits until claims of other prefixes end."""
+        entry = self._entries[key]
+        return entry.claims > 0 or self._claimed.blocks + entry.block_count <= self._max_claimed
+
+    def claim(self, key: PrefixKey) -> None:
+        """A group that was just admitted needs ``key`` until it ends, in blocks or not."""
+        entry = self._entries[key]
+        entry.claims += 1
+        self._claimed.put(key, entry, True)
+
+    def unclaim(self, key: PrefixKey) -> None:
+        """A group that claimed ``key`` has ended. The last one's copy goes; who waits for it still loads it."""
+        entry = self._entries[key]
+        entry.claims -= 1
+        self._claimed.put(key, entry, entry.claims > 0)
+        if entry.copy_bytes and entry.claims == 0:
+            self._drop_copy(entry)
+            self._file(key, entry)
+            if entry.waiters or entry.pinned:
+                self._ensure_loading(key, entry)
+        self._drop_if_unused(key, entry)
+
     def release(self, key: PrefixKey) -> None:
         """A group no longer uses ``key``'s blocks; they stay resident until the room is needed."""
         entry = self._entries[key]
@@ -108,18 +140,25 @@ class PrefixStore:
 
     # --- pins ---
 
-    def pin(self, key: PrefixKey) -> None:
-        """Load ``key`` and never evict it. It moves into blocks at its first use, or when ``settle`` finds room."""
-        entry = self._entries.setdefault(key, Entry())
-        entry.pinned = True
-        self._file(key, entry)
-        self._ensure_loading(key, entry)
+    def reserve(self, key: PrefixKey, spec: PrefixSpec) -> None:
+        """Count ``key`` as pinned. Somebody must have seen that there is room; ``pin`` loads it."""
+        entry = self._entry(key, spec)
+        if not entry.pinned:
+            entry.pinned = True
+            self._pinned.put(key, entry, True)
+            self._file(key, entry)
+
+    def pin(self, key: PrefixKey, spec: PrefixSpec) -> None:
+        """Reserve and load ``key``. It moves into blocks at its first use, or when ``settle`` finds room."""
+        self.reserve(key, spec)
+        self._ensure_loading(key, self._entries[key])
 
     def unpin(self, key: PrefixKey) -> None:
         """Let ``key`` be evicted again."""
         entry = self._entries.get(key)
         if entry:
             entry.pinned = False
+            self._pinned.put(key, entry, False)
             self._file(key, entry)
             self._drop_if_unused(key, entry)
 
@@ -133,74 +172,51 @@ class PrefixStore:
     def settle(self) -> list[PrefixKey]:
         """Take in loads that have ended, and move loaded pins into blocks where there is room.
 
-        Returns the keys whose loads have ended and that are still wanted or pinned: each is READY or FAILED now.
+        Returns the keys whose loads have ended and that are still wanted or pinned: each is READY or FAILED now. So are
+        pins that could not be written.
         """
         ended = [key for key in self._loader.take_ended() if self._take_in(key)]
         for key, entry in list(self._unsettled.items()):
             if self._fits(entry, 0):
                 self._make_resident(key, entry)
+                if not entry.resident and key not in ended:
+                    ended.append(key)
         return ended
-
-    # --- figures ---
-
-    @property
-    def pinned_blocks(self) -> int:
-        return self._pinned.blocks
-
-    def pinned_blocks_beside(self, key: PrefixKey) -> int:
-        """Blocks of the pinned prefixes other than ``key``."""
-        entry = self._pinned.entries.get(key)
-        return self._pinned.blocks - (entry.block_count if entry else 0)
-
-    @property
-    def max_blocks(self) -> int:
-        """Blocks that resident prefixes may take together."""
-        return self._max_blocks
-
-    @property
-    def resident_bytes(self) -> int:
-        return self._resident.blocks * self._bytes_per_block
-
-    @property
-    def limit_bytes(self) -> int:
-        """The bound on ``resident_bytes``."""
-        return self._max_blocks * self._bytes_per_block
 
     @property
     def staged_bytes(self) -> int:
         """Bytes of prefixes that are loaded and not in blocks, in host memory."""
         return self._loader.staged_bytes
 
-    @property
-    def resident_count(self) -> int:
-        return len(self._resident.entries)
+    def recount(
+        self,
+        using: Iterable[GenerationRequest],
+        waiting: Iterable[GenerationRequest],
+        claiming: Iterable[GenerationRequest],
+    ) -> None:
+        """After a fault between two changes: these requests use, wait for and claim their prefixes, and no others.
 
-    def residents(self) -> frozenset[PrefixKey]:
-        """Keys that are in blocks."""
-        return frozenset(list(self._resident.entries))
-
-    def block_count(self, spec: PrefixSpec) -> int:
-        """Blocks that a prefix of ``spec`` takes, all sites together."""
-        return sum(self._ledger.blocks_for(site.length) for site in spec.sites.values())
-
-    # --- for the ledger and the integrity check ---
-
-    def reclaimable(self) -> int:
-        return self._idle.blocks
-
-    def reclaim(self, blocks: int) -> None:
-        while blocks > 0 and self._idle.entries:
-            key, entry = next(iter(self._idle.entries.items()))
-            blocks -= entry.block_count
-            self._evict(key, entry)
-
-    def holdings(self) -> list[tuple[int, ...]]:
-        """Every block list that resident prefixes hold."""
-        return [blocks for entry in self._resident.entries.values() for blocks in (entry.blocks or {}).values()]
-
-    def idle(self) -> bool:
-        """Whether no prefix has a waiter or a user."""
-        return all(entry.waiters == 0 and entry.users == 0 for entry in self._entries.values())
+        What is in blocks, staged or copied stays; a load whose end may have been lost begins anew.
+        """
+        for entry in self._entries.values():
+            entry.users = entry.waiters = entry.claims = 0
+        for entry in self._entries_of(using):
+            entry.users += 1
+        for entry in self._entries_of(waiting):
+            entry.waiters += 1
+        for entry in self._entries_of(claiming):
+            entry.claims += 1
+        for key, entry in list(self._entries.items()):
+            if entry.resident or (entry.copy_bytes and not entry.claims):
+                entry.host, entry.copy_bytes = None, 0
+            if entry.host is None:
+                self._loader.drop(key)
+                entry.loading, entry.error = False, None
+                if entry.waiters or entry.pinned:
+                    self._ensure_loading(key, entry)
+        self._file_all()
+        for key, entry in list(self._entries.items()):
+            self._drop_if_unused(key, entry)
 
     def close(self) -> None:
         """Stop the loaders; loads under way are abandoned."""
@@ -208,17 +224,8 @@ class PrefixStore:
 
     # --- inside ---
 
-    def _file(self, key: PrefixKey, entry: Entry) -> None:
-        """Put the entry into every set that it belongs to, as the last to join, and remove it from the others."""
-        self._resident.put(key, entry, entry.resident)
-        self._idle.put(key, entry, entry.idle)
-        self._pinned.put(key, entry, entry.pinned and entry.resident)
-        self._unsettled.pop(key, None)
-        if entry.pinned and entry.host is not None:
-            self._unsettled[key] = entry
-
     def _ensure_loading(self, key: PrefixKey, entry: Entry) -> None:
-        if entry.resident:
+        if entry.resident or entry.copy_bytes:
             return
         if entry.host is None and not entry.loading:
             if entry.error and entry.waiters > 1:
@@ -233,56 +240,58 @@ class PrefixStore:
         if entry is None or outcome is None:
             return False
         entry.loading = False
+        if not isinstance(outcome, PrefixdError) and (got := self.block_count(outcome.spec)) != entry.block_count:
+            outcome = EngineFailure(f"prefix: expected {entry.block_count} blocks, as its record says, got {got}")
         if isinstance(outcome, PrefixdError):
             entry.error = outcome
             self._loader.drop(key)
+            if entry.pinned:
+                facts = {"tenant": key.tenant, "version": key.version, "error": outcome.message}
+                log.warning("a pinned prefix could not be loaded; the next request for it tries again",
+                            extra={"facts": facts})  # fmt: skip
         else:
             entry.host = outcome
             self._file(key, entry)
         return True
 
-    def _fits(self, entry: Entry, extra_blocks: int) -> bool:
-        if entry.resident:
-            return self._ledger.available >= extra_blocks
-        assert entry.host is not None
-        count, busy = self.block_count(entry.host.spec), self._resident.blocks - self._idle.blocks
-        return busy + count <= self._max_blocks and self._ledger.available >= count + extra_blocks
-
     def _make_resident(self, key: PrefixKey, entry: Entry) -> None:
         assert entry.host is not None
-        count = self.block_count(entry.host.spec)
-        self.reclaim(self._resident.blocks + count - self._max_blocks)
-        blocks = self._ledger.allocate(count)
-        taken: dict[Site, tuple[int, ...]] = {}
-        for site, prefix in entry.host.spec.sites.items():
-            size = self._ledger.blocks_for(prefix.length)
-            taken[site], blocks = tuple(blocks[:size]), blocks[size:]
+        self.reclaim(self._resident.blocks + entry.block_count - self._max_blocks)
         try:
-            self._write(entry.host, taken)
+            entry.blocks = self._placement.place(entry.host)
         except Exception as error:
             facts = {"tenant": key.tenant, "version": key.version}
             log.exception("a prefix could not be written to its blocks", extra={"facts": facts})
-            for site_blocks in taken.values():
-                self._ledger.release(site_blocks)
             entry.error = EngineFailure(f"prefix: writing failed with {type(error).__name__}")
-        else:
-            entry.blocks, entry.block_count = taken, count
-        entry.host = None
+        self._drop_copy(entry)
         self._file(key, entry)
         self._loader.drop(key)
 
     def _evict(self, key: PrefixKey, entry: Entry) -> None:
-        blocks, count = entry.blocks, entry.block_count
-        assert blocks is not None
-        entry.blocks = None
+        assert entry.blocks is not None
+        if entry.claims:
+            self._copy(key, entry)
+        blocks, entry.blocks = entry.blocks, None
         self._file(key, entry)
-        entry.block_count = 0
-        for site_blocks in blocks.values():
-            self._ledger.release(site_blocks)
-        self._observer.on_prefix_evicted(count * self._bytes_per_block)
+        self._placement.release(blocks)
+        self._observer.on_prefix_evicted(entry.block_count * self._bytes_per_block)
         if entry.waiters:
             self._ensure_loading(key, entry)
         self._drop_if_unused(key, entry)
+
+    def _copy(self, key: PrefixKey, entry: Entry) -> None:
+        """Read a claimed prefix back from the blocks that it must leave. Where that fails it is loaded again."""
+        assert entry.blocks is not None
+        try:
+            entry.host, entry.copy_bytes = self._placement.read(entry.spec, entry.blocks)
+        except Exception:
+            facts = {"tenant": key.tenant, "version": key.version}
+            log.exception("a prefix could not be copied from its blocks; it is loaded again", extra={"facts": facts})
+        self._copy_bytes += entry.copy_bytes
+
+    def _drop_copy(self, entry: Entry) -> None:
+        self._copy_bytes -= entry.copy_bytes
+        entry.host, entry.copy_bytes = None, 0
 
     def _drop_if_unused(self, key: PrefixKey, entry: Entry) -> None:
         if entry.unused:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prefixes.errors import InputTooLong
 from server.engine.memory.blocks import BlockLedger
 from server.engine.prefixes.store import PrefixStore
-from server.engine.row import Prompt
+from server.engine.row import Group, Prompt
 from server.engine.types import GenerationRequest
 
 
@@ -34,6 +35,15 @@ class Capacity:
 
     def room(self, request: GenerationRequest) -> int:
         """Blocks that the request can have: all but those of other pinned prefixes."""
-        if request.prefix is None or request.prefix_spec is None:
-            return self.ledger.capacity - self.prefixes.pinned_blocks
         return self.ledger.capacity - self.prefixes.pinned_blocks_beside(request.prefix)
+
+    def no_room(self, group: Group) -> InputTooLong:
+        """Why a group that is alone and lacks blocks ends."""
+        needed = self.needed(group.request, group.prompt, group.max_new_tokens)
+        room = self.room(group.request)
+        return InputTooLong(
+            f"memory: the request may need {needed} blocks, pinned prefixes leave {room}; ask for fewer tokens or "
+            "rows, or unpin a prefix",
+            expected=room,
+            got=needed,
+        )

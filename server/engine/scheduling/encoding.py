@@ -3,7 +3,7 @@
 An encoder sees all of an input at once, so its work is cut by layers, not by tokens. Some inputs go through it together
 and finish before the next ones begin. A group that leaves them (preempted, aborted) does not hold up the rest.
 
-Owns this choice, and the measured cost per token of a unit of work. Knows no blocks.
+Owns this choice. What a unit of work costs, ``rate`` says. Knows no blocks.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ from dataclasses import dataclass
 
 from server.engine.config import EngineConfig
 from server.engine.row import EncodedInput, Group
-
-SETTLED = 1024  # token-units of work: a call of this size counts as much as all calls measured before it
-SHORTEST = 1e-9  # seconds that a call takes at least: a coarse clock may show none
-# In an input of so many times the hidden size, attention takes half of a layer's time. Measured for BART base on a busy
-# CPU: attention takes 11 % of the linear layers' time at 256 tokens, 51 % at 1,024.
-ATTENTION_WIDTHS = 3
+from server.engine.scheduling.rate import CROSS_WEIGHTS, Rate, attended_work, first_guess
 
 
 @dataclass(frozen=True)
@@ -34,25 +29,11 @@ class EncoderWork:
         return sum(len(encoded.token_ids) for encoded in self.inputs)
 
 
-class _Rate:
-    """Measured seconds per token and unit of one kind; unknown before the first call."""
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-
-    def add(self, work: float, seconds: float) -> None:
-        weight = 1.0 if self.seconds is None else work / (work + SETTLED)
-        self.seconds = (1 - weight) * (self.seconds or 0.0) + weight * max(seconds, SHORTEST) / work
-
-    def within(self, budget: float, work: float) -> float:
-        """How many times ``work`` fits into ``budget`` seconds; 0 while that is unknown."""
-        return 0.0 if self.seconds is None else budget / (work * self.seconds)
-
-
 class EncoderBudget:
     """Chooses each step's encoder work to stay within the budget, by what earlier calls took.
 
-    An encoder layer costs several times as much as the cross-attention keys and values of a decoder layer. So each kind
+    The budget holds whether rows run or not: it also bounds how long a newcomer waits for its first step. An encoder
+    layer costs several times as much as the cross-attention keys and values of a decoder layer. So each kind
     has its own rate, and no call mixes them.
     """
 
@@ -60,8 +41,9 @@ class EncoderBudget:
         """All ``units`` of the encoder; the first ``layers`` of them are its own layers. Both 0 without an encoder."""
         self.units = units
         self._layers, self._hidden = layers, hidden_size
-        self._budget, self._most_tokens = config.encoder_step_ms / 1e3, config.max_encoder_tokens
-        self._layer_rate, self._cross_rate = _Rate(), _Rate()
+        self._budget, self._most_tokens = config.max_step_ms / 1e3, config.max_encoder_tokens
+        self._layer_rate = Rate(first_guess(hidden_size), fixed=config.deterministic)
+        self._cross_rate = Rate(first_guess(hidden_size, CROSS_WEIGHTS), fixed=config.deterministic)
 
     def choose(self, running: Iterable[Group]) -> EncoderWork | None:
         """The next call for the ``running`` groups, which are in order of arrival; None if no input waits."""
@@ -74,28 +56,37 @@ class EncoderBudget:
             if encoded.done == done and (done or not together or self._fits([*(e for _, e in together), encoded])):
                 together.append((group, encoded))
         groups, inputs = zip(*together, strict=True)
-        rate, end = (self._layer_rate, self._layers) if done < self._layers else (self._cross_rate, self.units)
-        count = max(1.0, min(rate.within(self._budget, self._work(inputs, done)), end - done))
+        end = self._layers if done < self._layers else self.units
+        count = max(1.0, min(self._rate(done).within(self._budget) / self._work(inputs, done), end - done))
         return EncoderWork(groups, inputs, range(done, done + int(count)))
+
+    def seconds(self, work: EncoderWork | None) -> float:
+        """What ``work`` is expected to take."""
+        if work is None:
+            return 0.0
+        done = work.units.start
+        return self._rate(done).seconds(self._work(work.inputs, done) * len(work.units))
 
     def ran(self, work: EncoderWork, seconds: float) -> list[Group]:
         """Note that ``work`` took ``seconds``. Returns the groups whose input is now encoded."""
-        rate = self._layer_rate if work.units.start < self._layers else self._cross_rate
-        rate.add(self._work(work.inputs, work.units.start) * len(work.units), seconds)
+        done = work.units.start
+        self._rate(done).add(self._work(work.inputs, done) * len(work.units), seconds)
         for encoded in work.inputs:
             encoded.done = work.units.stop
         return [group for group in work.groups if not group.encoding]
 
     def _fits(self, inputs: Sequence[EncodedInput]) -> bool:
-        """Whether one layer over these inputs stays within the budget, as far as that is known."""
+        """Whether one layer over these inputs stays within the budget."""
         if sum(len(encoded.token_ids) for encoded in inputs) > self._most_tokens:
             return False
-        rate = self._layer_rate
-        return rate.seconds is None or rate.within(self._budget, self._work(inputs, 0)) >= 1
+        return self._layer_rate.within(self._budget) >= self._work(inputs, 0)
+
+    def _rate(self, unit: int) -> Rate:
+        return self._layer_rate if unit < self._layers else self._cross_rate
 
     def _work(self, inputs: Sequence[EncodedInput], unit: int) -> float:
         """The cost of unit number ``unit`` over the inputs, in tokens. A layer's attention is quadratic in length."""
         lengths = [len(encoded.token_ids) for encoded in inputs]
         if unit >= self._layers:
             return float(sum(lengths))
-        return sum(length * (1 + length / (ATTENTION_WIDTHS * self._hidden)) for length in lengths)
+        return sum(attended_work(length, 0, self._hidden, causal=False) for length in lengths)

@@ -148,6 +148,12 @@ class RowBlocks:
             self._ledger.release(group.input.blocks)
             group.input = None
 
+    def recount(self, holders: Iterable[Sequence[int]]) -> None:
+        """After a fault between two changes: ``holders`` have all blocks that are held. Nothing is kept for reuse."""
+        if self._reuse:
+            self._reuse.clear()
+        self._ledger.recount(holders)
+
     def _release_rows(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self.release_row(row)

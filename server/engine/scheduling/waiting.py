@@ -1,7 +1,7 @@
 """Waiting groups, in order of arrival: those that may be admitted, and those whose prefix loads. Torch-free.
 
-Owns the two queues. A step's questions cost the same however many groups wait: it looks only at the head, and finds
-groups whose prefix loads by key. Knows neither blocks nor why a group waits.
+Owns the queues. A step's questions cost the same however many groups wait: it looks only at the heads, and finds groups
+whose prefix loads by key. Knows neither blocks nor why a group waits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from server.engine.types import PrefixKey
 
 
 class WaitingGroups:
-    """The two queues. ``len`` counts all groups; iteration gives all in order of arrival."""
+    """The queues. ``len`` counts all groups; iteration gives all in order of arrival."""
 
     def __init__(self) -> None:
-        self._ready: list[Group] = []
+        self._ready: dict[bool, list[Group]] = {False: [], True: []}  # by ``Group.admitted``
         self._loading: dict[PrefixKey, dict[Group, None]] = {}
         self._numbers: dict[Group, int] = {}  # of all that wait, in the order of adding: two may arrive at one time
         self._next_number = 0
@@ -26,13 +26,18 @@ class WaitingGroups:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Group]:
-        loading = [group for groups in self._loading.values() for group in groups]
-        return iter(sorted([*self._ready, *loading], key=self._arrival))
+        return iter(sorted(self._numbers, key=self._arrival))
 
     @property
     def head(self) -> Group | None:
         """The first of those that may be admitted."""
-        return self._ready[0] if self._ready else None
+        heads = [groups[0] for groups in self._ready.values() if groups]
+        return min(heads, key=self._arrival) if heads else None
+
+    @property
+    def preempted_head(self) -> Group | None:
+        """The first of those that may be admitted again: they ran and were preempted."""
+        return self._ready[True][0] if self._ready[True] else None
 
     def add(self, group: Group, *, loading: bool) -> None:
         """Add a group; with ``loading`` it first waits for its prefix."""
@@ -43,12 +48,12 @@ class WaitingGroups:
     def remove(self, group: Group) -> None:
         """Remove a waiting group."""
         if not self._take_from_loading(group):
-            self._ready.remove(group)
+            self._ready[group.admitted].remove(group)
         del self._numbers[group]
 
     def wait_for_prefix(self, group: Group) -> None:
         """Let a group that might have been admitted wait for its prefix again: the prefix was evicted."""
-        self._ready.remove(group)
+        self._ready[group.admitted].remove(group)
         self._insert(group, loading=True)
 
     def loaded(self, key: PrefixKey) -> None:
@@ -58,8 +63,8 @@ class WaitingGroups:
 
     def of(self, key: PrefixKey) -> list[Group]:
         """All groups that want ``key``, loading or not. Searches the whole queue; only failures need it."""
-        ready = [group for group in self._ready if group.request.prefix == key]
-        return [*self._loading.get(key, ()), *ready]
+        ready = (group for groups in self._ready.values() for group in groups)
+        return [*self._loading.get(key, ()), *(group for group in ready if group.request.prefix == key)]
 
     def _arrival(self, group: Group) -> tuple[float, int]:
         return group.submitted_at, self._numbers[group]
@@ -69,7 +74,7 @@ class WaitingGroups:
             assert group.request.prefix is not None, "a bare group has no prefix to wait for"
             self._loading.setdefault(group.request.prefix, {})[group] = None
         else:
-            bisect.insort(self._ready, group, key=self._arrival)
+            bisect.insort(self._ready[group.admitted], group, key=self._arrival)
 
     def _take_from_loading(self, group: Group) -> bool:
         key = group.request.prefix

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from prefixes.parameters import DECODING_PARAMETERS
 from prefixes.registry.redis.url import OPTIONS, SCHEMES
-from server.engine.engine import EngineStats
+from server.engine.types import EngineStats
 from server.metrics import EngineMetrics, EngineStateCollector
 from server.registry.link import LinkState
 from server.registry.metrics import LinkCollector, RegistryMetrics
@@ -47,8 +47,8 @@ def test_every_metric_is_documented() -> None:
     registry = CollectorRegistry()
     EngineMetrics(max_task_labels=1).begin(registry)
     HttpMetrics(registry)
-    stats = EngineStats(0, 0, 0.0, 0, 0, 0, 0)
-    registry.register(EngineStateCollector(lambda: stats))
+    stats = EngineStats(0, 0, 0.0, 0, 0, 0, 0, 0)
+    registry.register(EngineStateCollector(lambda: stats, lambda: 0.0))
     registry.register(TierCollector(PrefixTiers(lambda tenant, version: b"", ()).stats, lambda: stats))
     RegistryMetrics(registry)
     registry.register(LinkCollector(lambda: LinkState(True, 0.0, False, True)))

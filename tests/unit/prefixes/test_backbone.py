@@ -169,10 +169,10 @@ def test_settings_of_training_are_no_part_of_the_identity(folder: Path, backbone
 
 
 def test_generation_defaults_are_those_that_the_folder_sets(folder: Path) -> None:
-    settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_length": 50, "eos_token_id": [0, 5]}
+    settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 50, "eos_token_id": [0, 5]}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     backbone = load_backbone(str(folder))
-    assert backbone.generation_defaults == {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    assert backbone.generation_defaults == {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 50}
     assert backbone.eos_token_ids == (0, 5)
 
 

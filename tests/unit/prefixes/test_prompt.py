@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefixes.errors import InvalidArtifact, InvalidParameter
-from prefixes.prompt import PromptEncoder
+from prefixes.prompt import Fitted, PromptEncoder
 from tests.support.prefixes import save_tiny_tokenizer
 from tests.support.prompt import encode_prompt
 
@@ -103,8 +103,11 @@ def test_text_that_is_no_unicode_is_a_bad_parameter(tokenizer: Any) -> None:
 
 def test_a_prompt_too_long_loses_the_inputs_end_and_never_the_templates(tokenizer: Any) -> None:
     encoder, template, text = PromptEncoder(tokenizer), f"a{{input}}{END}", "\x01\x02\x03\x04"
-    ids = encoder.encode(template, text)
-    assert encoder.cut(template, ids, len(ids)) == ids
-    assert encoder.cut(template, ids, 4) == [ids[0], *encoder.encode_text("\x01\x02"), tokenizer.eos_token_id]
-    assert encoder.cut(template, ids, 3) == [ids[0], *encoder.encode_text("\x01"), tokenizer.eos_token_id]
-    assert encoder.cut(template, ids, 2) is None, "nothing of the input would be left"
+    ids = tuple(encoder.encode(template, text))
+    assert encoder.fit(template, text, len(ids)) == Fitted(ids, len(ids))
+    for room, kept in ((4, "\x01\x02"), (3, "\x01")):
+        fitted = encoder.fit(template, text, room, truncate=True)
+        assert fitted.token_ids == (ids[0], *encoder.encode_text(kept), tokenizer.eos_token_id)
+        assert (fitted.got, fitted.truncated) == (len(ids), True)
+        assert encoder.fit(template, text, room).token_ids is None
+    assert encoder.fit(template, text, 2, truncate=True).token_ids is None, "nothing of the input would be left"

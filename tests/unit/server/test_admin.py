@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
+from prefixes.artifact import write_prefix
+from prefixes.backbone import load_backbone
+from prefixes.registry import open_registry
 from tests.support.apps import Served, with_apps
+from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 BOTH = {"/health", "/ready"}
 
@@ -55,6 +60,22 @@ def test_metrics_count_the_public_traffic_and_not_the_scrapes(tmp_path: Path) ->
         assert openmetrics.text.endswith("# EOF\n")
 
     with_apps(tmp_path, test)
+
+
+def test_pins_are_loaded_when_the_applications_start(tmp_path: Path) -> None:
+    save_tiny_gpt2(tmp_path / "backbone")
+    spec = load_backbone(str(tmp_path / "backbone")).spec
+    data = write_prefix(make_prefix(spec, seed=7))
+    version = open_registry(str(tmp_path / "registry")).publish("default", "pinned", data, record={}).version
+
+    async def test(served: Served) -> None:
+        async with asyncio.timeout(60):
+            while not served.assembled.engine.residents():
+                await asyncio.sleep(0.01)
+        device = (await served.admin.get("/admin/residents")).json()["tiers"][0]
+        assert device["prefixes"] == [{"tenant": "default", "version": version}]
+
+    with_apps(tmp_path, test, pin=["pinned"])
 
 
 def test_residents_and_metrics_say_what_each_tier_holds(tmp_path: Path) -> None:

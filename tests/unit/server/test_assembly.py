@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,20 @@ from prometheus_client import generate_latest
 
 from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
-from prefixes.errors import BackboneError, PrefixdError, RegistryMissing, RegistryUnavailable, WrongRegistry
+from prefixes.errors import (
+    BackboneError,
+    IncompatiblePrefix,
+    InputTooLong,
+    PrefixdError,
+    RegistryMissing,
+    RegistryUnavailable,
+    WrongRegistry,
+)
 from prefixes.registry import open_registry
 from server.assembly import assemble
-from server.engine.types import PrefixKey
+from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
 from server.settings import Settings
-from server.web.settings_sources import load_settings
+from server.web.settings_sources import InvalidSettings, load_settings
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 from tests.support.redis_server import RedisServer
 
@@ -44,19 +54,59 @@ def test_an_assembled_server_is_warm_and_counts_from_zero(backbone: Path, tmp_pa
     assembled.engine.close()
 
 
-def test_pins_are_the_versions_behind_their_tasks_at_start(backbone: Path, tmp_path: Path) -> None:
-    registry = open_registry(str(tmp_path / "registry"))
-    data = write_prefix(make_prefix(load_backbone(str(backbone)).spec))
-    version = registry.publish("default", "e2e", data, record={}).version
-    assembled = assemble(settings(backbone, tmp_path, pin=["e2e"]))
-    assert assembled.pinned == (PrefixKey("default", version),)
+def test_pins_are_the_versions_behind_their_tasks_at_start_and_count_before_they_are_loaded(
+    backbone: Path, tmp_path: Path
+) -> None:
+    registry, spec = open_registry(str(tmp_path / "registry")), load_backbone(str(backbone)).spec
+    version = registry.publish("default", "e2e", write_prefix(make_prefix(spec, length=17)), record={}).version
+    assembled = assemble(settings(backbone, tmp_path, pin=["e2e", "e2e@production"], kv_cache_bytes="40KiB"))
+    assert list(assembled.pinned) == [PrefixKey("default", version)]
+    assert assembled.engine.residents() == frozenset()
+    with pytest.raises(InputTooLong, match="may need 3 blocks of 16 tokens, there are 2"):
+        assembled.engine.check(GenerationRequest("r", "default", (1,) * 30, SamplingParams(max_new_tokens=10)))
     assembled.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kv_cache_bytes": "40KiB"}, "of at most 3 blocks together .*, got 4 with task 'second'"),
+        ({"max_prefix_bytes": "24KiB"}, "of at most 3 blocks together .*, got 4 with task 'second'"),
+        ({"max_prefix_bytes": "8KiB"}, "of at most 1 blocks together .*, got 2 with task 'first'"),
+    ],
+)
+def test_pins_that_do_not_fit_together_end_the_start_by_name(
+    backbone: Path, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    registry, spec = open_registry(str(tmp_path / "registry")), load_backbone(str(backbone)).spec
+    for seed, task in enumerate(("first", "second")):
+        registry.publish("default", task, write_prefix(make_prefix(spec, length=17, seed=seed)), record={})
+    with pytest.raises(InvalidSettings, match=message):
+        assemble(settings(backbone, tmp_path, pin=["first", "second"], **given))
+
+
+def test_a_pin_made_for_another_backbone_ends_the_start(backbone: Path, tmp_path: Path) -> None:
+    open_registry(str(tmp_path / "registry")).publish("default", "foreign", write_prefix(make_prefix()), record={})
+    with pytest.raises(IncompatiblePrefix, match="geometry at site"):
+        assemble(settings(backbone, tmp_path, pin=["foreign"]))
 
 
 def test_the_dtype_is_the_engines(backbone: Path, tmp_path: Path) -> None:
     assembled = assemble(settings(backbone, tmp_path, dtype="float64"))
     assert next(assembled.backbone.model.parameters()).dtype is torch.float64
     assembled.engine.close()
+
+
+def test_nothing_is_measured_at_a_deterministic_start(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr("server.engine.kernels.numba.kernels.calibrate", lambda *_: chosen.append("measured"))
+    for deterministic in (True, False):
+        assembled = assemble(settings(backbone, tmp_path, kernels="numba", deterministic=deterministic))
+        assert assembled.engine._scheduler._prefill._rate._measured is not deterministic
+        assembled.engine.close()
+        assert chosen == ([] if deterministic else ["measured"])
 
 
 @pytest.mark.parametrize(
@@ -66,6 +116,7 @@ def test_the_dtype_is_the_engines(backbone: Path, tmp_path: Path) -> None:
         ({"dtype": "float16"}, "dtype: expected float32 or float64 on cpu, got 'float16'"),
         ({"kv_cache_bytes": "10"}, "kv_cache_bytes: expected at least .*got 10"),
         ({"threads": 4096}, "threads: expected 1 to .*got 4096"),
+        ({"deterministic": True}, r"deterministic: expected numba kernels .*, got torch for torch.float32 on cpu"),
         ({"kernels": "magic"}, "kernels: expected one of .*got 'magic'"),
         ({"pin": ["nobody"]}, "default/nobody"),
         ({"registry": "ftp://somewhere"}, "registry URL: expected"),
@@ -76,6 +127,17 @@ def test_a_setting_that_cannot_work_is_a_named_error(
 ) -> None:
     with pytest.raises(PrefixdError, match=message):
         assemble(settings(backbone, tmp_path, **given))
+
+
+def test_a_generation_config_with_which_every_plain_request_would_fail_is_a_named_error(
+    backbone: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(backbone, tmp_path / "copy")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.0, "num_beams": 1}))
+    with pytest.raises(BackboneError, match=r"generation config: temperature: expected above 0.*got 0\.0"):
+        assemble(settings(folder, tmp_path))
+    assembled = assemble(settings(folder, tmp_path, ignore_generation_config="temperature"))
+    assert assembled.backbone.generation_defaults == {"do_sample": True, "num_beams": 1}
 
 
 def test_a_folder_that_is_no_backbone_is_a_named_error(tmp_path: Path) -> None:

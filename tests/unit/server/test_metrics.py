@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from server.engine.engine import EngineStats
 from server.engine.observer import EngineObserver
-from server.engine.types import FinishReason, Usage
+from server.engine.types import EngineStats, FinishReason, Usage
 from server.metrics import EngineMetrics, EngineStateCollector
 
 
@@ -73,7 +72,7 @@ def test_task_labels_are_bounded_and_the_rest_is_one() -> None:
 
 def test_the_engines_state_is_read_when_asked() -> None:
     registry = CollectorRegistry()
-    registry.register(EngineStateCollector(lambda: EngineStats(1, 2, 0.5, 3, 400, 500, 60)))
+    registry.register(EngineStateCollector(lambda: EngineStats(1, 2, 0.5, 3, 400, 500, 60, 70), lambda: 7.5))
     assert scrape(registry) == {
         "prefixd_num_requests_running": 1,
         "prefixd_num_requests_waiting": 2,
@@ -81,4 +80,6 @@ def test_the_engines_state_is_read_when_asked() -> None:
         "prefixd_resident_prefixes": 3,
         "prefixd_resident_prefix_bytes": 400,
         "prefixd_staged_prefix_bytes": 60,
+        "prefixd_preempted_prefix_bytes": 70,
+        "prefixd_step_running_seconds": 7.5,
     }

@@ -1,12 +1,15 @@
-"""``/prefixes``: a deleted task comes back, and the audit tells who asked for every change."""
+"""``/prefixes``: what is refused at the door, deleted tasks come back, the audit tells who asked for every change."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefixes.artifact import version_of, write_prefix
+from prefixes.errors import RegistryUnavailable
+from prefixes.spec import Positions
 from tests.support.apps import Served, with_apps
 from tests.support.prefixes import make_prefix
 
@@ -53,6 +56,37 @@ def test_the_audit_names_the_caller_of_every_change(tmp_path: Path) -> None:
             ("tenant:default", action) for action in ("publish", "promote", "rollback", "delete", "undelete")
         ]
         assert entries[0].new == version_of(second)
+
+    with_apps(tmp_path, test)
+
+
+def test_a_rollback_whose_answer_was_lost_can_be_repeated(tmp_path: Path) -> None:
+    """A client that came back after ``Retry-After`` rolled back twice."""
+
+    async def test(served: Served) -> None:
+        client, registry = served.public, served.assembled.link.registry
+        first = (await client.get("/prefixes/e2e")).json()["aliases"]["production"]
+        versions = [first]
+        for seed in (1, 2):
+            prefix = make_prefix(served.assembled.backbone.spec, seed=seed)
+            versions.append(registry.publish("default", "e2e", write_prefix(prefix), record={}).version)
+        made = type(registry).rollback
+
+        def lost(*arguments: Any, **options: Any) -> None:
+            made(registry, *arguments, **options)
+            raise RegistryUnavailable("registry: it did not answer in time")
+
+        registry.rollback = lost  # type: ignore[assignment]
+        body = {"expected_current": versions[2]}
+        answer = await client.post("/prefixes/e2e/rollback", json=body)
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+        del registry.rollback
+        again = await client.post("/prefixes/e2e/rollback", json=body)
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
+        assert again.json()["error"]["detail"] == {"expected": versions[2], "got": versions[1]}
+        assert (await client.get("/prefixes/e2e")).json()["aliases"]["production"] == versions[1]
+        back = await client.post("/prefixes/default/e2e/rollback", json={"expected_current": versions[1]})
+        assert (back.status_code, back.json()["aliases"]["production"]) == (200, first)
 
     with_apps(tmp_path, test)
 
@@ -116,5 +150,79 @@ def test_a_record_that_is_not_plain_json_is_refused(tmp_path: Path, record: str)
         refused = await served.public.post("/prefixes", data=form, files={"file": ("x", data)})
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_request")
         assert "record: expected a JSON object" in refused.json()["error"]["message"]
+
+    with_apps(tmp_path, test)
+
+
+BLOCK = 8192
+"""Bytes of 16 positions of the tiny GPT-2. Its window has 64."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "positions", "problem", "detail"),
+    [
+        ({"max_prefix_bytes": 4 * BLOCK}, 64, "unshifted", "at most 4 blocks (max_prefix_bytes)", (4, 5)),
+        ({"preempted_prefix_bytes": 4 * BLOCK}, 64, "unshifted", "at most 4 blocks (preempted_prefix_bytes)", (4, 5)),
+        ({"kv_cache_bytes": 20 * BLOCK}, 18 * 16, "unshifted", "there are 19 (kv_cache_bytes)", (19, 20)),
+        ({}, 62, "shifted", "at most 0 tokens (a window of 64, less 63 of the prefix and one to generate)", (0, 1)),
+    ],
+    ids=["max_prefix_bytes", "preempted_prefix_bytes", "kv_cache_bytes", "window"],
+)
+def test_a_prefix_with_which_no_request_fits_is_refused_at_the_door(
+    tmp_path: Path, settings: dict[str, Any], length: int, positions: Positions, problem: str, detail: tuple[int, int]
+) -> None:
+    """Each was accepted once, and then failed every request. The largest that serves is one position shorter."""
+
+    async def test(served: Served) -> None:
+        client, spec = served.public, served.assembled.backbone.spec
+        largest, larger = (
+            write_prefix(make_prefix(spec, length=at, positions=positions)) for at in (length, length + 1)
+        )
+        refused = await client.post("/prefixes", data={"task": "large"}, files={"file": ("x", larger)})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (422, "invalid_artifact")
+        assert problem in error["message"]
+        assert error["detail"] == {"expected": detail[0], "got": detail[1]}
+        assert (await client.get("/prefixes/large")).status_code == 404
+        assert len(list((tmp_path / "registry/tenants/default/blobs").iterdir())) == 1, "only that of e2e"
+        taken = await client.post("/prefixes", data={"task": "large"}, files={"file": ("x", largest)})
+        assert taken.status_code == 201
+        body = {"task": "large", "input": "a", "parameters": {"max_new_tokens": 1}}
+        assert (await client.post("/generate", json=body)).status_code == 200
+
+    with_apps(tmp_path, test, **settings)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "outputs"),
+    [({"num_beams": 4}, 1), ({"num_beams": 4, "num_return_sequences": 3}, 2),
+     ({"do_sample": True, "num_return_sequences": 4}, 2)],
+)  # fmt: skip
+def test_defaults_that_ask_for_more_rows_than_there_are_are_cut(
+    tmp_path: Path, defaults: dict[str, Any], outputs: int
+) -> None:
+    """They were accepted, and then failed every request that did not say otherwise."""
+
+    async def test(served: Served) -> None:
+        data = write_prefix(make_prefix(served.assembled.backbone.spec, seed=1, defaults=defaults))
+        taken = await served.public.post("/prefixes", data={"task": "wide"}, files={"file": ("x", data)})
+        assert taken.status_code == 201
+        body = {"task": "wide", "input": "name", "parameters": {"max_new_tokens": 1}}
+        answer = await served.public.post("/generate", json=body)
+        assert (answer.status_code, len(answer.json().get("outputs", []))) == (200, outputs)
+        refused = await served.public.post("/generate", json={**body, "parameters": {"num_beams": 3}})
+        assert "num_beams: expected at most 2, this server's limit; got 3" in refused.json()["error"]["message"]
+
+    with_apps(tmp_path, test, max_rows=2)
+
+
+def test_a_template_that_leaves_no_room_for_an_input_is_refused_at_the_door(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        spec = served.assembled.backbone.spec
+        data = write_prefix(make_prefix(spec, length=3, template="{input}" + "é" * 64))
+        refused = await served.public.post("/prefixes", data={"task": "large"}, files={"file": ("x", data)})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_artifact")
+        assert refused.json()["error"]["detail"]["expected"] == 60
+        assert (await served.public.get("/prefixes/large")).status_code == 404
 
     with_apps(tmp_path, test)

@@ -18,8 +18,9 @@ from server.engine.types import PrefixKey
 from server.parameters import ParameterLimits
 from server.registry.catalog import Catalog
 from server.registry.link import RegistryLink
-from server.service import LONG_TEXT, GenerationService, Prepared
+from server.service import GenerationService, Prepared
 from server.tiers.tiers import PrefixTiers
+from server.tokenizing import LONG_TEXT, Tokenizing
 from server.web.auth import Caller
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
@@ -57,7 +58,7 @@ def prepare(
         no_engine = cast(AsyncEngine, None)  # preparing does not ask it
         link, tiers = RegistryLink(registry), PrefixTiers(registry.fetch, ())
         catalog = Catalog(link, backbone.spec, tiers, alias_ttl_s=0.5, max_stale_s=300)
-        service = GenerationService(backbone, catalog, no_engine, limits)
+        service = GenerationService(backbone, catalog, no_engine, limits, Tokenizing(1, 1 << 20, 8))
         return await service.prepare(Caller(caller), task, text, parameters, "id")
 
     return asyncio.run(run())

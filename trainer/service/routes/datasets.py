@@ -4,28 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from prefixes.spec import check_name
+from prefixes.errors import Conflict, DiskFull, InvalidName
+from prefixes.spec import NAME_PATTERN, VERSION_PATTERN, check_name
 from server.web.errors import InvalidRequest
+from server.web.openapi import BODY, answers
 from server.web.responses import json_response
-from trainer.data.store import DatasetInfo, DatasetStore, Upload
+from trainer.data.files import DatasetsUnavailable
+from trainer.data.lines import FIELDS, InvalidData
+from trainer.data.store import DatasetInfo, DatasetNotFound, DatasetStore, Upload
+from trainer.jobs.errors import JobStoreUnavailable
+from trainer.service.answer_schemas import Dataset, DatasetList
 from trainer.service.runtime import allowed, runtime_of
 
 CHUNK = 1 << 20
 """Bytes that are checked and written at a time, off the event loop."""
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], default_response_class=Response)
 
-UPLOAD = {
-    "parameters": [{"name": "name", "in": "query", "schema": {"type": "string"}, "description": "Shown in lists."}],
-    "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
+LINE = {
+    "type": "object",
+    "required": list(FIELDS),
+    "additionalProperties": False,
+    "properties": {field: {"type": "string", "pattern": r"\S"} for field in FIELDS},
 }
+LINES = {"type": "array", "minItems": 1, "items": LINE, "description": "One JSON object in each line."}
+NAME = {"type": "string", "pattern": NAME_PATTERN}
+UPLOAD = {
+    "parameters": [{"name": "name", "in": "query", "schema": NAME, "description": "Shown in lists."}],
+    "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": LINES}}},
+}
+DIGEST = Path(json_schema_extra={"pattern": VERSION_PATTERN})
+FIND = (InvalidRequest, DatasetNotFound, DatasetsUnavailable)
+UPLOADED = answers(
+    Dataset, *BODY, InvalidName, InvalidData, DiskFull, DatasetsUnavailable, status=201
+)
 
 
-@router.post("", status_code=201, summary="Upload a dataset", openapi_extra=UPLOAD)
+@router.post("", status_code=201, summary="Upload a dataset", openapi_extra=UPLOAD, responses=UPLOADED)
 async def upload(request: Request) -> Response:
     """JSONL of `{"input", "target"}`, the body as it is. The first bad line ends it: 422 names line and field."""
     runtime, caller = runtime_of(request), allowed(request)
@@ -42,7 +62,7 @@ async def upload(request: Request) -> Response:
     return json_response(_body(info), status=201)
 
 
-@router.get("", summary="List datasets")
+@router.get("", summary="List datasets", responses=answers(DatasetList, DatasetsUnavailable))
 async def datasets(request: Request) -> Response:
     """The newest first."""
     store, caller = runtime_of(request).service.datasets, allowed(request)
@@ -50,15 +70,20 @@ async def datasets(request: Request) -> Response:
     return json_response({"datasets": [_body(info) for info in listed]})
 
 
-@router.get("/{digest}", summary="What is known of a dataset")
-async def dataset(request: Request, digest: str) -> Response:
+@router.get("/{digest}", summary="What is known of a dataset", responses=answers(Dataset, *FIND))
+async def dataset(request: Request, digest: Annotated[str, DIGEST]) -> Response:
     """404 for none, and for another tenant's."""
     store, caller = runtime_of(request).service.datasets, allowed(request)
     return json_response(_body(await asyncio.to_thread(store.info, caller.tenant, _digest(digest))))
 
 
-@router.delete("/{digest}", status_code=204, summary="Delete a dataset")
-async def delete(request: Request, digest: str) -> Response:
+@router.delete(
+    "/{digest}",
+    status_code=204,
+    summary="Delete a dataset",
+    responses=answers(None, *FIND, Conflict, JobStoreUnavailable, status=204),
+)
+async def delete(request: Request, digest: Annotated[str, DIGEST]) -> Response:
     """409 while a queued or running job needs it."""
     service, caller = runtime_of(request).service, allowed(request)
     await service.delete_dataset(caller, _digest(digest))

@@ -10,11 +10,26 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
+from prefixes.errors import (
+    InvalidArtifact,
+    InvalidName,
+    InvalidParameter,
+    QueueFull,
+    RegistryUnavailable,
+    TaskNotFound,
+)
 from server.web.auth import Caller
+from server.web.errors import InvalidRequest
+from server.web.json_body import JsonRoute
+from server.web.openapi import BODY, answers
+from server.web.openapi import events as sent_events
 from server.web.responses import json_response, to_json
 from server.web.sse import EventStreamResponse, event
+from trainer.data.files import DatasetsUnavailable
+from trainer.data.store import DatasetNotFound
 from trainer.jobs.errors import JobConflict, JobNotFound, JobStoreUnavailable
 from trainer.jobs.job import Job
+from trainer.service.answer_schemas import JobList, JobRecord
 from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
 from trainer.service.schemas import JobBody, JobsQuery
 
@@ -29,10 +44,34 @@ SAFE = {
     "referrer-policy": "no-referrer",
 }
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], default_response_class=Response, route_class=JsonRoute)
+
+FIND = (JobNotFound, JobStoreUnavailable)
+SUBMITTED = answers(
+    JobRecord, *BODY, InvalidName, InvalidParameter, InvalidArtifact, DatasetNotFound, TaskNotFound, QueueFull,
+    DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, status=201,
+)  # fmt: skip
+WATCHED = {
+    **answers(None, *FIND, content=sent_events("state", "progress", numbered=True)),
+    204: {"description": "The job has ended, and nothing is left to tell."},
+}
+LAST_EVENT = {
+    "parameters": [
+        {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}, "description": "The last one seen."}
+    ]
+}
+REPORTED = answers(
+    None,
+    *FIND,
+    InvalidRequest,
+    JobConflict,
+    content={"text/html": {"type": "string"}, "application/json": {"type": "object"}},
+    headers={name.title(): {"required": True, "schema": {"type": "string"}} for name in SAFE},
+)
+CHANGED = answers(JobRecord, *FIND, JobConflict)
 
 
-@router.post("", status_code=201, summary="Submit a training job")
+@router.post("", status_code=201, summary="Submit a training job", responses=SUBMITTED)
 async def submit(body: JobBody, request: Request) -> Response:
     """Checked as far as can be without training; then it waits for a worker."""
     runtime, caller = runtime_of(request), allowed(request)
@@ -40,7 +79,7 @@ async def submit(body: JobBody, request: Request) -> Response:
     return json_response(job_body(await runtime.service.submit(caller, body)), status=201)
 
 
-@router.get("", summary="List jobs")
+@router.get("", summary="List jobs", responses=answers(JobList, InvalidRequest, JobStoreUnavailable))
 async def jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
     """The newest first; `next` is the `before` of the next page."""
     store, caller = runtime_of(request).service.store, allowed(request)
@@ -49,13 +88,13 @@ async def jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Respon
     return json_response({"jobs": list(map(job_body, page)), "next": page[-1].id if more else None})
 
 
-@router.get("/{job_id}", summary="What is known of a job")
+@router.get("/{job_id}", summary="What is known of a job", responses=answers(JobRecord, *FIND))
 async def job(request: Request, job_id: str) -> Response:
     """Its state, its progress, and what it was asked to do."""
     return json_response(job_body(await _job(request, job_id)))
 
 
-@router.get("/{job_id}/events", summary="Watch a job")
+@router.get("/{job_id}/events", summary="Watch a job", openapi_extra=LAST_EVENT, responses=WATCHED)
 async def events(request: Request, job_id: str) -> Response:
     """Server-sent events, `state` and `progress`, from the first on or behind `Last-Event-ID`, until the job ends.
 
@@ -71,7 +110,7 @@ async def events(request: Request, job_id: str) -> Response:
     return EventStreamResponse(body, abort=left.set, heartbeat_s=runtime.settings.heartbeat_s)
 
 
-@router.get("/{job_id}/report", summary="A finished job's report")
+@router.get("/{job_id}/report", summary="A finished job's report", responses=REPORTED)
 async def report(request: Request, job_id: str, format: Literal["html", "json"] = "html") -> Response:
     """409 for a job that has not been trained to its end."""
     found = await _job(request, job_id)
@@ -82,14 +121,18 @@ async def report(request: Request, job_id: str, format: Literal["html", "json"] 
     return FileResponse(path, media_type=kind, headers=SAFE)
 
 
-@router.post("/{job_id}/cancel", summary="Cancel a job")
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=CHANGED)
 async def cancel(request: Request, job_id: str) -> Response:
     """A running one stops before its next training step, and is `cancelled` then. 409 for one that has ended."""
     caller = allowed(request)
     return json_response(job_body(await runtime_of(request).service.cancel(caller, job_id)))
 
 
-@router.post("/{job_id}/retry", summary="Run a failed or cancelled job again")
+@router.post(
+    "/{job_id}/retry",
+    summary="Run a failed or cancelled job again",
+    responses=answers(JobRecord, *FIND, JobConflict),
+)
 async def retry(request: Request, job_id: str) -> Response:
     """From its last checkpoint on. 409 for any other."""
     runtime, caller = runtime_of(request), allowed(request)
@@ -97,7 +140,9 @@ async def retry(request: Request, job_id: str) -> Response:
     return json_response(job_body(await runtime.service.retry(caller, job_id)))
 
 
-@router.delete("/{job_id}", status_code=204, summary="Forget a job")
+@router.delete(
+    "/{job_id}", status_code=204, summary="Forget a job", responses=answers(None, *FIND, JobConflict, status=204)
+)
 async def delete(request: Request, job_id: str) -> Response:
     """Its checkpoint and report go with it; what it published stays. 409 for one that has not ended."""
     await runtime_of(request).service.delete(allowed(request), job_id)

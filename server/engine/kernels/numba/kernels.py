@@ -26,7 +26,7 @@ from server.engine.kernels.numba.paged import NumbaBatch
 from server.engine.kernels.numba.pool import JOB_FIELDS, LINEAR, NORM, SHARED_BYTES, TOP, WorkerPool
 from server.engine.kernels.numba.top import BLOCK
 from server.engine.kernels.threads import available_cores
-from server.engine.kernels.torch_reference import TorchKernels, activate
+from server.engine.kernels.torch_reference import activate
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 ROW_BUCKETS = 11  # calls with at most 1, 2, 4, ... 1024 rows; longer ones use the last
@@ -150,7 +150,8 @@ class NumbaKernels:
         """As in ``base.Kernels``."""
         rows, vocab = logits.shape
         if self.dtype != torch.float32:  # the pool is compiled for one type; float64 is there for tests
-            return TorchKernels().top_log_probs(logits, count)
+            values, ids = torch.log_softmax(logits, dim=1).sort(dim=1, descending=True, stable=True)
+            return values[:, :count], ids[:, :count]  # among equals the lowest ids, however many are asked for
         check_tensor(logits, torch.float32, (rows, vocab), "logits")
         if not 1 <= count <= vocab:
             raise ValueError(f"count: expected 1 to {vocab}, got {count}")
@@ -169,5 +170,8 @@ class NumbaKernels:
         return NumbaBatch(self._pool, self.dtype, cache, batch)
 
     def warm_up(self, seconds: float = 2.0) -> None:
-        """Measure our kernel against torch's for every shape bound so far, about ``seconds`` in all, and choose."""
+        """Measure our kernel against torch's for every shape bound so far, about ``seconds`` in all, and choose.
+
+        Until then all are ours, and a row's results do not depend on its neighbours.
+        """
         calibrate(list(self._linears), ROW_BUCKETS, seconds)

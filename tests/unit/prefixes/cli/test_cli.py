@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from prefixes.artifact import read_prefix, version_of, write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.cli import app
+from prefixes.errors import RegistryUnavailable
 from prefixes.files.folder import TEMPORARY
 from prefixes.formats.peft_export import export_peft
 from prefixes.registry import open_registry
+from prefixes.registry.disk.registry import DiskRegistry
 from tests.support.bart import save_tiny_bart
 from tests.support.paper import PublishedPrefix
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
@@ -114,6 +116,48 @@ def test_aliases_move_by_promote_and_rollback(shell: Shell) -> None:
     assert "expected an earlier version" in shell.error("rollback", "e2e")
     assert "got" in shell.error("promote", "e2e@canary", "--expected-current", VERSIONS[1])
     assert shell.json("promote", "e2e@canary", "--alias", "nightly")["aliases"]["nightly"] == VERSIONS[2]
+
+
+def test_a_rollback_whose_answer_was_lost_says_how_to_repeat_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.publish(0, 1, 2)
+    made = DiskRegistry.rollback
+
+    def lost(*arguments: Any, **options: Any) -> None:
+        made(*arguments, **options)
+        raise RegistryUnavailable("registry: it did not answer in time")
+
+    monkeypatch.setattr(DiskRegistry, "rollback", lost)
+    advice = f"--expected-current {VERSIONS[2]}"
+    assert advice in shell.error("rollback", "e2e")
+    monkeypatch.undo()
+    refused = shell.error("rollback", "e2e", *advice.split())
+    assert f"expected it at {VERSIONS[2]}, got {VERSIONS[1]}" in refused
+    assert shell.json("inspect", "e2e")["aliases"]["production"] == VERSIONS[1]
+
+
+def test_a_rollback_moves_nothing_that_moved_since_it_was_looked_at(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.publish(0, 1, 2)
+    made = DiskRegistry.rollback
+
+    def overtaken(registry: DiskRegistry, *arguments: Any, **options: Any) -> Any:
+        registry.promote("default", "e2e", VERSIONS[0])
+        return made(registry, *arguments, **options)
+
+    monkeypatch.setattr(DiskRegistry, "rollback", overtaken)
+    assert f"expected it at {VERSIONS[2]}, got {VERSIONS[0]}" in shell.error("rollback", "e2e")
+    assert shell.json("inspect", "e2e")["aliases"]["production"] == VERSIONS[0]
+
+
+def test_inspect_shows_what_a_later_publish_replaced_in_a_record(shell: Shell) -> None:
+    for score in (68.2, 70.1):
+        shell.run("publish", shell.file(0), "--task", "e2e", "--record", json.dumps({"bleu": score}))
+    (version,) = shell.json("inspect", "e2e")["versions"]
+    assert version["record"] == {"bleu": 70.1}
+    (replaced,) = version["replaced"]
+    assert (replaced["entry"], replaced["value"]) == ("bleu", 68.2)
+    assert f'until {replaced["at"]} its record had {{"bleu": 68.2}}' in shell.run("inspect", "e2e").stdout
 
 
 def test_publish_without_an_alias_moves_none(shell: Shell) -> None:

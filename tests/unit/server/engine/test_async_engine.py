@@ -365,7 +365,7 @@ def test_when_the_thread_dies_all_streams_fail_and_nothing_more_is_taken(
             assert not served.healthy
             with pytest.raises(EngineFailure, match="has stopped"):
                 served.submit(library.request("late", 0, [1]))
-            assert await served.drain()
+            assert not await served.drain(), "requests were lost"
 
     in_loop(scenario())
 
@@ -422,13 +422,16 @@ def test_a_request_that_cannot_be_added_fails_alone(backbone: Backbone, library:
     in_loop(scenario())
 
 
-def test_a_pin_makes_a_prefix_resident_without_a_request(backbone: Backbone, library: SlowLibrary) -> None:
+def test_a_pin_asked_before_the_thread_starts_becomes_resident_without_a_request(
+    backbone: Backbone, library: SlowLibrary
+) -> None:
     key = library.keys[2]
     assert key is not None
 
     async def scenario() -> None:
-        async with started(make_engine(backbone, library)) as served:
-            served.pin(key)
+        engine = make_engine(backbone, library)
+        engine.pin(key, library.prefixes[key].spec)
+        async with started(engine) as served:
             await until(lambda: key in served.residents())
             assert served.stats().resident_prefixes == 1
             assert served.stats().resident_prefix_bytes > 0

@@ -83,7 +83,7 @@ def test_an_unknown_field_is_named_with_a_guess() -> None:
     [
         {"input": 3},
         {"input": "x", "parameters": {"max_new_tokens": "3"}},
-        {"input": "x", "parameters": {"max_new_tokens": 3.0}},
+        {"input": "x", "parameters": {"max_new_tokens": 3.5}},
         {"input": "x", "parameters": {"max_new_tokens": True}},
         {"input": "x", "parameters": {"top_k": 1 << 40}},
         {"input": "x", "parameters": {"do_sample": 1}},

@@ -133,3 +133,12 @@ def test_the_help_teaches_with_examples() -> None:
     assert result.exit_code == 0
     assert "prefixd evaluate --task e2e --data e2e-test.jsonl" in result.output
     assert "multi-bleu" in result.output and "need Java" in result.output
+
+
+def test_a_backbone_that_a_server_refuses_is_scored_only_where_told_so(workplace: Path) -> None:
+    path = workplace / "backbone" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sequence_bias": [[[5], 2.0]]}))
+    refused = of_task(workplace, "--truncate", "--metric", "chrf")
+    assert (refused.exit_code, "--ignore-generation-config sequence_bias" in refused.output) == (1, True)
+    told = of_task(workplace, "--truncate", "--metric", "chrf", "--ignore-generation-config", "sequence_bias")
+    assert told.exit_code == 0, told.output

@@ -304,3 +304,17 @@ def test_the_xsum_preset_decodes_in_transformers_lengths_of_11_to_62(bart_workpl
 
 def test_help_teaches_by_examples() -> None:
     assert "prefixd train" in invoke("train", "--help").output
+
+
+def test_a_backbone_that_a_server_refuses_is_refused_before_training_and_trained_where_told_so(
+    workplace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = workplace / "backbone" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sequence_bias": [[[5], 2.0]]}))
+    refused = train(workplace)
+    assert (refused.exit_code, "--ignore-generation-config sequence_bias" in refused.output) == (1, True)
+    assert not (workplace / "out").exists()
+    told = train(workplace, "--ignore-generation-config", "sequence_bias")
+    assert told.exit_code == 0, told.output
+    assert "sequence_bias" in caplog.text and "ignored" in caplog.text
+    assert "ignore_generation_config" not in json.loads((workplace / "out" / "config.json").read_text())

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from prefixes.backbone import Backbone
+from prefixes.backbone import Backbone, load_backbone
 from prefixes.prompt import PromptEncoder
 from prefixes.spec import PrefixSpec
 from tests.support.bart import tiny_bart
 from tests.support.paths import SHARED
+from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import (
     BART_TEMPLATE,
     FAMILIES,
@@ -116,6 +117,15 @@ def test_a_forced_first_token_begins_every_target(tmp_path: Path) -> None:
     assert target_opening(forced) == (7,)
     (example,) = tokenize(forced, plan_of(forced), data(("a", "c"))).examples
     assert example.ids[:2] == (2, 7)
+
+
+def test_a_decoder_alone_learns_no_forced_first_token(tmp_path: Path) -> None:
+    """It is forced behind a prompt of one token; targets stand behind whole inputs."""
+    save_tiny_gpt2(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "forced_bos_token_id": 7}))
+    forced = load_backbone(str(tmp_path))
+    assert (forced.forced_first, target_opening(forced)) == (7, ())
 
 
 def test_special_tokens_in_data_are_split_but_the_templates_are_not(gpt2: Backbone, bart: Backbone) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefixes.errors import PrefixdError
+from prefixes.errors import BackboneError, PrefixdError
 from prefixes.files import write_json
 from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import TEMPLATE, toy_pairs, write_jsonl
@@ -86,6 +86,18 @@ def test_options_that_cannot_be_read_are_a_named_error(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="run's options"):
         read_request(folder)
+
+
+def test_a_backbone_that_a_server_refuses_is_trained_and_scored_only_where_the_trainer_is_told_so(folder: Path) -> None:
+    path = folder.parent / "backbone" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sequence_bias": [[[5], 2.0]]}))
+    with pytest.raises(BackboneError, match="--ignore-generation-config sequence_bias"):
+        run_job(folder, Listening(), Pace())
+    request = json.loads((folder / REQUEST).read_text())
+    request["run"]["ignore_generation_config"] = ["sequence_bias"]
+    write_json(folder / REQUEST, request)
+    run_job(folder, Listening(), Pace())
+    assert (folder / "evaluation.json").exists()
 
 
 def test_scoring_takes_no_more_threads_than_its_job_may(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -245,6 +246,14 @@ def test_a_worker_without_the_backbone_says_which_it_has(settings: TrainerSettin
     job = new_job("default", "me", {"backbone": "large"}).job
     with pytest.raises(BackboneError, match=r"'large'.*tiny"):
         prepare(job, settings.data, settings, registry)
+
+
+def test_a_job_gets_the_trainers_word_on_generation_configs(settings: TrainerSettings, registry: Registry) -> None:
+    told = settings.model_copy(update={"ignore_generation_config": ("min_p", "sequence_bias")})
+    job = new_job("default", "me", a_spec(settings, start_from=None)).job
+    prepare(job, settings.data, told, registry)
+    run = json.loads((settings.data / REQUEST).read_text())["run"]
+    assert run["ignore_generation_config"] == ["min_p", "sequence_bias"]
 
 
 def test_a_loss_that_is_not_finite_is_none_to_whoever_hears_of_it() -> None:

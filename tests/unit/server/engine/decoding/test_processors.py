@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
     MinNewTokensLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -28,7 +29,12 @@ FILTERS: list[dict[str, Any]] = [
 
 
 def theirs(
-    scores: torch.Tensor, token_ids: list[int], generated: int, params: SamplingParams, eos: list[int]
+    scores: torch.Tensor,
+    token_ids: list[int],
+    generated: int,
+    params: SamplingParams,
+    eos: list[int],
+    suppressed: frozenset[int] = frozenset(),
 ) -> torch.Tensor:
     """transformers' processors in ``_get_logits_processor``'s order."""
     processors = LogitsProcessorList()
@@ -39,6 +45,8 @@ def theirs(
     if params.min_new_tokens and eos:
         prompt = len(token_ids) - generated
         processors.append(MinNewTokensLengthLogitsProcessor(prompt, params.min_new_tokens, eos))
+    if suppressed:
+        processors.append(SuppressTokensLogitsProcessor(sorted(suppressed)))
     if params.do_sample and params.temperature != 1.0:
         processors.append(TemperatureLogitsWarper(params.temperature))
     if params.do_sample and params.top_k:
@@ -105,10 +113,11 @@ def test_penalties_and_bans_equal_transformers(vocab: int) -> None:
             min_new_tokens=rng.choice([0, 5, 20]),
         )
         before = scores.clone()
-        ours = processed(scores, token_ids, generated, params, frozenset(eos))
-        assert torch.equal(ours, theirs(scores, token_ids, generated, params, eos))
+        suppressed = frozenset(rng.sample(range(vocab), rng.choice([0, 1, vocab // 2])))
+        ours = processed(scores, token_ids, generated, params, frozenset(eos), suppressed)
+        assert torch.equal(ours, theirs(scores, token_ids, generated, params, eos, suppressed))
         assert torch.equal(scores, before), "the caller's scores were changed"
-        if not changes_scores(params, generated):
+        if not changes_scores(params, generated, suppressed):
             assert torch.equal(ours, scores)
 
 

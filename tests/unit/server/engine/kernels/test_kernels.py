@@ -294,6 +294,57 @@ def test_the_kernel_set_fits_device_and_dtype() -> None:
         select_kernels("cpu", torch.float16, "numba")
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "name"),
+    [
+        ("cpu", torch.float32, "torch"),
+        ("cpu", torch.float64, "torch"),
+        ("cpu", torch.bfloat16, "auto"),
+        ("cuda", torch.float32, "auto"),
+        ("cuda:1", torch.bfloat16, "auto"),
+        ("cuda", torch.float16, "torch"),
+    ],
+)
+def test_a_set_whose_sums_depend_on_the_number_of_rows_is_not_deterministic(
+    device: str, dtype: torch.dtype, name: str
+) -> None:
+    expected = rf"deterministic: expected numba kernels .*, got torch for {dtype} on {device}$"
+    with pytest.raises(ValueError, match=expected):
+        select_kernels(device, dtype, name, deterministic=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
+def test_without_warm_up_one_kernel_serves_every_number_of_rows(dtype: torch.dtype) -> None:
+    """Bit for bit at a real model's sizes, whatever the threads: what ``deterministic`` promises of a layer."""
+    generator = torch.Generator().manual_seed(8)
+    weight, x = (torch.randn(*shape, dtype=dtype, generator=generator) for shape in ((768, 1100), (130, 1100)))
+    expected: list[torch.Tensor] = []
+    for threads in (1, 2):
+        kernels = select_kernels("cpu", dtype, threads=threads, deterministic=True)
+        linear, norm = kernels.linear(weight, weight[:, 0], "gelu_new"), kernels.norm(weight[0], weight[1], 1e-5)
+        both = torch.cat([linear(x), norm(x, x.flip(0))], dim=1)
+        for rows in (1, 2, 3, 4, 5, 8, 33, 64, 65, 129):
+            part = torch.cat([linear(x[:rows]), norm(x[:rows], x.flip(0)[:rows])], dim=1)
+            assert torch.equal(part, both[:rows]), rows
+        expected.append(both)
+        kernels.close()  # type: ignore[attr-defined]
+    assert torch.equal(*expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
+def test_among_equals_the_first_tokens_win_however_many_are_asked_for(
+    kernel_sets: KernelsFor, dtype: torch.dtype
+) -> None:
+    """A beam group's candidates are taken from a list as long as the step's widest group needs."""
+    kernels = kernel_sets["numba", dtype]
+    logits = torch.randint(0, 4, (6, 700), generator=torch.Generator().manual_seed(9)).float()
+    values, ids = kernels.top_log_probs(logits, 40)
+    for count in (1, 2, 7, 39):
+        fewer = kernels.top_log_probs(logits[2:3], count)
+        assert torch.equal(fewer[0][0], values[2, :count])
+        assert torch.equal(fewer[1][0], ids[2, :count])
+
+
 def test_tensors_that_do_not_fit_are_refused(numba: NumbaKernels) -> None:
     linear = numba.linear(torch.ones(4, 3), None)
     with pytest.raises(ValueError, match=r"activations: expected torch.float32 \(2, 3\) on cpu, got .*\(2, 4\)"):

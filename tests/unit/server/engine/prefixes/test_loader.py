@@ -249,7 +249,7 @@ def test_the_store_frees_the_room_of_what_got_its_blocks_failed_to_be_written_or
     shelf.lengths[key("bad")] = 2 * SIZE
     shelf.write_failures.add(2 * SIZE)
     for name in ("placed", "bad", "given up", "last"):
-        shelf.store.want(key(name))
+        shelf.want(key(name))
     assert shelf.settled(key("placed")) is LoadStatus.READY
     assert shelf.store.staged_bytes > 0
     assert shelf.store.try_acquire(key("placed"), 0) is not None
@@ -270,8 +270,8 @@ def test_a_pin_that_finds_no_room_does_not_keep_a_row_from_its_prefix() -> None:
     shelf = Shelf(blocks=2, workers=1, staged=1)
     held = shelf.ledger.allocate(1)
     shelf.lengths[key("large")] = 2 * SIZE
-    shelf.store.pin(key("large"))
-    shelf.store.pin(key("behind"))
+    shelf.pin(key("large"))
+    shelf.pin(key("behind"))
     assert shelf.settled(key("large")) is LoadStatus.READY
     shelf.store.settle()
     assert shelf.acquire(key("small")) is not None
@@ -304,7 +304,7 @@ def test_everybody_ends_with_the_smallest_bound(seed: int) -> None:
         if needed <= room:
             groups.append(machine.add(request, at=rng.choice([float(number), 0.0])))
         if rng.random() < 0.2:
-            machine.store.pin(rng.choice(keys[1:3]))
+            machine.pin(rng.choice(keys[1:3]))
         if rng.random() < 0.2:
             machine.store.unpin(rng.choice(keys[1:3]))
         if rng.random() < 0.15 and machine.scheduler.running:

@@ -14,6 +14,7 @@ from prefixes.spec import PrefixSpec, Site
 from server.engine.memory.blocks import BlockLedger
 from server.engine.observer import SilentObserver
 from server.engine.prefixes.entry import LoadStatus
+from server.engine.prefixes.placement import Placement
 from server.engine.prefixes.store import PrefixStore
 from server.engine.types import PrefixKey
 from tests.support.prefixes import make_prefix
@@ -28,21 +29,27 @@ def key(name: str, tenant: str = "default") -> PrefixKey:
 class Shelf(SilentObserver):
     """A store over a real ledger; loads wait at a gate while it is shut, and fail where they are told to."""
 
-    def __init__(self, blocks: int = 10, max_bytes: int | None = None, workers: int = 2, staged: int = 1 << 30) -> None:
+    def __init__(
+        self, blocks: int = 10, max_bytes: int | None = None, workers: int = 2, staged: int = 1 << 30,
+        claimed: int | None = None,
+    ) -> None:
         self.ledger = BlockLedger(blocks + 1, SIZE)
         self.lengths: dict[PrefixKey, int] = {}
         self.failures: dict[PrefixKey, Exception] = {}
         self.write_failures: set[int] = set()  # lengths of prefixes that cannot be written
         self.loaded: list[PrefixKey] = []
         self.written: list[tuple[int, tuple[int, ...]]] = []
+        self.read: list[tuple[int, ...]] = []
+        self.read_failure: Exception | None = None
         self.evicted: list[int] = []
         self.reported: list[bool] = []
         self.gate = threading.Event()
         self.gate.set()
         self._woken: queue.Queue[None] = queue.Queue()
         self.store = PrefixStore(
-            self.ledger, self._load, self._write, bytes_per_block=BYTES, max_bytes=max_bytes, workers=workers,
-            max_staged_bytes=staged, observer=self, wake=lambda: self._woken.put(None),
+            self.ledger, self._load, Placement(self.ledger, self._write, self._read), bytes_per_block=BYTES,
+            max_bytes=max_bytes, max_claimed_bytes=claimed, workers=workers, max_staged_bytes=staged, observer=self,
+            wake=lambda: self._woken.put(None),
         )
 
     def _load(self, wanted: PrefixKey) -> Prefix:
@@ -57,6 +64,18 @@ class Shelf(SilentObserver):
         if length in self.write_failures:
             raise RuntimeError("a secret that no user may see")
         self.written.append((length, blocks["decoder"]))
+
+    def _read(self, spec: PrefixSpec, blocks: Mapping[Site, tuple[int, ...]]) -> Prefix:
+        self.read.append(blocks["decoder"])
+        if self.read_failure:
+            raise self.read_failure
+        return make_prefix(length=spec.length("decoder"))
+
+    def want(self, wanted: PrefixKey) -> None:
+        self.store.want(wanted, make_prefix(length=self.lengths.get(wanted, SIZE)).spec)
+
+    def pin(self, wanted: PrefixKey) -> None:
+        self.store.pin(wanted, make_prefix(length=self.lengths.get(wanted, SIZE)).spec)
 
     def on_prefix_evicted(self, nbytes: int) -> None:
         self.evicted.append(nbytes)
@@ -73,7 +92,7 @@ class Shelf(SilentObserver):
 
     def acquire(self, wanted: PrefixKey, extra: int = 0) -> Mapping[Site, tuple[int, ...]] | None:
         """Want, wait, acquire, as the scheduler does; the key stays wanted where there is no room."""
-        self.store.want(wanted)
+        self.want(wanted)
         assert self.settled(wanted) is LoadStatus.READY
         blocks = self.store.try_acquire(wanted, extra)
         if blocks is not None:
@@ -173,7 +192,7 @@ def test_resident_prefixes_stay_within_their_bytes() -> None:
 
 def test_an_evicted_prefix_is_loaded_again_for_those_who_wait(shelf: Shelf) -> None:
     shelf.acquire(key("a"))
-    shelf.store.want(key("a"))
+    shelf.want(key("a"))
     shelf.store.release(key("a"))
     held = shelf.ledger.allocate(10)
     assert shelf.store.residents() == frozenset()
@@ -188,7 +207,7 @@ def test_an_evicted_prefix_is_loaded_again_for_those_who_wait(shelf: Shelf) -> N
 def test_loading_blocks_neither_the_caller_nor_what_is_here(shelf: Shelf) -> None:
     shelf.acquire(key("here"))
     shelf.gate.clear()
-    shelf.store.want(key("slow"))
+    shelf.want(key("slow"))
     assert shelf.store.status(key("slow")) is LoadStatus.LOADING
     assert shelf.acquire(key("here")) is not None
     shelf.gate.set()
@@ -197,8 +216,8 @@ def test_loading_blocks_neither_the_caller_nor_what_is_here(shelf: Shelf) -> Non
 
 def test_a_failed_load_is_told_to_those_who_waited_and_the_next_one_tries_again(shelf: Shelf) -> None:
     shelf.failures[key("a")] = InvalidArtifact("digest: expected x, got y")
-    shelf.store.want(key("a"))
-    shelf.store.want(key("a"))
+    shelf.want(key("a"))
+    shelf.want(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.FAILED
     assert shelf.store.error(key("a")).code == "invalid_artifact"
     assert shelf.reported == [False]
@@ -213,15 +232,15 @@ def test_a_failed_load_is_told_to_those_who_waited_and_the_next_one_tries_again(
 def test_a_newcomer_does_not_keep_those_who_waited_from_hearing_of_the_failure(shelf: Shelf) -> None:
     """A want after a failure restarted the load and set the failure aside: under steady arrivals nobody ever failed."""
     shelf.failures[key("a")] = InvalidArtifact("broken")
-    shelf.store.want(key("a"))
+    shelf.want(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.FAILED
-    shelf.store.want(key("a"))
+    shelf.want(key("a"))
     assert shelf.store.status(key("a")) is LoadStatus.FAILED
 
 
 def test_an_unexpected_error_is_named_by_kind_and_not_by_text(shelf: Shelf) -> None:
     shelf.failures[key("a")] = KeyError("a secret that no user may see")
-    shelf.store.want(key("a"))
+    shelf.want(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.FAILED
     error: PrefixdError = shelf.store.error(key("a"))
     assert error.code == "engine_failure"
@@ -232,7 +251,7 @@ def test_an_unexpected_error_is_named_by_kind_and_not_by_text(shelf: Shelf) -> N
 def test_a_prefix_that_cannot_be_written_fails_those_who_wait_and_takes_nothing(shelf: Shelf) -> None:
     """The error used to leave the scheduler and stop the engine's thread, and the prefix stayed in use for ever."""
     shelf.write_failures.add(SIZE)
-    shelf.store.want(key("a"))
+    shelf.want(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.READY
     assert shelf.store.try_acquire(key("a"), 0) is None
     assert shelf.store.status(key("a")) is LoadStatus.FAILED
@@ -248,10 +267,10 @@ def test_a_prefix_that_cannot_be_written_fails_those_who_wait_and_takes_nothing(
 def test_a_load_that_nobody_waits_for_any_more_is_not_begun() -> None:
     shelf = Shelf(workers=1)
     shelf.gate.clear()
-    shelf.store.want(key("running"))
-    shelf.store.want(key("given up"))
+    shelf.want(key("running"))
+    shelf.want(key("given up"))
     shelf.store.unwant(key("given up"))
-    shelf.store.want(key("next"))
+    shelf.want(key("next"))
     shelf.gate.set()
     assert shelf.settled(key("next")) is LoadStatus.READY
     assert shelf.loaded == [key("running"), key("next")]
@@ -260,7 +279,7 @@ def test_a_load_that_nobody_waits_for_any_more_is_not_begun() -> None:
 
 def test_giving_up_while_it_loads_leaves_nothing_behind(shelf: Shelf) -> None:
     shelf.gate.clear()
-    shelf.store.want(key("a"))
+    shelf.want(key("a"))
     shelf.store.unwant(key("a"))
     assert shelf.store.idle()
     shelf.gate.set()
@@ -269,7 +288,7 @@ def test_giving_up_while_it_loads_leaves_nothing_behind(shelf: Shelf) -> None:
 
 
 def test_a_pinned_prefix_becomes_resident_without_a_request_and_never_yields(shelf: Shelf) -> None:
-    shelf.store.pin(key("a"))
+    shelf.pin(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.READY
     shelf.store.settle()
     assert shelf.store.residents() == {key("a")}
@@ -287,7 +306,7 @@ def test_a_pin_may_evict_an_idle_prefix_when_it_settles(shelf: Shelf) -> None:
     shelf.lengths[key("pinned")] = 10 * SIZE
     shelf.acquire(key("idle"))
     shelf.store.release(key("idle"))
-    shelf.store.pin(key("pinned"))
+    shelf.pin(key("pinned"))
     assert shelf.settled(key("pinned")) is LoadStatus.READY
     shelf.store.settle()
     assert shelf.store.residents() == {key("pinned")}
@@ -296,7 +315,7 @@ def test_a_pin_may_evict_an_idle_prefix_when_it_settles(shelf: Shelf) -> None:
 
 def test_a_pin_waits_while_rows_take_the_room(shelf: Shelf) -> None:
     held = shelf.ledger.allocate(10)
-    shelf.store.pin(key("a"))
+    shelf.pin(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.READY
     shelf.store.settle()
     assert shelf.store.residents() == frozenset()
@@ -307,10 +326,10 @@ def test_a_pin_waits_while_rows_take_the_room(shelf: Shelf) -> None:
 
 def test_a_pin_that_fails_to_load_can_be_tried_again(shelf: Shelf) -> None:
     shelf.failures[key("a")] = InvalidArtifact("broken")
-    shelf.store.pin(key("a"))
+    shelf.pin(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.FAILED
     shelf.failures.clear()
-    shelf.store.pin(key("a"))
+    shelf.pin(key("a"))
     assert shelf.settled(key("a")) is LoadStatus.READY
 
 

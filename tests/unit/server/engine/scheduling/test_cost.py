@@ -23,7 +23,7 @@ def make_resident(machine: Machine, keys: list[PrefixKey]) -> None:
     for begin in range(0, len(keys), 100):
         chunk = keys[begin : begin + 100]
         for key in chunk:
-            machine.store.want(key)
+            machine.store.want(key, machine.prefixes[key].spec)
         for key in chunk:
             machine.wait_for(key)
         machine.store.settle()
@@ -32,7 +32,7 @@ def make_resident(machine: Machine, keys: list[PrefixKey]) -> None:
             machine.store.unwant(key)
             machine.store.release(key)
     for key in keys[::10]:
-        machine.store.pin(key)
+        machine.pin(key)
 
 
 def costs(residents: int, waiting: int) -> tuple[list[int], int]:

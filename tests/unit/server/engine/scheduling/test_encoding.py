@@ -40,7 +40,7 @@ def units(machine: Machine) -> list[range]:
 
 
 def test_an_article_is_encoded_in_as_many_layers_as_the_budget_allows_while_rows_go_on(make: Make) -> None:
-    machine = make(encoder_step_ms=45e3)
+    machine = make(max_step_ms=45e3)
     running = machine.add(machine.request("old", range(5), max_new_tokens=30))
     machine.step()
     while running.encoding:
@@ -59,14 +59,14 @@ def test_an_article_is_encoded_in_as_many_layers_as_the_budget_allows_while_rows
 
 
 def test_an_input_too_long_for_the_budget_goes_layer_by_layer(make: Make) -> None:
-    machine = make(encoder_step_ms=5.0)
+    machine = make(max_step_ms=5.0)
     machine.add(machine.request("article", range(20), max_new_tokens=1))
     machine.run()
     assert units(machine) == [range(unit, unit + 1) for unit in range(UNITS)]
 
 
 def test_inputs_that_wait_go_together_as_far_as_the_budget_allows(make: Make) -> None:
-    machine = make(encoder_step_ms=25e3, lengths={A: 3, B: 3})
+    machine = make(max_step_ms=25e3, lengths={A: 3, B: 3})
     machine.add(machine.request("first", range(4), max_new_tokens=9))  # tells what a token costs
     machine.run()
     machine.encoder_calls.clear()
@@ -80,7 +80,7 @@ def test_inputs_that_wait_go_together_as_far_as_the_budget_allows(make: Make) ->
 
 
 def test_a_newcomer_waits_for_the_cohort_that_is_under_way(make: Make) -> None:
-    machine = make(encoder_step_ms=1.0)
+    machine = make(max_step_ms=1.0)
     machine.add(machine.request("old", range(8), max_new_tokens=3))
     machine.step()
     machine.add(machine.request("young", [9, *range(8)], max_new_tokens=3))
@@ -90,7 +90,10 @@ def test_a_newcomer_waits_for_the_cohort_that_is_under_way(make: Make) -> None:
 
 @pytest.mark.parametrize("leave", ["abort", "preempt"])
 def test_a_group_that_leaves_its_cohort_does_not_hold_it_up(make: Make, leave: str) -> None:
-    machine = make(encoder_step_ms=1.0, max_encoder_tokens=100)
+    machine = make(max_step_ms=30e3, max_encoder_tokens=100)
+    machine.add(machine.request("first", range(4), max_new_tokens=1))  # tells what a token costs: 27 fit
+    machine.run()
+    machine.encoder_calls.clear()
     groups = [machine.add(machine.request(name, [index, *range(8)], max_new_tokens=3), at=float(index))
               for index, name in enumerate(("one", "two", "three"))]
     machine.step()
@@ -102,9 +105,10 @@ def test_a_group_that_leaves_its_cohort_does_not_hold_it_up(make: Make, leave: s
     else:
         machine.scheduler.preempt(groups[1])
     machine.run()
-    assert names(machine)[2 : UNITS] == [["one", "three"]] * (UNITS - 2)
+    others = LAYERS - 2 + 1  # a layer at a time, then what is behind the layers at once
+    assert names(machine)[2 : 2 + others] == [["one", "three"]] * others
     assert machine.ended["one"] == machine.ended["three"] == "finished"
-    assert names(machine)[UNITS:] == ([] if leave == "abort" else [["two"]] * UNITS)
+    assert names(machine)[2 + others :] == ([] if leave == "abort" else [["two"]] * 3)
 
 
 def test_an_input_that_was_encoded_before_is_not_encoded_again(make: Make) -> None:
@@ -123,7 +127,7 @@ def test_an_input_that_was_encoded_before_is_not_encoded_again(make: Make) -> No
 
 
 def test_without_reuse_every_input_is_encoded(make: Make) -> None:
-    machine = make(reuse=False, encoder_step_ms=1e9)
+    machine = make(reuse=False, max_step_ms=1e9)
     for name in ("first", "again"):
         machine.add(machine.request(name, range(10), max_new_tokens=2))
         machine.run()
@@ -131,7 +135,7 @@ def test_without_reuse_every_input_is_encoded(make: Make) -> None:
 
 
 def test_beams_share_one_encoded_input(make: Make) -> None:
-    machine = make(encoder_step_ms=1e9, max_encoder_tokens=100)
+    machine = make(max_step_ms=1e9, max_encoder_tokens=100)
     group = machine.add(machine.request("beams", range(10), num_beams=4, max_new_tokens=6))
     held = 0
     while machine.scheduler.waiting or machine.scheduler.running:
@@ -145,7 +149,7 @@ def test_beams_share_one_encoded_input(make: Make) -> None:
 @pytest.mark.parametrize("arrive", ["one after another", "together"])
 def test_no_call_takes_longer_than_the_budget_unless_it_is_one_layer_of_one_input(make: Make, arrive: str) -> None:
     """Layers and cross-attention's units cost differently, and inputs are of all lengths."""
-    machine, budget = make(encoder_step_ms=60e3, max_encoder_tokens=10**6), 60.0
+    machine, budget = make(max_step_ms=60e3, max_encoder_tokens=10**6), 60.0
     machine.add(machine.request("warm-up", range(8), max_new_tokens=1))
     machine.run()
     machine.encoder_seconds.clear()
@@ -164,11 +168,11 @@ def test_no_call_takes_longer_than_the_budget_unless_it_is_one_layer_of_one_inpu
 
 def test_a_budget_has_to_be_a_number_and_a_clock_may_stand_still(make: Make) -> None:
     for budget in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="encoder_step_ms"):
-            EngineConfig(encoder_step_ms=budget)
+        with pytest.raises(ValueError, match="max_step_ms"):
+            EngineConfig(max_step_ms=budget)
     machine = make()
     machine.add(machine.request("r", range(5), max_new_tokens=1))
     work = machine.scheduler.schedule().encode
     assert work
-    machine.scheduler.update([], StepPlan(encode=work), 0.0)
+    machine.scheduler.update([], StepPlan(encode=work), encoder_seconds=0.0)
     assert machine.scheduler.schedule().encode, "what takes no time can go on"

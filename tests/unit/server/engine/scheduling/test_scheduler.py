@@ -235,7 +235,7 @@ def test_a_resumed_group_waits_until_what_its_rows_recompute_fits(make: Make) ->
 def test_a_pin_that_takes_the_room_of_what_waits_fails_it_and_not_those_behind(make: Make) -> None:
     """Nothing would ever give way: the engine's thread ran in circles, and everybody behind waited for ever."""
     machine = make(10, lengths={A: 32, B: 8})
-    machine.store.pin(A)
+    machine.pin(A)
     machine.wait_for(A)
     machine.add(machine.request("no room", range(12), B, max_new_tokens=1))
     machine.add(machine.request("pinned", range(4), A, max_new_tokens=2))
@@ -249,7 +249,7 @@ def test_a_pin_that_takes_the_room_of_what_runs_fails_it(make: Make, params: dic
     machine.early_end = 0.0
     machine.add(machine.request("runs", range(8), max_new_tokens=60 // (1 + 2 * bool(params)), **params))
     machine.step()
-    machine.store.pin(A)
+    machine.pin(A)
     machine.wait_for(A)
     machine.run(limit=100)
     assert machine.ended == {"runs": "input_too_long"}
@@ -324,7 +324,7 @@ def test_everybody_ends_under_random_loads(make: Make, seed: int) -> None:
     machine = make(
         rng.choice([20, 26, 40]), seed=seed, lengths=lengths, reuse=rng.random() < 0.7,
         max_step_tokens=rng.choice([8, 9, 30]), max_rows=8, max_prefix_bytes=rng.choice([None, 4]),
-        units=rng.choice([0, 0, 3]), encoder_step_ms=rng.choice([1.0, 2e4, 1e6]),
+        units=rng.choice([0, 0, 3]), max_step_ms=rng.choice([1.0, 2e4, 1e6]),
     )
     machine.failures[rng.choice(list(lengths))] = InvalidArtifact("broken")
     groups, left, added = {}, 30, 0

@@ -13,7 +13,7 @@ import resource
 import select
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import uvicorn
 
@@ -121,18 +121,19 @@ class Listener(uvicorn.Server):
         has begun, and cancelled, which means a 503, if not.
         """
         loop, state = asyncio.get_running_loop(), self.server_state
+        connections = cast("set[BoundedProtocol]", state.connections)  # this listener makes no others
         began = loop.time()
         self._intake.draining = True
         await self._accept_last(sockets or [])
-        while (state.connections or state.tasks) and (passed := loop.time() - began) < FLUSH_S:
+        while (connections or state.tasks) and (passed := loop.time() - began) < FLUSH_S:
             if passed >= LAST_BODIES_S:
                 self._intake.close()
-            for connection in list(state.connections):
+            for connection in list(connections):
                 _close_if_idle(connection, loop.time() - LAST_CALL_S)
             await asyncio.sleep(0.02)
-        for connection in list(state.connections):
-            if connection.idle or connection.cycle.response_started:  # type: ignore[union-attr]
-                connection.transport.abort()  # type: ignore[union-attr]
+        for connection in list(connections):
+            if connection.idle or connection.cycle.response_started:
+                connection.transport.abort()
         await asyncio.sleep(0)  # those who answer see that their client has gone
         for task in list(state.tasks):
             task.cancel()
@@ -145,10 +146,10 @@ class Listener(uvicorn.Server):
         accepted = [connection for sock in sockets for connection in _pending(sock)]
         for server in self.servers:
             server.close()
-        create: Any = functools.partial(
-            self.config.http_protocol_class,
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state,
-        )  # fmt: skip
+        protocol = cast("functools.partial[BoundedProtocol]", self.config.http_protocol_class)
+        create = functools.partial(
+            protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
         for connection in accepted:
             await asyncio.get_running_loop().connect_accepted_socket(create, connection)
 
@@ -163,7 +164,7 @@ def _pending(sock: socket.socket) -> Iterator[socket.socket]:
         yield connection
 
 
-def _close_if_idle(connection: Any, since: float) -> None:
+def _close_if_idle(connection: BoundedProtocol, since: float) -> None:
     """Close a connection that has had no request since then, unless bytes of one wait to be read."""
     if not connection.idle or connection.idle_since > since or connection.transport.is_closing():
         return

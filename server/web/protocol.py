@@ -11,7 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import h11
 from starlette.types import Receive, Scope, Send
@@ -174,7 +174,8 @@ class BoundedProtocol(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the connection that has been idle for longest; if all are at work, answer this one with 503."""
-        waiting = [one for one in self.connections if one is not self and _can_go(one)]
+        connections = cast("set[BoundedProtocol]", self.connections)  # this listener makes no others
+        waiting = [one for one in connections if one is not self and _can_go(one)]
         if waiting:
             min(waiting, key=lambda one: one.idle_since).transport.close()
         elif len(self.connections) > self._bounds.max_connections + SURPLUS:
@@ -183,8 +184,8 @@ class BoundedProtocol(H11Protocol):
             self.app = _overloaded
 
 
-def _can_go(connection: Any) -> bool:
-    return bool(connection.idle and not connection.transport.is_closing())
+def _can_go(connection: BoundedProtocol) -> bool:
+    return connection.idle and not connection.transport.is_closing()
 
 
 async def _overloaded(scope: Scope, receive: Receive, send: Send) -> None:

@@ -41,8 +41,7 @@ class EventStreamResponse(Response):
     """Sends each piece that ``body`` yields at once, and a comment every ``heartbeat_s`` seconds.
 
     When the client disconnects, ``abort`` is called and ``body`` is read to its end without sending, so ``abort`` must
-    make it end; then ClientLeft is raised. ``abort`` is also called when sending fails, ``body`` raises, or the task is
-    cancelled.
+    make it end. ``abort`` is also called when sending fails, ``body`` raises, or the task is cancelled.
     """
 
     def __init__(
@@ -78,8 +77,6 @@ class EventStreamResponse(Response):
             watcher.cancel()
             if not left.is_set():
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-            else:
-                raise ClientLeft
         finally:
             if watcher:
                 watcher.cancel()

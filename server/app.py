@@ -30,9 +30,11 @@ from server.settings import Settings
 from server.tiers.metrics import TierCollector
 from server.tiers.trimming import TrimSoon
 from server.tokenizing import Tokenizing
+from server.web.bodies import BodyMiddleware
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
-from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from server.web.intake import Intake
+from server.web.middleware import RequestMiddleware
 from server.web.openapi import DocumentedAPI
 from server.web.version import package_version
 
@@ -43,15 +45,17 @@ class Applications:
 
     public: FastAPI
     admin: FastAPI
+    intake: Intake
 
 
 def create_apps(assembled: Assembled) -> Applications:
     """The public application, and the admin application for a port of its own. Only the latter has ``routes.admin``."""
-    public = _create_public(assembled)
-    return Applications(public, _create_admin(assembled, public))
+    intake = Intake(assembled.settings.body_timeout_s, assembled.settings.max_unfinished_bytes)
+    public = _create_public(assembled, intake)
+    return Applications(public, _create_admin(assembled, intake, public), intake)
 
 
-def _create_public(assembled: Assembled) -> FastAPI:
+def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
     settings = assembled.settings
 
     @asynccontextmanager
@@ -80,28 +84,31 @@ def _create_public(assembled: Assembled) -> FastAPI:
     )
     for module in (generate, prefixes, openai, operations):
         app.include_router(module.router)
-    _install(app, assembled, HttpMetrics(assembled.metrics_registry))
+    _install(app, assembled, intake, HttpMetrics(assembled.metrics_registry))
     return app
 
 
-def _create_admin(assembled: Assembled, public: FastAPI) -> FastAPI:
+def _create_admin(assembled: Assembled, intake: Intake, public: FastAPI) -> FastAPI:
     app = DocumentedAPI(
         settings=_documented(assembled), title="prefixd admin", version=package_version(), docs_url=None, redoc_url=None
     )
     app.state = public.state  # the runtime, once the public application's lifespan has made it
     for module in (operations, admin):
         app.include_router(module.router)
-    _install(app, assembled, None)  # probes and scrapes do not count as traffic
+    _install(app, assembled, intake, None)  # probes and scrapes do not count as traffic
     return app
 
 
-def _install(app: FastAPI, assembled: Assembled, metrics: HttpMetrics | None) -> None:
+def _install(app: FastAPI, assembled: Assembled, intake: Intake, metrics: HttpMetrics | None) -> None:
     settings = assembled.settings
     install_error_handlers(app, FIELDS)
     app.add_middleware(
-        BodyLimitMiddleware, max_bytes=settings.max_body_bytes, uploads={"/prefixes": settings.max_upload_bytes}
+        BodyMiddleware,
+        intake=intake, max_bytes=settings.max_body_bytes, uploads={"/prefixes": settings.max_upload_bytes},
+    )  # fmt: skip
+    app.add_middleware(  # added last, runs first
+        RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
     )
-    app.add_middleware(RequestMiddleware, metrics=metrics, access_log=settings.access_log)  # added last, runs first
 
 
 def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:

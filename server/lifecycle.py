@@ -58,7 +58,7 @@ def bind(settings: Settings) -> Sockets:
 
 def serve(apps: Applications, sockets: Sockets, settings: Settings) -> int:
     """Serve both applications until a signal. Returns the process's exit code."""
-    config = configured(apps.public, lifespan=True)
+    config = configured(apps.public, settings, lifespan=True)
     server = _Server(config, apps, sockets, settings)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         code = runner.run(server.run_to_end())
@@ -70,9 +70,9 @@ class _Server(Listener):
     """The public listener. It starts and stops the admin listener with itself."""
 
     def __init__(self, config: uvicorn.Config, apps: Applications, sockets: Sockets, settings: Settings) -> None:
-        super().__init__(config)
+        super().__init__(config, apps.intake)
         self._app, self._sockets, self._settings = apps.public, sockets, settings
-        self._admin = Listener(configured(apps.admin, lifespan=False))
+        self._admin = Listener(configured(apps.admin, settings, lifespan=False), apps.intake)
         self._admin_serving: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._drain_began = 0.0
@@ -106,6 +106,7 @@ class _Server(Listener):
         elif self._draining is None:
             _log.info("draining", extra={"facts": {"signal": name, "timeout_s": self._settings.drain_timeout_s}})
             self._drain_began = time.monotonic()
+            self._intake.draining = True
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         elif time.monotonic() - self._drain_began >= SAME_SIGNAL_S:
             _log.warning("aborting", extra={"facts": {"signal": name}})

@@ -16,11 +16,12 @@ from server.web.settings_sources import ServiceSettings
 def options_of(kind: type[ServiceSettings]) -> inspect.Signature:
     """The signature of a command ``(config: Path | None, **flags)`` with an option for every setting of ``kind``."""
     help_text = f"Settings from this TOML file; also {kind.variable('config')}."
+    shared_last = sorted(kind.model_fields, key=lambda name: name not in vars(kind)["__annotations__"])
     config = Annotated[Path | None, typer.Option(help=help_text, show_default=False)]
     return inspect.Signature(
         [
             inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config),
-            *(_option(kind, name) for name in kind.model_fields),
+            *(_option(kind, name) for name in shared_last),
         ]
     )
 

@@ -12,9 +12,11 @@ from fastapi import FastAPI
 
 from server.parameter_schemas import documented_limits
 from server.parameters import WITHOUT_LIMITS
+from server.web.bodies import BodyMiddleware
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
-from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from server.web.intake import Intake
+from server.web.middleware import RequestMiddleware
 from server.web.openapi import DocumentedAPI
 from server.web.version import package_version
 from trainer.service.routes import datasets, jobs, operations
@@ -29,7 +31,7 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
-def create_public(runtime: TrainerRuntime) -> FastAPI:
+def create_public(runtime: TrainerRuntime, intake: Intake) -> FastAPI:
     """The public API."""
     app = DocumentedAPI(
         settings=_documented(runtime.settings),
@@ -39,11 +41,11 @@ def create_public(runtime: TrainerRuntime) -> FastAPI:
     )
     for router in (datasets.router, jobs.router, operations.public, operations.probes):
         app.include_router(router)
-    _install(app, runtime, HttpMetrics(runtime.metrics))
+    _install(app, runtime, intake, HttpMetrics(runtime.metrics))
     return app
 
 
-def create_admin(runtime: TrainerRuntime) -> FastAPI:
+def create_admin(runtime: TrainerRuntime, intake: Intake) -> FastAPI:
     """The application of the admin port. Only the probes are in the public one too."""
     app = DocumentedAPI(
         settings=_documented(runtime.settings),
@@ -54,7 +56,7 @@ def create_admin(runtime: TrainerRuntime) -> FastAPI:
     )
     for router in (operations.admin, operations.probes):
         app.include_router(router)
-    _install(app, runtime, None)  # probes and scrapes do not count as traffic
+    _install(app, runtime, intake, None)  # probes and scrapes do not count as traffic
     return app
 
 
@@ -63,11 +65,14 @@ def _documented(settings: TrainerSettings) -> dict[str, dict[str, Any]]:
     return {**documented_limits(WITHOUT_LIMITS), "backbones": {"enum": list(settings.backbones)}}
 
 
-def _install(app: FastAPI, runtime: TrainerRuntime, metrics: HttpMetrics | None) -> None:
+def _install(app: FastAPI, runtime: TrainerRuntime, intake: Intake, metrics: HttpMetrics | None) -> None:
     app.state.runtime = runtime
     settings = runtime.settings
     install_error_handlers(app, FIELDS)
     app.add_middleware(
-        BodyLimitMiddleware, max_bytes=settings.max_body_bytes, uploads={"/datasets": settings.max_dataset_bytes}
+        BodyMiddleware,
+        intake=intake, max_bytes=settings.max_body_bytes, uploads={"/datasets": settings.max_dataset_bytes},
+    )  # fmt: skip
+    app.add_middleware(  # added last, runs first
+        RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
     )
-    app.add_middleware(RequestMiddleware, metrics=metrics, access_log=settings.access_log)  # added last, runs first

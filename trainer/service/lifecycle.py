@@ -16,6 +16,7 @@ import time
 
 import uvicorn
 
+from server.web.intake import Intake
 from server.web.listening import SAME_SIGNAL_S, Listener, bind, configured, url_of
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.jobs.lease import Lease
@@ -40,6 +41,7 @@ def run(settings: TrainerSettings) -> int:
 class _Process:
     def __init__(self, settings: TrainerSettings, public: socket.socket | None, admin: socket.socket) -> None:
         self._settings = settings
+        self._intake = Intake(settings.body_timeout_s, settings.max_unfinished_bytes)
         self._sockets = (public, admin)
         self._signalled = asyncio.Event()
         self._cut_short = asyncio.Event()
@@ -60,7 +62,8 @@ class _Process:
         serving: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
         for sock, create in ((admin, create_admin), (public, create_public)):
             if sock is not None:
-                listener = Listener(configured(create(made.runtime), lifespan=False))
+                config = configured(create(made.runtime, self._intake), self._settings, lifespan=False)
+                listener = Listener(config, self._intake)
                 serving.append((listener, asyncio.create_task(listener.serve(sockets=[sock]))))
         while not all(listener.started or task.done() for listener, task in serving):
             await asyncio.sleep(0.001)
@@ -74,7 +77,7 @@ class _Process:
         await asyncio.wait({signalled, working, *(task for _, task in serving)}, return_when=asyncio.FIRST_COMPLETED)
         if not self._signalled.is_set():
             _log.error("a part of the process has ended", exc_info=working.exception() if working.done() else None)
-        made.runtime.draining = True
+        made.runtime.draining = self._intake.draining = True
         code = await self._drain(working)
         looking.cancel()
         for server, _ in reversed(serving):

@@ -232,4 +232,4 @@ def of(served: Served) -> _Server:
     sockets = bind(settings)
     sockets.public.close()
     sockets.admin.close()
-    return _Server(configured(served.apps.public, lifespan=True), served.apps, sockets, settings)
+    return _Server(configured(served.apps.public, settings, lifespan=True), served.apps, sockets, settings)

@@ -15,10 +15,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prefixes.errors import PrefixdError, QueueFull, TaskNotFound
 from server.request_fields import FIELDS
 from server.schemas import GenerateRequest
+from server.web.bodies import BodyMiddleware
 from server.web.error_handlers import install_error_handlers
 from server.web.errors import STATUSES, error_body, error_response, openai_error_body
 from server.web.http_metrics import HttpMetrics
-from server.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from server.web.intake import Intake
+from server.web.middleware import RequestMiddleware
 
 JSON = {"content-type": "application/json"}
 
@@ -43,8 +45,10 @@ def make_app(registry: CollectorRegistry | None = None) -> FastAPI:
         raise TaskNotFound("no such task", parameter="model")
 
     install_error_handlers(app, FIELDS)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=100, uploads={"/prefixes": 1000})
-    app.add_middleware(RequestMiddleware, metrics=HttpMetrics(registry or CollectorRegistry()), access_log=False)
+    intake = Intake(body_timeout_s=60, max_unfinished_bytes=1 << 20)
+    app.add_middleware(BodyMiddleware, intake=intake, max_bytes=100, uploads={"/prefixes": 1000})
+    counted = HttpMetrics(registry or CollectorRegistry())
+    app.add_middleware(RequestMiddleware, intake=intake, metrics=counted, access_log=False)
     return app
 
 

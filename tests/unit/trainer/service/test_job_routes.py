@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.web.intake import Intake
 from server.web.settings_sources import load_settings
 from tests.support.datasets import lines
 from trainer.jobs.base import JobStore
@@ -30,7 +31,7 @@ def with_trainer(tmp_path: Path, test: Test) -> None:
     async def run() -> None:
         given = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry"), "max_open_jobs": 1000}
         trainer = await assemble(load_settings(TrainerSettings, given, config=None))
-        transport = httpx.ASGITransport(create_public(trainer.runtime), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(create_public(trainer.runtime, Intake(60, 1 << 20)), raise_app_exceptions=False)
         try:
             async with httpx.AsyncClient(transport=transport, base_url="http://trainer") as client:
                 dataset = (await client.post("/datasets", content=lines(3))).json()["dataset"]

@@ -116,5 +116,5 @@ async def _discard(receive: Receive, most: int) -> None:
 
 
 async def _refuse(error: PrefixdError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer ``error`` and end the connection: the rest of the body must not be taken for a request."""
-    await respond(error, scope, receive, send, close=True)
+    """Answer ``error``. Who stands still is cut off; who still sends may end, and reads the answer then."""
+    await respond(error, scope, receive, send, close=not isinstance(error, BodyTooLarge))

@@ -12,8 +12,8 @@ from tests.support.memory import resident_mib
 from tests.support.server import ServerProcess, TinyWorld, metric, upload, wait_for_metric
 from tests.support.traffic import generate
 
-EXACT: Final = ("--dtype", "float64", "--kernels", "torch")
-"""Options with which an answer has the same bits whatever runs beside it."""
+EXACT: Final = ("--deterministic",)
+"""With it an answer has the same bits whatever runs beside it."""
 POOL: Final = 8 << 20
 SERVER: Final = (*EXACT, "--threads", "1", "--kv-cache-bytes", str(POOL), "--max-new-tokens-limit", "8000")
 PLATEAU_MIB: Final = 96

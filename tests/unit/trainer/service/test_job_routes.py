@@ -15,6 +15,7 @@ import pytest
 from server.web.intake import Intake
 from server.web.settings_sources import load_settings
 from tests.support.datasets import lines
+from tests.support.refused_defaults import DEEP, REFUSED_DEFAULTS
 from trainer.jobs.base import JobStore
 from trainer.jobs.job import Change
 from trainer.service.app import create_public
@@ -40,33 +41,6 @@ def with_trainer(tmp_path: Path, test: Test) -> None:
             await trainer.close()
 
     asyncio.run(run())
-
-
-DEEP = "[" * 950 + "1" + "]" * 950
-
-REFUSED_DEFAULTS = (
-    '{"num_beams": 1, "do_sample": true, "temperature": -1}',
-    f'{{"num_beams": 1, "stop": {json.dumps(["a"] * 17)}}}',
-    f'{{"stop": {json.dumps(["a"] * 17)}}}',
-    f'{{"seed": {10**30}}}',
-    '{"seed": -1}',
-    f'{{"temperature": {10**600}}}',
-    f'{{"temperature": {10**4000}}}',
-    '{"temperature": 1e999}',
-    '{"temperature": NaN}',
-    f'{{"max_new_tokens": {10**30}}}',
-    '{"num_beams": 100}',
-    f'{{"top_k": {1 << 40}}}',
-    f'{{"stop": {"[" * 31}{"]" * 31}}}',
-    f'{{"stop": {DEEP}}}',
-    f'{{"temperature": {DEEP}}}',
-    f'{{"x": {DEEP}}}',
-    f'{{"temperature": {{"a": {DEEP}}}}}',
-    r'{"stop": ["\ud800"]}',
-    r'{"\ud800": 1}',
-    '{"": 1}',
-    DEEP,
-)
 
 
 @pytest.mark.parametrize("defaults", REFUSED_DEFAULTS, ids=range(len(REFUSED_DEFAULTS)))

@@ -25,4 +25,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> FaultyRuns:
 def test_a_fault_between_logits_and_event_is_one_requests_own(runs: FaultyRuns, call: str, position: str) -> None:
     calls = runs.calls[call]
     assert calls > 0, "nothing calls it any more: name what is called instead"
-    runs.check(call, {"first": 1, "middle": calls // 2 + 1, "last": calls}[position])
+    at = {"first": 1, "middle": calls // 2 + 1, "last": calls}[position]
+    runs.check(call, at, told=position == "last")

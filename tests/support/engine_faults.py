@@ -129,8 +129,10 @@ class FaultyRuns:
             run_all(engine)
         return {call: probe.calls for call, probe in probes.items()}
 
-    def check(self, call: str, at: int) -> int:
+    def check(self, call: str, at: int, *, told: bool) -> int:
         """Let call number ``at`` of ``call`` fail; how many other requests were compared.
+
+        ``told``: at that call the request's end may have been told, if it is one that comes behind the events.
 
         The request whose call it was ends with one error that tells nothing. The others end once, with the outputs that
         they have undisturbed. Everything is given back, and the engine goes on.
@@ -141,7 +143,7 @@ class FaultyRuns:
             ends = run_all(engine)
         assert {name: len(events) for name, events in ends.items()} == dict.fromkeys(self._undisturbed, 1), "one end"
         failed = {name: end for name, [end] in ends.items() if isinstance(end, Failed)}
-        self._check_failures(call, at, failed)
+        self._check_failures(call, at, failed, told=told)
         finished = {name: end.outputs for name, [end] in ends.items() if isinstance(end, Finished)}
         for name, outputs in finished.items():
             expected = self._undisturbed[name]
@@ -157,9 +159,9 @@ class FaultyRuns:
             made.add(request)
         return made
 
-    def _check_failures(self, call: str, at: int, failed: Mapping[str, Failed]) -> None:
-        told_before = call.startswith("server.engine.scheduling")  # its end may be told by then: blocks come behind
-        assert len(failed) == 1 or (told_before and not failed), (at, failed)
+    def _check_failures(self, call: str, at: int, failed: Mapping[str, Failed], *, told: bool) -> None:
+        behind_events = call.startswith("server.engine.scheduling")
+        assert len(failed) == 1 or (told and behind_events and not failed), (at, failed)
         for failure in failed.values():
             assert (failure.error.code, "secret" in failure.error.message) == ("engine_failure", False)
 

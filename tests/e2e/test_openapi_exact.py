@@ -29,6 +29,8 @@ SEMANTIC: Final = frozenset({"invalid_parameter", "input_too_long", "invalid_art
 """The codes that a request of the documented form may be refused with."""
 ALLOWED: Final = ["2xx", "404", "409", "429", "400", "422"]
 """The statuses of a request of the documented form. 400 and 422 have to have one of the codes above."""
+REFUSED: Final = ["400", "404", "405", "409", "413", "422", "429"]
+"""The statuses of a request of another form. 413: a text that is too long may make the body too large before it."""
 THOROUGH: Final = 500
 """From so many cases on, schemathesis's systematic phases run too. The random ones are then fewer."""
 
@@ -132,7 +134,11 @@ def settings(examples: int, *, thorough: bool, waiting: bool) -> dict[str, Any]:
         "request-timeout": 10.0 if waiting else 60.0,
         "max-stream-events": 1 if waiting else 10_000,
         "generation": {"max-examples": examples, "deterministic": True, "database": "none", "no-shrink": True},
-        "checks": {"enabled": True, "positive_data_acceptance": {"expected-statuses": ALLOWED}},
+        "checks": {
+            "enabled": True,
+            "positive_data_acceptance": {"expected-statuses": ALLOWED},
+            "negative_data_rejection": {"expected-statuses": REFUSED},
+        },
         "phases": {
             "coverage": {"enabled": thorough},
             "stateful": {"enabled": thorough, "generation": {"max-examples": 50}},

@@ -94,7 +94,7 @@ class Settings(ConnectionSettings):
     max_rows: Count = Field(64, description="Rows that run at once; every beam and every sample is a row.")
     max_step_tokens: Count = Field(512, description="Tokens in one forward pass; long prompts are cut into chunks.")
     max_step_ms: float = Field(
-        250.0, gt=0, allow_inf_nan=False,
+        500.0, gt=0, allow_inf_nan=False,
         description="Milliseconds that prompts and encoders may hold up the rows that run, in each step.",
     )  # fmt: skip
     max_encoder_tokens: Count = Field(4096, description="Tokens of inputs that go through an encoder together.")

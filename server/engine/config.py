@@ -29,7 +29,7 @@ class EngineConfig:
     max_rows: int = 64
     max_step_tokens: int = 512
     max_encoder_tokens: int = 4096
-    max_step_ms: float = 250.0
+    max_step_ms: float = 500.0
     deterministic: bool = False
     load_workers: int = 2
     max_staged_bytes: int = 256 << 20

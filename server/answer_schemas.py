@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from prefixes.registry.transitions import ACTIONS
-from prefixes.spec import VERSION_PATTERN, Positions
+from prefixes.spec import Positions
+from server.web.answer_types import CLOSED, Time, Version
 
-Version = Annotated[str, Field(pattern=VERSION_PATTERN)]
 TaskName = Annotated[str, Field(description="tenant/name")]
-Time = Annotated[str, Field(description="UTC, ISO 8601")]
 ItemError = Annotated[dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/Error"})]
-CLOSED = ConfigDict(extra="forbid")
 
 
 class TopToken(TypedDict):
@@ -158,11 +156,6 @@ class Task(TypedDict):
     history: dict[str, list[AliasMove]]
     versions: list[PublishedVersion]
     once: list[PublishKey]
-
-
-class Alive(TypedDict):
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
-    status: Literal["ok"]
 
 
 class Ready(TypedDict):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from server.answer_schemas import CLOSED
+from server.web.answer_types import CLOSED
 
 
 class ChoiceLogprobs(TypedDict):

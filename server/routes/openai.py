@@ -9,14 +9,9 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from prefixes.errors import (
-    EngineFailure,
-    IncompatiblePrefix,
-    InputTooLong,
     InvalidName,
     InvalidParameter,
-    NotReady,
     PrefixdError,
-    QueueFull,
     RegistryUnavailable,
     TaskNotFound,
 )
@@ -27,20 +22,17 @@ from server.openai.completion import Completion
 from server.openai.offsets import TokenTexts
 from server.openai.schemas import CompletionRequest
 from server.registry.listing import visible_tasks
+from server.routes.generate import ERRORS
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.service import Running
 from server.web.auth import Action, authorize, caller_of
 from server.web.json_body import JsonRoute
-from server.web.openapi import BODY, SETTING, answers, events
+from server.web.openapi import SETTING, answers, events
 from server.web.responses import json_response
 from server.web.sse import EventStreamResponse, unless_disconnected, until_disconnect
 
 router = APIRouter(prefix="/v1", tags=["openai"], default_response_class=Response, route_class=JsonRoute)
 
-ERRORS = (
-    *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
-    RegistryUnavailable, NotReady,
-)  # fmt: skip
 MODEL = Path(json_schema_extra={"anyOf": [{"pattern": REFERENCE_PATTERN}, {SETTING: "backbone_name"}]})
 
 

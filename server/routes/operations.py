@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from prefixes.errors import NotReady, RegistryUnavailable
-from server.answer_schemas import Alive, Ready
+from server.answer_schemas import Ready
 from server.runtime import runtime_of
+from server.web.answer_types import Alive
 from server.web.openapi import answers
 from server.web.responses import json_response
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
+from server.web.answer_types import CLOSED, Time, Version
 from trainer.jobs.job import State
-
-CLOSED = ConfigDict(extra="forbid")
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Time = Annotated[str, Field(description="UTC, ISO 8601")]
 
 
 class Dataset(TypedDict):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
-    dataset: Digest
+    dataset: Version
     lines: Annotated[int, Field(ge=1)]
     bytes: int
     created_at: Time
@@ -50,7 +47,7 @@ class JobRecord(TypedDict):
     stage: str | None
     progress: dict[str, Any]
     failure: JobFailure | None
-    version: Digest | None
+    version: Version | None
     result: dict[str, Any]
 
 
@@ -60,11 +57,6 @@ class JobList(TypedDict):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     jobs: list[JobRecord]
     next: str | None
-
-
-class Alive(TypedDict):
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
-    status: Literal["ok"]
 
 
 class Ready(TypedDict):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.web.answer_types import Alive
 from server.web.openapi import answers
 from server.web.responses import METRICS_CONTENT, json_response, metrics_response
 from trainer.jobs.errors import JobStoreUnavailable
-from trainer.service.answer_schemas import Alive, Backbones, Ready
+from trainer.service.answer_schemas import Backbones, Ready
 from trainer.service.runtime import allowed, runtime_of
 
 probes = APIRouter(tags=["operations"], default_response_class=Response)

@@ -6,20 +6,17 @@ import asyncio
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from prefixes.artifact import read_prefix
 from tests.support.outage import LATE_S, Scene, arguments, scene
 from tests.support.redis_front import Front
-from tests.support.redis_registry import opened
 from tests.support.redis_server import RedisServer, wait_until
 from tests.support.server import ServerProcess, TinyWorld, make_world, metric, wait_for_metric
-from tests.support.traffic import Repeated, Requests, Write, Writer, ask, generate, publish
+from tests.support.traffic import Repeated, Requests, Writer, ask, check_writes, generate, publish
 
 SEEN_S = 1.0
 """Within this long every replica serves what was promoted."""
@@ -42,25 +39,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 def stage(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with scene(world, tmp_path_factory.mktemp("scene")) as made:
         yield made
-
-
-def check_writes(redis: RedisServer, writes: list[Write], *, kept: bool) -> Counter[str]:
-    """How many there are of each outcome. ``kept``, unless what was made may be lost: what was made is there, once."""
-    with opened(redis.url) as registry:
-        tasks = {task.name: task for task in registry.tasks("default")}
-        audit = registry.audit("default", limit=100_000)
-        for task in tasks.values():
-            for info in task.versions:
-                read_prefix(registry.fetch("default", info.version), expected_version=info.version)
-    entries = Counter(entry.alias if entry.action == "promote" else entry.task for entry in audit)
-    outcomes: Counter[str] = Counter()
-    for write in writes:
-        there = write.name in (tasks if write.is_task else tasks["resident"].aliases)
-        if kept:
-            assert there or write.status not in (200, 201), write
-            assert entries[f"default/{write.name}" if write.is_task else write.name] == there, write
-        outcomes[f"{'there' if there else 'not there'} after {write.status}"] += 1
-    return outcomes
 
 
 @pytest.mark.parametrize("fault", ["stopped", "down", pytest.param("flushed", marks=pytest.mark.slow)])
@@ -87,11 +65,11 @@ def test_a_write_that_was_refused_has_not_happened_and_one_that_was_not_has(
     refused = [write for write in writes if write.status == 503]
     late = [write for write in refused if write.began > broken_at]
     assert len(late) >= 30
-    record_property("all", dict(check_writes(stage.redis, writes, kept=fault != "flushed")))
-    assert set(check_writes(stage.redis, late, kept=False)) == {"not there after 503"}
+    record_property("all", dict(check_writes(stage.redis.url, writes, kept=fault != "flushed")))
+    assert set(check_writes(stage.redis.url, late, kept=False)) == {"not there after 503"}
     # Those under way when it broke may have lost their answer alone: whole then, and one at most for each writer.
     assert sum(write.began <= stage.breaking_at for write in refused) <= len(writers)
-    under_way = check_writes(stage.redis, [write for write in refused if write.began <= broken_at], kept=False)
+    under_way = check_writes(stage.redis.url, [write for write in refused if write.began <= broken_at], kept=False)
     record_property("under_way", dict(under_way))
 
 
@@ -211,11 +189,11 @@ def test_a_replica_that_is_killed_while_it_publishes_leaves_whole_tasks_alone(
         server.wait()
         requests.wait_for(5, LATE_S)
     assert requests.faults == []
-    check_writes(stage.redis, [write for writer in writers for write in writer.writes], kept=True)
+    check_writes(stage.redis.url, [write for writer in writers for write in writer.writes], kept=True)
     for writer in writers:
         for write in writer.writes:
             if write.is_task and write.status == 201:
                 assert generate(stage.impatient, write.name).status == 200
     cleaned = ask(stage.patient, "POST", "/admin/gc", admin=True, json={"retention_s": 0, "dry_run": False})
     assert cleaned.status == 200
-    check_writes(stage.redis, [write for writer in writers for write in writer.writes], kept=True)
+    check_writes(stage.redis.url, [write for writer in writers for write in writer.writes], kept=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from prefixes.files.folder import TEMPORARY
-from tests.support.paths import ROOT
 from tests.support.server import make_world
+from tests.support.small_disk import on_a_small_disk
 from tests.support.trainer_process import TrainerProcess, restaurants
 
 
@@ -31,17 +30,7 @@ def check(disk: Path, outside: Path) -> None:
 @pytest.mark.slow
 def test_a_job_that_fills_the_disk_says_so_and_the_next_one_is_trained(tmp_path: Path) -> None:
     make_world(tmp_path / "backbone")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
-    script = 'mount -t tmpfs -o size=2m none "$1"; shift; exec "$@"'
-    if subprocess.run([*mount, script, "sh", disk, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here, not even in a namespace of its own")
-    done = subprocess.run(
-        [*mount, script, "sh", disk, sys.executable, "-m", "tests.e2e.test_trainer_full_disk", disk, tmp_path],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_a_small_disk("tests.e2e.test_trainer_full_disk", tmp_path / "disk", tmp_path, size="2m")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ STALE_S = 2
 BIG = 300
 """A prefix of this length does not fit into the patient replica's host tier, and two do not into its blocks."""
 DELAY_S = 0.25
+POOL = 64 << 20
 
 
 @dataclass
@@ -151,7 +152,7 @@ def arguments(world: TinyWorld) -> tuple[str, ...]:
     """For a replica whose answers are the same on every one."""
     return (
         *("--backbone", str(world.folder), "--kernels", "torch", "--threads", "1", "--dtype", "float64"),
-        *("--kv-cache-bytes", "64MiB", "--max-rows", "16", "--max-new-tokens-limit", "8000"),
+        *("--kv-cache-bytes", str(POOL), "--max-rows", "16", "--max-new-tokens-limit", "8000"),
     )
 
 

@@ -1,6 +1,7 @@
 """Sends requests to replicas and keeps the answers: one by one, and as load in the background.
 
-Owns requests, threads and the comparison with the expected answers. Knows no registry and no test.
+Owns requests, threads, the comparison with the expected answers, and what a registry has of what was written. Knows
+no test.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import json
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Self
 
 import httpx
 
+from prefixes.artifact import read_prefix
+from prefixes.registry import open_registry
 from tests.support.server import ServerProcess, events
 
 SHORT = {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -207,3 +212,22 @@ class Writer(Background):
     def refused(self) -> int:
         """How many were answered with 503."""
         return sum(write.status == 503 for write in self.writes)
+
+
+def check_writes(url: str, writes: Iterable[Write], *, kept: bool) -> Counter[str]:
+    """How many there are of each outcome. ``kept``, unless what was made may be lost: what was made is there, once."""
+    with closing(open_registry(url)) as registry:
+        tasks = {task.name: task for task in registry.tasks("default")}
+        audit = registry.audit("default", limit=100_000)
+        for task in tasks.values():
+            for info in task.versions:
+                read_prefix(registry.fetch("default", info.version), expected_version=info.version)
+    entries = Counter(entry.alias if entry.action == "promote" else entry.task for entry in audit)
+    outcomes: Counter[str] = Counter()
+    for write in writes:
+        there = write.name in (tasks if write.is_task else tasks["resident"].aliases)
+        if kept:
+            assert there or write.status not in (200, 201), write
+            assert entries[f"default/{write.name}" if write.is_task else write.name] == there, write
+        outcomes[f"{'there' if there else 'not there'} after {write.status}"] += 1
+    return outcomes

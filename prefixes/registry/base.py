@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef
+from prefixes.tenancy.store import TenancyStore
 
 UNKNOWN_ACTOR: Final = "unknown"
 RETENTION_S: Final = 7 * 86400.0
@@ -235,6 +236,10 @@ class Store(Registry, Protocol):
     """
 
     id: str
+
+    @property
+    def tenancy(self) -> TenancyStore:
+        """Where its tenants and keys are kept."""
 
     @property
     def restoring(self) -> bool:

@@ -1,4 +1,4 @@
-"""A registry's identity: its random id, and whether it is being restored.
+"""A registry's identity: its random id, whether it is being restored, and whether it is closed.
 
 Owns the JSON that a store keeps of itself. The id tells a registry from another one, and an emptied registry from a new
 one. Only the handle that restores a registry can use it meanwhile.
@@ -7,6 +7,7 @@ one. Only the handle that restores a registry can use it meanwhile.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Final
 
 from prefixes.errors import RegistryRestoring, RegistryUnavailable, WrongRegistry
@@ -26,23 +27,34 @@ def check_id(found: str, expected: str | None) -> None:
         )
 
 
-def registry_json(registry_id: str, restoring: bool) -> bytes:
+@dataclass(frozen=True)
+class Mark:
+    """What a registry says of itself. ``closed`` stays once a key was made: without a key nobody gets in any more."""
+
+    id: str
+    restoring: bool = False
+    closed: bool = False
+
+
+def mark_to_json(mark: Mark) -> bytes:
     """The JSON that a store keeps of itself."""
-    return canonical_json({"format": FORMAT, "id": registry_id, **({"restoring": True} if restoring else {})}).encode()
+    flags = {name: True for name in ("restoring", "closed") if getattr(mark, name)}
+    return canonical_json({"format": FORMAT, "id": mark.id, **flags}).encode()
 
 
-def registry_from_json(data: bytes, *, restoring: bool) -> tuple[str, bool]:
-    """The id in ``data``, and whether the registry is being restored.
+def mark_from_json(data: bytes, *, restoring: bool) -> Mark:
+    """What ``data`` says.
 
-    Raises RegistryUnavailable for another form, and RegistryRestoring unless ``restoring``.
+    Raises RegistryUnavailable for another form, and RegistryRestoring for a registry that is being restored unless
+    ``restoring``.
     """
     try:
         raw = json.loads(data)
         if raw["format"] != FORMAT:
             raise RegistryUnavailable(f"registry: expected format {FORMAT}, got {str(raw['format'])[:40]}")
-        found, unfinished = str(raw["id"]), bool(raw.get("restoring"))
+        mark = Mark(str(raw["id"]), bool(raw.get("restoring")), bool(raw.get("closed")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RegistryUnavailable(f"registry: its id: {type(error).__name__}: {str(error)[:200]}") from None
-    if unfinished and not restoring:
+    if mark.restoring and not restoring:
         raise RegistryRestoring("registry: it is being restored; if that was cut short, restore it again")
-    return found, unfinished
+    return mark

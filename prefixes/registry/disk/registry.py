@@ -1,6 +1,7 @@
 """DiskRegistry: the registry in a folder, for one machine or a shared file system with working locks.
 
-    registry.json                               format and the registry's own random id
+    registry.json                               format, the registry's own random id, and whether it is closed
+    tenancy.json, tenancy-used.json             tenants and keys, see ``disk.tenancy``
     tenants/<tenant>/blobs/<hex>.safetensors    artifacts, immutable, each tenant's own
     tenants/<tenant>/tasks/<name>.json          a task: aliases, history, versions with spec and record
     tenants/<tenant>/deleted/<name>@<time>.json  a deleted task, the same JSON, until a clean-up takes it
@@ -20,6 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -29,9 +31,10 @@ from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, TaskInfo
 from prefixes.registry.deleted import deleted_key, is_past, latest_first
 from prefixes.registry.disk.files import Files
 from prefixes.registry.disk.log import ChangeLog
+from prefixes.registry.disk.tenancy import DiskTenancy
 from prefixes.registry.disk.writer import DiskWriter
 from prefixes.registry.disk.writer import blob_name as _blob
-from prefixes.registry.identity import check_id, registry_from_json, registry_json
+from prefixes.registry.identity import Mark, check_id, mark_from_json, mark_to_json
 from prefixes.registry.records import deleted_from_dict, task_from_dict
 from prefixes.registry.store import TaskStore, is_name, parsed
 from prefixes.spec import check_name, check_version
@@ -65,8 +68,9 @@ class DiskRegistry(TaskStore):
         self._cache_lock = Lock()
         if create:
             self._create(registry_id or uuid.uuid4().hex)
-        self.id, _ = self._read()
+        self.id = self._read().id
         check_id(self.id, registry_id)
+        self.tenancy = DiskTenancy(self._files, self._checked)
 
     def fetch(self, tenant: str, version: str) -> bytes:
         check_name("tenant", tenant)
@@ -94,8 +98,13 @@ class DiskRegistry(TaskStore):
         return entries
 
     def check(self) -> None:
-        if self._read()[0] != self.id:
+        self._checked()
+
+    def _checked(self) -> Mark:
+        mark = self._read()
+        if mark.id != self.id:
             raise WrongRegistry("registry: the folder holds another registry than the one that was opened")
+        return mark
 
     def lost_tenants(self) -> list[str]:
         return []  # a folder is lost as a whole
@@ -203,9 +212,9 @@ class DiskRegistry(TaskStore):
             raise RegistryUnavailable(f"registry: {'/'.join(parts)}: expected a task of {tenant} that was deleted then")
         return item
 
-    def _read(self) -> tuple[str, bool]:
+    def _read(self) -> Mark:
         try:
-            return registry_from_json(self._files.read("registry.json"), restoring=self.restoring)
+            return mark_from_json(self._files.read("registry.json"), restoring=self.restoring)
         except FileNotFoundError:
             self._check_empty(self._files.names())
             raise RegistryMissing("registry: expected a registry.json in the folder, found none") from None
@@ -219,12 +228,11 @@ class DiskRegistry(TaskStore):
         self._check_empty(found)
         with self._files.lock():
             if "registry.json" not in self._files.names():
-                self._files.write(registry_json(registry_id, self.restoring), "registry.json")
+                self._files.write(mark_to_json(Mark(registry_id, self.restoring)), "registry.json")
 
     def _become(self, *, restoring: bool) -> None:
         with self._files.lock():
-            self.check()
-            self._files.write(registry_json(self.id, restoring), "registry.json")
+            self._files.write(mark_to_json(replace(self._checked(), restoring=restoring)), "registry.json")
 
     def _check_empty(self, found: list[str]) -> None:
         """Raise WrongRegistry where a folder without a registry holds anything, even a registry's remains."""

@@ -16,6 +16,7 @@ from prefixes.registry.redis.errors import FAILURES, guarded
 from prefixes.registry.redis.identity import RedisIdentity
 from prefixes.registry.redis.keys import TenantKeys
 from prefixes.registry.redis.preflight import inspect_servers
+from prefixes.registry.redis.tenancy import RedisTenancy
 from prefixes.registry.redis.url import RedisTarget, disconnect, disconnect_idle
 
 READ_PATIENCE: Final = 3.0
@@ -44,6 +45,7 @@ class RedisCommands:
         )
         self.identity = RedisIdentity(self._client, create=create, registry_id=registry_id, restoring=restoring)
         self.id = self.identity.id
+        self.tenancy = RedisTenancy(self._client, self.identity)
 
     def preflight(self) -> list[str]:
         """See ``base.Store``."""

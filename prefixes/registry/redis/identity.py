@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from prefixes.errors import RegistryMissing, WrongRegistry
-from prefixes.registry.identity import check_id, registry_from_json, registry_json
+from prefixes.registry.identity import Mark, check_id, mark_from_json, mark_to_json
 from prefixes.registry.redis.errors import guarded
 from prefixes.registry.redis.keys import EVERY_TENANTS_ID, REGISTRY, TENANTS, TenantKeys
 from prefixes.registry.redis.scripts import ENLIST, RESTORE
@@ -38,14 +38,19 @@ class RedisIdentity:
         self.restoring = restoring
         if create:
             with guarded():
-                client.set(REGISTRY, registry_json(registry_id or uuid.uuid4().hex, restoring), nx=True)
-        self.id, _ = self._read()
+                client.set(REGISTRY, mark_to_json(Mark(registry_id or uuid.uuid4().hex, restoring)), nx=True)
+        self.id = self._read().id
         check_id(self.id, registry_id)
 
     def check(self) -> None:
         """Raise RegistryUnavailable unless the registry is there, and still the one that was opened."""
-        if self._read()[0] != self.id:
+        self.check_mark(self._read())
+
+    def check_mark(self, mark: Mark) -> Mark:
+        """``mark``, if it is this registry's. Raises WrongRegistry."""
+        if mark.id != self.id:
             raise self.lost()
+        return mark
 
     def check_tenant(self, tenant: str) -> None:
         """As ``check_found``. Call it after a read of several steps: data may be lost in between."""
@@ -118,7 +123,7 @@ class RedisIdentity:
         with guarded():
             made = self._restore(
                 keys=[REGISTRY, TENANTS],
-                args=[self.id, registry_json(self.id, restoring), json.dumps(list(forget))],
+                args=[self.id, "1" if restoring else "0", json.dumps(list(forget))],
             )
         if not made:
             self.check()
@@ -158,12 +163,16 @@ class RedisIdentity:
     def _list(self, tenant: str) -> bool:
         return bool(self._enlist(keys=[REGISTRY, TENANTS], args=[self.id, tenant]))
 
-    def _read(self) -> tuple[str, bool]:
+    def _read(self) -> Mark:
         with guarded():
             raw = self._client.get(REGISTRY)
+        return self.parse(raw)
+
+    def parse(self, raw: bytes | None) -> Mark:
+        """What Redis has of the registry. Raises RegistryMissing where there is none, and as ``mark_from_json``."""
         if raw is None:
             raise RegistryMissing("registry: expected a registry in Redis, found none: it is empty, or was emptied")
-        return registry_from_json(raw, restoring=self.restoring)
+        return mark_from_json(raw, restoring=self.restoring)
 
     def _check_unknown(self, tenant: str) -> None:
         self.check()

@@ -1,7 +1,9 @@
 """Every key of the registry in Redis, in one place.
 
-    {prefixd}:registry              JSON: format, and the registry's own random id
+    {prefixd}:registry              JSON: format, the registry's own random id, and whether it is closed
     {prefixd}:tenants               set of tenants that ever published
+    {prefixd}:tenancy               hash: revision and document of tenants and keys
+    {prefixd}:tenancy-used          hash: id of a key -> when it was last used
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's data was lost
     prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: some data may be missing
     prefixd:{<tenant>}:tasks        set of the tenant's task names
@@ -24,6 +26,8 @@ from typing import Final
 
 REGISTRY: Final = "{prefixd}:registry"
 TENANTS: Final = "{prefixd}:tenants"
+TENANCY: Final = "{prefixd}:tenancy"
+TENANCY_USED: Final = "{prefixd}:tenancy-used"
 EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
 """A pattern of Redis for ``TenantKeys.id`` of every tenant; no other key matches."""
 CHANGES: Final = "prefixd:changes"

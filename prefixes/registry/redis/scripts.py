@@ -18,13 +18,50 @@ return 1
 """
 
 RESTORE: Final = """
--- KEYS: the registry, its tenants. ARGV: the registry's id, the JSON that takes its place, tenants to be forgotten,
---       as JSON too. Answers 0 as above.
+-- KEYS: the registry, its tenants. ARGV: the registry's id, '1' where it is being restored, tenants to be forgotten, as
+--       JSON. Answers 0 as above.
 local found = redis.call('GET', KEYS[1])
-if not found or cjson.decode(found)['id'] ~= ARGV[1] then return 0 end
+local mark = found and cjson.decode(found)
+if not mark or mark['id'] ~= ARGV[1] then return 0 end
+mark['restoring'] = ARGV[2] == '1' or nil
 redis.call('SREM', KEYS[2], '')  -- a full Redis runs a script whose first write needs no memory
 for _, tenant in ipairs(cjson.decode(ARGV[3])) do redis.call('SREM', KEYS[2], tenant) end
-redis.call('SET', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[1], cjson.encode(mark))
+return 1
+"""
+
+READ_TENANCY: Final = """
+-- KEYS: the registry, its tenancy. ARGV: a known revision. Answers the registry, the revision, and the document unless
+--       its revision is known.
+local revision = redis.call('HGET', KEYS[2], 'revision') or ''
+local document = revision ~= ARGV[1] and redis.call('HGET', KEYS[2], 'document')
+return {redis.call('GET', KEYS[1]), revision, document}
+"""
+
+REPLACE_TENANCY: Final = """
+-- KEYS: the registry, its tenancy. ARGV: the registry's id, the revision that must be there, the new revision, the new
+--       document, '1' to close the registry. Answers -1 where it is not this registry, 0 where the revision is another.
+local found = redis.call('GET', KEYS[1])
+local mark = found and cjson.decode(found)
+if not mark or mark['id'] ~= ARGV[1] then return -1 end
+if (redis.call('HGET', KEYS[2], 'revision') or '') ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[2], '')  -- as above: a full Redis still revokes keys
+if ARGV[5] == '1' and not mark['closed'] then
+  mark['closed'] = true
+  redis.call('SET', KEYS[1], cjson.encode(mark))
+end
+redis.call('HSET', KEYS[2], 'revision', ARGV[3], 'document', ARGV[4])
+return 1
+"""
+
+NOTE_USED: Final = """
+-- KEYS: the registry, when keys were used. ARGV: the registry's id, then ids and times. Answers as above.
+local found = redis.call('GET', KEYS[1])
+if not found or cjson.decode(found)['id'] ~= ARGV[1] then return -1 end
+for at = 2, #ARGV, 2 do
+  local before = redis.call('HGET', KEYS[2], ARGV[at])
+  if not before or before < ARGV[at + 1] then redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
+end
 return 1
 """
 

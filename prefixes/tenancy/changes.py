@@ -1,0 +1,141 @@
+"""How tenants, keys and shares change: pure functions from Tenancy to Tenancy, each with its entry in ``changes``.
+
+Owns the rules. Knows no store and makes no secret; ``at`` is now, and ``actor`` who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from prefixes.errors import Conflict
+from prefixes.spec import check_name
+from prefixes.tenancy.model import (
+    CHANGES_KEPT,
+    MAX_KEYS,
+    MAX_SHARES,
+    MAX_TENANTS,
+    Change,
+    InvalidKey,
+    Key,
+    KeyNotFound,
+    Secret,
+    Share,
+    Tenancy,
+    Tenant,
+)
+
+_T = TypeVar("_T")
+MAX_KEY_NAME = 100
+
+
+def with_tenant(state: Tenancy, name: str, *, at: str, actor: str) -> Tenancy:
+    """``state`` with that tenant. Raises Conflict where there is one."""
+    check_name("tenant", name)
+    if name in state.tenants:
+        raise Conflict(f"tenant {name}: expected a new one, found it here")
+    _bounded("tenants", state.tenants, MAX_TENANTS)
+    tenants = {**state.tenants, name: Tenant(name, at, actor)}
+    return _noted(replace(state, tenants=tenants), Change(at, actor, "tenant-create", name, name))
+
+
+def with_block(state: Tenancy, name: str, blocked: bool, *, at: str, actor: str) -> Tenancy:
+    """``state`` with the tenant blocked, or no longer."""
+    tenant = tenant_of(state, name)
+    if tenant.blocked == blocked:
+        return state
+    tenants = {**state.tenants, name: replace(tenant, blocked=blocked)}
+    action = "tenant-block" if blocked else "tenant-unblock"
+    return _noted(replace(state, tenants=tenants), Change(at, actor, action, name, name))
+
+
+def with_key(state: Tenancy, key: Key) -> Tenancy:
+    """``state`` with a new key, and its tenant if that is new too. Raises InvalidKey, Conflict."""
+    at, actor = key.created_at, key.created_by
+    check_name("tenant", key.tenant)
+    if not key.name or len(key.name) > MAX_KEY_NAME or not key.name.isprintable():
+        raise InvalidKey(f"key name: expected 1 to {MAX_KEY_NAME} printable characters, got {key.name[:120]!r}")
+    if key.expires_at is not None and key.expires_at <= at:
+        raise InvalidKey(f"expiry: expected a time to come, got {key.expires_at}")
+    if key.id in state.keys:
+        raise Conflict(f"key {key.id}: expected a new one, found it here")
+    _bounded("keys", state.keys, MAX_KEYS)
+    if key.tenant not in state.tenants:
+        state = with_tenant(state, key.tenant, at=at, actor=actor)
+    scopes = ",".join(sorted(key.scopes))
+    return _noted(
+        replace(state, keys={**state.keys, key.id: key}), Change(at, actor, "key-create", key.tenant, key.id, scopes)
+    )
+
+
+def with_rotation(
+    state: Tenancy, key_id: str, digest: str, *, old_until: str, at: str, actor: str, tenant: str | None = None
+) -> Tenancy:
+    """``state`` with a new secret for the key; the one before works until ``old_until``, all older ones no more."""
+    key = key_of(state, key_id, tenant)
+    if not key.works(at):
+        raise Conflict(f"key {key_id}: expected one that works, got one that is revoked or has expired")
+    old = key.secrets[0]
+    kept = () if old_until <= at else (replace(old, expires_at=min(old_until, old.expires_at or old_until)),)
+    changed = replace(key, secrets=(Secret(digest), *kept))
+    detail = f"the old secret works until {old_until}" if kept else "the old secret ends"
+    return _with(state, changed, Change(at, actor, "key-rotate", key.tenant, key_id, detail))
+
+
+def with_revocation(state: Tenancy, key_id: str, *, at: str, actor: str, tenant: str | None = None) -> Tenancy:
+    """``state`` with the key revoked for good; its record stays, so that nothing brings it back."""
+    key = key_of(state, key_id, tenant)
+    if key.revoked_at is not None:
+        return state
+    return _with(state, replace(key, revoked_at=at), Change(at, actor, "key-revoke", key.tenant, key_id))
+
+
+def with_share(state: Tenancy, task: str, share: Share | None, *, at: str, actor: str) -> Tenancy:
+    """``state`` with the task shared so, or (None) no more. Raises KeyNotFound for a tenant that is none."""
+    owner = task.partition("/")[0]
+    if share is not None:
+        for name in share.tenants:
+            tenant_of(state, name)
+        if not (share.everyone or share.tenants):
+            raise InvalidKey("share: expected everyone or some tenants, got neither")
+    if state.shares.get(task) == share:
+        return state
+    shares = {name: one for name, one in state.shares.items() if name != task}
+    if share is not None:
+        _bounded("shared tasks", shares, MAX_SHARES)
+        shares[task] = share
+        whom = "everyone" if share.everyone else ", ".join(sorted(share.tenants))
+        change = Change(at, actor, "share", owner, task, f"with {whom}{', download' if share.download else ''}"[:500])
+    else:
+        change = Change(at, actor, "unshare", owner, task)
+    return _noted(replace(state, shares=shares), change)
+
+
+def tenant_of(state: Tenancy, name: str) -> Tenant:
+    """The tenant. Raises KeyNotFound."""
+    check_name("tenant", name)
+    if name not in state.tenants:
+        raise KeyNotFound(f"tenant {name}: expected a tenant, found none of that name")
+    return state.tenants[name]
+
+
+def key_of(state: Tenancy, key_id: str, tenant: str | None = None) -> Key:
+    """The key, of that tenant if one is given. Raises KeyNotFound."""
+    key = state.keys.get(key_id)
+    if key is None or tenant not in (None, key.tenant):
+        raise KeyNotFound(f"key {key_id[:40]}: expected the id of a key, found none of that id")
+    return key
+
+
+def _with(state: Tenancy, key: Key, change: Change) -> Tenancy:
+    return _noted(replace(state, keys={**state.keys, key.id: key}), change)
+
+
+def _noted(state: Tenancy, change: Change) -> Tenancy:
+    return replace(state, changes=(*state.changes, change)[-CHANGES_KEPT:])
+
+
+def _bounded(what: str, there: Mapping[str, object], most: int) -> None:
+    if len(there) >= most:
+        raise Conflict(f"{what}: expected at most {most} in a registry, got one more", expected=most)

@@ -1,0 +1,137 @@
+"""Keyring: what a running service knows of tenants and keys, all of it in memory, and how old that is.
+
+Owns the thread that looks for changes, and the answer to "whose secret is this". A secret costs no look-up in the
+registry: a key that the document does not have is unknown. Only one that may be too new for it makes the service look
+again, once for all who wait. While the registry is away, what is known goes on for ``max_stale_s``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from prefixes.errors import PrefixdError, RegistryUnavailable
+from prefixes.tenancy.directory import utc_now
+from prefixes.tenancy.model import Key, Tenancy
+from prefixes.tenancy.records import tenancy_from_json
+from prefixes.tenancy.secret import Presented
+from prefixes.tenancy.store import Stored, TenancyStore
+
+LOOK_S: Final = 0.5
+"""Between two looks: a revoked key is refused by then."""
+FRESH_S: Final = 3.0
+"""What is older than this no longer says that a key is unknown."""
+NOTE_S: Final = 30.0
+"""Between two notes of when keys were used."""
+
+_log = logging.getLogger("prefixd.keys")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was in the registry when it was last asked; ``at`` is time.monotonic() of the question."""
+
+    stored: Stored
+    tenancy: Tenancy
+    at: float
+
+    @property
+    def closed(self) -> bool:
+        """Whether a key is needed."""
+        return self.stored.closed or bool(self.tenancy.keys)
+
+
+class Keyring:
+    """The keys of one registry. Thread-safe. The first look is made at once and raises what goes wrong."""
+
+    def __init__(self, store: TenancyStore, max_stale_s: float) -> None:
+        self._store, self._max_stale_s = store, max_stale_s
+        self._looking = threading.Lock()
+        self._known = self._look(None)
+        self._error: PrefixdError | None = None
+        self._used: dict[str, str] = {}
+        self._noted_at = time.monotonic()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Look again and again from now on."""
+        self._thread = threading.Thread(target=self._run, name="keyring", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking, and note what was used."""
+        self._closing.set()
+        if self._thread:
+            self._thread.join(timeout=FRESH_S)
+        self._note_used()
+
+    @property
+    def known(self) -> Known:
+        """What is known now. Raises RegistryUnavailable where that is too old to go by."""
+        known = self._known
+        if self.age_s > self._max_stale_s:
+            raise RegistryUnavailable(
+                f"keys cannot be checked: the registry has been away for more than {self._max_stale_s:g} s"
+            )
+        return known
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the registry was last asked with success."""
+        return time.monotonic() - self._known.at
+
+    @property
+    def fresh(self) -> bool:
+        """Whether a key that is not known does not exist, as far as one can say."""
+        return self._error is None and self.age_s < FRESH_S
+
+    def find(self, presented: Presented) -> Key | None:
+        """The working key behind a secret, None where there is none. Raises RegistryUnavailable as ``known`` does."""
+        key, at = self.known.tenancy.keys.get(presented.key_id), utc_now()
+        if key is None or not key.accepts(presented.digest, at):
+            return None
+        self._used[key.id] = at[:17] + "00.000Z"  # to the minute
+        return key
+
+    def look(self, since: float | None = None) -> None:
+        """Ask the registry, unless it was asked after ``since``, in time.monotonic() seconds. Raises nothing."""
+        with self._looking:
+            if since is not None and self._known.at > since:
+                return
+            try:
+                self._known, self._error = self._look(self._known), None
+            except PrefixdError as error:
+                self._told(error)
+            except Exception as error:  # on any error the service goes on with what it knows
+                _log.exception("looking for changed keys failed")
+                self._told(RegistryUnavailable(f"registry: {type(error).__name__}"))
+
+    def _look(self, known: Known | None) -> Known:
+        at = time.monotonic()
+        stored = self._store.read(known.stored if known else None)
+        if known and stored is known.stored:
+            return Known(stored, known.tenancy, at)
+        return Known(stored, tenancy_from_json(stored.data), at)
+
+    def _told(self, error: PrefixdError) -> None:
+        if self._error is None:
+            _log.warning("keys cannot be looked up", extra={"facts": {"reason": error.message}})
+        self._error = error
+
+    def _run(self) -> None:
+        while not self._closing.wait(LOOK_S):
+            self.look()
+            if time.monotonic() - self._noted_at > NOTE_S:
+                self._note_used()
+
+    def _note_used(self) -> None:
+        used, self._used, self._noted_at = self._used, {}, time.monotonic()
+        try:
+            if used:
+                self._store.note_used(used)
+        except PrefixdError as error:
+            _log.warning("when keys were used was not noted", extra={"facts": {"reason": error.message}})

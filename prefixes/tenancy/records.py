@@ -1,0 +1,70 @@
+"""The JSON of a registry's tenancy. Owns its form; what it says is ``model``'s. An unknown field is damage."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from prefixes.errors import RegistryUnavailable
+from prefixes.spec_json import canonical_json
+from prefixes.tenancy.model import FORMAT, Key, Share, Tenancy
+
+_ADAPTER: Final = TypeAdapter(Tenancy)
+
+
+def tenancy_to_json(tenancy: Tenancy) -> bytes:
+    """One text for each value."""
+    plain = _ADAPTER.dump_python(tenancy, mode="json", exclude_defaults=True)
+    return canonical_json(_sorted_sets({"format": FORMAT, **plain})).encode()
+
+
+def tenancy_from_json(data: bytes | None) -> Tenancy:
+    """What ``data`` says; an empty one where there is none. Raises RegistryUnavailable for anything else."""
+    if data is None:
+        return Tenancy()
+    try:
+        tenancy = _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))[:120]
+        raise RegistryUnavailable(f"registry: its tenants and keys: {where}: {first['msg'][:200]}") from None
+    if tenancy.format != FORMAT:
+        raise RegistryUnavailable(f"registry: its tenants and keys: expected format {FORMAT}, got {tenancy.format}")
+    return tenancy
+
+
+def revision_of(data: bytes | None) -> str:
+    """The name of a state; "" where there is none."""
+    return hashlib.sha256(data).hexdigest() if data is not None else ""
+
+
+def key_to_dict(key: Key) -> dict[str, Any]:
+    """A key as it is shown: without its secrets."""
+    return {
+        "id": key.id,
+        "tenant": key.tenant,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "created_at": key.created_at,
+        "created_by": key.created_by,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+    }
+
+
+def share_to_dict(share: Share | None) -> dict[str, Any]:
+    """A share as it is shown."""
+    share = share or Share()
+    return {"everyone": share.everyone, "tenants": sorted(share.tenants), "download": share.download}
+
+
+def _sorted_sets(value: Any) -> Any:
+    """With the lists that were sets in order. All other lists here are of objects."""
+    if isinstance(value, dict):
+        return {name: _sorted_sets(item) for name, item in value.items()}
+    if isinstance(value, list):
+        plain = all(isinstance(item, str) for item in value)
+        return sorted(value) if plain else [_sorted_sets(item) for item in value]
+    return value

@@ -23,13 +23,14 @@ from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
-from server.routes import admin, generate, openai, operations, prefixes
+from server.routes import admin, generate, keys, openai, operations, prefixes
 from server.runtime import MAX_UPLOADS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
 from server.tiers.metrics import TierCollector
 from server.tiers.trimming import TrimSoon
 from server.tokenizing import Tokenizing
+from server.web.authentication import install_access
 from server.web.bodies import BodyMiddleware
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
@@ -65,6 +66,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         for key, spec in assembled.pinned.items():
             assembled.engine.pin(key, spec)
         engine = AsyncEngine.start(assembled.engine, settings.max_waiting, StepWatch(settings.step_timeout_s))
+        assembled.keyring.start()
         keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:
             app.state.runtime = _runtime(assembled, engine)
@@ -72,6 +74,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         finally:
             keeping.cancel()
             await engine.close()
+            await anyio.to_thread.run_sync(assembled.keyring.close)
             await anyio.to_thread.run_sync(link.close)
             link.registry.close()
 
@@ -82,7 +85,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         version=package_version(),
         lifespan=lifespan,
     )
-    for module in (generate, prefixes, openai, operations):
+    for module in (generate, prefixes, openai, keys, operations):
         app.include_router(module.router)
     _install(app, assembled, intake, HttpMetrics(assembled.metrics_registry))
     return app
@@ -106,6 +109,7 @@ def _install(app: FastAPI, assembled: Assembled, intake: Intake, metrics: HttpMe
         BodyMiddleware,
         intake=intake, max_bytes=settings.max_body_bytes, uploads={"/prefixes": settings.max_upload_bytes},
     )  # fmt: skip
+    install_access(app, assembled.keyring, settings)
     app.add_middleware(  # added last, runs first
         RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
     )
@@ -130,6 +134,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         settings=settings,
         backbone=assembled.backbone,
         catalog=catalog,
+        keyring=assembled.keyring,
         tiers=assembled.tiers,
         engine=engine,
         service=GenerationService(assembled.backbone, catalog, engine, limits_of(settings), _tokenizing(settings)),

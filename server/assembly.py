@@ -30,6 +30,7 @@ from prefixes.generation_config import OPTION
 from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
 from prefixes.spec import PrefixSpec, TaskRef, check_compatible
+from prefixes.tenancy.keyring import Keyring
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
@@ -44,6 +45,7 @@ from server.registry.metrics import RegistryMetrics
 from server.settings import Settings
 from server.tiers.disk_cache import DiskCache
 from server.tiers.tiers import Cache, HostCache, PrefixTiers
+from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 
 DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
@@ -63,6 +65,7 @@ class Assembled:
     settings: Settings
     backbone: Backbone
     link: RegistryLink
+    keyring: Keyring
     catalog: Catalog
     tiers: PrefixTiers
     engine: Engine
@@ -80,6 +83,7 @@ def assemble(settings: Settings) -> Assembled:
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
+    keyring = open_keyring(registry.tenancy, settings, (settings.host, settings.admin_host))
     began = time.monotonic()
     backbone = load_backbone(
         settings.backbone, dtype=dtype, device=device, ignore_generation_config=settings.ignore_generation_config
@@ -118,6 +122,7 @@ def assemble(settings: Settings) -> Assembled:
         settings=settings,
         backbone=backbone,
         link=link,
+        keyring=keyring,
         catalog=catalog,
         tiers=tiers,
         engine=engine,

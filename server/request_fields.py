@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from server.key_schemas import (
+    BlockRequest,
+    KeyRequest,
+    KeysQuery,
+    RotateRequest,
+    ShareRequest,
+    TenantRequest,
+)
 from server.openai.schemas import CompletionRequest
 from server.schemas import (
     AuditQuery,
@@ -24,7 +32,13 @@ FIELDS: Final[KnownFields] = {
     "/v1/completions": frozenset(CompletionRequest.model_fields),
     "/admin/audit": frozenset(AuditQuery.model_fields),
     "/admin/gc": frozenset(GcRequest.model_fields),
-    "": frozenset(PromoteRequest.model_fields) | frozenset(RollbackRequest.model_fields),
+    "/keys": frozenset(KeyRequest.model_fields) | frozenset(KeysQuery.model_fields),
+    "/tenants": frozenset(TenantRequest.model_fields),
+    "": frozenset(
+        name
+        for body in (PromoteRequest, RollbackRequest, ShareRequest, RotateRequest, BlockRequest)
+        for name in body.model_fields
+    ),
 }
 
 

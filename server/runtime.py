@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from prefixes.backbone import Backbone
 from prefixes.errors import ShuttingDown
+from prefixes.tenancy.keyring import Keyring
 from server.engine.async_engine import AsyncEngine
 from server.registry.catalog import Catalog
 from server.service import GenerationService
@@ -31,6 +32,7 @@ class Runtime:
     settings: Settings
     backbone: Backbone
     catalog: Catalog
+    keyring: Keyring
     tiers: PrefixTiers
     engine: AsyncEngine
     service: GenerationService

@@ -103,7 +103,7 @@ class GenerationService:
             authorize(caller, Action.GENERATE, None)
             return None
         ref = TaskRef.parse(task, caller.tenant)
-        authorize(caller, Action.GENERATE, ref.tenant)
+        authorize(caller, Action.GENERATE, ref.tenant, ref.name)
         return await self._catalog.resolve(ref)
 
     async def _tokenize(self, spec: PrefixSpec | None, text: str, truncate: bool) -> tuple[tuple[int, ...], bool]:

@@ -16,7 +16,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from prefixes.errors import InvalidName
 from prefixes.registry import default_registry_url
 from prefixes.spec import TaskRef
-from server.web.connection_settings import ConnectionSettings
+from server.web.access_settings import AccessSettings
 from server.web.settings_types import COMMA_SEPARATED, Count, Names, Seconds
 
 
@@ -31,7 +31,7 @@ def _check_task(text: str) -> str:
 Tasks = Annotated[tuple[Annotated[str, AfterValidator(_check_task)], ...], NoDecode, COMMA_SEPARATED]
 
 
-class Settings(ConnectionSettings):
+class Settings(AccessSettings):
     """All settings of ``prefixd serve``."""
 
     model_config = SettingsConfigDict(env_prefix="PREFIXD_")

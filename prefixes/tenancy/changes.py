@@ -92,11 +92,11 @@ def with_revocation(state: Tenancy, key_id: str, *, at: str, actor: str, tenant:
 
 
 def with_share(state: Tenancy, task: str, share: Share | None, *, at: str, actor: str) -> Tenancy:
-    """``state`` with the task shared so, or (None) no more. Raises KeyNotFound for a tenant that is none."""
+    """``state`` with the task shared so, or (None) no more. Whether a tenant of that name exists is not told."""
     owner = task.partition("/")[0]
     if share is not None:
         for name in share.tenants:
-            tenant_of(state, name)
+            check_name("tenant", name)
         if not (share.everyone or share.tenants):
             raise InvalidKey("share: expected everyone or some tenants, got neither")
     if state.shares.get(task) == share:

@@ -15,7 +15,7 @@ from prefixes.errors import RegistryUnavailable
 from prefixes.tenancy import changes
 from prefixes.tenancy.model import InvalidKey, Key, Secret, Share, Tenancy, Tenant, scopes_of
 from prefixes.tenancy.records import tenancy_from_json, tenancy_to_json
-from prefixes.tenancy.secret import digest_of, new_id, new_secret, parse_secret
+from prefixes.tenancy.secret import digest_of, new_id, new_secret
 from prefixes.tenancy.store import TenancyStore
 
 ATTEMPTS: Final = 20
@@ -66,28 +66,24 @@ class Directory:
         """A new key, and its tenant if that is new. Raises InvalidKey, InvalidName."""
         key_id = new_id()
         secret = new_secret(key_id)
-        given = scopes_of(scopes)
+        given, end = scopes_of(scopes), moment(expires_at) if expires_at is not None else None
 
         def plan(state: Tenancy, at: str) -> Tenancy:
             secrets = (Secret(digest_of(secret)),)
-            return changes.with_key(state, Key(key_id, tenant, name, given, at, actor, secrets, expires_at))
+            return changes.with_key(state, Key(key_id, tenant, name, given, at, actor, secrets, end))
 
         return NewKey(self._change(plan, closing=True).keys[key_id], secret)
 
-    def adopt(self, secret: str, tenant: str, name: str, scopes: Iterable[str], *, actor: str) -> Key:
+    def adopt(self, key_id: str, digest: str, tenant: str, name: str, scopes: Iterable[str], *, actor: str) -> Key:
         """A key whose secret was made elsewhere. One that is here, revoked or not, is left as it is."""
-        presented = parse_secret(secret)
-        if presented is None:
-            raise InvalidKey("secret: expected pfx_ and what `prefixd keys new-secret` prints behind it, got another")
         given = scopes_of(scopes)
 
         def plan(state: Tenancy, at: str) -> Tenancy:
-            if presented.key_id in state.keys:
+            if key_id in state.keys:
                 return state
-            secrets = (Secret(presented.digest),)
-            return changes.with_key(state, Key(presented.key_id, tenant, name, given, at, actor, secrets))
+            return changes.with_key(state, Key(key_id, tenant, name, given, at, actor, (Secret(digest),)))
 
-        return self._change(plan, closing=True).keys[presented.key_id]
+        return self._change(plan, closing=True).keys[key_id]
 
     def rotate(self, key_id: str, *, grace_s: float = GRACE_S, actor: str, tenant: str | None = None) -> NewKey:
         """A new secret for the key; the one before works for ``grace_s`` more. Raises KeyNotFound, Conflict."""
@@ -139,3 +135,14 @@ def later(at: str, seconds: float) -> str:
 def shown(time: datetime) -> str:
     """UTC, ISO 8601, milliseconds."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment(text: str) -> str:
+    """A time as it is kept. Raises InvalidKey unless ``text`` is ISO 8601 with its zone."""
+    try:
+        time = datetime.fromisoformat(text)
+        if time.tzinfo is None:
+            raise ValueError("no zone")
+        return shown(time)
+    except (ValueError, OverflowError):
+        raise InvalidKey(f"time: expected one such as 2030-01-31T00:00:00Z, got {text[:60]!r}") from None

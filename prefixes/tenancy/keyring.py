@@ -50,6 +50,7 @@ class Keyring:
     def __init__(self, store: TenancyStore, max_stale_s: float) -> None:
         self._store, self._max_stale_s = store, max_stale_s
         self._looking = threading.Lock()
+        self._asked_at = 0.0
         self._known = self._look(None)
         self._error: PrefixdError | None = None
         self._used: dict[str, str] = {}
@@ -80,6 +81,21 @@ class Keyring:
         return known
 
     @property
+    def closed(self) -> bool:
+        """Whether a key is needed, as far as is known: an open registry stays open while it is away."""
+        return self._known.closed
+
+    @property
+    def asked_at(self) -> float:
+        """When the registry was last asked, in time.monotonic() seconds, whatever it answered."""
+        return self._asked_at
+
+    def ended(self, presented: Presented) -> bool:
+        """Whether the key is known as one that is revoked or has expired."""
+        key = self._known.tenancy.keys.get(presented.key_id)
+        return key is not None and not key.works(utc_now())
+
+    @property
     def age_s(self) -> float:
         """Seconds since the registry was last asked with success."""
         return time.monotonic() - self._known.at
@@ -97,11 +113,9 @@ class Keyring:
         self._used[key.id] = at[:17] + "00.000Z"  # to the minute
         return key
 
-    def look(self, since: float | None = None) -> None:
-        """Ask the registry, unless it was asked after ``since``, in time.monotonic() seconds. Raises nothing."""
+    def look(self) -> None:
+        """Ask the registry. Raises nothing."""
         with self._looking:
-            if since is not None and self._known.at > since:
-                return
             try:
                 self._known, self._error = self._look(self._known), None
             except PrefixdError as error:
@@ -111,7 +125,7 @@ class Keyring:
                 self._told(RegistryUnavailable(f"registry: {type(error).__name__}"))
 
     def _look(self, known: Known | None) -> Known:
-        at = time.monotonic()
+        at = self._asked_at = time.monotonic()
         stored = self._store.read(known.stored if known else None)
         if known and stored is known.stored:
             return Known(stored, known.tenancy, at)

@@ -1,7 +1,6 @@
 """The admin port's own routes: metrics, what is in memory, the registry's audit and its clean-up.
 
-Owns answers for operators, about all tenants. Access to the port is the permission: the port is never published. Knows
-no engine's or registry's insides.
+Owns answers for operators, about all tenants, and for Prometheus. Knows no engine's or registry's insides.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from server.answer_schemas import Audit, Cleaned, Residents
 from server.runtime import Runtime, runtime_of
 from server.schemas import AuditQuery, GcRequest
 from server.tiers.metrics import DEVICE
+from server.web.auth import Action, authorize, caller_of
 from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
@@ -32,12 +32,14 @@ router = APIRouter(tags=["admin"], default_response_class=Response, route_class=
 @router.get("/metrics", summary="Prometheus metrics", responses=answers(None, content=METRICS_CONTENT))
 async def metrics(request: Request) -> Response:
     """In the text format that the Accept header asks for."""
+    authorize(caller_of(request), Action.METRICS, None)
     return await metrics_response(request, runtime_of(request).metrics)
 
 
 @router.get("/admin/residents", summary="Prefixes at hand, by tier", responses=answers(Residents))
 async def residents(request: Request) -> Response:
     """What the engine holds in blocks, and what is kept in front of the registry."""
+    authorize(caller_of(request), Action.OPERATE, None)
     return json_response(await anyio.to_thread.run_sync(_residents, runtime_of(request)))
 
 
@@ -48,6 +50,7 @@ async def residents(request: Request) -> Response:
 )
 async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
     """Who changed what, the latest first."""
+    authorize(caller_of(request), Action.OPERATE, None)
     catalog = runtime_of(request).catalog
     entries = await catalog.call(catalog.registry.audit, query.tenant, limit=query.limit)
     return json_response({"entries": [audit_to_dict(entry) for entry in entries]})
@@ -60,8 +63,11 @@ async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Resp
 )
 async def gc(request: Request, body: GcRequest) -> Response:
     """Take what was deleted ``retention_s`` ago, and artifacts that nothing names; with ``dry_run`` only say what."""
+    authorize(caller_of(request), Action.OPERATE, None)
     catalog = runtime_of(request).catalog
-    report = await catalog.call(catalog.registry.gc, retention_s=body.retention_s, dry_run=body.dry_run, actor="admin")
+    report = await catalog.call(
+        catalog.registry.gc, retention_s=body.retention_s, dry_run=body.dry_run, actor=caller_of(request).actor
+    )
     for failed in report.failed:
         _log.warning("registry clean-up: a tenant could not be cleaned", extra={"facts": {"tenant": failed}})
     return json_response(

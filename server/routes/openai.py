@@ -82,6 +82,7 @@ async def _admit_all(runtime: Runtime, body: CompletionRequest, request: Request
 async def models(request: Request) -> Response:
     """The bare backbone first, then each task with a production version, under the name that a request uses."""
     runtime, caller = runtime_of(request), caller_of(request)
+    authorize(caller, Action.READ, caller.tenant)
     listed = [_backbone_model(runtime)]
     for task in await runtime.catalog.call_alone(visible_tasks, runtime.catalog.registry, caller):
         version = task.aliases.get(DEFAULT_ALIAS)
@@ -101,9 +102,10 @@ async def model(request: Request, model: Annotated[str, MODEL]) -> Response:
     """Any reference that a request may use as its model."""
     runtime, caller = runtime_of(request), caller_of(request)
     if model == runtime.backbone_name:
+        authorize(caller, Action.READ, None)
         return json_response(_backbone_model(runtime))
     ref = TaskRef.parse(model, caller.tenant)
-    authorize(caller, Action.READ, ref.tenant)
+    authorize(caller, Action.READ, ref.tenant, ref.name)
     resolved = await runtime.catalog.call(runtime.catalog.registry.resolve, ref)
     task = await runtime.catalog.call(runtime.catalog.registry.inspect, ref.tenant, ref.name)
     published = next((info.published_at for info in task.versions if info.version == resolved.version), "")

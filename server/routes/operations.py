@@ -15,7 +15,7 @@ from server.web.responses import json_response
 router = APIRouter(tags=["operations"], default_response_class=Response)
 
 
-@router.get("/health", summary="Is the process alive, and its engine", responses=answers(Alive, NotReady))
+@router.get("/health", summary="Is the process alive, and its engine", responses=answers(Alive, NotReady, keyed=False))
 async def health(request: Request) -> Response:
     """503 when the engine's thread has died, or while its step does not come back: only a restart helps."""
     runtime_of(request).engine.check_alive()
@@ -25,7 +25,7 @@ async def health(request: Request) -> Response:
 @router.get(
     "/ready",
     summary="Should traffic come here",
-    responses=answers(Ready, NotReady, RegistryUnavailable),
+    responses=answers(Ready, NotReady, RegistryUnavailable, keyed=False),
 )
 async def ready(request: Request) -> Response:
     """503 while draining, when the engine has stopped or hangs, and with the registry away for ``max_stale_s``."""

@@ -1,4 +1,4 @@
-"""``/prefixes``: upload, list, inspect, download, promote, roll back, delete, undelete.
+"""``/prefixes``: upload, list, inspect, download, promote, roll back, share, delete, undelete.
 
 Every path exists as ``/prefixes/{tenant}/{name}…`` and, for the caller's own tenant, as ``/prefixes/{name}…``.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
@@ -25,8 +26,12 @@ from prefixes.registry.base import Registry, TaskInfo
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.registry.transitions import published_with
 from prefixes.spec import DIGEST, NAME_PATTERN, NO_TWO_DOTS, PART, VERSION_PATTERN, TaskRef, check_name
+from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.model import Share
+from prefixes.tenancy.records import share_to_dict
 from server.answer_schemas import Published, Task, TaskList
 from server.engine.types import PrefixKey
+from server.key_schemas import Shared, ShareRequest
 from server.registry.listing import visible_tasks
 from server.runtime import Runtime, runtime_of
 from server.schemas import PromoteRequest, RollbackRequest
@@ -66,6 +71,7 @@ INSPECTED = answers(Task, *FIND)
 DOWNLOADED = answers(None, *FIND, content=ARTIFACT, headers=ARTIFACT_HEADERS)
 MOVED = answers(Task, *BODY, *CHANGE, Conflict)
 DELETED = answers(None, *CHANGE, status=204)
+SHARED = answers(Shared, *BODY, *CHANGE, Conflict)
 UNDELETED = answers(Task, *CHANGE, Conflict)
 
 
@@ -75,7 +81,7 @@ async def upload(request: Request) -> Response:
     runtime, caller = runtime_of(request), caller_of(request)
     runtime.check_taking_work()
     async with read_upload(request, caller) as form:
-        authorize(caller, Action.PUBLISH, form.tenant)
+        authorize(caller, Action.PUBLISH, form.tenant, form.name)
         runtime.catalog.require_up()  # else it would wait for earlier uploads, which wait for the registry
         async with runtime.uploads:
             data = await form.file.read()
@@ -126,6 +132,7 @@ def _was_published(registry: Registry, form: Upload) -> bool:
 async def list_tasks(request: Request) -> Response:
     """Every task that the caller may see, with its aliases and whether its production version is in memory."""
     runtime, caller = runtime_of(request), caller_of(request)
+    authorize(caller, Action.READ, caller.tenant)
     residents = runtime.engine.residents()
     tasks = await runtime.catalog.call_alone(visible_tasks, runtime.catalog.registry, caller)
     return json_response({"prefixes": [_summary(task, residents) for task in tasks]})
@@ -163,7 +170,7 @@ async def inspect(request: Request) -> Response:
 async def download(request: Request, version: Annotated[str, VERSION]) -> Response:
     """The artifact's bytes, exactly as they were published."""
     runtime = runtime_of(request)
-    tenant, name = _target(request, Action.READ)
+    tenant, name = _target(request, Action.DOWNLOAD)
     ref = TaskRef.parse(f"{tenant}/{name}@{version}")
     registry = runtime.catalog.registry
     runtime.catalog.require_up()
@@ -258,10 +265,31 @@ async def undelete(request: Request) -> Response:
     return json_response(task_to_dict(task))
 
 
+@router.post(
+    "/{name}/share", summary="Share a task of one's own tenant", openapi_extra=OWN, responses=SHARED
+)
+@router.post("/{tenant}/{name}/share", summary="Share a task", openapi_extra=ANY, responses=SHARED)
+async def share(body: ShareRequest, request: Request) -> Response:
+    """With everyone, with some tenants, or with nobody again. They generate with it and read its card."""
+    runtime = runtime_of(request)
+    tenant, name = _target(request, Action.SHARE)
+    registry = runtime.catalog.registry
+    await runtime.catalog.call(registry.inspect, tenant, name)
+    wanted = Share(body.everyone, frozenset(body.tenants), body.download)
+    shared = await runtime.catalog.call(
+        Directory(registry.tenancy).share,
+        f"{tenant}/{name}",
+        wanted if wanted.everyone or wanted.tenants else None,
+        actor=caller_of(request).actor,
+    )
+    await anyio.to_thread.run_sync(runtime.keyring.look)
+    return json_response(share_to_dict(shared))
+
+
 def _target(request: Request, action: Action) -> tuple[str, str]:
     """The tenant and name in the path, checked and authorized."""
     caller = caller_of(request)
     tenant = check_name("tenant", request.path_params.get("tenant", caller.tenant))
     name = check_name("task", request.path_params["name"])
-    authorize(caller, action, tenant)
+    authorize(caller, action, tenant, name)
     return tenant, name

@@ -1,60 +1,117 @@
 """The one place that decides who may do what.
 
-Owns callers, actions and the decision. Every route that acts for a tenant asks here first; the admin port does not.
-There are no API keys yet: every caller is the tenant ``default`` and may do everything, to its own tenant's tasks and
-to others'.
+Owns callers, actions and the decision, which takes nothing but these. Every route that acts asks here first. Who a
+caller is has been found out before (``authentication``). Knows no registry.
+
+Someone else's task that is not shared does not exist: every action on it ends like one on a name that nobody has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from starlette.requests import HTTPConnection
 
+from prefixes.errors import TaskNotFound
 from prefixes.spec import DEFAULT_TENANT
+from prefixes.tenancy.model import Scope, Share
 from server.web.errors import Forbidden
 
 
 class Action(StrEnum):
-    """What a caller asks to do with a tenant's tasks, or with the bare backbone (tenant None)."""
+    """What a caller asks to do: with a task, with its own tenant, or (the last two) with the service."""
 
     GENERATE = "generate"
-    READ = "read"  # list, inspect, download
+    READ = "read"  # list, inspect
+    DOWNLOAD = "download"
     PUBLISH = "publish"
     PROMOTE = "promote"  # and roll back
+    SHARE = "share"
     DELETE = "delete"  # and undelete
     TRAIN = "train"  # datasets and jobs
+    KEYS = "keys"
+    METRICS = "metrics"
+    OPERATE = "operate"
+
+
+SCOPES: Final[Mapping[Action, Scope]] = {
+    Action.GENERATE: Scope.GENERATE,
+    Action.READ: Scope.READ,
+    Action.DOWNLOAD: Scope.READ,
+    Action.PUBLISH: Scope.PUBLISH,
+    Action.PROMOTE: Scope.PUBLISH,
+    Action.SHARE: Scope.PUBLISH,
+    Action.DELETE: Scope.DELETE,
+    Action.TRAIN: Scope.TRAIN,
+    Action.KEYS: Scope.KEYS,
+    Action.METRICS: Scope.METRICS,
+    Action.OPERATE: Scope.OPERATOR,
+}
+"""The scope that each action takes; ``operator`` may do everything."""
+SHARED: Final = frozenset({Action.GENERATE, Action.READ})
+"""What a share allows; ``download`` comes with it only where the owner says so."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. Names without a tenant belong to ``tenant``."""
+    """Who asks. Names without a tenant belong to ``tenant``.
+
+    ``key_id`` is None where nobody needs a key. ``shares`` are those of the whole registry when the key was looked at.
+    """
 
     tenant: str
+    key_id: str | None = None
+    scopes: frozenset[Scope] = frozenset(Scope)
+    shares: Mapping[str, Share] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def actor(self) -> str:
         """The caller's name in the registry's audit."""
-        return f"tenant:{self.tenant}"
+        return f"tenant:{self.tenant}" if self.key_id is None else f"tenant:{self.tenant}/key:{self.key_id}"
+
+    @property
+    def operates(self) -> bool:
+        """Whether it may do everything."""
+        return Scope.OPERATOR in self.scopes
+
+
+ANYBODY: Final = Caller(DEFAULT_TENANT)
+"""The caller of a service that needs no keys: everyone is the default tenant and may do everything."""
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
-    """The caller behind a request. Without API keys everyone is the default tenant."""
-    return Caller(DEFAULT_TENANT)
+    """The caller behind a request, as ``authentication`` found it."""
+    caller: Caller = connection.state.caller
+    return caller
 
 
-def authorize(caller: Caller, action: Action, tenant: str | None) -> None:
-    """Return if ``caller`` may do ``action`` to ``tenant``'s tasks (None: the bare backbone), else raise Forbidden.
+def authorize(caller: Caller, action: Action, tenant: str | None, name: str | None = None) -> None:
+    """Return if ``caller`` may do ``action`` to ``tenant``'s task ``name``.
 
-    The body is empty: there are no API keys, so that nothing is forbidden to anybody.
+    Without a name it is about the tenant itself, with tenant None about the bare backbone or the service. Raises
+    TaskNotFound for a task that the caller may not know of, Forbidden for what its key lacks.
     """
+    if caller.operates:
+        return
+    if tenant not in (None, caller.tenant):
+        share = caller.shares.get(f"{tenant}/{name}") if name is not None else None
+        if share is None or not share.reaches(caller.tenant):
+            raise TaskNotFound(f"task {tenant}/{name}: expected a published task, found none", task=f"{tenant}/{name}")
+        if action not in SHARED and not (action is Action.DOWNLOAD and share.download):
+            raise Forbidden(f"task {tenant}/{name}: it is shared, and its owner does not let others {action.value} it")
+    scope = SCOPES[action]
+    if scope not in caller.scopes:
+        got = ", ".join(sorted(caller.scopes))
+        raise Forbidden(f"{action.value}: expected a key with the scope {scope.value}, got one with {got}")
 
 
-def may(caller: Caller, action: Action, tenant: str | None) -> bool:
+def may(caller: Caller, action: Action, tenant: str | None, name: str | None = None) -> bool:
     """Whether ``authorize`` would return, for lists."""
     try:
-        authorize(caller, action, tenant)
-    except Forbidden:
+        authorize(caller, action, tenant, name)
+    except (Forbidden, TaskNotFound):
         return False
     return True

@@ -23,9 +23,11 @@ STATUSES: Final[Mapping[str, int]] = {
     "invalid_artifact": 422,
     "input_too_long": 422,
     "invalid_data": 422,
+    "unauthorized": 401,
     "forbidden": 403,
     "not_found": 404,
     "task_not_found": 404,
+    "key_not_found": 404,
     "dataset_not_found": 404,
     "job_not_found": 404,
     "method_not_allowed": 405,
@@ -60,6 +62,12 @@ class InvalidRequest(PrefixdError):
     """The request does not have the form that the route takes."""
 
     code = "invalid_request"
+
+
+class Unauthorized(PrefixdError):
+    """The request needs a key that works."""
+
+    code = "unauthorized"
 
 
 class Forbidden(PrefixdError):
@@ -160,6 +168,8 @@ def error_response(error: PrefixdError, request_id: str | None, *, openai: bool 
     after = error.detail.get("retry_after_s", RETRY_AFTER_S.get(error.code))
     if isinstance(after, (int, float)) and math.isfinite(after):
         headers["retry-after"] = str(max(1, math.ceil(after)))
+    if error.code == Unauthorized.code:
+        headers["www-authenticate"] = 'Bearer realm="prefixd"'
     body = openai_error_body(error) if openai else error_body(error, request_id)
     return Response(
         encode_error(body),

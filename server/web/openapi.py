@@ -13,13 +13,15 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from prefixes.errors import PrefixdError, ShuttingDown
+from prefixes.errors import PrefixdError, RegistryUnavailable, ShuttingDown
 from server.web.errors import (
     STATUSES,
     BodyTooLarge,
+    Forbidden,
     InvalidRequest,
     Overloaded,
     RequestTimeout,
+    Unauthorized,
     openai_status,
     retry_helps,
 )
@@ -28,6 +30,8 @@ Responses = dict[int | str, dict[str, Any]]
 
 EVERYWHERE: Final[tuple[type[PrefixdError], ...]] = (PrefixdError, ShuttingDown)
 """What every route may answer: ``internal``, and that it was cut off by a shutdown."""
+KEYED: Final[tuple[type[PrefixdError], ...]] = (Unauthorized, Forbidden, RegistryUnavailable)
+"""What a route that needs a key may answer about the key; the last where it cannot be looked up."""
 BODY: Final = (InvalidRequest, BodyTooLarge, RequestTimeout, Overloaded)
 """What a route that reads a body may answer before it looks at what the body says."""
 ERROR: Final = {
@@ -87,6 +91,10 @@ HEADERS: Final = {
         "schema": {"type": "integer", "minimum": 1},
     },
 }
+SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key's secret, pfx_…"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
+}
 BOUNDS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 VALIDATION: Final = "HTTPValidationError"
 """FastAPI's own error, which ``error_handlers`` puts ours in the place of."""
@@ -102,10 +110,12 @@ def answers(
     content: Mapping[str, Any] | None = None,
     headers: Mapping[str, Any] | None = None,
     openai: bool = False,
+    keyed: bool = True,
 ) -> Responses:
     """A route's ``responses=``: ``success`` is the type of its JSON, None for none; ``errors`` are what it raises.
 
-    ``content`` has the schemas of further media types. Under ``/v1`` errors have OpenAI's form.
+    ``content`` has the schemas of further media types. Under ``/v1`` errors have OpenAI's form. Only a route that is
+    open to everybody is not ``keyed``.
     """
     told: Responses = {status: {"description": description}}
     if success is not None:
@@ -115,7 +125,7 @@ def answers(
     if headers:
         told[status]["headers"] = dict(headers)
     by_status: dict[int, set[str]] = {}
-    for error in (*errors, *EVERYWHERE):
+    for error in (*errors, *EVERYWHERE, *(KEYED if keyed else ())):
         number = STATUSES[error.code]
         by_status.setdefault(openai_status(number) if openai else number, set()).add(error.code)
     for number, codes in sorted(by_status.items()):
@@ -163,6 +173,7 @@ class DocumentedAPI(FastAPI):
             for never_sent in (VALIDATION, "ValidationError"):
                 document["components"]["schemas"].pop(never_sent, None)
             document["components"]["headers"] = HEADERS
+            document["components"]["securitySchemes"] = SECURITY
             document["components"]["parameters"] = {"X-Request-Id": REQUEST_ID}
             for operations in document["paths"].values():
                 for operation in operations.values():
@@ -175,6 +186,8 @@ class DocumentedAPI(FastAPI):
 def _complete(operation: dict[str, Any]) -> None:
     if VALIDATION in str(operation["responses"].get("422")):
         del operation["responses"]["422"]
+    if "401" in operation["responses"]:
+        operation["security"] = [{}, *({name: []} for name in SECURITY)]  # {}: while no key was ever made
     operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/X-Request-Id"})
     for response in operation["responses"].values():
         response.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/X-Request-Id"}

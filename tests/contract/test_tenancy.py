@@ -14,7 +14,7 @@ from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.tenancy.directory import Directory, later, utc_now
 from prefixes.tenancy.keyring import Keyring
-from prefixes.tenancy.model import InvalidKey, KeyNotFound, Scope, Share
+from prefixes.tenancy.model import InvalidKey, Key, KeyNotFound, Scope, Share
 from prefixes.tenancy.secret import new_id, new_secret, parse_secret
 
 
@@ -117,11 +117,18 @@ def test_an_expired_key_is_refused_without_a_look(directory: Directory, keyring:
 
 def test_a_secret_made_elsewhere_is_taken_once_and_never_again(directory: Directory, keyring: Keyring) -> None:
     secret = new_secret(new_id())
-    key = directory.adopt(secret, "default", "operator", ["operator"], actor="setup")
-    assert directory.adopt(secret, "default", "operator", ["operator"], actor="setup") == key
-    assert works(keyring, secret)
+    presented = parse_secret(secret)
+    assert presented is not None
+
+    def adopt() -> Key:
+        return directory.adopt(
+            presented.key_id, presented.digest, "default", "operator", ["operator"], actor="setup"
+        )
+
+    key = adopt()
+    assert adopt() == key and works(keyring, secret)
     directory.revoke(key.id, actor="ops")
-    directory.adopt(secret, "default", "operator", ["operator"], actor="setup")
+    adopt()
     assert not works(keyring, secret)
 
 
@@ -150,18 +157,15 @@ def test_unknown_keys_tenants_and_foreign_keys_are_not_found(directory: Director
         directory.revoke(made.key.id, actor="ops", tenant="other")
     with pytest.raises(KeyNotFound):
         directory.block("other", True, actor="ops")
-    with pytest.raises(KeyNotFound):
-        directory.share("acme/e2e", Share(tenants=frozenset({"other"})), actor="ops")
 
 
 def test_shares_are_kept_with_their_history(directory: Directory) -> None:
-    directory.create_tenant("globex", actor="ops")
     share = Share(tenants=frozenset({"globex"}), download=True)
     assert directory.share("acme/e2e", share, actor="acme-key") == share
     assert directory.load().shares == {"acme/e2e": share}
     assert directory.share("acme/e2e", None, actor="acme-key") is None
     assert directory.load().shares == {}
-    assert [change.action for change in directory.load().changes][1:] == ["share", "unshare"]
+    assert [change.action for change in directory.load().changes] == ["share", "unshare"]
 
 
 def test_writers_at_the_same_time_lose_nothing(url: str, directory: Directory) -> None:

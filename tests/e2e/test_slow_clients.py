@@ -40,7 +40,7 @@ def whole(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("admin", [False, True], ids=["public", "admin"])
-@pytest.mark.parametrize("sent", [b"GET /health HTTP/1.1\r\nHost: x\r\nX-", b"G"], ids=["half headers", "one byte"])
+@pytest.mark.parametrize("sent", [b"GET /health HTTP/1.1\r\nHost: [::1]\r\nX-", b"G"], ids=["half headers", "one byte"])
 def test_headers_that_do_not_arrive_are_refused(server: ServerProcess, admin: bool, sent: bytes) -> None:
     with Connection(server.admin_port if admin else server.port) as connection:
         answer = connection.send(sent).answer()
@@ -55,7 +55,7 @@ def test_a_connection_that_sends_nothing_is_closed(server: ServerProcess) -> Non
 
 def test_headers_that_trickle_are_refused(server: ServerProcess) -> None:
     with Connection(server.port) as connection:
-        connection.send(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        connection.send(b"GET /health HTTP/1.1\r\nHost: [::1]\r\nX-Long: ")
         began = time.monotonic()
         try:
             while time.monotonic() < began + 60:
@@ -89,7 +89,7 @@ def test_a_body_that_stands_still_is_refused(server: ServerProcess, path: str) -
 def test_an_upload_that_stands_still_is_refused(server: ServerProcess) -> None:
     with Connection(server.port) as connection:
         connection.send(
-            b"POST /prefixes HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=edge\r\n"
+            b"POST /prefixes HTTP/1.1\r\nHost: [::1]\r\nContent-Type: multipart/form-data; boundary=edge\r\n"
             b"Content-Length: 5000\r\n\r\n"
             b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf'
         )
@@ -99,7 +99,7 @@ def test_an_upload_that_stands_still_is_refused(server: ServerProcess) -> None:
 
 def test_a_chunked_body_that_stands_still_is_refused(server: ServerProcess) -> None:
     with Connection(server.port) as connection:
-        connection.send(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.send(b"POST /generate HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
                         b"Transfer-Encoding: chunked\r\n\r\n5\r\n{\"inp")  # fmt: skip
         answer = connection.answer()
         assert answer is not None and answer[0] == 408

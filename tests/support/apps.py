@@ -45,8 +45,8 @@ def with_apps(tmp_path: Path, test: Callable[[Served], Coroutine[Any, Any, None]
     async def run() -> None:
         async with (
             apps.public.router.lifespan_context(apps.public),
-            httpx.AsyncClient(transport=httpx.ASGITransport(apps.public), base_url="http://public") as public,
-            httpx.AsyncClient(transport=httpx.ASGITransport(apps.admin), base_url="http://admin") as admin,
+            httpx.AsyncClient(transport=httpx.ASGITransport(apps.public), base_url="http://localhost") as public,
+            httpx.AsyncClient(transport=httpx.ASGITransport(apps.admin), base_url="http://localhost") as admin,
         ):
             await test(Served(assembled, apps, public, admin, data))
 

@@ -124,16 +124,16 @@ async def leaves_before_the_answer(crowd: Crowd, client: httpx.AsyncClient, rng:
 
 async def half_speaks(crowd: Crowd, client: httpx.AsyncClient, rng: random.Random) -> None:
     begun = rng.choice([
-        b"", b"POST /gen", b"POST /generate HTTP/1.1\r\nHost: x\r\n",
-        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n{\"task",
-        b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n{",
+        b"", b"POST /gen", b"POST /generate HTTP/1.1\r\nHost: [::1]\r\n",
+        b"POST /generate HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n{\"t",
+        b"POST /generate HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n{",
     ])  # fmt: skip
     await _say(crowd.server, begun, rng.uniform(0, HELD_S))
 
 
 async def aborts_an_upload(crowd: Crowd, client: httpx.AsyncClient, rng: random.Random) -> None:
     head = (
-        b"POST /prefixes HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        b"POST /prefixes HTTP/1.1\r\nHost: [::1]\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         b"Content-Length: 4000000\r\n\r\n--b\r\nContent-Disposition: form-data; name=\"task\"\r\n\r\nmoving\r\n--b\r\n"
         b"Content-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n"
     )

@@ -32,7 +32,7 @@ class Connection:
         self.socket.sendall(data)
         return self
 
-    def post(self, path: str, body: bytes, *, declared: int | None = None, host: str = "server") -> Self:
+    def post(self, path: str, body: bytes, *, declared: int | None = None, host: str = "localhost") -> Self:
         """Send a JSON body whose Content-Length says ``declared``; more than there is makes it a half one."""
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"

@@ -43,7 +43,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__init__",),
         ("transfer",),
     ),
-    "prefixes.tenancy": (("model", "secret", "store"), ("records", "changes"), ("directory",), ("keyring",)),
+    "prefixes.tenancy": (
+        ("model", "secret", "store"),
+        ("records", "changes", "hash_file"),
+        ("directory",),
+        ("keyring",),
+    ),
     "prefixes.registry.disk": (("files",), ("log", "tenancy"), ("writer",), ("registry",)),
     "prefixes.registry.redis": (
         ("errors", "keys", "scripts", "url", "preflight"),
@@ -61,7 +66,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tiers",),
         ("registry",),
         ("schemas",),
-        ("service",),
+        ("service", "key_schemas"),
         ("openai",),
         ("request_fields",),
         ("runtime", "uploads"),
@@ -180,7 +185,7 @@ def allowed(module: str, imported: str) -> bool:
     if package == "trainer":
         return target in ("prefixes", "trainer") or imported.startswith(SHARED_WITH_TRAINER)
     if module.startswith("server.web"):
-        return imported.startswith(("prefixes.errors", "prefixes.spec", "server.web"))
+        return imported.startswith(("prefixes.errors", "prefixes.spec", "prefixes.tenancy", "server.web"))
     if module.startswith("server.engine"):
         return target == "prefixes" or imported.startswith("server.engine")
     return target in ("prefixes", "server")

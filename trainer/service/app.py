@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from server.parameter_schemas import documented_limits
 from server.parameters import WITHOUT_LIMITS
+from server.web.authentication import install_access
 from server.web.bodies import BodyMiddleware
 from server.web.error_handlers import install_error_handlers
 from server.web.http_metrics import HttpMetrics
@@ -73,6 +74,7 @@ def _install(app: FastAPI, runtime: TrainerRuntime, intake: Intake, metrics: Htt
         BodyMiddleware,
         intake=intake, max_bytes=settings.max_body_bytes, uploads={"/datasets": settings.max_dataset_bytes},
     )  # fmt: skip
+    install_access(app, runtime.keyring, settings)
     app.add_middleware(  # added last, runs first
         RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
     )

@@ -5,6 +5,7 @@ Owns the choice between Redis and the folder, and the checks before the service 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_to_serve
 from prefixes.registry.redis.url import parse_redis_url
+from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 from trainer.data.store import DatasetStore
 from trainer.jobs.base import JobStore, Queue
@@ -44,6 +46,7 @@ class AssembledTrainer:
 
     async def close(self) -> None:
         """Release connections and locks."""
+        await asyncio.to_thread(self.runtime.keyring.close)
         await self.worker.queue.close()
         await self.worker.store.close()
         self.worker.registry.close()
@@ -57,7 +60,9 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
         raise InvalidSettings("workers: expected at least 1 in a process without the API, got 0")
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
+    hosts = (settings.admin_host, *((settings.host,) if settings.api else ()))
     try:
+        keyring = open_keyring(registry.tenancy, settings, hosts)
         store, queue = await _jobs(settings, name)
     except BaseException:
         registry.close()
@@ -68,8 +73,9 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
         metrics.register(collector)
     folders = JobFolders(settings.data)
     service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry)
-    runtime = TrainerRuntime(settings, service, metrics, anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE))
+    runtime = TrainerRuntime(settings, service, keyring, metrics, anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE))
     worker = Worker(name, settings, store, queue, folders, registry, JobMetrics(metrics))
+    keyring.start()
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})
     return AssembledTrainer(runtime, worker, waiting)
 

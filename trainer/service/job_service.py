@@ -83,7 +83,7 @@ class JobService:
         task = TaskRef.parse(body.task, caller.tenant)
         if "@" in body.task:
             raise InvalidParameter("task: expected [tenant/]name; alias has its own field", parameter="task")
-        authorize(caller, Action.PUBLISH, task.tenant)
+        authorize(caller, Action.PUBLISH, task.tenant, task.name)
         if body.alias is not None:
             check_name("alias", body.alias)
         backbone = body.backbone or next(iter(self.settings.backbones))
@@ -131,5 +131,5 @@ class JobService:
         if text is None:
             return None
         ref = TaskRef.parse(text, caller.tenant)
-        authorize(caller, Action.READ, ref.tenant)
+        authorize(caller, Action.DOWNLOAD, ref.tenant, ref.name)
         return f"{ref.task}@{self.registry.resolve(ref).version}"

@@ -9,6 +9,7 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry
 
 from prefixes.errors import ShuttingDown
+from prefixes.tenancy.keyring import Keyring
 from server.web.auth import Action, Caller, authorize, caller_of
 from trainer.service.job_service import JobService
 from trainer.service.settings import TrainerSettings
@@ -22,6 +23,7 @@ class TrainerRuntime:
 
     settings: TrainerSettings
     service: JobService
+    keyring: Keyring
     metrics: CollectorRegistry
     uploads: anyio.CapacityLimiter
     draining: bool = False

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ByteSize, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from prefixes.registry import default_registry_url
-from server.web.connection_settings import ConnectionSettings
+from server.web.access_settings import AccessSettings
 from server.web.settings_types import COMMA_SEPARATED, Count, Names, Seconds
 
 _BACKBONE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -39,7 +39,7 @@ Backbones = Annotated[
 ]
 
 
-class TrainerSettings(ConnectionSettings):
+class TrainerSettings(AccessSettings):
     """Everything that ``prefixd trainer`` can be told."""
 
     model_config = SettingsConfigDict(env_prefix="PREFIXD_TRAINER_")

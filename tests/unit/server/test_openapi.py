@@ -18,7 +18,7 @@ from server.web.openapi import DocumentedAPI, answers
 from tests.support.apps import Served, with_apps
 from tests.support.documents import check_document
 
-SAMPLES = {"tenant": "acme", "name": "e2e", "version": "production", "model": "e2e"}
+SAMPLES = {"key_id": "AAAAAAAAAAAA", "tenant": "acme", "name": "e2e", "version": "production", "model": "e2e"}
 RELATED: dict[str, dict[str, Any]] = {
     "length_penalty": {"num_beams": 2, "max_new_tokens": 1},
     "num_return_sequences": {"do_sample": True},
@@ -126,8 +126,9 @@ def test_whole_floats_are_integers_and_others_are_not() -> None:
 
 
 def test_under_v1_an_answer_has_openais_statuses() -> None:
-    assert set(answers(None, InvalidName, TaskNotFound)) == {200, 404, 422, 500, 503}
-    assert set(answers(None, InvalidName, TaskNotFound, openai=True)) == {200, 400, 404, 500, 503}
+    assert set(answers(None, InvalidName, TaskNotFound)) == {200, 401, 403, 404, 422, 500, 503}
+    assert set(answers(None, InvalidName, TaskNotFound, openai=True)) == {200, 400, 401, 403, 404, 500, 503}
+    assert set(answers(None, InvalidName, keyed=False)) == {200, 422, 500, 503}
 
 
 def _taken(parse: Any) -> bool:

@@ -35,7 +35,7 @@ async def cut_off(served: Served, path: str, kind: str) -> list[Any]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"host", b"public"), (b"content-type", kind.encode()), (b"content-length", b"1000")]
+    headers = [(b"host", b"localhost"), (b"content-type", kind.encode()), (b"content-length", b"1000")]
     scope = {
         "type": "http", "http_version": "1.1", "method": "POST", "path": path, "raw_path": path.encode(),
         "scheme": "http", "query_string": b"", "headers": headers, "client": ("1.2.3.4", 5), "server": ("public", 80),

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.web.answer_types import Alive
+from server.web.auth import Action, authorize, caller_of
 from server.web.openapi import answers
 from server.web.responses import METRICS_CONTENT, json_response, metrics_response
 from trainer.jobs.errors import JobStoreUnavailable
@@ -17,13 +18,13 @@ public = APIRouter(tags=["operations"], default_response_class=Response)
 admin = APIRouter(tags=["admin"], default_response_class=Response)
 
 
-@probes.get("/health", summary="Is the process alive", responses=answers(Alive))
+@probes.get("/health", summary="Is the process alive", responses=answers(Alive, keyed=False))
 async def health() -> Response:
     """Always, when it answers."""
     return json_response({"status": "ok"})
 
 
-@probes.get("/ready", summary="Should traffic come here", responses=answers(Ready, JobStoreUnavailable))
+@probes.get("/ready", summary="Should traffic come here", responses=answers(Ready, JobStoreUnavailable, keyed=False))
 async def ready(request: Request) -> Response:
     """503 while draining, and while the place of the jobs does not answer."""
     runtime = runtime_of(request)
@@ -42,4 +43,5 @@ async def backbones(request: Request) -> Response:
 @admin.get("/metrics", summary="Prometheus metrics", responses=answers(None, content=METRICS_CONTENT))
 async def metrics(request: Request) -> Response:
     """In the text format that the Accept header asks for."""
+    authorize(caller_of(request), Action.METRICS, None)
     return await metrics_response(request, runtime_of(request).metrics)

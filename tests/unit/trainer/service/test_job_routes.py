@@ -34,7 +34,7 @@ def with_trainer(tmp_path: Path, test: Test) -> None:
         trainer = await assemble(load_settings(TrainerSettings, given, config=None))
         transport = httpx.ASGITransport(create_public(trainer.runtime, Intake(60, 1 << 20)), raise_app_exceptions=False)
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://trainer") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 dataset = (await client.post("/datasets", content=lines(3))).json()["dataset"]
                 await test(client, trainer.runtime.service.store, dataset)
         finally:

@@ -1,0 +1,45 @@
+"""A key's id and the SHA-256 of its secret in a file, for services that shall know a key and never its secret.
+
+Owns the form: one line, ``<id> <digest>``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from prefixes.tenancy.model import InvalidKey
+from prefixes.tenancy.secret import ID_LENGTH, Presented
+
+_LINE: Final = re.compile(rf"([0-9A-Za-z]{{{ID_LENGTH}}}) ([0-9a-f]{{64}})\s*")
+
+
+def read_hash(path: Path) -> tuple[str, str]:
+    """Id and digest. Raises InvalidKey."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(1000).decode("ascii", errors="replace")
+    except OSError as error:
+        raise InvalidKey(f"{path}: expected a key's hash, cannot read it: {error.strerror}") from None
+    found = _LINE.fullmatch(text)
+    if found is None:
+        raise InvalidKey(f"{path}: expected one line, <id> <SHA-256>, as `prefixd keys new-secret` writes it")
+    return found[1], found[2]
+
+
+def write_new(path: Path, text: str, mode: int) -> None:
+    """A new file with ``text``. Raises InvalidKey where there is one."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+    except OSError as error:
+        raise InvalidKey(f"{path}: expected a new file, got: {error.strerror}") from None
+
+
+def hash_line(presented: Presented) -> str:
+    """The content of the file."""
+    return f"{presented.key_id} {presented.digest}\n"

@@ -1,0 +1,122 @@
+"""The bodies and answers of ``/tenants``, ``/keys`` and a task's share: names and types. Ranges are the directory's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from typing_extensions import TypedDict
+
+from prefixes.spec import NAME_PATTERN
+from prefixes.tenancy.changes import MAX_KEY_NAME
+from prefixes.tenancy.directory import GRACE_S, MAX_GRACE_S
+from prefixes.tenancy.model import Scope
+from prefixes.tenancy.secret import ID_PATTERN, SECRET_PATTERN
+from server.schemas import Name
+from server.web.answer_types import CLOSED, Time
+from server.web.strict_body import Body
+
+ScopeName = Annotated[str, Field(max_length=20), WithJsonSchema({"type": "string", "enum": sorted(Scope)})]
+TenantName = Annotated[str, WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+KeyName = Annotated[
+    str,
+    Field(max_length=1000),
+    WithJsonSchema({"type": "string", "pattern": f"^[ -~]{{1,{MAX_KEY_NAME}}}$"}),
+]
+Moment = Annotated[str, Field(max_length=40), WithJsonSchema({"type": "string", "format": "date-time"})]
+
+
+class TenantRequest(Body):
+    """``POST /tenants``."""
+
+    name: Name
+
+
+class BlockRequest(Body):
+    """``POST /tenants/{tenant}/block``."""
+
+    blocked: bool = Field(default=True, description="False lets its keys work again.")
+
+
+class KeyRequest(Body):
+    """``POST /keys``."""
+
+    name: KeyName = Field(description="For people; need not be unique.")
+    scopes: list[ScopeName] = Field(min_length=1, max_length=len(Scope), description="What it may do.")
+    tenant: Name | None = Field(default=None, description="Default: the caller's own.")
+    expires_at: Moment | None = Field(default=None, description="When it ends by itself: ISO 8601 with its zone.")
+
+
+class KeysQuery(BaseModel):
+    """``GET /keys?…``: text, therefore not strict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tenant: Name | None = None
+
+
+class RotateRequest(Body):
+    """``POST /keys/{id}/rotate``."""
+
+    grace_s: Annotated[float, Field(ge=0, le=MAX_GRACE_S, allow_inf_nan=False)] = Field(
+        default=GRACE_S, description="Seconds for which the secret before goes on working; 0 ends it now."
+    )
+
+
+class ShareRequest(Body):
+    """``POST /prefixes/…/share``. Neither everyone nor tenants: private again."""
+
+    everyone: bool = False
+    tenants: list[Name] = Field(
+        default=[], max_length=1000, description="Names, whether there are such tenants or not."
+    )
+    download: bool = Field(default=False, description="They may have the artifact too.")
+
+
+class TenantRecord(TypedDict):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    name: TenantName
+    blocked: bool
+    created_at: Time
+    created_by: str
+    keys: Annotated[int, Field(description="Those that are not revoked.")]
+
+
+class TenantList(TypedDict):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    tenants: list[TenantRecord]
+
+
+class KeyRecord(TypedDict):
+    """A key without its secrets."""
+
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    id: Annotated[str, Field(pattern=ID_PATTERN)]
+    tenant: TenantName
+    name: str
+    scopes: list[ScopeName]
+    created_at: Time
+    created_by: str
+    expires_at: Time | None
+    revoked_at: Time | None
+    last_used_at: Annotated[Time | None, Field(description="To the minute, noted twice a minute.")]
+
+
+class KeyList(TypedDict):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    keys: list[KeyRecord]
+
+
+class KeyWithSecret(KeyRecord):
+    """The only answer that has the secret."""
+
+    secret: Annotated[str, Field(pattern=SECRET_PATTERN)]
+
+
+class Shared(TypedDict):
+    """With whom a task is shared."""
+
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    everyone: bool
+    tenants: list[TenantName]
+    download: bool

@@ -1,0 +1,33 @@
+"""The settings of every service about who gets in. Owns their names, defaults and help texts; does not know what they
+do (``authentication``, ``origins``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from server.web.connection_settings import ConnectionSettings
+from server.web.settings_types import Names
+
+
+class AccessSettings(ConnectionSettings):
+    """What a service asks of those who call it."""
+
+    open_access: bool = Field(
+        False, description="Serve beyond this machine, or behind a proxy, although no key was ever made."
+    )
+    operator_hash_file: Path | None = Field(
+        None, description="File with the id and SHA-256 of an operator's key, which is made at start if it is new."
+    )
+    allowed_hosts: Names = Field(
+        (), description="A Host header to accept (repeatable); default: loopback names, or any once there are keys."
+    )
+    allowed_origins: Names = Field(
+        (), description="The origin of a web page that may call, such as https://app.example.com (repeatable)."
+    )
+    max_stale_auth_s: float = Field(
+        60.0, ge=0, le=86400, allow_inf_nan=False,
+        description="Seconds for which known keys work while the registry does not answer.",
+    )  # fmt: skip

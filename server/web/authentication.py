@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefixes.errors import PrefixdError, RegistryUnavailable
-from prefixes.tenancy.keyring import Keyring
+from prefixes.tenancy.keyring import Keyring, Known
 from prefixes.tenancy.model import Key
 from prefixes.tenancy.secret import Presented, parse_secret
 from server.web.access_settings import AccessSettings
@@ -96,7 +96,8 @@ class Authentication:
             check_host(headers, self._access.hosts)
         if presented is None:
             raise Unauthorized(_NEEDED)
-        return self._allowed(await self._key(presented))
+        key = await self._key(presented)
+        return caller_with(self._keyring.known, key)
 
     async def _key(self, presented: Presented) -> Key:
         """The key that the secret opens. Only one that may be too new to be known is looked for."""
@@ -109,12 +110,6 @@ class Authentication:
         if key is None:
             raise Unauthorized(_NEEDED)
         return key
-
-    def _allowed(self, key: Key) -> Caller:
-        tenancy = self._keyring.known.tenancy
-        if tenancy.tenants[key.tenant].blocked:
-            raise Forbidden(f"tenant {key.tenant} is blocked")
-        return Caller(key.tenant, key.id, key.scopes, tenancy.shares)
 
     async def _look(self) -> None:
         """Return once the registry was asked after this call began, or could not be asked."""
@@ -129,6 +124,13 @@ class Authentication:
     async def _look_soon(self) -> None:
         await asyncio.sleep(max(0.0, self._keyring.asked_at + PAUSE_S - time.monotonic()))
         await asyncio.to_thread(self._keyring.look)
+
+
+def caller_with(known: Known, key: Key) -> Caller:
+    """The caller whose key is a working one. Raises Forbidden where its tenant is blocked."""
+    if known.tenancy.tenants[key.tenant].blocked:
+        raise Forbidden(f"tenant {key.tenant} is blocked")
+    return Caller(key.tenant, key.id, key.scopes, known.tenancy.shares)
 
 
 def _sent(headers: Headers) -> str | None:

@@ -18,6 +18,7 @@ from prefixes.errors import TaskNotFound
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.registry.redis.url import parse_redis_url
+from prefixes.tenancy.keyring import Keyring
 from server.web.settings_sources import load_settings
 from tests.support.datasets import LIMIT, line, upload
 from tests.support.redis_registry import DATA
@@ -110,7 +111,8 @@ def test_jobs_whose_worker_is_gone_are_taken_over_and_finished_and_those_that_wa
         settings = load_settings(
             TrainerSettings, {"data": trainer.root, "registry": "unused", "backbone": ["tiny=/unused"]}, config=None
         )
-        worker = Worker("today", settings, store, queue, folders, registry, JobMetrics(CollectorRegistry()))
+        keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
+        worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics)
         lost = {job.id for job in await queue.dead(await store.open_jobs()) if trainer.redis or job.state == "running"}
         assert lost == trainer.left("running")
         assert [job.id for job in await worker.reconcile()] == trainer.told["open"]

@@ -120,7 +120,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
         ("request", "outcome", "progress_writer", "job_service"),
-        ("registry_retry", "run_job", "runtime"),
+        ("registry_retry", "rights", "run_job", "runtime"),
         ("child", "worker", "routes"),
         ("app", "assembly"),
         ("lifecycle",),

@@ -72,6 +72,7 @@ class Job:
     failure: Failure | None = None
     version: str | None = None  # of the finished prefix; set before it is published
     result: Mapping[str, Any] = field(default_factory=dict)  # once succeeded: task, version, alias, scores
+    key_id: str | None = None  # of the key with whose rights it publishes
 
     @property
     def delivery(self) -> str:
@@ -90,7 +91,10 @@ class Job:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; ``job_from`` takes them back."""
-        return asdict(self)
+        values = asdict(self)
+        if self.key_id is None:
+            del values["key_id"]  # as in the records of a time without keys
+        return values
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def new_job(tenant: str, actor: str, spec: Mapping[str, Any]) -> Change:
+def new_job(tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None = None) -> Change:
     """Create a queued job. Ids sort by time and cannot be guessed."""
     made = now()
     job = Job(
@@ -135,6 +139,7 @@ def new_job(tenant: str, actor: str, spec: Mapping[str, Any]) -> Change:
         attempt=1,
         created_at=made,
         queued_at=made,
+        key_id=key_id,
     )
     return _told(job)
 
@@ -156,13 +161,18 @@ def cancelled(job: Job) -> Change:
     raise JobConflict(f"cancel: expected a queued or running job, got one that {job.state}", state=job.state)
 
 
-def retried(job: Job) -> Change:
-    """Queue the job again; it resumes from its last checkpoint. Raises JobConflict unless failed or cancelled."""
+def retried(job: Job, actor: str | None = None, key_id: str | None = None) -> Change:
+    """Queue the job again, now in the name of ``actor`` if one is given; it resumes from its last checkpoint.
+
+    Raises JobConflict unless it failed or was cancelled.
+    """
     if job.state not in ("failed", "cancelled"):
         raise JobConflict(f"retry: expected a failed or cancelled job, got one that is {job.state}", state=job.state)
     fresh = replace(
         job, attempt=job.attempt + 1, lost=0, cancel_requested=False, failure=None, finished_at=None, version=None
     )
+    if actor is not None:
+        fresh = replace(fresh, actor=actor, key_id=key_id)
     return _queued(fresh)
 
 

@@ -74,7 +74,7 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     folders = JobFolders(settings.data)
     service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry)
     runtime = TrainerRuntime(settings, service, keyring, metrics, anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE))
-    worker = Worker(name, settings, store, queue, folders, registry, JobMetrics(metrics))
+    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics))
     keyring.start()
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})
     return AssembledTrainer(runtime, worker, waiting)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefixes.errors import Conflict, InvalidParameter, QueueFull
@@ -46,7 +47,7 @@ class JobService:
         most = self.settings.max_open_jobs
         if len(open_jobs) >= most:
             raise QueueFull(f"jobs: expected at most {most} queued and running, got {len(open_jobs)}", expected=most)
-        job = await self.store.create(new_job(caller.tenant, caller.actor, spec))
+        job = await self.store.create(new_job(caller.tenant, caller.actor, spec, caller.key_id))
         await self._deliver(job)
         return job
 
@@ -56,7 +57,8 @@ class JobService:
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
         """See ``job.retried``."""
-        job = await self.store.change(caller.tenant, job_id, retried)
+        again = partial(retried, actor=caller.actor, key_id=caller.key_id)
+        job = await self.store.change(caller.tenant, job_id, again)
         await self._deliver(job)
         return job
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
+from prefixes.tenancy.keyring import Keyring
 from trainer.jobs.base import JobStore, Plan, Queue
 from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
@@ -41,6 +42,7 @@ from trainer.service.process import ChildProcess, started
 from trainer.service.progress_writer import ProgressWriter
 from trainer.service.registry_retry import RETRY_S, RegistryRetry
 from trainer.service.request import finished, prepare
+from trainer.service.rights import check_rights
 from trainer.service.settings import TrainerSettings
 
 LOOK_S: Final = 2.0
@@ -65,6 +67,7 @@ class Worker:
     queue: Queue
     folders: JobFolders
     registry: Registry
+    keyring: Keyring
     metrics: JobMetrics
 
     async def handle(self, tenant: str, job_id: str, token: int) -> None:
@@ -224,6 +227,7 @@ class Worker:
             with contextlib.suppress(JobStoreUnavailable):  # the idempotency key below prevents a second publish
                 await self._owned(job)  # this worker may have slept while the job ended or began again
             try:
+                await asyncio.to_thread(check_rights, self.keyring, job, task)
                 info = await asyncio.to_thread(
                     self.registry.publish,
                     task.tenant,

@@ -152,8 +152,8 @@ async def delete(request: Request, job_id: str) -> Response:
 def job_body(job: Job) -> dict[str, Any]:
     """Return the job for the API, without the fields that concern only workers."""
     told = job.as_dict()
-    for inner in ("token", "worker", "lost", "actor", "tenant"):
-        del told[inner]
+    for inner in ("token", "worker", "lost", "actor", "tenant", "key_id"):
+        told.pop(inner, None)
     return told
 
 

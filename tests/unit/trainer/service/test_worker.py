@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 from prefixes.errors import BackboneError, TaskNotFound
 from prefixes.files import write_bytes, write_json
 from prefixes.registry import open_registry
-from prefixes.registry.base import Registry
+from prefixes.registry.base import Store
+from prefixes.tenancy.keyring import Keyring
 from server.web.settings_sources import load_settings
 from tests.support.server import TinyWorld, make_world
 from trainer.data.store import DatasetStore
@@ -67,16 +68,16 @@ def settings(tmp_path: Path) -> TrainerSettings:
 
 
 @pytest.fixture
-def registry(settings: TrainerSettings) -> Iterator[Registry]:
+def registry(settings: TrainerSettings) -> Iterator[Store]:
     with closing(open_registry(settings.registry)) as made:
         yield made
 
 
 @asynccontextmanager
-async def a_worker(settings: TrainerSettings, registry: Registry) -> AsyncIterator[Worker]:
+async def a_worker(settings: TrainerSettings, registry: Store) -> AsyncIterator[Worker]:
     store = DiskJobStore(settings.data)
-    metrics = JobMetrics(CollectorRegistry())
-    yield Worker(NAME, settings, store, LocalQueue(), JobFolders(settings.data), registry, metrics)
+    keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
+    yield Worker(NAME, settings, store, LocalQueue(), JobFolders(settings.data), registry, keyring, metrics)
     await store.close()
 
 
@@ -118,7 +119,7 @@ async def delete(worker: Worker, job: Job) -> None:
 
 @pytest.mark.parametrize("meanwhile", [end, begin_again, give_to_another, delete])
 def test_a_worker_that_slept_before_its_publish_publishes_nothing(
-    world: TinyWorld, settings: TrainerSettings, registry: Registry, meanwhile: Callable[..., Any]
+    world: TinyWorld, settings: TrainerSettings, registry: Store, meanwhile: Callable[..., Any]
 ) -> None:
     async def test() -> None:
         async with a_worker(settings, registry) as worker:
@@ -134,7 +135,7 @@ def test_a_worker_that_slept_before_its_publish_publishes_nothing(
 
 @pytest.mark.parametrize("asked", ["while it was trained", "while it was published"])
 def test_a_cancel_is_heard_until_the_prefix_is_trained_and_then_too_late(
-    world: TinyWorld, settings: TrainerSettings, registry: Registry, asked: str
+    world: TinyWorld, settings: TrainerSettings, registry: Store, asked: str
 ) -> None:
     """One that came after the last training step was answered, and the prefix published all the same."""
 
@@ -169,7 +170,7 @@ def test_a_cancel_is_heard_until_the_prefix_is_trained_and_then_too_late(
 
 
 def test_a_worker_that_sleeps_while_its_job_is_deleted_leaves_no_folder(
-    settings: TrainerSettings, registry: Registry
+    settings: TrainerSettings, registry: Store
 ) -> None:
     class Slow(JobFolders):
         def enter(self, job: Job) -> Path:
@@ -193,7 +194,7 @@ def test_a_worker_that_sleeps_while_its_job_is_deleted_leaves_no_folder(
 
 
 def test_what_is_claimed_while_the_worker_ends_is_handed_back(
-    settings: TrainerSettings, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    settings: TrainerSettings, registry: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     to_disk = disk_store._to_disk
 
@@ -218,7 +219,7 @@ def test_what_is_claimed_while_the_worker_ends_is_handed_back(
 
 
 def test_a_start_waits_for_a_registry_that_is_away(
-    world: TinyWorld, settings: TrainerSettings, registry: Registry, tmp_path: Path
+    world: TinyWorld, settings: TrainerSettings, registry: Store, tmp_path: Path
 ) -> None:
     version = registry.publish("default", "from", world.prefix(), record={}).version
     (settings.data / "tenants/default/datasets").mkdir(parents=True)
@@ -242,13 +243,13 @@ def test_a_start_waits_for_a_registry_that_is_away(
     asyncio.run(test())
 
 
-def test_a_worker_without_the_backbone_says_which_it_has(settings: TrainerSettings, registry: Registry) -> None:
+def test_a_worker_without_the_backbone_says_which_it_has(settings: TrainerSettings, registry: Store) -> None:
     job = new_job("default", "me", {"backbone": "large"}).job
     with pytest.raises(BackboneError, match=r"'large'.*tiny"):
         prepare(job, settings.data, settings, registry)
 
 
-def test_a_job_gets_the_trainers_word_on_generation_configs(settings: TrainerSettings, registry: Registry) -> None:
+def test_a_job_gets_the_trainers_word_on_generation_configs(settings: TrainerSettings, registry: Store) -> None:
     told = settings.model_copy(update={"ignore_generation_config": ("min_p", "sequence_bias")})
     job = new_job("default", "me", a_spec(settings, start_from=None)).job
     prepare(job, settings.data, told, registry)

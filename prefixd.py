@@ -26,6 +26,18 @@ def _prefixes() -> typer.Typer:
     return prefixes.cli.app
 
 
+def _keys() -> typer.Typer:
+    import prefixes.cli.keys
+
+    return prefixes.cli.keys.keys_app
+
+
+def _tenants() -> typer.Typer:
+    import prefixes.cli.keys
+
+    return prefixes.cli.keys.tenants_app
+
+
 def _train() -> typer.Typer:
     import trainer.cli.train
 
@@ -65,6 +77,8 @@ def _evaluate() -> typer.Typer:
 COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {
     "serve": ("Serve tasks over HTTP.", _serve),
     "prefixes": ("List, inspect, publish, import, export and move prefixes.", _prefixes),
+    "keys": ("Make, rotate and revoke callers' keys.", _keys),
+    "tenants": ("Make, list and block tenants.", _tenants),
     "train": ("Train a prefix on a frozen backbone and publish it.", _train),
     "evaluate": ("Score a prefix on a test set.", _evaluate),
     "trainer": ("Run training jobs as a service over HTTP.", _trainer),

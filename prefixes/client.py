@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -30,6 +31,15 @@ class RemoteRegistry:
     def __init__(self, url: str, *, api_key: str | None = None, client: httpx.Client | None = None) -> None:
         """``url`` is the server's, such as ``http://localhost:8000``. Raises RegistryUnavailable for any other form."""
         self._server = Remote("server", RegistryUnavailable, url, api_key=api_key, client=client)
+
+    @cached_property
+    def own_tenant(self) -> str:
+        """The tenant as which the server knows the caller: names without one belong to it."""
+        found = self._server.json("GET", "/caller")
+        tenant = found.get("tenant") if isinstance(found, dict) else None
+        if not isinstance(tenant, str):
+            raise self._server.foreign("a tenant")
+        return check_name("tenant", tenant)
 
     def summaries(self) -> list[dict[str, Any]]:
         """The list of ``GET /prefixes``: task, aliases, version, versions, prefix_tokens, resident."""

@@ -73,6 +73,13 @@ class ShareRequest(Body):
     download: bool = Field(default=False, description="They may have the artifact too.")
 
 
+class CallerRecord(TypedDict):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    tenant: TenantName
+    key_id: Annotated[str, Field(pattern=ID_PATTERN)] | None
+    scopes: list[ScopeName]
+
+
 class TenantRecord(TypedDict):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     name: TenantName

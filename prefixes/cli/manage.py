@@ -81,8 +81,9 @@ def inspect(
     task: TaskArgument, registry: RegistryOption = None, server: ServerOption = None, as_json: JsonOption = False
 ) -> None:
     """Show a task: its versions with metadata and record, and every move of its aliases."""
-    ref = task_of(task)
+    task_of(task)  # wrong usage is told before anything is opened
     with opened(registry, server) as source:
+        ref = task_of(task, source)
         info = source.inspect(ref.tenant, ref.name)
     if as_json:
         show.show_json(task_to_dict(info))
@@ -120,8 +121,8 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Point an alias at the version before; again for the one before that."""
-    ref = task_of(task)
     with opened(registry, server) as source:
+        ref = task_of(task, source)
         current = expected_current
         if current is None:
             current = source.inspect(ref.tenant, ref.name).aliases.get(alias)
@@ -145,8 +146,8 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a task with all its versions, after asking. `undelete` brings it back until `gc` takes it."""
-    ref = task_of(task)
     with opened(registry, server) as source:
+        ref = task_of(task, source)
         versions = len(source.inspect(ref.tenant, ref.name).versions)
         if not yes:
             typer.confirm(f"Delete {ref.task} and its {versions} version(s)?", abort=True, err=True)
@@ -169,10 +170,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every version again: digest, shapes, finite values, the index's word for it. Exits 1 if one is bad."""
-    ref = task_of(task) if task is not None else None
     spec = loaded(backbone).spec if backbone is not None else None
     results: list[dict[str, Any]] = []
     with opened(registry, server) as source:
+        ref = task_of(task, source) if task is not None else None
         tasks = source.tasks() if ref is None else [source.inspect(ref.tenant, ref.name)]
         for found in tasks:
             results += [_verified(source, found, info, spec) for info in found.versions]
@@ -199,3 +200,30 @@ def _verified(source: Registry, task: TaskInfo, info: VersionInfo, backbone: Bac
     except PrefixdError as failure:
         error = failure.message
     return {"task": f"{task.tenant}/{task.name}", "version": info.version, "error": error}
+
+
+@command(app, "share")
+def share(
+    task: TaskArgument,
+    tenant: Annotated[list[str] | None, typer.Option(metavar="NAME", help="With this tenant (repeatable).")] = None,
+    everyone: Annotated[bool, typer.Option("--everyone", help="With every tenant.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="They may have the artifact too.")] = False,
+    nobody: Annotated[bool, typer.Option("--nobody", help="Make it private again.")] = False,
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let other tenants generate with a task and read its card, by tenant/name. What is given takes the old's place."""
+    from prefixes.cli.directory import opened_directory
+
+    if nobody == bool(everyone or tenant or download):
+        raise typer.BadParameter("expected --tenant or --everyone, with --download or without, or else --nobody")
+    with opened(registry, server) as source:
+        ref = task_of(task, source)
+    with opened_directory(registry, server) as directory:
+        shared = directory.share(ref.tenant, ref.name, everyone=everyone, tenants=tenant or (), download=download)
+    if as_json:
+        show.show_json({"task": ref.task, **shared})
+    else:
+        whom = "everyone" if shared["everyone"] else ", ".join(shared["tenants"]) or "nobody"
+        typer.echo(f"shared {ref.task} with {whom}{', download too' if shared['download'] else ''}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
+from prefixes.cli.key_option import key_of_command, take_key, with_key
 from prefixes.errors import PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry import URL_FORMS, default_registry_url, open_registry, shown_url
 from prefixes.spec import DEFAULT_TENANT, TaskRef
@@ -39,7 +40,7 @@ ServerOption = Annotated[
         "--server",
         metavar="URL",
         help="Work through a running server instead, for example http://localhost:8000. [env: PREFIXD_SERVER; "
-        "PREFIXD_API_KEY for its key]",
+        "--key for its key]",
         show_default=False,
     ),
 ]
@@ -95,30 +96,41 @@ def command(
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
             with errors():
+                take_key(kwargs)
                 function(*args, **kwargs)
 
+        with_key(function, guarded)
         app.command(name)(guarded)
         return guarded
 
     return register
 
 
-@contextmanager
-def opened(registry: str | None, server: str | None, *, create: bool = False) -> Iterator[Registry]:
-    """The registry that the options name, else the one that the environment names, else the default.
+def place_of(registry: str | None, server: str | None) -> tuple[str, str | None]:
+    """The registry's URL and the server's, if it is that: by the options, else the environment, else the default.
 
-    ``create`` makes a missing registry, for commands that write. Raises BadParameter for both a registry and a server.
+    Raises BadParameter for both.
     """
     if registry is None and server is None:
         registry, server = os.environ.get("PREFIXD_REGISTRY") or None, os.environ.get("PREFIXD_SERVER") or None
     if registry is not None and server is not None:
         raise typer.BadParameter("expected one of --registry and --server, got both")
+    return registry or default_registry_url(), server
+
+
+@contextmanager
+def opened(registry: str | None, server: str | None, *, create: bool = False) -> Iterator[Registry]:
+    """The registry that the options name, else the one that the environment names, else the default.
+
+    ``create`` makes a missing registry, for commands that write. Raises as ``place_of``.
+    """
+    registry, server = place_of(registry, server)
     if server is not None:
         from prefixes.client import RemoteRegistry
 
-        found: Registry = RemoteRegistry(server, api_key=os.environ.get("PREFIXD_API_KEY") or None)
+        found: Registry = RemoteRegistry(server, api_key=key_of_command())
     else:
-        with telling(registry or default_registry_url()) as url:
+        with telling(registry) as url:
             found = open_registry(url, create=create)
     try:
         yield found
@@ -165,25 +177,35 @@ def telling(url: str) -> Iterator[str]:
         raise
 
 
-def task_of(text: str) -> TaskRef:
-    """The task that ``text`` names, without version or alias, for commands on all of its versions."""
+def task_of(text: str, registry: Registry | None = None) -> TaskRef:
+    """The task that ``text`` names, without version or alias, for commands on all of its versions.
+
+    Without a tenant it is the one's as whom ``registry``, if it is a server, knows the caller.
+    """
     if "@" in text:
         raise typer.BadParameter(f"expected [TENANT/]NAME without a version or an alias, got {text!r}")
-    return TaskRef.parse(text, DEFAULT_TENANT)
+    return TaskRef.parse(text, _own_tenant(text, registry))
 
 
 def reference(text: str, registry: Registry) -> TaskRef:
     """The reference that ``text`` means. Completes a shortened digest. Raises TaskNotFound, InvalidName."""
     name, _, selector = text.partition("@")
     digits = selector.removeprefix("sha256:")
+    own = _own_tenant(name, registry)
     if not selector.startswith("sha256:") or not 4 <= len(digits) < 64:
-        return TaskRef.parse(text, DEFAULT_TENANT)
-    task = TaskRef.parse(name, DEFAULT_TENANT)
+        return TaskRef.parse(text, own)
+    task = TaskRef.parse(name, own)
     versions = [info.version for info in registry.inspect(task.tenant, task.name).versions]
     found = [version for version in versions if version.startswith(selector)]
     if len(found) != 1:
         raise TaskNotFound(f"task {task.task}: {selector}: expected one version that begins so, found {len(found)}")
     return TaskRef(task.tenant, task.name, None, found[0])
+
+
+def _own_tenant(text: str, registry: Registry | None) -> str:
+    from prefixes.client import RemoteRegistry
+
+    return registry.own_tenant if isinstance(registry, RemoteRegistry) and "/" not in text else DEFAULT_TENANT
 
 
 def fetch(registry: Registry, tenant: str, name: str, version: str) -> bytes:

@@ -196,13 +196,15 @@ class _Target:
     def __init__(self, task: str, alias: str | None, no_alias: bool, record: str) -> None:
         if alias is not None and no_alias:
             raise typer.BadParameter("expected one of --alias and --no-alias, got both")
-        self._ref = task_of(task)
+        task_of(task)
+        self._task = task
         self._alias = None if no_alias else alias or DEFAULT_ALIAS
         self._record = json_object("--record", record)
 
     def publish(self, data: bytes, registry: str | None, server: str | None, as_json: bool) -> None:
-        tenant, name = self._ref.tenant, self._ref.name
         with opened(registry, server, create=True) as target:
+            ref = task_of(self._task, target)
+            tenant, name = ref.tenant, ref.name
             info = target.publish(tenant, name, data, alias=self._alias, record=self._record, actor=local_actor())
             show.published(target.inspect(tenant, name), info.version, as_json=as_json)
 

@@ -47,8 +47,8 @@ def undelete(
     It must not have been taken by `gc`, and no task of that name may be there. Of several, the one deleted last comes
     back; `list --deleted` shows them.
     """
-    ref = task_of(task)
     with opened(registry, server) as source:
+        ref = task_of(task, source)
         show.show_aliases(source.undelete(ref.tenant, ref.name, actor=local_actor()), as_json=as_json)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.spec_json import canonical_json
-from prefixes.tenancy.model import FORMAT, Key, Share, Tenancy
+from prefixes.tenancy.model import FORMAT, Key, Share, Tenancy, Tenant
 
 _ADAPTER: Final = TypeAdapter(Tenancy)
 
@@ -40,8 +41,19 @@ def revision_of(data: bytes | None) -> str:
     return hashlib.sha256(data).hexdigest() if data is not None else ""
 
 
-def key_to_dict(key: Key) -> dict[str, Any]:
-    """A key as it is shown: without its secrets."""
+def tenant_to_dict(state: Tenancy, tenant: Tenant) -> dict[str, Any]:
+    """A tenant as it is shown, with the number of its keys that are not revoked."""
+    return {
+        "name": tenant.name,
+        "blocked": tenant.blocked,
+        "created_at": tenant.created_at,
+        "created_by": tenant.created_by,
+        "keys": sum(key.revoked_at is None for key in state.keys_of(tenant.name)),
+    }
+
+
+def key_to_dict(key: Key, used: Mapping[str, str]) -> dict[str, Any]:
+    """A key as it is shown: without its secrets, and with when it was last used."""
     return {
         "id": key.id,
         "tenant": key.tenant,
@@ -51,6 +63,7 @@ def key_to_dict(key: Key) -> dict[str, Any]:
         "created_by": key.created_by,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
+        "last_used_at": used.get(key.id),
     }
 
 

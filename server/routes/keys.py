@@ -1,4 +1,4 @@
-"""``/tenants`` and ``/keys``: an operator's for all, and a key's with the scope ``keys`` for its own tenant.
+"""``/caller``; ``/tenants`` and ``/keys``, for operators, and the latter for a key with the scope ``keys``.
 
 Owns which keys a caller may see and make. Nothing here works while no key was ever made: whoever reached the port first
 would own the registry.
@@ -17,11 +17,12 @@ from prefixes.errors import Conflict, InvalidName, RegistryFull
 from prefixes.spec import check_name
 from prefixes.tenancy.changes import key_of, tenant_of
 from prefixes.tenancy.directory import Directory, NewKey
-from prefixes.tenancy.model import InvalidKey, Key, KeyNotFound, Scope, Tenancy
-from prefixes.tenancy.records import key_to_dict
+from prefixes.tenancy.model import InvalidKey, KeyNotFound, Scope, Tenancy
+from prefixes.tenancy.records import key_to_dict, tenant_to_dict
 from prefixes.tenancy.secret import ID_PATTERN
 from server.key_schemas import (
     BlockRequest,
+    CallerRecord,
     KeyList,
     KeyRecord,
     KeyRequest,
@@ -49,6 +50,13 @@ router = APIRouter(tags=["keys"], default_response_class=Response, route_class=J
 KEY_ID = Path(json_schema_extra={"pattern": ID_PATTERN}, max_length=100)
 TENANT = Path(max_length=100)
 CHANGE = (*BODY, RegistryFull)
+
+
+@router.get("/caller", summary="Whom the server takes you for", responses=answers(CallerRecord))
+async def caller(request: Request) -> Response:
+    """The tenant that names without one belong to, and what the key may do; no key where none is needed."""
+    found = caller_of(request)
+    return json_response({"tenant": found.tenant, "key_id": found.key_id, "scopes": sorted(found.scopes)})
 
 
 @router.get("/tenants", summary="List tenants", responses=answers(TenantList))
@@ -93,7 +101,7 @@ async def keys(request: Request, query: Annotated[KeysQuery, Query()]) -> Respon
     tenant = _own(caller, query.tenant)
     state = await _call(request, Directory.load)
     used = await _call(request, Directory.used)
-    return json_response({"keys": [_shown(key, used) for key in state.keys_of(tenant)]})
+    return json_response({"keys": [key_to_dict(key, used) for key in state.keys_of(tenant)]})
 
 
 @router.post(
@@ -120,7 +128,7 @@ async def show(request: Request, key_id: Annotated[str, KEY_ID]) -> Response:
     caller = _keyed(request)
     tenant = _own(caller, None)
     state = await _call(request, Directory.load)
-    return json_response(_shown(key_of(state, key_id, tenant), await _call(request, Directory.used)))
+    return json_response(key_to_dict(key_of(state, key_id, tenant), await _call(request, Directory.used)))
 
 
 @router.post(
@@ -146,7 +154,7 @@ async def revoke(request: Request, key_id: Annotated[str, KEY_ID]) -> Response:
     tenant = _own(caller, None)
     _check_service_key(await _call(request, Directory.load), key_id, caller)
     revoked = await _changed(request, Directory.revoke, key_id, actor=caller.actor, tenant=tenant)
-    return json_response(_shown(revoked, await _call(request, Directory.used)))
+    return json_response(key_to_dict(revoked, await _call(request, Directory.used)))
 
 
 def _keyed(request: Request) -> Caller:
@@ -187,19 +195,8 @@ async def _changed(request: Request, method: Callable[..., _T], *args: Any, **gi
 
 
 def _tenant(state: Tenancy, name: str) -> dict[str, Any]:
-    tenant = tenant_of(state, name)
-    return {
-        "name": name,
-        "blocked": tenant.blocked,
-        "created_at": tenant.created_at,
-        "created_by": tenant.created_by,
-        "keys": sum(key.revoked_at is None for key in state.keys_of(name)),
-    }
-
-
-def _shown(key: Key, used: dict[str, str]) -> dict[str, Any]:
-    return {**key_to_dict(key), "last_used_at": used.get(key.id)}
+    return tenant_to_dict(state, tenant_of(state, name))
 
 
 def _with_secret(made: NewKey) -> dict[str, Any]:
-    return {**_shown(made.key, {}), "secret": made.secret}
+    return {**key_to_dict(made.key, {}), "secret": made.secret}

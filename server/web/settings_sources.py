@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSourc
 from prefixes.errors import PrefixdError
 from server.web.suggest import did_you_mean
 
-OTHER_VARIABLES: Final = frozenset({"PREFIXD_SERVER", "PREFIXD_TRAINER", "PREFIXD_API_KEY"})
+OTHER_VARIABLES: Final = frozenset({"PREFIXD_SERVER", "PREFIXD_TRAINER", "PREFIXD_KEY"})
 """Our variables that are no service's settings."""
 OTHER_PREFIXES: Final = ("PREFIXD_TRAINER_", "PREFIXD_TEST_", "PREFIXD_BENCH_")
 """Prefixes of variables that other programs of this project read."""

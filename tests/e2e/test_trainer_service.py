@@ -339,7 +339,7 @@ def test_a_job_starts_from_another_version_and_moves_no_alias_where_none_is_want
 
 def test_the_process_that_trains_has_no_credentials(world: TinyWorld, tmp_path: Path) -> None:
     secret = "of-the-registry"
-    names = ("PREFIXD_TRAINER_REGISTRY", "PREFIXD_TRAINER_REDIS", "PREFIXD_REGISTRY", "PREFIXD_API_KEY", "AWS_KEY")
+    names = ("PREFIXD_TRAINER_REGISTRY", "PREFIXD_TRAINER_REDIS", "PREFIXD_REGISTRY", "PREFIXD_KEY", "AWS_KEY")
     options = ("--data", str(tmp_path / "data"), "--backbone", f"tiny={world.folder}")
     with (
         RedisServer(password=secret, append_only=True) as redis,

@@ -142,6 +142,7 @@ def train(
             with progress_bar(console) as report:
                 result = run_training(request, resume=resume, accept=targets.check, report=report)
             print_summary(console, request, result.version, result.record)
+            ref = TaskRef.parse(task, targets.own_tenant)
             if targets.publish(ref, result.artifact, {**result.record, "who": getpass.getuser()}, alias or None):
                 console.print(f"published {ref.task}@{alias or result.version}")
         typer.echo(result.version)
@@ -162,7 +163,7 @@ def _initial(text: Path | None, version: str | None, targets: Targets) -> Initia
     if version is None:
         return None
     if not version.endswith(".safetensors"):
-        return InitialVersion.read(targets.fetch(TaskRef.parse(version)))
+        return InitialVersion.read(targets.fetch(TaskRef.parse(version, targets.own_tenant)))
     try:
         return InitialVersion.read(Path(version).read_bytes())
     except OSError as error:

@@ -6,17 +6,17 @@ Owns the choice between the two; ``prefixes/`` owns their protocols.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
 from prefixes.actor import local_actor
 from prefixes.client import RemoteRegistry
+from prefixes.credentials import presented_key
 from prefixes.errors import IncompatiblePrefix, InvalidParameter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Registry
-from prefixes.spec import PrefixSpec, TaskRef
+from prefixes.spec import DEFAULT_TENANT, PrefixSpec, TaskRef
 
 
 class Targets:
@@ -25,7 +25,7 @@ class Targets:
     def __init__(self, registry: str | None, server: str | None) -> None:
         """Open and check every target before training, which may take hours. Raises RegistryUnavailable.
 
-        The server's key comes from ``PREFIXD_API_KEY``.
+        The server's key comes from ``PREFIXD_KEY``.
         """
         with ExitStack() as opened:
             stores: list[Registry] = []
@@ -33,8 +33,7 @@ class Targets:
             if registry:
                 stores.append(opened.enter_context(closing(open_registry(registry))))
             if server:
-                key = os.environ.get("PREFIXD_API_KEY") or None
-                self._server = opened.enter_context(closing(RemoteRegistry(server, api_key=key)))
+                self._server = opened.enter_context(closing(RemoteRegistry(server, api_key=presented_key())))
                 stores.append(self._server)
             for store in stores:
                 store.check()
@@ -46,6 +45,11 @@ class Targets:
 
     def __exit__(self, *error: object) -> None:
         self._opened.close()
+
+    @property
+    def own_tenant(self) -> str:
+        """The tenant that names without one belong to."""
+        return DEFAULT_TENANT if self._server is None else self._server.own_tenant
 
     def check(self, plan: PrefixSpec) -> None:
         """Raise IncompatiblePrefix if the server serves another backbone than the one ``plan`` is for."""

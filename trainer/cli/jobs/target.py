@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
+from prefixes.cli.key_option import key_of_command
 from trainer.client.client import TrainerClient
 
 DEFAULT_URL: Final = "http://127.0.0.1:8100"
@@ -22,7 +23,7 @@ TrainerOption = Annotated[
     typer.Option(
         "--trainer",
         metavar="URL",
-        help=f"The running trainer. [env: PREFIXD_TRAINER; PREFIXD_API_KEY for its key] [default: {DEFAULT_URL}]",
+        help=f"The running trainer. [env: PREFIXD_TRAINER; --key for its key] [default: {DEFAULT_URL}]",
         show_default=False,
     ),
 ]
@@ -32,7 +33,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id, job-…
 def opened(trainer: str | None) -> TrainerClient:
     """Return a client of the trainer that the option or the environment names, else of ``DEFAULT_URL``."""
     url = trainer or os.environ.get("PREFIXD_TRAINER") or DEFAULT_URL
-    return TrainerClient(url, api_key=os.environ.get("PREFIXD_API_KEY") or None)
+    return TrainerClient(url, api_key=key_of_command())
 
 
 def note(text: str) -> None:

@@ -49,6 +49,7 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "POST", "/prefixes/{name}/share"): (Scope.PUBLISH, OWN),
     ("public", "POST", "/prefixes/{name}/undelete"): (Scope.DELETE, OWN),
     ("public", "DELETE", "/prefixes/{name}"): (Scope.DELETE, OWN),
+    ("public", "GET", "/caller"): ANY_KEY,
     ("public", "GET", "/keys"): (Scope.KEYS, OWN),
     ("public", "POST", "/keys"): (Scope.KEYS, OWN),
     ("public", "GET", "/keys/{key_id}"): (Scope.KEYS, KEY),

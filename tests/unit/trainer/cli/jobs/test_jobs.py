@@ -67,7 +67,7 @@ class Trainer:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
     made = Trainer()
     monkeypatch.setenv("PREFIXD_TRAINER", made.url)
-    monkeypatch.delenv("PREFIXD_API_KEY", raising=False)
+    monkeypatch.delenv("PREFIXD_KEY", raising=False)
     yield made
     made.server.shutdown()
     made.server.server_close()
@@ -191,7 +191,7 @@ def test_options_that_make_no_sense_send_nothing(
 
 def test_the_key_comes_from_the_environment(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert prefixd_jobs("show", "job-1").exit_code == 0
-    monkeypatch.setenv("PREFIXD_API_KEY", "k")
+    monkeypatch.setenv("PREFIXD_KEY", "k")
     assert prefixd_jobs("show", "job-1", "--trainer", trainer.url).exit_code == 0
     assert [key for _, _, key, _ in trainer.asked] == [None, "Bearer k"]
 

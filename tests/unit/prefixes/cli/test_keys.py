@@ -1,0 +1,159 @@
+"""``prefixd keys | tenants`` and ``prefixes share``: on a registry, and through a server with an operator's key."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import prefixd
+from prefixes.artifact import write_prefix
+from prefixes.registry import open_registry
+from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.keyring import Keyring
+from prefixes.tenancy.secret import new_id, parse_secret
+from tests.support.prefixes import make_prefix
+
+
+class Shell:
+    """Runs ``prefixd`` on a registry of its own, with nothing of the user's in the environment."""
+
+    def __init__(self, registry: Path) -> None:
+        self.registry = str(registry)
+        self.env: dict[str, str | None] = {
+            "PREFIXD_REGISTRY": self.registry, "PREFIXD_SERVER": None, "PREFIXD_KEY": None
+        }  # fmt: skip
+
+    def run(self, *arguments: str, code: int = 0) -> Any:
+        result = CliRunner().invoke(prefixd.app, list(arguments), env=self.env)
+        assert result.exit_code == code, (result.output, result.exception)
+        return result
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path / "registry")
+
+
+@pytest.fixture
+def directory(shell: Shell) -> Iterator[Directory]:
+    with closing(open_registry(shell.registry)) as registry:
+        yield Directory(registry.tenancy)
+
+
+def test_a_key_is_made_in_one_line_and_shown_once(shell: Shell, directory: Directory) -> None:
+    made = shell.json("keys", "create", "--tenant", "acme", "--name", "ci", "--scopes", "generate,publish")
+    assert made.keys() >= {"id", "secret", "tenant", "name", "scopes", "expires_at"}
+    assert (made["tenant"], made["scopes"]) == ("acme", ["generate", "publish"])
+    presented = parse_secret(made["secret"])
+    assert presented is not None
+    ring = Keyring(directory._store, 60)
+    assert ring.find(presented) is not None
+    for command in (("keys", "list"), ("keys", "show", made["id"])):
+        shown = shell.run(*command).stdout
+        assert made["id"] in shown and made["secret"] not in shown
+    plain = shell.run("keys", "create", "--scopes", "read")
+    assert parse_secret(plain.stdout.strip()) is not None and "not shown again" in plain.stderr
+
+
+def test_rotate_and_revoke(shell: Shell, directory: Directory) -> None:
+    made = shell.json("keys", "create", "--scopes", "read", "--expires", "30d")
+    rotated = shell.json("keys", "rotate", made["id"], "--grace", "0s")
+    assert rotated["id"] == made["id"] and rotated["secret"] != made["secret"]
+    assert rotated["expires_at"] == made["expires_at"]
+    ring = Keyring(directory._store, 60)
+    works = [ring.find(found) is not None for one in (made, rotated) if (found := parse_secret(one["secret"]))]
+    assert works == [False, True]
+    assert shell.json("keys", "revoke", made["id"])["revoked_at"]
+    assert "revoked" in shell.run("keys", "list").stdout
+    assert "expected one that works" in shell.run("keys", "rotate", made["id"], code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("keys", "create", "--scopes", "genrate"), 1, "expected some of generate"),
+        (("keys", "create", "--scopes", "read", "--expires", "soon"), 1, "expected one such as"),
+        (("keys", "create", "--scopes", "read", "--expires", "2020-01-01T00:00:00Z"), 1, "a time to come"),
+        (("keys", "create", "--scopes", "read", "--tenant", "A B"), 1, "tenant name"),
+        (("keys", "create"), 2, "--scopes"),
+        (("keys", "rotate", "AAAAAAAAAAAA", "--grace", "1"), 2, "such as 24h"),
+        (("keys", "revoke", "AAAAAAAAAAAA"), 1, "found none of that id"),
+        (("tenants", "block", "nobody"), 1, "found none of that name"),
+        (("prefixes", "share", "e2e"), 2, "--everyone"),
+        (("prefixes", "share", "e2e", "--nobody", "--everyone"), 2, "--nobody"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(
+    shell: Shell, directory: Directory, arguments: tuple[str, ...], code: int, told: str
+) -> None:
+    result = shell.run(*arguments, code=code)
+    assert told in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.output and directory.load().keys == {}
+
+
+def test_tenants_are_made_listed_and_blocked(shell: Shell, directory: Directory) -> None:
+    shell.run("tenants", "create", "acme")
+    assert "expected a new one" in shell.run("tenants", "create", "acme", code=1).stderr
+    assert shell.json("tenants", "list")["tenants"][0]["name"] == "acme"
+    assert shell.json("tenants", "block", "acme")["blocked"] is True
+    assert "blocked" in shell.run("tenants", "list").stdout
+    assert shell.json("tenants", "block", "acme", "--undo")["blocked"] is False
+
+
+def test_a_task_is_shared_and_private_again(shell: Shell, directory: Directory) -> None:
+    with closing(open_registry(shell.registry)) as registry:
+        registry.publish("default", "e2e", write_prefix(make_prefix()), record={})
+    assert "expected a published task" in shell.run("prefixes", "share", "none", "--everyone", code=1).stderr
+    shared = shell.json("prefixes", "share", "e2e", "--tenant", "acme", "--tenant", "globex", "--download")
+    assert shared == {"task": "default/e2e", "everyone": False, "tenants": ["acme", "globex"], "download": True}
+    assert directory.load().shares["default/e2e"].reaches("acme")
+    assert "with nobody" in shell.run("prefixes", "share", "e2e", "--nobody").stdout
+    assert directory.load().shares == {}
+
+
+def test_an_operators_secret_is_for_its_owner_and_its_hash_for_services(shell: Shell, tmp_path: Path) -> None:
+    secret, hashed = tmp_path / "secret", tmp_path / "hash"
+    files = ("--secret-file", str(secret), "--hash-file", str(hashed))
+    shell.run("keys", "new-secret", *files)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600 and stat.S_IMODE(hashed.stat().st_mode) == 0o644
+    presented = parse_secret(secret.read_text().strip())
+    assert presented is not None
+    assert hashed.read_text() == f"{presented.key_id} {presented.digest}\n"
+    before = secret.read_text()
+    assert "expected a new file" in shell.run("keys", "new-secret", *files, code=1).stderr
+    assert secret.read_text() == before
+
+
+@pytest.mark.parametrize("given", ["option", "file", "variable", "variable's file"])
+def test_a_key_is_presented_from_where_it_is_given(
+    shell: Shell, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    class Seen:
+        def __init__(self, url: str, *, api_key: str | None = None) -> None:
+            seen.append(api_key)
+            raise OSError("seen")
+
+    monkeypatch.setattr("prefixes.client.RemoteRegistry", Seen)
+    secret, file = f"pfx_{new_id()}", tmp_path / "key"
+    file.write_text(f"{secret}\n")
+    options = {"option": ("--key", secret), "file": ("--key", f"@{file}")}.get(given, ())
+    if given.startswith("variable"):
+        shell.env["PREFIXD_KEY"] = secret if given == "variable" else f"@{file}"
+    result = shell.run("prefixes", "list", "--server", "http://localhost:1", *options, code=1)
+    assert seen == [secret]
+    assert ("other users of this machine" in result.stderr) == (given == "option")
+    assert secret not in result.output
+    bad = shell.run("prefixes", "list", "--server", "http://localhost:1", "--key", "@/nowhere", code=1)
+    assert "cannot read /nowhere" in bad.stderr

@@ -207,6 +207,7 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
                 "forgotten_tenants": list(report.forgotten),
                 "kept_tenants": report.kept,
                 "unfinished": report.unfinished,
+                "keys": report.keys,
                 "source_id": source.id,
                 "target_id": target.id if target is not None else None,
                 "dry_run": report.dry_run,
@@ -215,6 +216,8 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
         return
     told = ", ".join(f"{count} {result}" for result, count in counts.items()) or "no tasks"
     typer.echo(f"{'would be, in' if report.dry_run else 'in'} {shown_url(url)}: {told}")
+    if report.keys:
+        typer.echo("tenants, keys and shares too")
     if target is None:
         typer.echo("it would be made: there is no registry yet")
     if report.deleted:

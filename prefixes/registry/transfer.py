@@ -2,8 +2,9 @@
 
 Owns what happens to each task and the report of it; knows no store. A task is copied with its aliases, history, times
 and records, or not at all: every artifact is read and compared with its digest before the first write. Deleted tasks
-and the audit are not copied. A backup is a registry in a folder, with the id of its source: a server that had opened
-the source takes the restored registry for the same one.
+and the audit are not copied. Tenants and keys go with the whole of a registry, to its backup and back. A backup is a
+registry in a folder, with the id of its source: a server that had opened the source takes the restored registry for the
+same one.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Report:
     """Every task's outcome, and how many deleted tasks the source has beside them.
 
     After a restore, ``forgotten`` names lost tenants that the source does not have, and ``kept`` counts tenants that
-    had lost nothing and were left alone. ``unfinished`` says that the target still counts as being restored.
+    had lost nothing and were left alone. ``unfinished`` says that the target still counts as being restored. ``keys``
+    says that tenants, keys and shares came along, or would.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -64,6 +66,7 @@ class Report:
     forgotten: tuple[str, ...] = ()
     kept: int = 0
     unfinished: bool = False
+    keys: bool = False
 
     def counts(self) -> dict[Result, int]:
         """How many tasks have each result."""
@@ -104,6 +107,8 @@ def transfer(
         raise ValueError("expected a tenant with the task's name")
     if target is None and not dry_run:
         raise ValueError("expected a target, or a dry run")
+    whole = tenant is None and name is None
+    keys = whole and _copy_keys(source, target, mirror=mirror, dry_run=dry_run)
     copier, listing = _Copier(source, target, replace or mirror, dry_run, actor), list_tasks(source, tenant, name)
     kept: frozenset[str] = frozenset()
     if target is not None and target.restoring:
@@ -141,7 +146,28 @@ def transfer(
         forgotten=tuple(forgotten),
         kept=len(kept),
         unfinished=target is not None and target.restoring and not dry_run,
+        keys=keys,
     )
+
+
+def _copy_keys(source: Store, target: Store | None, *, mirror: bool, dry_run: bool) -> bool:
+    """Copy tenants, keys and shares before any task, so that a restored registry is never open; whether it has to.
+
+    A backup takes them as they are. A restore leaves a registry that has some: its revocations may be newer.
+    """
+    if target is not None and target.id != source.id:
+        return False
+    stored = source.tenancy.read()
+    there = target.tenancy.read() if target is not None else None
+    if stored.data is None or (there is not None and there.data == stored.data):
+        return False
+    if target is None or there is None:
+        return True
+    if there.data is not None and not mirror:
+        return False
+    if not dry_run and not target.tenancy.replace(stored.data, there.revision, closing=stored.closed):
+        raise RegistryUnavailable("registry: the target's tenants and keys were changed meanwhile; try again")
+    return True
 
 
 def _failure(tenant: str, why: str) -> Callable[[], Outcome]:

@@ -93,6 +93,8 @@ class RequestMiddleware:
                     "method": scope["method"], "route": route, "path": scope["path"][:200],
                     "status": status or CLIENT_LEFT, "seconds": round(seconds, 6),
                 }
+                if (caller := scope["state"].get("caller")) is not None and caller.key_id is not None:
+                    facts |= {"tenant": caller.tenant, "key": caller.key_id}
                 _log.info("request", extra={"facts": facts})
 
 

@@ -15,6 +15,7 @@ from prefixes.registry.base import Store
 from prefixes.registry.disk.registry import DiskRegistry
 from prefixes.registry.transfer import Outcome, open_target
 from prefixes.registry.transfer import transfer as run
+from prefixes.tenancy.directory import Directory
 from tests.support.disk import DATA, VERSIONS, blob
 from tests.support.places import Folder, Places
 from tests.support.redis_server import RedisServer
@@ -156,3 +157,27 @@ def test_a_task_needs_its_tenant_and_a_real_run_its_target(tmp_path: Path) -> No
         run(source, source, name="e2e")
     with pytest.raises(ValueError, match="expected a target"):
         run(source, None)
+
+
+def test_keys_go_into_a_backup_and_back_and_a_restore_undoes_no_revocation(places: Places, tmp_path: Path) -> None:
+    """A restored registry is closed before it holds a task, and a key that was revoked since the backup stays so."""
+    backup = str(tmp_path / "keys-backup")
+    with closing(open_registry(places.new("a").url)) as source:
+        directory = Directory(source.tenancy)
+        kept, revoked = (directory.create_key("acme", name, ["read"], actor="t").key for name in ("kept", "revoked"))
+        with closing(open_registry(backup, registry_id=source.id)) as target:
+            assert run(source, target, mirror=True, dry_run=True).keys
+            assert not Directory(target.tenancy).closed
+            assert run(source, target, mirror=True).keys and not run(source, target, mirror=True).keys
+            assert Directory(target.tenancy).load() == directory.load() and Directory(target.tenancy).closed
+            directory.revoke(revoked.id, actor="t")
+            assert not run(target, source).keys
+            assert directory.load().keys[revoked.id].revoked_at
+            with closing(open_registry(str(tmp_path / "other"))) as other:
+                assert not run(source, other).keys and not Directory(other.tenancy).closed
+            anew = open_target(places.new("b").url, source.id)
+            assert anew is not None
+            with closing(anew):
+                assert run(target, anew).keys
+                assert Directory(anew.tenancy).closed
+                assert Directory(anew.tenancy).load().keys.keys() == {kept.id, revoked.id}

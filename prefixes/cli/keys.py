@@ -16,9 +16,9 @@ from prefixes.cli import show
 from prefixes.cli.directory import opened_directory
 from prefixes.cli.target import JsonOption, RegistryOption, ServerOption, application, command
 from prefixes.tenancy.directory import shown
-from prefixes.tenancy.hash_file import hash_line, write_new
+from prefixes.tenancy.hash_file import write_new
 from prefixes.tenancy.model import Scope
-from prefixes.tenancy.secret import new_id, new_secret, parse_secret
+from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
 
 keys_app = application("Make, rotate and revoke the keys that callers of a server or trainer need.")
 tenants_app = application("Make, list and block tenants.")

@@ -1,6 +1,6 @@
 """A key's id and the SHA-256 of its secret in a file, for services that shall know a key and never its secret.
 
-Owns the form: one line, ``<id> <digest>``.
+Owns reading and writing it; ``secret.hash_line`` is its form.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from prefixes.tenancy.model import InvalidKey
-from prefixes.tenancy.secret import ID_LENGTH, Presented
+from prefixes.tenancy.secret import ID_LENGTH
 
 _LINE: Final = re.compile(rf"([0-9A-Za-z]{{{ID_LENGTH}}}) ([0-9a-f]{{64}})\s*")
 
@@ -38,8 +38,3 @@ def write_new(path: Path, text: str, mode: int) -> None:
             file.write(text)
     except OSError as error:
         raise InvalidKey(f"{path}: expected a new file, got: {error.strerror}") from None
-
-
-def hash_line(presented: Presented) -> str:
-    """The content of the file."""
-    return f"{presented.key_id} {presented.digest}\n"

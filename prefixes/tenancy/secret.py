@@ -55,6 +55,11 @@ def parse_secret(text: str) -> Presented | None:
     return Presented(body[:ID_LENGTH], digest_of(text))
 
 
+def hash_line(presented: Presented) -> str:
+    """What stands in a file for services that shall know a key and not its secret: id and SHA-256, one line."""
+    return f"{presented.key_id} {presented.digest}\n"
+
+
 def digest_of(secret: str) -> str:
     """The SHA-256 of a secret, in hexadecimal digits."""
     return hashlib.sha256(secret.encode()).hexdigest()

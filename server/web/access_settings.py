@@ -21,6 +21,9 @@ class AccessSettings(ConnectionSettings):
     operator_hash_file: Path | None = Field(
         None, description="File with the id and SHA-256 of an operator's key, which is made at start if it is new."
     )
+    metrics_hash_file: Path | None = Field(
+        None, description="The same for a key with the scope metrics, for Prometheus."
+    )
     allowed_hosts: Names = Field(
         (), description="A Host header to accept (repeatable); default: loopback names, or any once there are keys."
     )

@@ -1,4 +1,4 @@
-"""What a service does about keys before it listens: it makes its operator's, and refuses to be open to strangers.
+"""What a service does about keys before it listens: it makes those it was given, and is never open to strangers.
 
 Owns these two decisions. Knows no request.
 """
@@ -22,13 +22,14 @@ _log = logging.getLogger("prefixd.keys")
 
 
 def open_keyring(store: TenancyStore, settings: AccessSettings, hosts: Sequence[str]) -> Keyring:
-    """The keys of a service that is about to listen on ``hosts``, its operator's among them.
+    """The keys of a service that is about to listen on ``hosts``, its operator's and its monitor's among them.
 
     Raises Forbidden where it would be open beyond this machine, InvalidKey for a file that holds no hash.
     """
-    if settings.operator_hash_file is not None:
-        key_id, digest = read_hash(settings.operator_hash_file)
-        Directory(store).adopt(key_id, digest, DEFAULT_TENANT, "operator", [Scope.OPERATOR], actor="setup")
+    for scope, file in ((Scope.OPERATOR, settings.operator_hash_file), (Scope.METRICS, settings.metrics_hash_file)):
+        if file is not None:
+            key_id, digest = read_hash(file)
+            Directory(store).adopt(key_id, digest, DEFAULT_TENANT, scope.value, [scope], actor="setup")
     keyring = Keyring(store, settings.max_stale_auth_s)
     if keyring.closed:
         _log.info("keys are needed", extra={"facts": {"keys": len(keyring.known.tenancy.keys)}})

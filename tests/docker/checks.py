@@ -142,7 +142,7 @@ def _upload(stack: Stack, path: str, headers: dict[str, str], pieces: list[bytes
     connection = _connect(stack)
     try:
         connection.putrequest("POST", path)
-        for name, value in {"content-type": "application/json", **headers}.items():
+        for name, value in {**stack.headers, **headers}.items():
             connection.putheader(name, value)
         connection.endheaders()
         for piece in pieces:
@@ -184,7 +184,7 @@ def a_request_id_goes_through_everything(stack: Stack) -> None:
 def streams_are_not_held_back(stack: Stack) -> None:
     """The first token of a long answer comes well before its end."""
     request = urllib.request.Request(
-        stack.url + "/generate", method="POST", headers={"content-type": "application/json"},
+        stack.url + "/generate", method="POST", headers=stack.headers,
         data=json.dumps({**body(None, "The", max_new_tokens=300, min_new_tokens=300), "stream": True}).encode(),
     )  # fmt: skip
     begun, times = time.monotonic(), []
@@ -207,10 +207,10 @@ class _leaving:  # noqa: N801
 
     def __init__(self, stack: Stack, request: dict[str, Any]) -> None:
         self._connection = _connect(stack)
-        self._request = json.dumps(request)
+        self._request, self._headers = json.dumps(request), stack.headers
 
     def __enter__(self) -> None:
-        self._connection.request("POST", "/generate", self._request, {"content-type": "application/json"})
+        self._connection.request("POST", "/generate", self._request, self._headers)
 
     def __exit__(self, *exception: object) -> None:
         self._connection.close()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
+from prefixes.tenancy.secret import new_id, new_secret
 from tests.docker.engines import PROJECT, SCALE, Engine, command, inspect
 
 REPLICAS: Final = SCALE["server"]
@@ -29,7 +30,8 @@ REGISTRY: Final = "redis://redis:6379/0?password_file=/run/prefixd/secrets/redis
 _FETCH: Final = """
 import sys, urllib.request
 try:
-    with urllib.request.urlopen(sys.argv[1], timeout=10) as answer:
+    request = urllib.request.Request(sys.argv[1], headers={"x-api-key": sys.argv[2]})
+    with urllib.request.urlopen(request, timeout=10) as answer:
         sys.stdout.write(answer.read().decode())
 except OSError as error:
     sys.exit(str(error))
@@ -52,6 +54,9 @@ class Stack:
         self.url = f"http://127.0.0.1:{port}"
         self._variables = {"PREFIXD_PUBLISH": f"127.0.0.1:{port}", "GRAFANA_PORT": str(_free_port())}
         self._variables["PREFIXD_TRAINER_THREADS"] = "1"  # two runs add in the same order
+        self.secret = new_secret(new_id())
+        (folder / "operator_key").write_text(self.secret)
+        self._variables["OPERATOR_KEY_FILE"] = str(folder / "operator_key")
         folder.chmod(0o755)  # the trainer's user reads its data there
         self._data = folder / "data"
         self._data.mkdir(mode=0o755)
@@ -129,7 +134,7 @@ class Stack:
 
     def inside(self, url: str) -> str:
         """GET from a server's container, in the internal networks. Raises RuntimeError."""
-        return self.execute(self.containers("server")[0], "python", "-c", _FETCH, url)
+        return self.execute(self.containers("server")[0], "python", "-c", _FETCH, url, self.secret)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """An instant query to Prometheus; its vector."""
@@ -141,7 +146,7 @@ class Stack:
     def admin(self, container: str, path: str) -> str:
         """GET from a server's or trainer's own admin port."""
         port = ADMIN_PORTS["trainer" if container in self.containers("trainer") else "server"]
-        return self.execute(container, "python", "-c", _FETCH, f"http://127.0.0.1:{port}{path}")
+        return self.execute(container, "python", "-c", _FETCH, f"http://127.0.0.1:{port}{path}", self.secret)
 
     def metric(self, container: str, name: str) -> float:
         """The sum of a metric's samples on one server or trainer."""
@@ -154,7 +159,7 @@ class Stack:
         """Through the proxy: status, headers in lower case, body. Raises OSError where no answer came."""
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            self.url + path, data=data, method=method, headers={"content-type": "application/json", **(headers or {})}
+            self.url + path, data=data, method=method, headers={**self.headers, **(headers or {})}
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as answer:
@@ -162,6 +167,11 @@ class Stack:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request with a JSON body, as the operator."""
+        return {"content-type": "application/json", "x-api-key": self.secret}
 
     def answering(self, job: str = "prefixd") -> int:
         """How many servers, or of Prometheus' job ``prefixd-trainer`` trainers, answer Prometheus."""

@@ -175,7 +175,8 @@ def _end(stack: Stack, job: str) -> dict[str, Any]:
 
 def _watch(stack: Stack, job: str) -> Iterator[Event]:
     begun, name = time.monotonic(), ""
-    with urllib.request.urlopen(f"{stack.url}/jobs/{job}/events", timeout=60) as stream:
+    watched = urllib.request.Request(f"{stack.url}/jobs/{job}/events", headers=stack.headers)
+    with urllib.request.urlopen(watched, timeout=60) as stream:
         for line in stream:
             if line.startswith(b"event: "):
                 name = line.removeprefix(b"event: ").decode().strip()

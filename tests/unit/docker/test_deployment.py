@@ -15,7 +15,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from fastapi import FastAPI
 
-from server.routes import generate, openai, prefixes
+from server.routes import generate, keys, openai, prefixes
 from server.settings import Settings
 from tests.support.paths import ROOT
 from trainer.service.routes import datasets, jobs
@@ -45,7 +45,7 @@ def is_led_to_the_trainers(path: str) -> bool:
 
 def test_the_proxy_leads_every_path_to_the_service_that_has_it() -> None:
     trainers = paths(datasets.router, jobs.router, trainer_operations.public)
-    servers = paths(generate.router, openai.router, prefixes.router)
+    servers = paths(generate.router, openai.router, prefixes.router, keys.router)
     assert len(trainers) > 8 and len(servers) > 8
     assert [path for path in trainers if not is_led_to_the_trainers(path)] == []
     assert [path for path in servers if is_led_to_the_trainers(path)] == []

@@ -13,10 +13,9 @@ from starlette.datastructures import Headers
 
 from prefixes.registry import open_registry
 from prefixes.tenancy.directory import Directory
-from prefixes.tenancy.hash_file import hash_line
 from prefixes.tenancy.keyring import FRESH_S
 from prefixes.tenancy.model import InvalidKey
-from prefixes.tenancy.secret import new_id, new_secret, parse_secret
+from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
 from server.settings import Settings
 from server.web.errors import Forbidden
 from server.web.opening import open_keyring

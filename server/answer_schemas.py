@@ -197,9 +197,21 @@ class Change(TypedDict):
     new: str | None
 
 
+class KeyChange(TypedDict):
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    at: Time
+    actor: str
+    action: str
+    what: Annotated[str, Field(description="The tenant, the key's id, or the task.")]
+    detail: str
+
+
 class Audit(TypedDict):
+    """``entries`` are of tasks, ``changes`` of the tenant's keys and shares."""
+
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     entries: list[Change]
+    changes: list[KeyChange]
 
 
 class Cleaned(TypedDict):

@@ -30,7 +30,7 @@ FIELDS: Final[KnownFields] = {
     "/generate": frozenset(GenerateRequest.model_fields) | frozenset(Parameters.model_fields),
     "/generate/batch": frozenset(BatchRequest.model_fields) | frozenset(GenerateRequest.model_fields),
     "/v1/completions": frozenset(CompletionRequest.model_fields),
-    "/admin/audit": frozenset(AuditQuery.model_fields),
+    "/audit": frozenset(AuditQuery.model_fields),
     "/admin/gc": frozenset(GcRequest.model_fields),
     "/keys": frozenset(KeyRequest.model_fields) | frozenset(KeysQuery.model_fields),
     "/tenants": frozenset(TenantRequest.model_fields),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic_core import CoreSchema
 
 from prefixes.registry.base import RETENTION_S
-from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, NAME_PATTERN, REFERENCE_PATTERN, VERSION_PATTERN
+from prefixes.spec import DEFAULT_ALIAS, NAME_PATTERN, REFERENCE_PATTERN, VERSION_PATTERN
 from server.parameter_schemas import PARAMETER_SCHEMAS, STOP_STRING
 from server.parameters import MAX_INTEGER
 from server.web.openapi import SETTING
@@ -130,11 +130,11 @@ class RollbackRequest(Body):
 
 
 class AuditQuery(BaseModel):
-    """``GET /admin/audit?…``: text, therefore not strict."""
+    """``GET /audit?…``: text, therefore not strict."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tenant: Name = DEFAULT_TENANT
+    tenant: Name | None = None
     limit: Annotated[int, Field(ge=1, le=10_000)] = 100
 
 
@@ -145,3 +145,4 @@ class GcRequest(Body):
         default=RETENTION_S, description="Deleted tasks younger than this stay."
     )
     dry_run: bool = Field(default=False, description="Only say what would go.")
+    confirm: bool = Field(default=False, description="Needed for retention_s 0, which takes every deleted task.")

@@ -62,6 +62,7 @@ def gc(
         ),
     ] = f"{RETENTION_S / 86400:g}d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken; take nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, with --retention 0.")] = False,
     registry: RegistryOption = None,
     server: NoServerOption = None,
     as_json: JsonOption = False,
@@ -73,6 +74,8 @@ def gc(
     damaged is told and the others are cleaned; then it exits 1.
     """
     seconds = _seconds(retention)
+    if seconds == 0 and not (dry_run or yes):
+        typer.confirm("Take every deleted task for good, also those deleted just now?", abort=True, err=True)
     with opened_store(registry, server) as store:
         report = store.gc(retention_s=seconds, dry_run=dry_run, actor=local_actor())
     if as_json:

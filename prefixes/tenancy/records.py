@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.spec_json import canonical_json
-from prefixes.tenancy.model import FORMAT, Key, Share, Tenancy, Tenant
+from prefixes.tenancy.model import FORMAT, Change, Key, Share, Tenancy, Tenant
 
 _ADAPTER: Final = TypeAdapter(Tenancy)
 
@@ -65,6 +65,11 @@ def key_to_dict(key: Key, used: Mapping[str, str]) -> dict[str, Any]:
         "revoked_at": key.revoked_at,
         "last_used_at": used.get(key.id),
     }
+
+
+def change_to_dict(change: Change) -> dict[str, Any]:
+    """A change of tenants, keys and shares as it is shown."""
+    return {name: getattr(change, name) for name in ("at", "actor", "action", "what", "detail")}
 
 
 def share_to_dict(share: Share | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The admin port's own routes: metrics, what is in memory, the registry's audit and its clean-up.
+"""The admin port's own routes: metrics, what is in memory, and the registry's clean-up.
 
 Owns answers for operators, about all tenants, and for Prometheus. Knows no engine's or registry's insides.
 """
@@ -6,17 +6,16 @@ Owns answers for operators, about all tenants, and for Prometheus. Knows no engi
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any
+from typing import Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from prefixes.errors import InvalidName, RegistryFull, RegistryUnavailable
-from prefixes.registry.records import audit_to_dict
-from server.answer_schemas import Audit, Cleaned, Residents
+from prefixes.errors import RegistryFull, RegistryUnavailable
+from server.answer_schemas import Cleaned, Residents
 from server.runtime import Runtime, runtime_of
-from server.schemas import AuditQuery, GcRequest
+from server.schemas import GcRequest
 from server.tiers.metrics import DEVICE
 from server.web.auth import Action, authorize, caller_of
 from server.web.errors import InvalidRequest
@@ -43,19 +42,6 @@ async def residents(request: Request) -> Response:
     return json_response(await anyio.to_thread.run_sync(_residents, runtime_of(request)))
 
 
-@router.get(
-    "/admin/audit",
-    summary="A tenant's last changes",
-    responses=answers(Audit, InvalidRequest, InvalidName, RegistryUnavailable),
-)
-async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
-    """Who changed what, the latest first."""
-    authorize(caller_of(request), Action.OPERATE, None)
-    catalog = runtime_of(request).catalog
-    entries = await catalog.call(catalog.registry.audit, query.tenant, limit=query.limit)
-    return json_response({"entries": [audit_to_dict(entry) for entry in entries]})
-
-
 @router.post(
     "/admin/gc",
     summary="Clean the registry",
@@ -65,6 +51,8 @@ async def gc(request: Request, body: GcRequest) -> Response:
     """Take what was deleted ``retention_s`` ago, and artifacts that nothing names; with ``dry_run`` only say what."""
     authorize(caller_of(request), Action.OPERATE, None)
     catalog = runtime_of(request).catalog
+    if body.retention_s == 0 and not (body.dry_run or body.confirm):
+        raise InvalidRequest("retention_s: 0 takes every deleted task for good: expected confirm to be true with it")
     report = await catalog.call(
         catalog.registry.gc, retention_s=body.retention_s, dry_run=body.dry_run, actor=caller_of(request).actor
     )

@@ -69,7 +69,7 @@ def metrics_and_administration_are_not_reachable_through_the_proxy(stack: Stack)
     """However the path is spelt; the admin port itself does answer."""
     paths = (
         "/metrics", "/metrics/", "//metrics", "/Metrics", "/%6detrics", "/x/../metrics", "/metrics?x", "/admin",
-        "/admin/residents", "/admin/audit?tenant=default", "/%61dmin/residents", "//admin/residents",
+        "/admin/residents", "/admin/gc", "/%61dmin/residents", "//admin/residents",
         "/jobs/../metrics", "/datasets/metrics/", "/jobs//metrics",
     )  # fmt: skip
     for path in paths:

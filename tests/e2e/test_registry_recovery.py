@@ -194,6 +194,6 @@ def test_a_replica_that_is_killed_while_it_publishes_leaves_whole_tasks_alone(
         for write in writer.writes:
             if write.is_task and write.status == 201:
                 assert generate(stage.impatient, write.name).status == 200
-    cleaned = ask(stage.patient, "POST", "/admin/gc", admin=True, json={"retention_s": 0, "dry_run": False})
+    cleaned = ask(stage.patient, "POST", "/admin/gc", admin=True, json={"retention_s": 0, "confirm": True})
     assert cleaned.status == 200
     check_writes(stage.redis.url, [write for writer in writers for write in writer.writes], kept=True)

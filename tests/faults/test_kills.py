@@ -102,7 +102,7 @@ def test_a_publish_from_the_command_line_that_is_killed_is_whole_or_not_there(
     figures.notes.append(f"{kind(registry)}, exits of publishers: {dict(exits)}; {len(tasks)} tasks")
     assert exits[-signal.SIGKILL] > PUBLISHERS_KILLED / 4
     assert killed(publisher(file, registry, "last"), after_s=LATE_S) == 0
-    assert killed(lambda: run("gc", "--retention", "0", "--registry", registry), after_s=LATE_S) == 0
+    assert killed(lambda: run("gc", "--retention", "0", "--yes", "--registry", registry), after_s=LATE_S) == 0
     with closing(open_registry(registry)) as opened:
         assert opened.gc(retention_s=0, dry_run=True, actor="ci").artifacts == ()
         assert {task.name for task in opened.tasks("default")} >= {"whole", "last"}

@@ -119,7 +119,7 @@ def test_gc_takes_what_is_past_and_says_so(shell: Shell) -> None:
     looked = shell.run("gc", "--retention", "0s", "--dry-run").stdout
     assert "task      default/other" in looked and "would take 1 deleted task(s) and 1 artifact(s)" in looked
     assert len(shell.json("list", "--deleted")["deleted"]) == 1
-    assert shell.json("gc", "--retention", "0d") == {**due, "dry_run": False}
+    assert shell.json("gc", "--retention", "0d", "--yes") == {**due, "dry_run": False}
     assert shell.json("list", "--deleted")["deleted"] == []
     assert "expected a deleted task" in shell.error("undelete", "other")
     assert shell.json("verify")["bad"] == 0
@@ -131,7 +131,7 @@ def test_gc_tells_a_damaged_tenant_and_cleans_the_others(disk: Shell) -> None:
         disk.run("delete", f"{tenant}/other", "--yes")
     root = registry_path(disk.place.url)
     next((root / "tenants" / "acme" / "deleted").iterdir()).write_text("{")
-    result = disk.run("gc", "--retention", "0", code=1)
+    result = disk.run("gc", "--retention", "0", "--yes", code=1)
     assert "task      default/other" in result.stdout and "took 1 deleted task(s)" in result.stdout
     assert "not cleaned: acme: registry: " in result.stderr
     report = disk.json("gc", code=1)
@@ -155,7 +155,7 @@ def test_a_retention_is_days_or_has_a_unit(
 
     disk.publish(0)
     monkeypatch.setattr(DiskRegistry, "gc", gc)
-    disk.run("gc", "--retention", text)
+    disk.run("gc", "--retention", text, "--yes")
     assert asked == [seconds]
 
 
@@ -173,7 +173,7 @@ def test_every_change_is_in_the_audit_with_who_made_it(shell: Shell) -> None:
     shell.run("delete", "e2e", "--yes")
     shell.run("undelete", "e2e")
     shell.run("delete", "e2e", "--yes")
-    shell.run("gc", "--retention", "0")
+    shell.run("gc", "--retention", "0", "-y")
     entries = shell.json("audit", "default")["entries"]
     assert {entry["actor"] for entry in entries} == {ME}
     assert [entry["action"] for entry in entries if entry["task"] == "default/e2e"] == [
@@ -359,3 +359,8 @@ def test_a_password_is_in_no_error(disk: Shell) -> None:
         message = disk.error(*arguments, *([] if arguments[0] == "copy" else ["--registry", secret]))
         assert "redis://127.0.0.1:9/0" in message
         assert "tr0ub4dor" not in message
+
+
+def test_a_clean_up_that_keeps_nothing_is_asked_for(disk: Shell) -> None:
+    result = disk.run("gc", "--retention", "0", code=1)
+    assert "Take every deleted task for good" in result.stderr and "took" not in result.output

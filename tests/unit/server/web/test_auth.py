@@ -55,6 +55,7 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "GET", "/keys/{key_id}"): (Scope.KEYS, KEY),
     ("public", "POST", "/keys/{key_id}/rotate"): (Scope.KEYS, KEY),
     ("public", "DELETE", "/keys/{key_id}"): (Scope.KEYS, KEY),
+    ("public", "GET", "/audit"): (Scope.KEYS, OWN),
     ("public", "GET", "/tenants"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants/{tenant}/block"): (Scope.OPERATOR, SERVICE),
@@ -63,7 +64,6 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("admin", "GET", "/openapi.json"): ANY_KEY,
     ("admin", "GET", "/metrics"): (Scope.METRICS, SERVICE),
     ("admin", "GET", "/admin/residents"): (Scope.OPERATOR, SERVICE),
-    ("admin", "GET", "/admin/audit"): (Scope.OPERATOR, SERVICE),
     ("admin", "POST", "/admin/gc"): (Scope.OPERATOR, SERVICE),
 }
 """Port, method and path: open to everybody, or the scope that it takes, and what it is about."""
@@ -284,5 +284,26 @@ def test_without_keys_the_default_tenant_may_do_everything_but_make_keys(tmp_pat
         assert [task["task"] for task in listed] == ["acme/e2e", "default/e2e"]
         refused = await client.post("/keys", json={"name": "first", "scopes": ["operator"]})
         assert refused.status_code == 403 and "prefixd keys create" in refused.json()["error"]["message"]
+
+    with_apps(tmp_path, test)
+
+
+def test_the_audit_names_keys_and_is_ones_own(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        callers = make_callers(served.assembled.link.registry.tenancy)
+        served.assembled.keyring.look()
+        owner = callers.headers["owner"]
+        upload: dict[str, Any] = {"data": {"task": "e2e"}, "files": {"file": ("x", served.data)}}
+        await served.public.post("/prefixes", headers=owner, **upload)
+        await served.public.post("/prefixes/e2e/share", json={"everyone": True}, headers=owner)
+        key = (await served.public.get("/caller", headers=owner)).json()["key_id"]
+        told = (await served.public.get("/audit", headers=owner)).json()
+        assert told["entries"][0]["actor"] == told["changes"][0]["actor"] == f"tenant:acme/key:{key}"
+        assert (told["changes"][0]["action"], told["changes"][0]["what"]) == ("share", "acme/e2e")
+        theirs = await served.public.get("/audit", headers=callers.headers["foreign"])
+        assert key not in theirs.text and "acme" not in theirs.text
+        asked = await served.public.get("/audit?tenant=acme", headers=callers.headers["foreign"])
+        assert asked.status_code == 403
+        assert (await served.public.get("/audit?tenant=acme", headers=callers.headers["operator"])).json() == told
 
     with_apps(tmp_path, test)

@@ -1,0 +1,43 @@
+"""``GET /audit``: who changed a tenant's tasks, keys and shares. Owns what a caller may see of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from prefixes.errors import InvalidName, RegistryUnavailable
+from prefixes.registry.records import audit_to_dict
+from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.records import change_to_dict
+from server.answer_schemas import Audit
+from server.runtime import runtime_of
+from server.schemas import AuditQuery
+from server.web.auth import Action, authorize, caller_of
+from server.web.errors import Forbidden, InvalidRequest
+from server.web.json_body import JsonRoute
+from server.web.openapi import answers
+from server.web.responses import json_response
+
+router = APIRouter(tags=["audit"], default_response_class=Response, route_class=JsonRoute)
+
+
+@router.get(
+    "/audit",
+    summary="A tenant's last changes",
+    responses=answers(Audit, InvalidRequest, InvalidName, RegistryUnavailable),
+)
+async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
+    """Of tasks, and of keys and shares, the latest first of each. Of one's own tenant; an operator names any."""
+    caller, catalog = caller_of(request), runtime_of(request).catalog
+    authorize(caller, Action.KEYS, caller.tenant)
+    tenant = query.tenant or caller.tenant
+    if tenant != caller.tenant and not caller.operates:
+        raise Forbidden(f"audit: expected one's own tenant, {caller.tenant}, or an operator's key")
+    entries = await catalog.call(catalog.registry.audit, tenant, limit=query.limit)
+    state = await catalog.call(Directory(catalog.registry.tenancy).load)
+    changes = [change_to_dict(change) for change in reversed(state.changes) if change.tenant == tenant]
+    return json_response(
+        {"entries": [audit_to_dict(entry) for entry in entries], "changes": changes[: query.limit]}
+    )

@@ -160,7 +160,7 @@ class Registry(Protocol):
         Known content keeps its time and its record, to which the entries of ``record`` are added: see VersionInfo.
 
         The artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
-        InvalidArtifact.
+        InvalidArtifact, and LimitReached for more than a registry keeps (``limits``).
 
         ``idempotency_key`` has the form of a name. The first publish to the task with a key does its work. A later one
         with the same key changes nothing, whatever it brings and wherever the aliases point by then; it answers what

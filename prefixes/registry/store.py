@@ -6,14 +6,12 @@ of the task before it. A store calls this function again when another writer was
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from prefixes.errors import Conflict, InvalidArtifact, InvalidName, PrefixdError, RegistryUnavailable, TaskNotFound
+from prefixes.errors import Conflict, InvalidArtifact, TaskNotFound
 from prefixes.registry.base import (
     RETENTION_S,
     UNKNOWN_ACTOR,
@@ -23,8 +21,8 @@ from prefixes.registry.base import (
     TaskInfo,
     VersionInfo,
 )
+from prefixes.registry.changes import Change, Edit, Writer
 from prefixes.registry.failed_tenants import FailedTenants
-from prefixes.registry.identity import FORMAT
 from prefixes.registry.transitions import (
     check_key_not_deleted,
     no_task,
@@ -41,38 +39,6 @@ from prefixes.spec_json import check_json
 
 if TYPE_CHECKING:
     from prefixes.artifact import Prefix
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Change:
-    """What becomes of a task. ``after`` is its new state; None removes it."""
-
-    after: TaskInfo | None
-    adds_deleted: bool = False  # keep the old state as a deleted task
-    removes_deleted: DeletedTask | None = None  # a deleted task that is one no longer
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A change to make, with its audit entry. ``plan`` may be called several times; it raises the named errors."""
-
-    action: str
-    actor: str
-    alias: str | None
-    plan: Callable[[TaskInfo | None], Change]
-    published: str | None = None  # the version of a publish
-
-
-class Writer(Protocol):
-    """One writer at work on a tenant."""
-
-    def put(self, version: str, data: bytes) -> None:
-        """Store an artifact. No clean-up takes it while this writer is at work, even if no task has it yet."""
-
-    def edit(self, name: str, edit: Edit) -> TaskInfo | None:
-        """Make a change whole, together with its audit entry; the task after it."""
 
 
 class TaskStore(ABC):
@@ -124,9 +90,9 @@ class TaskStore(ABC):
         check_json("record", record)
         if idempotency_key is not None:
             check_name("publish key", idempotency_key)
-            current = self._find(tenant, name)
-            if current and (done := published_with(current, idempotency_key)):
-                return done
+        current = self._find(tenant, name)
+        if current and (done := published_with(current, idempotency_key)):
+            return done
         from prefixes.artifact import read_prefix, version_of, write_prefix  # imports torch: seconds that readers save
 
         prefix = read_prefix(data)
@@ -139,6 +105,7 @@ class TaskStore(ABC):
                 check_key_not_deleted(idempotency_key, deleted)
             return Change(published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key))
 
+        plan(current)  # what is refused stores no artifact
         with self._writing(tenant) as writer:
             writer.put(version, canonical)
             after = writer.edit(name, Edit("publish", actor, alias, plan, version))
@@ -265,32 +232,6 @@ def check_artifact(data: bytes, info: VersionInfo) -> Prefix:
     if prefix.spec != info.spec or len(data) != info.size:
         raise InvalidArtifact(f"{info.version}: expected what the index says of metadata and size, got something else")
     return prefix
-
-
-def is_name(text: str) -> bool:
-    """Whether ``text`` is a valid name: a store ignores files of other names."""
-    try:
-        return bool(check_name("file", text))
-    except InvalidName:
-        return False
-
-
-def encoded(raw: Mapping[str, Any]) -> bytes:
-    """A task's JSON in the bytes that stores keep."""
-    return json.dumps({"format": FORMAT, **raw}, indent=1, sort_keys=True).encode()
-
-
-def parsed(data: bytes, from_dict: Callable[[Any], _T], where: str) -> _T:
-    """The value that ``from_dict`` makes of a stored JSON. Raises RegistryUnavailable, which names ``where``."""
-    try:
-        raw = json.loads(data)
-        found = from_dict(raw)
-        if raw["format"] != FORMAT:
-            raise ValueError(f"expected format {FORMAT}, got {str(raw['format'])[:40]}")
-    except (ValueError, KeyError, TypeError, RecursionError, PrefixdError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise RegistryUnavailable(f"registry: {where} is no task index: {reason}") from None
-    return found
 
 
 def _existing(task: TaskInfo | None, tenant: str, name: str) -> TaskInfo:

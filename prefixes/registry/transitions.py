@@ -26,6 +26,7 @@ from prefixes.registry.base import (
     TaskInfo,
     VersionInfo,
 )
+from prefixes.registry.limits import check_record
 from prefixes.spec import DEFAULT_ALIAS, TaskRef
 
 ACTIONS: Final = ("publish", "promote", "rollback")
@@ -50,13 +51,16 @@ def effective_versions(history: Sequence[HistoryEntry]) -> list[str]:
 def published(task: TaskInfo, info: VersionInfo, alias: str | None, idempotency_key: str | None = None) -> TaskInfo:
     """``task`` with one more version and ``alias`` at it (None moves none); unchanged where the task knows the key.
 
-    Known content keeps its time; the new record's entries are added as VersionInfo says.
+    Known content keeps its time; the new record's entries are added as VersionInfo says. Raises LimitReached.
     """
     if published_with(task, idempotency_key):
         return task
     known = next((old for old in task.versions if old.version == info.version), None)
     if known:
         info = _with_record(known, info.record)
+    if known != info:
+        check_record(f"{task.tenant}/{task.name}", info)
+    if known:
         versions = tuple(info if old.version == info.version else old for old in task.versions)
     else:
         versions = (info, *task.versions)

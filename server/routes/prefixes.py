@@ -16,6 +16,7 @@ from prefixes.errors import (
     IncompatiblePrefix,
     InvalidArtifact,
     InvalidName,
+    LimitReached,
     NotReady,
     RegistryFull,
     RegistryUnavailable,
@@ -58,7 +59,8 @@ FIND = (InvalidName, TaskNotFound, RegistryUnavailable)
 CHANGE = (*FIND, RegistryFull)
 
 UPLOADED = answers(
-    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, DiskFull, NotReady,
+    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, LimitReached, DiskFull,
+    NotReady,
     status=201,
 )  # fmt: skip
 LISTED = answers(TaskList, RegistryUnavailable)

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from prefixes.registry.base import DeletedTask, TaskInfo
+from prefixes.registry.changes import Edit
 from prefixes.registry.deleted import deleted_key, deleted_now
 from prefixes.registry.disk.files import Files
 from prefixes.registry.disk.log import ChangeLog, digest_of
 from prefixes.registry.records import deleted_to_dict, task_to_dict
-from prefixes.registry.store import Edit, encoded
+from prefixes.registry.stored_json import encoded
 from prefixes.registry.transitions import audit_entry
 
 
 class DiskWriter:
-    """See ``store.Writer``."""
+    """See ``changes.Writer``."""
 
     def __init__(
         self, files: Files, log: ChangeLog, tenant: str, find: Callable[[str, str], TaskInfo | None]

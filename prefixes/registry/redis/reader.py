@@ -10,7 +10,7 @@ from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
 from prefixes.registry.deleted import latest_first
 from prefixes.registry.records import audit_from_dict, deleted_from_dict, task_from_dict
 from prefixes.registry.redis.commands import RedisCommands
-from prefixes.registry.store import parsed
+from prefixes.registry.stored_json import parsed
 
 
 class RedisReader:

@@ -17,11 +17,12 @@ from typing import Any, Final
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
+from prefixes.registry.changes import Change, Edit
 from prefixes.registry.deleted import deleted_key, deleted_now
 from prefixes.registry.records import audit_to_dict, deleted_to_dict, task_from_dict, task_to_dict
 from prefixes.registry.redis.commands import RedisCommands
 from prefixes.registry.redis.keys import CHANGES, TenantKeys
-from prefixes.registry.store import Change, Edit, encoded, parsed
+from prefixes.registry.stored_json import encoded, parsed
 from prefixes.registry.transitions import audit_entry
 
 LEASE_S: Final = 600.0
@@ -32,7 +33,7 @@ AUDIT_LENGTH: Final = 100_000
 
 
 class RedisWriter:
-    """See ``store.Writer``."""
+    """See ``changes.Writer``."""
 
     def __init__(self, commands: RedisCommands, tenant: str) -> None:
         self._commands, self._tenant = commands, tenant

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from prefixes.errors import TaskNotFound
+from prefixes.registry.changes import Change, Edit
 from prefixes.registry.redis.registry import RedisRegistry
 from prefixes.registry.redis.writer import RedisWriter
-from prefixes.registry.store import Change, Edit
 from prefixes.spec import TaskRef
 from tests.support.redis_registry import DATA, VERSIONS, assert_in_step, publish, watched
 from tests.support.redis_server import RedisServer

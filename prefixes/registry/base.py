@@ -93,7 +93,7 @@ class AuditEntry:
 
     at: str  # UTC, ISO 8601
     actor: str  # who asked, as the server or the command knows them
-    action: str  # "publish", "promote", "rollback", "delete", "undelete", "copy" or "purge"
+    action: str  # "publish", "promote", "rollback", "delete", "delete_version", "undelete", "copy" or "purge"
     task: str  # tenant/name
     alias: str | None  # the alias that moved; production's for a whole task
     old: str | None  # where it pointed
@@ -198,6 +198,12 @@ class Registry(Protocol):
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         """Remove the task; ``undelete`` brings it back until ``gc`` takes it. Raises TaskNotFound."""
+
+    def delete_version(self, tenant: str, name: str, version: str, *, actor: str = UNKNOWN_ACTOR) -> None:
+        """Remove one version. Raises TaskNotFound, and Conflict while an alias points at it.
+
+        Its artifact stays for rows that were admitted before, as a deleted task's does. A rollback passes it over.
+        """
 
     def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
         """Bring back the last deleted task of that name. Raises TaskNotFound, or Conflict when a task has the name."""

@@ -17,8 +17,9 @@ class Change:
     """What becomes of a task. ``after`` is its new state; None removes it."""
 
     after: TaskInfo | None
-    adds_deleted: bool = False  # keep the old state as a deleted task
+    adds_deleted: TaskInfo | None = None  # what is kept as a deleted task: all of the old state, or one version
     removes_deleted: DeletedTask | None = None  # a deleted task that is one no longer
+    adds: bool = False  # brings something new, so that the limit of a task's size counts
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Edit:
     actor: str
     alias: str | None
     plan: Callable[[TaskInfo | None], Change]
-    published: str | None = None  # the version of a publish
+    version: str | None = None  # of a publish, or of a delete of one version
 
 
 class Writer(Protocol):

@@ -23,6 +23,7 @@ from prefixes.registry.base import (
 )
 from prefixes.registry.changes import Change, Edit, Writer
 from prefixes.registry.failed_tenants import FailedTenants
+from prefixes.registry.limits import check_tasks
 from prefixes.registry.transitions import (
     check_key_not_deleted,
     no_task,
@@ -33,6 +34,7 @@ from prefixes.registry.transitions import (
     resolved,
     rolled_back,
     version_of_task,
+    version_removed,
 )
 from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
 from prefixes.spec_json import check_json
@@ -51,6 +53,10 @@ class TaskStore(ABC):
     @abstractmethod
     def _writing(self, tenant: str) -> AbstractContextManager[Writer]:
         """A writer for the tenant."""
+
+    @abstractmethod
+    def _task_count(self, tenant: str) -> int:
+        """How many tasks the tenant has."""
 
     @abstractmethod
     def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
@@ -103,7 +109,10 @@ class TaskStore(ABC):
             if idempotency_key is not None and not (before and published_with(before, idempotency_key)):
                 deleted = (item.task for item in self.deleted(tenant) if item.task.name == name)
                 check_key_not_deleted(idempotency_key, deleted)
-            return Change(published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key))
+            if before is None:
+                check_tasks(tenant, self._task_count(tenant) + 1)
+            after = published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key)
+            return Change(after, adds=True)
 
         plan(current)  # what is refused stores no artifact
         with self._writing(tenant) as writer:
@@ -147,10 +156,19 @@ class TaskStore(ABC):
         check_names(tenant, name)
 
         def plan(before: TaskInfo | None) -> Change:
-            _existing(before, tenant, name)
-            return Change(None, adds_deleted=True)
+            return Change(None, adds_deleted=_existing(before, tenant, name))
 
         self._changed(tenant, name, Edit("delete", actor, None, plan))
+
+    def delete_version(self, tenant: str, name: str, version: str, *, actor: str = UNKNOWN_ACTOR) -> None:
+        check_names(tenant, name)
+        check_version(version)
+
+        def plan(before: TaskInfo | None) -> Change:
+            after, removed = version_removed(_existing(before, tenant, name), version)
+            return Change(after, adds_deleted=removed)
+
+        self._changed(tenant, name, Edit("delete_version", actor, None, plan, version))
 
     def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
         def plan(before: TaskInfo | None) -> Change:
@@ -159,6 +177,7 @@ class TaskStore(ABC):
             found = next((item for item in self.deleted(tenant) if item.task.name == name), None)
             if found is None:
                 raise TaskNotFound(f"undelete of {tenant}/{name}: expected a deleted task, found none")
+            check_tasks(tenant, self._task_count(tenant) + 1)
             return Change(found.task, removes_deleted=found)
 
         return self._edit(tenant, name, Edit("undelete", actor, None, plan))
@@ -177,7 +196,7 @@ class TaskStore(ABC):
         def plan(before: TaskInfo | None) -> Change:
             if before is not None and before != task and not replace:
                 raise Conflict(f"task {task.tenant}/{task.name}: expected none or the same one here, found another")
-            return Change(task, adds_deleted=before is not None and before != task)
+            return Change(task, adds_deleted=before if before != task else None)
 
         current = self._find(task.tenant, task.name)
         if current == task:

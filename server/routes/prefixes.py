@@ -49,6 +49,7 @@ def _in_path(*names: str) -> dict[str, Any]:
 OWN, ANY = _in_path("name"), _in_path("tenant", "name")
 UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
 VERSION = Path(json_schema_extra={"pattern": f"^{NO_TWO_DOTS}(?:{PART}|{DIGEST})$"}, description="Or an alias.")
+DIGEST_IN_PATH = Path(json_schema_extra={"pattern": VERSION_PATTERN})
 ARTIFACT = {"application/octet-stream": {"type": "string", "format": "binary"}}
 ARTIFACT_HEADERS = {
     "ETag": {"required": True, "schema": {"type": "string"}},
@@ -66,9 +67,10 @@ UPLOADED = answers(
 LISTED = answers(TaskList, RegistryUnavailable)
 INSPECTED = answers(Task, *FIND)
 DOWNLOADED = answers(None, *FIND, content=ARTIFACT, headers=ARTIFACT_HEADERS)
-MOVED = answers(Task, *BODY, *CHANGE, Conflict)
+MOVED = answers(Task, *BODY, *CHANGE, Conflict, LimitReached)
 DELETED = answers(None, *CHANGE, status=204)
-UNDELETED = answers(Task, *CHANGE, Conflict)
+VERSION_DELETED = answers(None, *CHANGE, Conflict, status=204)
+UNDELETED = answers(Task, *CHANGE, Conflict, LimitReached)
 
 
 @router.post("", status_code=201, summary="Upload a prefix artifact", openapi_extra=UPLOAD, responses=UPLOADED)
@@ -242,6 +244,30 @@ async def delete(request: Request) -> Response:
     runtime = runtime_of(request)
     tenant, name = _target(request, Action.DELETE)
     await runtime.catalog.call(runtime.catalog.registry.delete, tenant, name, actor=caller_of(request).actor)
+    runtime.catalog.forget(tenant, name)
+    return Response(status_code=204)
+
+
+@router.delete(
+    "/{name}/versions/{version}",
+    status_code=204,
+    summary="Delete a version of one's own task",
+    openapi_extra=OWN,
+    responses=VERSION_DELETED,
+)
+@router.delete(
+    "/{tenant}/{name}/versions/{version}",
+    status_code=204,
+    summary="Delete a version",
+    openapi_extra=ANY,
+    responses=VERSION_DELETED,
+)
+async def delete_version(request: Request, version: Annotated[str, DIGEST_IN_PATH]) -> Response:
+    """409 `conflict` while an alias points at it. Running rows keep what they have."""
+    runtime = runtime_of(request)
+    tenant, name = _target(request, Action.DELETE)
+    registry, actor = runtime.catalog.registry, caller_of(request).actor
+    await runtime.catalog.call(registry.delete_version, tenant, name, version, actor=actor)
     runtime.catalog.forget(tenant, name)
     return Response(status_code=204)
 

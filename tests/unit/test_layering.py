@@ -38,6 +38,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes.registry": (
         ("base",),
         ("limits", "changes"),
+        ("history",),
         ("transitions", "deleted", "identity", "failed_tenants"),
         ("records", "store", "stored_json", "listing"),
         ("disk", "redis"),

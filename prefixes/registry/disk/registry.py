@@ -170,6 +170,9 @@ class DiskRegistry(TaskStore):
         item = self._find_deleted(tenant, key)
         return item.task if item else None
 
+    def _task_count(self, tenant: str) -> int:
+        return len(self._files.names("tenants", tenant, "tasks"))
+
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         parts = ("tenants", tenant, "tasks", f"{name}.json")
         try:

@@ -80,6 +80,11 @@ class RedisCommands:
                 yield from ((name, raw) for name, raw in texts if raw is not None)
             self.identity.check_list(tenant)
 
+    def task_count(self, tenant: str) -> int:
+        """How many tasks the tenant has."""
+        with guarded():
+            return int(self._client.scard(TenantKeys(tenant).tasks))
+
     def deleted(self, tenant: str) -> dict[str, bytes]:
         """The JSON of every deleted task, by ``deleted.deleted_key``."""
         with guarded():

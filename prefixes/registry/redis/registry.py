@@ -93,6 +93,9 @@ class RedisRegistry(TaskStore):
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         return self._reader.find(tenant, name)
 
+    def _task_count(self, tenant: str) -> int:
+        return self.commands.task_count(tenant)
+
     @contextmanager
     def _writing(self, tenant: str) -> Iterator[RedisWriter]:
         writer = RedisWriter(self.commands, check_name("tenant", tenant))

@@ -98,6 +98,8 @@ def costs_in_redis(server: RedisServer, number: int) -> dict[str, tuple[dict[str
             before, carried = commands(client), dict(front.carried)
             call(registry)
             sent = {side: front.carried[side] - carried[side] for side in carried}
+            counts = 2 if name == "undelete" else 0  # a number of tasks that Redis answers has more digits
+            sent["answers"] -= counts * len(str(client.scard("prefixd:{default}:tasks") - 1))
             costs[name] = dict(commands(client) - before), sent
     return costs
 

@@ -234,7 +234,7 @@ def _run(coroutine: Any) -> None:
 def test_a_step_and_a_known_reference_cost_the_same_with_more_tasks(
     server: RedisServer, backbone: Backbone, known: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.registry.catalog.ANNOUNCED_TTL_S", 3600.0)  # to make 10,000 known takes long
+    monkeypatch.setattr("server.registry.freshness.ANNOUNCED_TTL_S", 3600.0)  # to make 10,000 known takes long
     costs = []
     for number in (FEW, MANY):
         server.flush()

@@ -79,7 +79,7 @@ def test_every_variable_that_a_container_gets_is_a_setting(service: str, setting
     assert stage is not None
     in_image = dict(re.findall(r"(PREFIXD_\w+)=(\S+)", stage[1]))
     given = set(in_image) | {name for name in SERVICES[service]["environment"] if name.startswith("PREFIXD_")}
-    known = {settings.variable(name) for name in settings.model_fields}
+    known = {settings.variable(name) for name in (*settings.model_fields, "config")}
     assert given - known - (ALSO if service == "trainer" else set()) == set()
     ports = {in_image[settings.variable("port")], in_image[settings.variable("admin_port")]}
     exposed = re.search(r"^EXPOSE (.+)$", stage[1], re.M)

@@ -100,6 +100,18 @@ def read_prefix(data: bytes, *, expected_version: str | None = None) -> Prefix:
     return prefix
 
 
+def header_bytes(start: bytes) -> int:
+    """How many bytes an artifact that begins with ``start`` has before its tensors. Raises InvalidArtifact."""
+    (length,) = struct.unpack_from("<Q", start) if len(start) >= 8 else (0,)
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise InvalidArtifact(
+            f"header length: expected 2 to {MAX_HEADER_BYTES} bytes, got {length}",
+            expected=MAX_HEADER_BYTES,
+            got=length,
+        )
+    return 8 + int(length)
+
+
 def read_spec(data: bytes) -> PrefixSpec:
     """The metadata from the header alone; the tensors may be missing. Raises InvalidArtifact."""
     if len(data) < 8:

@@ -126,6 +126,9 @@ class RemoteRegistry:
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         self._server.send("DELETE", _path(tenant, name))
 
+    def delete_version(self, tenant: str, name: str, version: str, *, actor: str = UNKNOWN_ACTOR) -> None:
+        self._server.send("DELETE", f"{_path(tenant, name)}/versions/{check_version(version)}")
+
     def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
         return self._task(self._server.json("POST", f"{_path(tenant, name)}/undelete"))
 

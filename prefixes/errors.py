@@ -57,6 +57,12 @@ class Conflict(PrefixdError):
     code = "conflict"
 
 
+class LimitReached(PrefixdError):
+    """The registry keeps no more of this kind: somebody has to make room first."""
+
+    code = "limit_reached"
+
+
 class DiskFull(PrefixdError):
     """There is no room or quota for a file. No half-written file is left."""
 

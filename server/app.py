@@ -23,7 +23,7 @@ from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
-from server.routes import admin, audit, generate, keys, openai, operations, prefixes
+from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes
 from server.runtime import MAX_UPLOADS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
@@ -85,7 +85,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         version=package_version(),
         lifespan=lifespan,
     )
-    for module in (generate, prefixes, openai, keys, audit, operations):
+    for module in (generate, prefixes, task_changes, openai, keys, audit, operations):
         app.include_router(module.router)
     _install(app, assembled, intake, HttpMetrics(assembled.metrics_registry))
     return app

@@ -104,7 +104,7 @@ class GenerationService:
             return None
         ref = TaskRef.parse(task, caller.tenant)
         authorize(caller, Action.GENERATE, ref.tenant, ref.name)
-        return await self._catalog.resolve(ref)
+        return await self._catalog.resolve(ref, caller.tenant)
 
     async def _tokenize(self, spec: PrefixSpec | None, text: str, truncate: bool) -> tuple[tuple[int, ...], bool]:
         """Token ids of the prompt, and whether the input's end was cut off to fit the window."""

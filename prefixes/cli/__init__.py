@@ -6,10 +6,10 @@ Owns the sub-application ``app`` and knows no command's options. A command that 
 
 from __future__ import annotations
 
-from prefixes.cli import copies, manage, transfer, upkeep
+from prefixes.cli import copies, manage, remove, transfer, upkeep
 from prefixes.cli.target import application
 
 app = application("List, inspect, publish, import, export and move prefixes; back up, restore and clean registries.")
-for _group in (manage.app, transfer.app, copies.app, upkeep.app):
+for _group in (manage.app, remove.app, transfer.app, copies.app, upkeep.app):
     app.registered_commands += _group.registered_commands
     app.registered_groups += _group.registered_groups

@@ -1,4 +1,4 @@
-"""``prefixd prefixes list | inspect | promote | rollback | delete | verify``.
+"""``prefixd prefixes list | inspect | promote | rollback | verify``.
 
 Owns these commands. The registry does their work and ``show`` prints the results.
 """
@@ -135,27 +135,6 @@ def rollback(
                 error.message += f"; it may have been made: to repeat it, add --expected-current {current}"
             raise
     show.show_aliases(moved, as_json=as_json)
-
-
-@command(app, "delete")
-def delete(
-    task: TaskArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    registry: RegistryOption = None,
-    server: ServerOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Delete a task with all its versions, after asking. `undelete` brings it back until `gc` takes it."""
-    with opened(registry, server) as source:
-        ref = task_of(task, source)
-        versions = len(source.inspect(ref.tenant, ref.name).versions)
-        if not yes:
-            typer.confirm(f"Delete {ref.task} and its {versions} version(s)?", abort=True, err=True)
-        source.delete(ref.tenant, ref.name, actor=local_actor())
-    if as_json:
-        show.show_json({"task": ref.task, "deleted": True})
-    else:
-        typer.echo(f"deleted {ref.task}")
 
 
 @command(app, "verify")

@@ -94,7 +94,7 @@ class AuditEntry:
 
     at: str  # UTC, ISO 8601
     actor: str  # who asked, as the server or the command knows them
-    action: str  # "publish", "promote", "rollback", "delete", "undelete", "copy" or "purge"
+    action: str  # "publish", "promote", "rollback", "delete", "delete_version", "undelete", "copy" or "purge"
     task: str  # tenant/name
     alias: str | None  # the alias that moved; production's for a whole task
     old: str | None  # where it pointed
@@ -161,7 +161,7 @@ class Registry(Protocol):
         Known content keeps its time and its record, to which the entries of ``record`` are added: see VersionInfo.
 
         The artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
-        InvalidArtifact.
+        InvalidArtifact, and LimitReached for more than a registry keeps (``limits``).
 
         ``idempotency_key`` has the form of a name. The first publish to the task with a key does its work. A later one
         with the same key changes nothing, whatever it brings and wherever the aliases point by then; it answers what
@@ -199,6 +199,12 @@ class Registry(Protocol):
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         """Remove the task; ``undelete`` brings it back until ``gc`` takes it. Raises TaskNotFound."""
+
+    def delete_version(self, tenant: str, name: str, version: str, *, actor: str = UNKNOWN_ACTOR) -> None:
+        """Remove one version. Raises TaskNotFound, and Conflict while an alias points at it.
+
+        Its artifact stays for rows that were admitted before, as a deleted task's does. A rollback passes it over.
+        """
 
     def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
         """Bring back the last deleted task of that name. Raises TaskNotFound, or Conflict when a task has the name."""

@@ -19,7 +19,8 @@ from prefixes.registry.base import (
     TaskInfo,
     VersionInfo,
 )
-from prefixes.registry.transitions import ACTIONS, effective_versions
+from prefixes.registry.history import effective_versions
+from prefixes.registry.transitions import ACTIONS
 from prefixes.spec import DEFAULT_ALIAS, check_name, check_version
 from prefixes.spec_json import spec_from_dict, spec_to_dict
 

@@ -6,14 +6,12 @@ of the task before it. A store calls this function again when another writer was
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from prefixes.errors import Conflict, InvalidArtifact, InvalidName, PrefixdError, RegistryUnavailable, TaskNotFound
+from prefixes.errors import Conflict, InvalidArtifact, TaskNotFound
 from prefixes.registry.base import (
     RETENTION_S,
     UNKNOWN_ACTOR,
@@ -23,8 +21,9 @@ from prefixes.registry.base import (
     TaskInfo,
     VersionInfo,
 )
+from prefixes.registry.changes import Change, Edit, Writer
 from prefixes.registry.failed_tenants import FailedTenants
-from prefixes.registry.identity import FORMAT
+from prefixes.registry.limits import check_tasks
 from prefixes.registry.transitions import (
     check_key_not_deleted,
     no_task,
@@ -35,44 +34,13 @@ from prefixes.registry.transitions import (
     resolved,
     rolled_back,
     version_of_task,
+    version_removed,
 )
 from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
 from prefixes.spec_json import check_json
 
 if TYPE_CHECKING:
     from prefixes.artifact import Prefix
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Change:
-    """What becomes of a task. ``after`` is its new state; None removes it."""
-
-    after: TaskInfo | None
-    adds_deleted: bool = False  # keep the old state as a deleted task
-    removes_deleted: DeletedTask | None = None  # a deleted task that is one no longer
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A change to make, with its audit entry. ``plan`` may be called several times; it raises the named errors."""
-
-    action: str
-    actor: str
-    alias: str | None
-    plan: Callable[[TaskInfo | None], Change]
-    published: str | None = None  # the version of a publish
-
-
-class Writer(Protocol):
-    """One writer at work on a tenant."""
-
-    def put(self, version: str, data: bytes) -> None:
-        """Store an artifact. No clean-up takes it while this writer is at work, even if no task has it yet."""
-
-    def edit(self, name: str, edit: Edit) -> TaskInfo | None:
-        """Make a change whole, together with its audit entry; the task after it."""
 
 
 class TaskStore(ABC):
@@ -85,6 +53,10 @@ class TaskStore(ABC):
     @abstractmethod
     def _writing(self, tenant: str) -> AbstractContextManager[Writer]:
         """A writer for the tenant."""
+
+    @abstractmethod
+    def _task_count(self, tenant: str) -> int:
+        """How many tasks the tenant has."""
 
     @abstractmethod
     def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
@@ -124,9 +96,9 @@ class TaskStore(ABC):
         check_json("record", record)
         if idempotency_key is not None:
             check_name("publish key", idempotency_key)
-            current = self._find(tenant, name)
-            if current and (done := published_with(current, idempotency_key)):
-                return done
+        current = self._find(tenant, name)
+        if current and (done := published_with(current, idempotency_key)):
+            return done
         from prefixes.artifact import read_prefix, version_of, write_prefix  # imports torch: seconds that readers save
 
         prefix = read_prefix(data)
@@ -137,8 +109,12 @@ class TaskStore(ABC):
             if idempotency_key is not None and not (before and published_with(before, idempotency_key)):
                 deleted = (item.task for item in self.deleted(tenant) if item.task.name == name)
                 check_key_not_deleted(idempotency_key, deleted)
-            return Change(published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key))
+            if before is None:
+                check_tasks(tenant, self._task_count(tenant) + 1)
+            after = published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key)
+            return Change(after, adds=True)
 
+        plan(current)  # what is refused stores no artifact
         with self._writing(tenant) as writer:
             writer.put(version, canonical)
             after = writer.edit(name, Edit("publish", actor, alias, plan, version))
@@ -180,10 +156,19 @@ class TaskStore(ABC):
         check_names(tenant, name)
 
         def plan(before: TaskInfo | None) -> Change:
-            _existing(before, tenant, name)
-            return Change(None, adds_deleted=True)
+            return Change(None, adds_deleted=_existing(before, tenant, name))
 
         self._changed(tenant, name, Edit("delete", actor, None, plan))
+
+    def delete_version(self, tenant: str, name: str, version: str, *, actor: str = UNKNOWN_ACTOR) -> None:
+        check_names(tenant, name)
+        check_version(version)
+
+        def plan(before: TaskInfo | None) -> Change:
+            after, removed = version_removed(_existing(before, tenant, name), version)
+            return Change(after, adds_deleted=removed)
+
+        self._changed(tenant, name, Edit("delete_version", actor, None, plan, version))
 
     def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
         def plan(before: TaskInfo | None) -> Change:
@@ -192,6 +177,7 @@ class TaskStore(ABC):
             found = next((item for item in self.deleted(tenant) if item.task.name == name), None)
             if found is None:
                 raise TaskNotFound(f"undelete of {tenant}/{name}: expected a deleted task, found none")
+            check_tasks(tenant, self._task_count(tenant) + 1)
             return Change(found.task, removes_deleted=found)
 
         return self._edit(tenant, name, Edit("undelete", actor, None, plan))
@@ -210,7 +196,7 @@ class TaskStore(ABC):
         def plan(before: TaskInfo | None) -> Change:
             if before is not None and before != task and not replace:
                 raise Conflict(f"task {task.tenant}/{task.name}: expected none or the same one here, found another")
-            return Change(task, adds_deleted=before is not None and before != task)
+            return Change(task, adds_deleted=before if before != task else None)
 
         current = self._find(task.tenant, task.name)
         if current == task:
@@ -265,32 +251,6 @@ def check_artifact(data: bytes, info: VersionInfo) -> Prefix:
     if prefix.spec != info.spec or len(data) != info.size:
         raise InvalidArtifact(f"{info.version}: expected what the index says of metadata and size, got something else")
     return prefix
-
-
-def is_name(text: str) -> bool:
-    """Whether ``text`` is a valid name: a store ignores files of other names."""
-    try:
-        return bool(check_name("file", text))
-    except InvalidName:
-        return False
-
-
-def encoded(raw: Mapping[str, Any]) -> bytes:
-    """A task's JSON in the bytes that stores keep."""
-    return json.dumps({"format": FORMAT, **raw}, indent=1, sort_keys=True).encode()
-
-
-def parsed(data: bytes, from_dict: Callable[[Any], _T], where: str) -> _T:
-    """The value that ``from_dict`` makes of a stored JSON. Raises RegistryUnavailable, which names ``where``."""
-    try:
-        raw = json.loads(data)
-        found = from_dict(raw)
-        if raw["format"] != FORMAT:
-            raise ValueError(f"expected format {FORMAT}, got {str(raw['format'])[:40]}")
-    except (ValueError, KeyError, TypeError, RecursionError, PrefixdError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise RegistryUnavailable(f"registry: {where} is no task index: {reason}") from None
-    return found
 
 
 def _existing(task: TaskInfo | None, tenant: str, name: str) -> TaskInfo:

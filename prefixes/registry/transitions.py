@@ -1,8 +1,6 @@
 """What each call of the registry does to a task: pure functions from TaskInfo to TaskInfo, the same for every store.
 
-Owns the rules of aliases and their history; knows no store. A history only grows, and it reads as a stack: a publish or
-a promote pushes a version, a rollback pops one. Two rollbacks go two versions back, and never to and fro. A version
-that was rolled back comes back only by a promote.
+Owns the rules of versions, aliases and publish keys; ``history`` has those of an alias's past. Knows no store.
 """
 
 from __future__ import annotations
@@ -26,6 +24,8 @@ from prefixes.registry.base import (
     TaskInfo,
     VersionInfo,
 )
+from prefixes.registry.history import rollback_entries, trimmed
+from prefixes.registry.limits import check_aliases, check_record, check_versions
 from prefixes.spec import DEFAULT_ALIAS, TaskRef
 
 ACTIONS: Final = ("publish", "promote", "rollback")
@@ -36,30 +36,23 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def effective_versions(history: Sequence[HistoryEntry]) -> list[str]:
-    """The stack after ``history``, oldest first; the alias points at its last version."""
-    stack: list[str] = []
-    for entry in history:
-        if entry.action == "rollback":
-            stack.pop()
-        else:
-            stack.append(entry.version)
-    return stack
-
-
 def published(task: TaskInfo, info: VersionInfo, alias: str | None, idempotency_key: str | None = None) -> TaskInfo:
     """``task`` with one more version and ``alias`` at it (None moves none); unchanged where the task knows the key.
 
-    Known content keeps its time; the new record's entries are added as VersionInfo says.
+    Known content keeps its time; the new record's entries are added as VersionInfo says. Raises LimitReached.
     """
     if published_with(task, idempotency_key):
         return task
     known = next((old for old in task.versions if old.version == info.version), None)
     if known:
         info = _with_record(known, info.record)
+    if known != info:
+        check_record(f"{task.tenant}/{task.name}", info)
+    if known:
         versions = tuple(info if old.version == info.version else old for old in task.versions)
     else:
         versions = (info, *task.versions)
+        check_versions(f"{task.tenant}/{task.name}", len(versions))
     task = replace(task, versions=versions)
     if idempotency_key is not None:
         keys = (*task.idempotency_keys, IdempotencyKey(idempotency_key, info.version))
@@ -97,13 +90,42 @@ def rolled_back(task: TaskInfo, alias: str, expected_current: str | None) -> Tas
     if history is None:
         raise _no_alias(task, alias)
     _check_current("rollback", task, alias, expected_current)
-    stack = effective_versions(history)
-    if len(stack) < 2:
+    entries = rollback_entries(history, {info.version for info in task.versions}, now())
+    if not entries:
+        current = task.aliases[alias]
         raise Conflict(
-            f"rollback of {task.tenant}/{task.name}@{alias}: expected an earlier version, got none before {stack[-1]}",
-            current=stack[-1],
+            f"rollback of {task.tenant}/{task.name}@{alias}: expected an earlier version, got none before {current}",
+            current=current,
         )
-    return _with_entry(task, alias, HistoryEntry(stack[-2], now(), "rollback"))
+    return _with_entries(task, alias, entries)
+
+
+def version_removed(task: TaskInfo, version: str) -> tuple[TaskInfo, TaskInfo]:
+    """``task`` without ``version``, and what is kept of it as of a deleted task: the version with its publish keys.
+
+    Raises TaskNotFound, and Conflict while an alias points at it.
+    """
+    info = version_of_task(task, version)
+    pointing = sorted(alias for alias, current in task.aliases.items() if current == version)
+    if pointing:
+        raise Conflict(
+            f"delete of {task.tenant}/{task.name}@{version}: expected no alias that points at it, "
+            f"got {', '.join(pointing)}",
+            aliases=pointing,
+        )
+    keys = [key for key in task.idempotency_keys if key.version == version]
+    kept = tuple(key for key in task.idempotency_keys if key.version != version)
+    versions = tuple(other for other in task.versions if other.version != version)
+    return (
+        replace(task, versions=versions, idempotency_keys=kept),
+        TaskInfo(task.tenant, task.name, {}, {}, (info,), tuple(keys)),
+    )
+
+
+def prunable(task: TaskInfo, keep: int) -> list[str]:
+    """The versions behind the newest ``keep`` that no alias points at, newest first."""
+    pointed = set(task.aliases.values())
+    return [info.version for info in task.versions[keep:] if info.version not in pointed]
 
 
 def audit_entry(
@@ -115,15 +137,15 @@ def audit_entry(
     before: TaskInfo | None,
     after: TaskInfo | None,
     *,
-    published: str | None = None,
+    version: str | None = None,
 ) -> AuditEntry:
     """The audit entry of a change from ``before`` to ``after``; None is no task.
 
-    ``published`` is the version of a publish: the entry names it where the publish moved no alias.
+    ``version`` is that of a publish or of a delete of one version: the entry names it where no alias moved.
     """
     old, new = (task.aliases.get(alias or DEFAULT_ALIAS) if task else None for task in (before, after))
-    if published is not None and alias is None:
-        old, new = None, published
+    if version is not None and alias is None:
+        old, new = (None, version) if action == "publish" else (version, None)
     return AuditEntry(now(), actor, action, f"{tenant}/{name}", alias, old, new)
 
 
@@ -145,7 +167,7 @@ def version_of_task(task: TaskInfo, version: str) -> VersionInfo:
         if info.version == version:
             return info
     raise TaskNotFound(
-        f"task {task.tenant}/{task.name}: version {version}: expected one of its {len(task.versions)}, found none",
+        f"task {task.tenant}/{task.name}: version {version}: expected one of its versions, found none",
         task=f"{task.tenant}/{task.name}",
         version=version,
     )
@@ -195,12 +217,14 @@ def _no_alias(task: TaskInfo, alias: str) -> TaskNotFound:
 def _with_alias(task: TaskInfo, alias: str, version: str, action: str) -> TaskInfo:
     if task.aliases.get(alias) == version:
         return task
-    return _with_entry(task, alias, HistoryEntry(version, now(), action))
+    if alias not in task.aliases:
+        check_aliases(f"{task.tenant}/{task.name}", len(task.aliases) + 1)
+    return _with_entries(task, alias, [HistoryEntry(version, now(), action)])
 
 
-def _with_entry(task: TaskInfo, alias: str, entry: HistoryEntry) -> TaskInfo:
+def _with_entries(task: TaskInfo, alias: str, entries: Sequence[HistoryEntry]) -> TaskInfo:
     return replace(
         task,
-        aliases={**task.aliases, alias: entry.version},
-        history={**task.history, alias: (*task.history.get(alias, ()), entry)},
+        aliases={**task.aliases, alias: entries[-1].version},
+        history={**task.history, alias: trimmed((*task.history.get(alias, ()), *entries))},
     )

@@ -1,10 +1,10 @@
 """Catalog: what the registry holds, for the event loop and for the engine.
 
-Owns how long a known reference is used, and the way from a PrefixKey to a verified prefix. A reference is used for
-``alias_ttl_s`` after its read. If the registry announces its changes, it is used until one is announced, at most for
-``ANNOUNCED_TTL_S``. While the registry is away, it is used for ``max_stale_s`` since it was last known to be true.
-Known references are read again now and then, so that an outage finds none too old. The registry is synchronous: every
-call goes to a thread. Knows no HTTP.
+Owns what is known of references and when it is read, and the way from a PrefixKey to a verified prefix. A reference is
+used for ``alias_ttl_s`` after its read. If the registry announces its changes, it is used until one is announced, at
+most for ``ANNOUNCED_TTL_S``. While the registry is away, it is used for ``max_stale_s`` since it was last known to be
+true. Known references are read again now and then, so that an outage finds none too old. That a task does not exist is
+believed as well, see ``freshness``. The registry is synchronous: every call goes to a thread. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -13,30 +13,37 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, ParamSpec, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
 
 from prefixes.artifact import Prefix, read_prefix
-from prefixes.errors import EngineFailure, InvalidArtifact, PrefixdError, RegistryUnavailable
+from prefixes.errors import EngineFailure, InvalidArtifact, PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import Resolved, Store
 from prefixes.spec import BackboneSpec, TaskRef, check_compatible
 from server.engine.types import PrefixKey
+from server.registry.freshness import Absent, Freshness, Known
 from server.registry.link import RegistryLink
 from server.registry.outages import TenantOutages
+from server.registry.references import References
+from server.registry.turns import Turns
 from server.tiers.tiers import PrefixTiers
 
 MAX_KNOWN: Final = 16384
 """References that are remembered. Beyond that the least recently requested is dropped."""
-ANNOUNCED_TTL_S: Final = 10.0
-"""A reference is read again after this long, even if changes are announced."""
+MAX_ABSENT: Final = 4096
+"""References to what does not exist that are remembered. They are kept apart and push out no known one."""
 KEEP_S: Final = 0.05
 """The shortest pause between two rounds of ``keep_known``, for a very small ``max_stale_s``."""
 WAIT_S: Final = 2.0
 """How long a request waits for the registry. It may be away before the probe finds out."""
 RESOLVE_THREADS: Final = 8
+RESOLVES_EACH: Final = 6
+"""Of one tenant that asks, at once."""
+RESOLVES_WAITING: Final = 1024
+"""Of one tenant that asks."""
 TRY_THREADS: Final = 2
 """For tenants whose last read failed slowly. However many they are, the others keep their threads."""
 CALL_THREADS: Final = 8
@@ -51,18 +58,10 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class _Known:
-    resolved: Resolved
-    at: float  # time.monotonic() seconds when its read began; it was true then
-    generation: int  # of the announcements at that time
-    outdated: bool = False  # a change was, or may have been, made that has not been read yet
-
-
 class Catalog:
     """Resolves references and loads prefixes for one backbone. Only ``load`` may be called outside the event loop.
 
-    Concurrent reads of one reference share one read. Errors are never remembered.
+    Concurrent reads of one reference share one read. Of errors only TaskNotFound is remembered.
     """
 
     def __init__(
@@ -76,10 +75,10 @@ class Catalog:
     ) -> None:
         self.tiers = tiers
         self._link, self._backbone = link, backbone
-        self._ttl, self._max_stale = alias_ttl_s, max_stale_s
-        self._known: dict[TaskRef, _Known] = {}  # least recently requested first
+        self._freshness = Freshness(link, alias_ttl_s=alias_ttl_s, max_stale_s=max_stale_s)
+        self._known, self._absent = References[Known](MAX_KNOWN), References[Absent](MAX_ABSENT)
         self._reads: dict[TaskRef, asyncio.Task[Resolved]] = {}
-        self._refs: dict[tuple[str, str], set[TaskRef]] = {}  # the known references, by task
+        self._turns = Turns(RESOLVE_THREADS, RESOLVES_EACH, RESOLVES_WAITING)
         self._outages = TenantOutages()
         self._resolving, self._trying, self._calling, self._listing = (
             CapacityLimiter(most) for most in (RESOLVE_THREADS, TRY_THREADS, CALL_THREADS, LISTS)
@@ -119,27 +118,31 @@ class Catalog:
         """Raise RegistryUnavailable while the registry is known to be away."""
         self._link.require_up()
 
-    async def resolve(self, ref: TaskRef) -> Resolved:
+    async def resolve(self, ref: TaskRef, caller: str | None = None) -> Resolved:
         """The version behind ``ref``, as fresh as the module says, and made for this backbone.
 
+        ``caller`` is the tenant that asks, the task's own where none is given: reads are shared fairly between them.
         Raises TaskNotFound, RegistryUnavailable, IncompatiblePrefix.
         """
         known = self._known.get(ref)
-        if known is None or not self._is_fresh(known):
-            resolved = await self._read(ref, known)
+        absent = self._absent.get(ref)
+        if absent and self._freshness.is_absent(absent):
+            self._absent.requested(ref)
+            raise TaskNotFound(absent.message, **absent.detail)
+        if known is None or not self._freshness.is_fresh(known):
+            resolved = await self._read(ref, known, caller or ref.tenant)
         else:
             resolved = known.resolved
-        if ref in self._known:
-            self._known[ref] = self._known.pop(ref)
+        self._known.requested(ref)
         check_compatible(resolved.spec, self._backbone)
         return resolved
 
     def forget(self, tenant: str, name: str) -> None:
         """Forget what is known about a task that this process has just changed, and read it again."""
         self._abandon_reads(tenant, name)
-        for ref in list(self._refs.get((tenant, name), ())):
-            self._drop(ref)
-            self._begin(ref)
+        for ref in self._known.of_task(tenant, name):
+            self._known.drop(ref)
+            self._begin(ref, ref.tenant)
 
     def changed(self, tenant: str, name: str) -> None:
         """A change was announced, or may have been made. Read what is known again, before a request asks for it.
@@ -148,10 +151,10 @@ class Catalog:
         announcement has not reached.
         """
         self._abandon_reads(tenant, name)
-        for ref in list(self._refs.get((tenant, name), ())):
-            known = self._known[ref]
-            self._known[ref] = replace(known, at=self._true_at(known), outdated=True)
-            self._begin(ref)
+        for ref in self._known.of_task(tenant, name):
+            if known := self._known.get(ref):
+                self._known.put(ref, replace(known, at=self._freshness.true_at(known), outdated=True))
+            self._begin(ref, ref.tenant)
 
     async def keep_known(self) -> None:
         """Until cancelled, read again, one by one, what was last known to be true ``max_stale_s / 4`` ago.
@@ -159,19 +162,19 @@ class Catalog:
         Otherwise an outage could find a reference too old to use. That happens if changes are polled and nobody asked
         for it, or if the connection that announced them has been made anew since.
         """
-        while self._max_stale:
-            await asyncio.sleep(max(KEEP_S, self._max_stale / 16))
+        while self._freshness.max_stale_s:
+            await asyncio.sleep(max(KEEP_S, self._freshness.max_stale_s / 16))
             for number, ref in enumerate(list(self._known)):
                 if number % 256 == 0:
                     await asyncio.sleep(0)  # there may be thousands, nearly all of them young
                 known = self._known.get(ref)
-                if known is None or time.monotonic() - self._true_at(known) < self._max_stale / 4:
+                if known is None or time.monotonic() - self._freshness.true_at(known) < self._freshness.max_stale_s / 4:
                     continue
                 try:
                     self._link.require_up()
                     self._outages.require_up(ref.tenant)
                     async with asyncio.timeout(WAIT_S):
-                        await asyncio.shield(self._reads.get(ref) or self._begin(ref))
+                        await asyncio.shield(self._reads.get(ref) or self._begin(ref, ref.tenant))
                 except (PrefixdError, TimeoutError):
                     pass  # the task is gone or cannot be read; _begin has settled that
                 except Exception:
@@ -179,7 +182,7 @@ class Catalog:
 
     async def check(self) -> None:
         """Raise RegistryUnavailable if the registry has been away for longer than known tasks are served."""
-        if not self._link.up and self._link.age_s > self._max_stale:
+        if not self._link.up and self._link.age_s > self._freshness.max_stale_s:
             self._link.require_up()
 
     def require_loadable(self, key: PrefixKey, is_resident: Callable[[], bool]) -> None:
@@ -228,43 +231,41 @@ class Catalog:
         self._outages.answered(ref.tenant)
         return resolved
 
-    def _is_fresh(self, known: _Known) -> bool:
-        age = time.monotonic() - known.at
-        announced = age < ANNOUNCED_TTL_S and self._link.is_announcing(known.generation)
-        return not known.outdated and (age < self._ttl or announced)
-
-    def _is_servable(self, known: _Known) -> bool:
-        """Whether it was true recently enough to be used while the registry is away."""
-        return time.monotonic() - self._true_at(known) <= self._max_stale
-
-    def _true_at(self, known: _Known) -> float:
-        """When it was last known to be true: at its read, or later, as long as no change was announced."""
-        announced = None if known.outdated else self._link.announced_until(known.generation)
-        return max(known.at, announced or known.at)
-
-    async def _read(self, ref: TaskRef, known: _Known | None) -> Resolved:
+    async def _read(self, ref: TaskRef, known: Known | None, caller: str) -> Resolved:
         try:
             self._link.require_up()
             self._outages.require_up(ref.tenant)
-            read = self._reads.get(ref) or self._begin(ref)
+            read = self._reads.get(ref) or self._begin(ref, caller)
             async with asyncio.timeout(WAIT_S):
                 return await asyncio.shield(read)
         except (RegistryUnavailable, TimeoutError) as error:
-            if known is not None and self._is_servable(known):
+            if known is not None and self._freshness.is_servable(known):
                 return known.resolved
             if isinstance(error, TimeoutError):
                 raise RegistryUnavailable("registry: it did not answer in time") from None
             raise
 
     def _abandon_reads(self, tenant: str, name: str) -> None:
-        """Forget the running reads of a task, which may miss a change. Only the callers that wait already get them."""
+        """Forget the running reads of a task, which may miss a change. Only the callers that wait already get them.
+
+        What a read before has found absent may be there now.
+        """
+        for ref in self._absent.of_task(tenant, name):
+            self._absent.drop(ref)
         for ref in [ref for ref in self._reads if (ref.tenant, ref.name) == (tenant, name)]:
             del self._reads[ref]
 
-    def _begin(self, ref: TaskRef) -> asyncio.Task[Resolved]:
+    def _begin(self, ref: TaskRef, caller: str) -> asyncio.Task[Resolved]:
         began, generation = time.monotonic(), self._link.generation
-        threads = self._trying if self._outages.trying(ref.tenant) else self._resolving
-        read = asyncio.create_task(anyio.to_thread.run_sync(self._resolve, ref, began, limiter=threads))
+        trying = self._outages.trying(ref.tenant)
+
+        async def ask() -> Resolved:
+            if trying:
+                return await anyio.to_thread.run_sync(self._resolve, ref, began, limiter=self._trying)
+            async with self._turns.turn(caller):
+                return await anyio.to_thread.run_sync(self._resolve, ref, began, limiter=self._resolving)
+
+        read = asyncio.create_task(ask())
         self._reads[ref] = read
 
         def settle(read: asyncio.Task[Resolved]) -> None:
@@ -273,23 +274,12 @@ class Catalog:
                 return
             del self._reads[ref]
             if failure is None and not read.cancelled():
-                self._remember(ref, _Known(read.result(), began, generation))
+                self._absent.drop(ref)
+                self._known.put(ref, Known(read.result(), began, generation))
             elif not isinstance(failure, RegistryUnavailable):
-                self._drop(ref)
+                self._known.drop(ref)
+                if isinstance(failure, TaskNotFound):
+                    self._absent.put(ref, Absent(failure.message, failure.detail, began, generation))
 
         read.add_done_callback(settle)
         return read
-
-    def _remember(self, ref: TaskRef, known: _Known) -> None:
-        while ref not in self._known and len(self._known) >= MAX_KNOWN:
-            self._drop(next(iter(self._known)))
-        self._known[ref] = known
-        self._refs.setdefault((ref.tenant, ref.name), set()).add(ref)
-
-    def _drop(self, ref: TaskRef) -> None:
-        if self._known.pop(ref, None) is None:
-            return
-        refs = self._refs[ref.tenant, ref.name]
-        refs.discard(ref)
-        if not refs:
-            del self._refs[ref.tenant, ref.name]

@@ -29,7 +29,7 @@ class RegistryMetrics:
             "prefixd_registry_errors_total", "Calls that the registry could not do; its noes are none.",
             ("operation",), registry=registry,
         )  # fmt: skip
-        for operation in ("publish", "promote", "rollback", "delete", "undelete", "gc"):
+        for operation in ("publish", "promote", "rollback", "delete", "delete_version", "undelete", "gc"):
             self._errors.labels(operation)  # starts at 0: an alert counts these one by one and must see the first
 
     def on_registry_call(self, operation: str, seconds: float, failed: bool) -> None:

@@ -1,13 +1,9 @@
-"""``/prefixes``: upload, list, inspect, download, promote, roll back, share, delete, undelete.
-
-Every path exists as ``/prefixes/{tenant}/{name}…`` and, for the caller's own tenant, as ``/prefixes/{name}…``.
-"""
+"""``/prefixes``: upload, list, inspect, download."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
@@ -16,25 +12,20 @@ from prefixes.errors import (
     DiskFull,
     IncompatiblePrefix,
     InvalidArtifact,
-    InvalidName,
+    LimitReached,
     NotReady,
-    RegistryFull,
     RegistryUnavailable,
     TaskNotFound,
 )
 from prefixes.registry.base import Registry, TaskInfo
 from prefixes.registry.records import task_summary, task_to_dict
 from prefixes.registry.transitions import published_with
-from prefixes.spec import DIGEST, NAME_PATTERN, NO_TWO_DOTS, PART, VERSION_PATTERN, TaskRef, check_name
-from prefixes.tenancy.directory import Directory
-from prefixes.tenancy.model import Share
-from prefixes.tenancy.records import share_to_dict
+from prefixes.spec import DIGEST, NO_TWO_DOTS, PART, VERSION_PATTERN, TaskRef
 from server.answer_schemas import Published, Task, TaskList
 from server.engine.types import PrefixKey
-from server.key_schemas import Shared, ShareRequest
 from server.registry.listing import visible_tasks
+from server.routes.task_paths import ANY, CHANGE, FIND, OWN, target
 from server.runtime import Runtime, runtime_of
-from server.schemas import PromoteRequest, RollbackRequest
 from server.uploads import FORM, Upload, read_upload, validate_upload
 from server.web.auth import Action, authorize, caller_of
 from server.web.json_body import JsonRoute
@@ -44,13 +35,6 @@ from server.web.responses import json_response
 router = APIRouter(prefix="/prefixes", tags=["prefixes"], default_response_class=Response, route_class=JsonRoute)
 
 
-def _in_path(*names: str) -> dict[str, Any]:
-    """OpenAPI's description of the path parameters, for a handler that has two paths."""
-    schema = {"type": "string", "pattern": NAME_PATTERN}
-    return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]}
-
-
-OWN, ANY = _in_path("name"), _in_path("tenant", "name")
 UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
 VERSION = Path(json_schema_extra={"pattern": f"^{NO_TWO_DOTS}(?:{PART}|{DIGEST})$"}, description="Or an alias.")
 ARTIFACT = {"application/octet-stream": {"type": "string", "format": "binary"}}
@@ -59,20 +43,15 @@ ARTIFACT_HEADERS = {
     "Content-Disposition": {"required": True, "schema": {"type": "string"}},
     "X-Prefixd-Version": {"required": True, "schema": {"type": "string", "pattern": VERSION_PATTERN}},
 }
-FIND = (InvalidName, TaskNotFound, RegistryUnavailable)
-CHANGE = (*FIND, RegistryFull)
 
 UPLOADED = answers(
-    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, DiskFull, NotReady,
+    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, LimitReached, DiskFull,
+    NotReady,
     status=201,
 )  # fmt: skip
 LISTED = answers(TaskList, RegistryUnavailable)
 INSPECTED = answers(Task, *FIND)
 DOWNLOADED = answers(None, *FIND, content=ARTIFACT, headers=ARTIFACT_HEADERS)
-MOVED = answers(Task, *BODY, *CHANGE, Conflict)
-DELETED = answers(None, *CHANGE, status=204)
-SHARED = answers(Shared, *BODY, *CHANGE, Conflict)
-UNDELETED = answers(Task, *CHANGE, Conflict)
 
 
 @router.post("", status_code=201, summary="Upload a prefix artifact", openapi_extra=UPLOAD, responses=UPLOADED)
@@ -154,7 +133,7 @@ def _summary(task: TaskInfo, residents: frozenset[PrefixKey]) -> dict[str, Any]:
 async def inspect(request: Request) -> Response:
     """Aliases, their moves, and every version with its metadata and record."""
     runtime = runtime_of(request)
-    tenant, name = _target(request, Action.READ)
+    tenant, name = target(request, Action.READ)
     return json_response(task_to_dict(await runtime.catalog.call(runtime.catalog.registry.inspect, tenant, name)))
 
 
@@ -170,7 +149,7 @@ async def inspect(request: Request) -> Response:
 async def download(request: Request, version: Annotated[str, VERSION]) -> Response:
     """The artifact's bytes, exactly as they were published."""
     runtime = runtime_of(request)
-    tenant, name = _target(request, Action.DOWNLOAD)
+    tenant, name = target(request, Action.DOWNLOAD)
     ref = TaskRef.parse(f"{tenant}/{name}@{version}")
     registry = runtime.catalog.registry
     runtime.catalog.require_up()
@@ -183,113 +162,3 @@ async def download(request: Request, version: Annotated[str, VERSION]) -> Respon
         "x-prefixd-version": resolved.version,
     }
     return Response(data, media_type="application/octet-stream", headers=headers)
-
-
-@router.post(
-    "/{name}/promote", summary="Point an alias of one's own task at a version", openapi_extra=OWN, responses=MOVED
-)
-@router.post("/{tenant}/{name}/promote", summary="Point an alias at a version", openapi_extra=ANY, responses=MOVED)
-async def promote(body: PromoteRequest, request: Request) -> Response:
-    """409 `conflict` when `expected_current` is given and the alias points elsewhere."""
-    runtime = runtime_of(request)
-    tenant, name = _target(request, Action.PROMOTE)
-    task = await runtime.catalog.call(
-        runtime.catalog.registry.promote,
-        tenant,
-        name,
-        body.version,
-        alias=body.alias,
-        expected_current=body.expected_current,
-        actor=caller_of(request).actor,
-    )
-    runtime.catalog.forget(tenant, name)
-    return json_response(task_to_dict(task))
-
-
-@router.post(
-    "/{name}/rollback",
-    summary="Point an alias of one's own task at the version before",
-    openapi_extra=OWN,
-    responses=MOVED,
-)
-@router.post(
-    "/{tenant}/{name}/rollback", summary="Point an alias at the version before", openapi_extra=ANY, responses=MOVED
-)
-async def rollback(request: Request, body: RollbackRequest | None = None) -> Response:
-    """409 `conflict` when there is none, or when `expected_current` is given and the alias points elsewhere."""
-    runtime = runtime_of(request)
-    tenant, name = _target(request, Action.PROMOTE)
-    given = body or RollbackRequest()
-    task = await runtime.catalog.call(
-        runtime.catalog.registry.rollback,
-        tenant,
-        name,
-        alias=given.alias,
-        expected_current=given.expected_current,
-        actor=caller_of(request).actor,
-    )
-    runtime.catalog.forget(tenant, name)
-    return json_response(task_to_dict(task))
-
-
-@router.delete(
-    "/{name}", status_code=204, summary="Delete a task of one's own tenant", openapi_extra=OWN, responses=DELETED
-)
-@router.delete(
-    "/{tenant}/{name}",
-    status_code=204,
-    summary="Delete a task and all its versions",
-    openapi_extra=ANY,
-    responses=DELETED,
-)
-async def delete(request: Request) -> Response:
-    """Running rows keep what they have; new requests get 404. The task can be brought back until it is cleaned away."""
-    runtime = runtime_of(request)
-    tenant, name = _target(request, Action.DELETE)
-    await runtime.catalog.call(runtime.catalog.registry.delete, tenant, name, actor=caller_of(request).actor)
-    runtime.catalog.forget(tenant, name)
-    return Response(status_code=204)
-
-
-@router.post(
-    "/{name}/undelete", summary="Bring back a deleted task of one's own tenant", openapi_extra=OWN, responses=UNDELETED
-)
-@router.post("/{tenant}/{name}/undelete", summary="Bring back a deleted task", openapi_extra=ANY, responses=UNDELETED)
-async def undelete(request: Request) -> Response:
-    """The one of that name deleted last, with its aliases and versions. 409 `conflict` when there is one again."""
-    runtime = runtime_of(request)
-    tenant, name = _target(request, Action.DELETE)
-    actor = caller_of(request).actor
-    task = await runtime.catalog.call(runtime.catalog.registry.undelete, tenant, name, actor=actor)
-    runtime.catalog.forget(tenant, name)
-    return json_response(task_to_dict(task))
-
-
-@router.post(
-    "/{name}/share", summary="Share a task of one's own tenant", openapi_extra=OWN, responses=SHARED
-)
-@router.post("/{tenant}/{name}/share", summary="Share a task", openapi_extra=ANY, responses=SHARED)
-async def share(body: ShareRequest, request: Request) -> Response:
-    """With everyone, with some tenants, or with nobody again. They generate with it and read its card."""
-    runtime = runtime_of(request)
-    tenant, name = _target(request, Action.SHARE)
-    registry = runtime.catalog.registry
-    await runtime.catalog.call(registry.inspect, tenant, name)
-    wanted = Share(body.everyone, frozenset(body.tenants), body.download)
-    shared = await runtime.catalog.call(
-        Directory(registry.tenancy).share,
-        f"{tenant}/{name}",
-        wanted if wanted.everyone or wanted.tenants else None,
-        actor=caller_of(request).actor,
-    )
-    await anyio.to_thread.run_sync(runtime.keyring.look)
-    return json_response(share_to_dict(shared))
-
-
-def _target(request: Request, action: Action) -> tuple[str, str]:
-    """The tenant and name in the path, checked and authorized."""
-    caller = caller_of(request)
-    tenant = check_name("tenant", request.path_params.get("tenant", caller.tenant))
-    name = check_name("task", request.path_params["name"])
-    authorize(caller, action, tenant, name)
-    return tenant, name

@@ -34,6 +34,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "timeout": 408,
     "incompatible_prefix": 409,
     "conflict": 409,
+    "limit_reached": 409,
     "body_too_large": 413,
     "queue_full": 429,
     "internal": 500,

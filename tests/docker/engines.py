@@ -169,7 +169,7 @@ class Podman:
     def override(self) -> dict[str, Any]:
         """Limits that runc can set, and two of each that scales."""
         limits = {"ulimits": {name: {"soft": RLIMITS, "hard": RLIMITS} for name in ("nofile", "nproc")}}
-        names = ("setup", "redis", "server", "trainer", "proxy", "prometheus")
+        names = ("setup", "redis", "identity", "server", "trainer", "proxy", "prometheus")
         services: dict[str, Any] = {name: dict(limits) for name in names}
         for name, count in SCALE.items():
             services[name]["deploy"] = {"replicas": count}

@@ -47,7 +47,7 @@ class Stack:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
-        self.services = ["setup", "redis", "server", "trainer", "proxy", "prometheus"]
+        self.services = ["setup", "redis", "identity", "server", "trainer", "proxy", "prometheus"]
         if engine.has_grafana:
             self.services.append("grafana")
         port = _free_port()

@@ -37,8 +37,10 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "prefixes.registry": (
         ("base",),
+        ("limits", "changes"),
+        ("history",),
         ("transitions", "deleted", "identity", "failed_tenants"),
-        ("records", "store", "listing"),
+        ("records", "store", "stored_json", "listing"),
         ("disk", "redis"),
         ("__init__",),
         ("transfer",),

@@ -17,8 +17,9 @@ from typing import BinaryIO, Final
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from prefixes.errors import NO_ROOM, PrefixdError, RegistryFull, RegistryUnavailable
+from prefixes.errors import NO_ROOM, InvalidName, PrefixdError, RegistryFull, RegistryUnavailable
 from prefixes.files.folder import TEMPORARY, Folder, LeadsElsewhere, write_all
+from prefixes.spec import check_name
 
 _LOOK_S: Final = 0.05  # how often a waiting writer looks whether the lock is free
 
@@ -195,6 +196,14 @@ class Files:
             with folder as outer:
                 folder = outer.folder(name, make=mode)
         return folder
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` is a valid name: a store ignores files of other names."""
+    try:
+        return bool(check_name("file", text))
+    except InvalidName:
+        return False
 
 
 def _where(parts: tuple[str, ...]) -> str:

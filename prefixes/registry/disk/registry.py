@@ -29,14 +29,15 @@ from typing import Final
 from prefixes.errors import RegistryMissing, RegistryUnavailable, TaskNotFound, WrongRegistry
 from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, TaskInfo
 from prefixes.registry.deleted import deleted_key, is_past, latest_first
-from prefixes.registry.disk.files import Files
+from prefixes.registry.disk.files import Files, is_name
 from prefixes.registry.disk.log import ChangeLog
 from prefixes.registry.disk.tenancy import DiskTenancy
 from prefixes.registry.disk.writer import DiskWriter
 from prefixes.registry.disk.writer import blob_name as _blob
 from prefixes.registry.identity import Mark, check_id, mark_from_json, mark_to_json
 from prefixes.registry.records import deleted_from_dict, task_from_dict
-from prefixes.registry.store import TaskStore, is_name, parsed
+from prefixes.registry.store import TaskStore
+from prefixes.registry.stored_json import parsed
 from prefixes.spec import check_name, check_version
 
 _RACY_S: Final = 2.0  # a file as new as this may change again without a new timestamp, so it is not cached
@@ -177,6 +178,9 @@ class DiskRegistry(TaskStore):
             return self._find(tenant, key)
         item = self._find_deleted(tenant, key)
         return item.task if item else None
+
+    def _task_count(self, tenant: str) -> int:
+        return len(self._files.names("tenants", tenant, "tasks"))
 
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         parts = ("tenants", tenant, "tasks", f"{name}.json")

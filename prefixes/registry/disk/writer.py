@@ -11,16 +11,18 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from prefixes.registry.base import DeletedTask, TaskInfo
+from prefixes.registry.changes import Edit
 from prefixes.registry.deleted import deleted_key, deleted_now
 from prefixes.registry.disk.files import Files
 from prefixes.registry.disk.log import ChangeLog, digest_of
+from prefixes.registry.limits import check_task_bytes
 from prefixes.registry.records import deleted_to_dict, task_to_dict
-from prefixes.registry.store import Edit, encoded
+from prefixes.registry.stored_json import encoded
 from prefixes.registry.transitions import audit_entry
 
 
 class DiskWriter:
-    """See ``store.Writer``."""
+    """See ``changes.Writer``."""
 
     def __init__(
         self, files: Files, log: ChangeLog, tenant: str, find: Callable[[str, str], TaskInfo | None]
@@ -40,13 +42,15 @@ class DiskWriter:
         after = change.after
         if after == before:
             return after
-        deleted = deleted_now(before) if before and change.adds_deleted else None
+        deleted = deleted_now(change.adds_deleted) if change.adds_deleted else None
         entry = audit_entry(
-            edit.action, edit.actor, self._tenant, name, edit.alias, before, after, published=edit.published
+            edit.action, edit.actor, self._tenant, name, edit.alias, before, after, version=edit.version
         )
         added = self._references(name, after)
         removed = [parts for parts in self._references(name, before) if parts not in added]
         data = encoded(task_to_dict(after)) if after else None
+        if data is not None and change.adds:
+            check_task_bytes(f"{self._tenant}/{name}", len(data))
         restored = self._of_deleted(change.removes_deleted) if change.removes_deleted else []
         new = self._of_deleted(deleted) if deleted else []
         for parts in [*added, *new[1:]]:

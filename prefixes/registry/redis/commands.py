@@ -39,10 +39,12 @@ class RedisCommands:
             self._client = target.connect()
             self._blobs = target.connect(patience=READ_PATIENCE)
             self._uploads = target.connect(patience=WRITE_PATIENCE)
-        self._begin, self._commit, self._lease, self._collect = (
+        self._begin, self._commit, self._lease, self._collect, self._task_head, self._version_head = (
             self._client.register_script(text)
-            for text in (scripts.BEGIN, scripts.COMMIT, scripts.LEASE, scripts.COLLECT)
-        )
+            for text in (
+                scripts.BEGIN, scripts.COMMIT, scripts.LEASE, scripts.COLLECT, scripts.TASK_HEAD, scripts.VERSION_HEAD,
+            )
+        )  # fmt: skip
         self.identity = RedisIdentity(self._client, create=create, registry_id=registry_id, restoring=restoring)
         self.id = self.identity.id
         self.tenancy = RedisTenancy(self._client, self.identity)
@@ -71,6 +73,26 @@ class RedisCommands:
                 self.identity.check()  # a restore may still bring a task that is missing
         return raw
 
+    def task_head(self, tenant: str, name: str, size: int) -> bytes:
+        """The first ``size`` bytes of the task's JSON, none where the tenant has no such task."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            found, head = self._task_head(keys=[keys.id, keys.task(name)], args=[size])
+            self.identity.check_found(tenant, found)
+            if not head:
+                self.identity.check()  # as in ``task``
+        return bytes(head)
+
+    def version_head(self, tenant: str, name: str, version: str, size: int) -> tuple[bool, bytes]:
+        """Whether the task has the version, and the first ``size`` bytes of its artifact."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            found, named, head = self._version_head(
+                keys=[keys.id, keys.names(version), keys.blob(version)], args=[name, size]
+            )
+            self.identity.check_found(tenant, found)
+        return bool(named), bytes(head)
+
     def tasks(self, tenant: str) -> Iterator[tuple[str, bytes]]:
         """Name and JSON of every task, sorted by name. The check for lost data comes last: read to the end."""
         keys = TenantKeys(tenant)
@@ -81,6 +103,11 @@ class RedisCommands:
                 texts = zip(chunk, self._client.mget([keys.task(name) for name in chunk]), strict=True)
                 yield from ((name, raw) for name, raw in texts if raw is not None)
             self.identity.check_list(tenant)
+
+    def task_count(self, tenant: str) -> int:
+        """How many tasks the tenant has."""
+        with guarded():
+            return int(self._client.scard(TenantKeys(tenant).tasks))
 
     def deleted(self, tenant: str) -> dict[str, bytes]:
         """The JSON of every deleted task, by ``deleted.deleted_key``."""

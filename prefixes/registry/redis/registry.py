@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
-from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, TaskInfo
+from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, Resolved, TaskInfo
 from prefixes.registry.deleted import latest_first
 from prefixes.registry.redis.commands import RedisCommands
 from prefixes.registry.redis.gc import collect
@@ -19,8 +19,8 @@ from prefixes.registry.redis.reader import RedisReader
 from prefixes.registry.redis.url import RedisTarget
 from prefixes.registry.redis.watch import RedisSubscription
 from prefixes.registry.redis.writer import RedisWriter
-from prefixes.registry.store import TaskStore
-from prefixes.spec import check_name, check_version
+from prefixes.registry.store import TaskStore, check_names
+from prefixes.spec import TaskRef, check_name, check_version
 
 
 class RedisRegistry(TaskStore):
@@ -39,6 +39,10 @@ class RedisRegistry(TaskStore):
     def restoring(self) -> bool:
         """See ``base.Store``."""
         return self._identity.restoring
+
+    def resolve(self, ref: TaskRef) -> Resolved:
+        check_names(ref.tenant, ref.name)
+        return self._reader.resolved(ref) or super().resolve(ref)
 
     def fetch(self, tenant: str, version: str) -> bytes:
         check_name("tenant", tenant)
@@ -92,6 +96,9 @@ class RedisRegistry(TaskStore):
 
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         return self._reader.find(tenant, name)
+
+    def _task_count(self, tenant: str) -> int:
+        return self.commands.task_count(tenant)
 
     @contextmanager
     def _writing(self, tenant: str) -> Iterator[RedisWriter]:

@@ -1,4 +1,4 @@
-"""The atomic steps in Redis, as Lua scripts: list a tenant, restore, begin a change, make it, lease, clean up.
+"""The atomic steps in Redis, as Lua scripts: list a tenant, restore, look, begin a change, make it, lease, clean up.
 
 Owns the scripts and what they answer. They are scripts, and not MULTI behind WATCH: a script is the same on one server
 and on a Cluster, knows the server's clock, and recognises a change that is repeated because its answer was lost. All
@@ -63,6 +63,18 @@ for at = 2, #ARGV, 2 do
   if not before or before < ARGV[at + 1] then redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
 end
 return 1
+"""
+
+TASK_HEAD: Final = """
+-- KEYS: the tenant's id, the task. ARGV: a number of bytes. Answers the id, and the task's first bytes.
+return {redis.call('GET', KEYS[1]), redis.call('GETRANGE', KEYS[2], 0, ARGV[1] - 1)}
+"""
+
+VERSION_HEAD: Final = """
+-- KEYS: the tenant's id, the tasks that name an artifact, the artifact. ARGV: a task, a number of bytes.
+-- Answers the id, whether the task is among them, and the artifact's first bytes.
+return {redis.call('GET', KEYS[1]), redis.call('SISMEMBER', KEYS[2], ARGV[1]),
+        redis.call('GETRANGE', KEYS[3], 0, ARGV[2] - 1)}
 """
 
 BEGIN: Final = """

@@ -17,11 +17,13 @@ from typing import Any, Final
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
+from prefixes.registry.changes import Change, Edit
 from prefixes.registry.deleted import deleted_key, deleted_now
+from prefixes.registry.limits import check_task_bytes
 from prefixes.registry.records import audit_to_dict, deleted_to_dict, task_from_dict, task_to_dict
 from prefixes.registry.redis.commands import RedisCommands
 from prefixes.registry.redis.keys import CHANGES, TenantKeys
-from prefixes.registry.store import Change, Edit, encoded, parsed
+from prefixes.registry.stored_json import encoded, parsed
 from prefixes.registry.transitions import audit_entry
 
 LEASE_S: Final = 600.0
@@ -32,7 +34,7 @@ AUDIT_LENGTH: Final = 100_000
 
 
 class RedisWriter:
-    """See ``store.Writer``."""
+    """See ``changes.Writer``."""
 
     def __init__(self, commands: RedisCommands, tenant: str) -> None:
         self._commands, self._tenant = commands, tenant
@@ -52,7 +54,7 @@ class RedisWriter:
         def attempt(before: TaskInfo | None) -> tuple[Change, AuditEntry]:
             change = edit.plan(before)
             return change, audit_entry(
-                edit.action, edit.actor, self._tenant, name, edit.alias, before, change.after, published=edit.published
+                edit.action, edit.actor, self._tenant, name, edit.alias, before, change.after, version=edit.version
             )
 
         return self._make(name, attempt)
@@ -112,16 +114,19 @@ class RedisWriter:
             batch.add("DEL", keys.task(name))
             batch.add("SREM", keys.tasks, name)
         elif after != before:
-            batch.add("SET", keys.task(name), encoded(task_to_dict(after)).decode())
+            data = encoded(task_to_dict(after))
+            if change.adds:
+                check_task_bytes(f"{self._tenant}/{name}", len(data))
+            batch.add("SET", keys.task(name), data.decode())
             batch.add("SADD", keys.tasks, name)
         for version in _versions(before) - _versions(after):
             batch.add("SREM", keys.names(version), name)
         for version in _versions(after) - _versions(before):
             batch.add("SADD", keys.names(version), name)
-        if before and change.adds_deleted:
-            deleted = deleted_now(before)
+        if change.adds_deleted:
+            deleted = deleted_now(change.adds_deleted)
             batch.add("HSET", keys.deleted, deleted_key(deleted), encoded(deleted_to_dict(deleted)).decode())
-            for version in _versions(before):
+            for version in _versions(change.adds_deleted):
                 batch.add("SADD", keys.names(version), deleted_key(deleted))
         removed_key = deleted_key(change.removes_deleted) if change.removes_deleted else ""
         if change.removes_deleted:

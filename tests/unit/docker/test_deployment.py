@@ -15,7 +15,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from fastapi import FastAPI
 
-from server.routes import generate, keys, openai, prefixes
+from server.routes import generate, keys, openai, prefixes, task_changes
 from server.settings import Settings
 from tests.support.paths import ROOT
 from trainer.service.routes import datasets, jobs
@@ -45,7 +45,7 @@ def is_led_to_the_trainers(path: str) -> bool:
 
 def test_the_proxy_leads_every_path_to_the_service_that_has_it() -> None:
     trainers = paths(datasets.router, jobs.router, trainer_operations.public)
-    servers = paths(generate.router, openai.router, prefixes.router, keys.router)
+    servers = paths(generate.router, openai.router, prefixes.router, task_changes.router, keys.router)
     assert len(trainers) > 8 and len(servers) > 8
     assert [path for path in trainers if not is_led_to_the_trainers(path)] == []
     assert [path for path in servers if is_led_to_the_trainers(path)] == []
@@ -79,7 +79,7 @@ def test_every_variable_that_a_container_gets_is_a_setting(service: str, setting
     assert stage is not None
     in_image = dict(re.findall(r"(PREFIXD_\w+)=(\S+)", stage[1]))
     given = set(in_image) | {name for name in SERVICES[service]["environment"] if name.startswith("PREFIXD_")}
-    known = {settings.variable(name) for name in settings.model_fields}
+    known = {settings.variable(name) for name in (*settings.model_fields, "config")}
     assert given - known - (ALSO if service == "trainer" else set()) == set()
     ports = {in_image[settings.variable("port")], in_image[settings.variable("admin_port")]}
     exposed = re.search(r"^EXPOSE (.+)$", stage[1], re.M)

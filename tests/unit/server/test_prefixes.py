@@ -38,6 +38,29 @@ def test_a_deleted_task_is_brought_back_by_either_path(tmp_path: Path) -> None:
     with_apps(tmp_path, test)
 
 
+def test_a_version_is_deleted_by_either_path_but_not_under_an_alias(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        client = served.public
+        first = (await client.get("/prefixes/e2e")).json()["aliases"]["production"]
+        for path in ("/prefixes/e2e", "/prefixes/default/e2e"):
+            prefix = make_prefix(served.assembled.backbone.spec, seed=1)
+            second = version_of(prefix)
+            fields, file = {"task": "e2e", "alias": ""}, ("x", write_prefix(prefix))
+            assert (await client.post("/prefixes", data=fields, files={"file": file})).status_code == 201
+            body = {"task": f"e2e@{second}", "input": "name", "parameters": {"max_new_tokens": 1}}
+            assert (await client.post("/generate", json=body)).status_code == 200
+            assert (await client.delete(f"{path}/versions/{second}")).status_code == 204
+            assert (await client.post("/generate", json=body)).status_code == 404
+            for version, status, code in (
+                (second, 404, "task_not_found"), (first, 409, "conflict"), ("production", 422, "invalid_name"),
+            ):  # fmt: skip
+                refused = await client.delete(f"{path}/versions/{version}")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+        assert [info["version"] for info in (await client.get("/prefixes/e2e")).json()["versions"]] == [first]
+
+    with_apps(tmp_path, test)
+
+
 def test_the_audit_names_the_caller_of_every_change(tmp_path: Path) -> None:
     async def test(served: Served) -> None:
         client, registry = served.public, served.assembled.link.registry

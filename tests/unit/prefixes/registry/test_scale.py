@@ -98,6 +98,8 @@ def costs_in_redis(server: RedisServer, number: int) -> dict[str, tuple[dict[str
             before, carried = commands(client), dict(front.carried)
             call(registry)
             sent = {side: front.carried[side] - carried[side] for side in carried}
+            counts = 2 if name == "undelete" else 0  # a number of tasks that Redis answers has more digits
+            sent["answers"] -= counts * len(str(client.scard("prefixd:{default}:tasks") - 1))
             costs[name] = dict(commands(client) - before), sent
     return costs
 
@@ -232,7 +234,7 @@ def _run(coroutine: Any) -> None:
 def test_a_step_and_a_known_reference_cost_the_same_with_more_tasks(
     server: RedisServer, backbone: Backbone, known: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.registry.catalog.ANNOUNCED_TTL_S", 3600.0)  # to make 10,000 known takes long
+    monkeypatch.setattr("server.registry.freshness.ANNOUNCED_TTL_S", 3600.0)  # to make 10,000 known takes long
     costs = []
     for number in (FEW, MANY):
         server.flush()

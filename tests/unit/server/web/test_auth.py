@@ -42,6 +42,8 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "POST", "/prefixes/{tenant}/{name}/share"): (Scope.PUBLISH, TASK),
     ("public", "POST", "/prefixes/{tenant}/{name}/undelete"): (Scope.DELETE, TASK),
     ("public", "DELETE", "/prefixes/{tenant}/{name}"): (Scope.DELETE, TASK),
+    ("public", "DELETE", "/prefixes/{tenant}/{name}/versions/{version}"): (Scope.DELETE, TASK),
+    ("public", "DELETE", "/prefixes/{name}/versions/{version}"): (Scope.DELETE, OWN),
     ("public", "GET", "/prefixes/{name}"): (Scope.READ, OWN),
     ("public", "GET", "/prefixes/{name}/versions/{version}"): (Scope.READ, OWN),
     ("public", "POST", "/prefixes/{name}/promote"): (Scope.PUBLISH, OWN),

@@ -34,6 +34,7 @@ OPERATIONS: dict[str, Callable[[DiskRegistry], object]] = {
     "promote": lambda registry: registry.promote("default", "e2e", VERSIONS[0], actor="ci"),
     "rollback": lambda registry: registry.rollback("default", "e2e", actor="ci"),
     "delete": lambda registry: registry.delete("default", "e2e", actor="ci"),
+    "delete a version": lambda registry: registry.delete_version("default", "e2e", VERSIONS[0], actor="ci"),
     "undelete": lambda registry: registry.undelete("default", "old", actor="ci"),
     "adopt": lambda registry: registry.adopt(elsewhere("taken", 0, 2), bring, actor="ci"),
     "adopt with replace": lambda registry: registry.adopt(elsewhere("e2e", 2, 0), bring, replace=True, actor="ci"),

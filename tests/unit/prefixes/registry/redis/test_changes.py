@@ -23,7 +23,7 @@ from tests.support.redis_server import SERVERS, RedisServer, wait_until
 KEYS = TenantKeys("default")
 
 
-@pytest.mark.parametrize("action", ["rollback", "publish", "delete", "undelete"])
+@pytest.mark.parametrize("action", ["rollback", "publish", "delete", "delete_version", "undelete"])
 def test_a_change_whose_answer_was_lost_is_made_once(server: RedisServer, client: Any, action: str) -> None:
     """Rolling back is the telling one: made twice, it goes two versions back."""
     with opened(server.url) as near:
@@ -58,6 +58,8 @@ def test_a_change_whose_answer_was_lost_is_made_once(server: RedisServer, client
                 assert registry.publish("default", "e2e", DATA[3], record={}).version == VERSIONS[3]
             case "delete":
                 registry.delete("default", "e2e")
+            case "delete_version":
+                registry.delete_version("default", "e2e", VERSIONS[1])
             case "undelete":
                 assert registry.undelete("default", "gone").aliases == {"production": VERSIONS[3]}
         assert commits == 1

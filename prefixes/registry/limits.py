@@ -1,0 +1,69 @@
+"""Limits: how much a registry keeps of a tenant, a task and a version.
+
+Owns the numbers and the errors that name them. What an older release stored beyond a limit stays readable; only what
+would add to it is refused. Knows no store.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from prefixes.errors import LimitReached
+from prefixes.registry.base import VersionInfo
+
+RECORD_BYTES: Final = 256 << 10
+"""How much JSON a version's record is, over all publishes of the version."""
+RECORD_ENTRIES: Final = 256
+"""How many entries it has."""
+MAX_VERSIONS: Final = 1_000
+"""Of a task."""
+TASK_BYTES: Final = 16 << 20
+"""How much JSON a task is: what its versions say of themselves, with aliases and history. Every change writes it."""
+MAX_ALIASES: Final = 100
+"""Of a task."""
+HISTORY_KEPT: Final = 200
+"""How many entries an alias's history has; what a rollback needs of older ones stays."""
+MAX_TASKS: Final = 100_000
+"""Of a tenant. Publishers at work at the same moment may pass it by as many as they are."""
+_PRUNE: Final = "`prefixd prefixes prune {task} --keep N` makes room"
+
+
+def check_record(task: str, info: VersionInfo) -> None:
+    """Raise LimitReached for a record that is larger than a version keeps. ``task`` is for the message."""
+    size = len(json.dumps(dict(info.record)))
+    for what, most, got in (("entries", RECORD_ENTRIES, len(info.record)), ("bytes of JSON", RECORD_BYTES, size)):
+        if got > most:
+            raise LimitReached(
+                f"task {task}: record of {info.version}: expected at most {most} {what} over all uploads of the "
+                f"version, got {got}",
+                expected=most,
+                got=got,
+            )
+
+
+def check_versions(task: str, got: int) -> None:
+    """Raise LimitReached for more versions than a task keeps."""
+    _check(f"task {task}", MAX_VERSIONS, "versions", got, _PRUNE.format(task=task))
+
+
+def check_task_bytes(task: str, got: int) -> None:
+    """Raise LimitReached for a task that is larger than a registry keeps."""
+    _check(f"task {task}", TASK_BYTES, "bytes of JSON", got, _PRUNE.format(task=task))
+
+
+def check_aliases(task: str, got: int) -> None:
+    """Raise LimitReached for more aliases than a task keeps."""
+    _check(f"task {task}", MAX_ALIASES, "aliases", got, "move one that is there")
+
+
+def check_tasks(tenant: str, got: int) -> None:
+    """Raise LimitReached for more tasks than a tenant has."""
+    _check(f"tenant {tenant}", MAX_TASKS, "tasks", got, "`prefixd prefixes delete` makes room")
+
+
+def _check(whose: str, most: int, what: str, got: int, advice: str) -> None:
+    if got > most:
+        raise LimitReached(
+            f"{whose}: expected at most {most} {what}, got {got}; {advice}", expected=most, got=got
+        )

@@ -198,7 +198,7 @@ def test_owners_cancel_retry_and_delete_what_was_stored(trainer: Trainer, stored
         with stored.client() as client:
             keys = {key.decode() for key in client.scan_iter(match=f"{PREFIX}*")}
             assert len(client.lrange(f"saq:{NAME}:active", 0, -1)) == 3
-        lists = {f"{PREFIX}jobs:acme", f"{PREFIX}open"}
+        lists = {f"{PREFIX}jobs:acme", f"{PREFIX}open", f"{PREFIX}open:acme"}
         assert keys == lists | {f"{PREFIX}{kind}:{job}" for job in left for kind in ("job:acme", "events")}
     else:
         assert {path.name for path in (trainer.root / "jobs").iterdir()} == left

@@ -112,7 +112,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
-        ("request", "outcome", "progress_writer", "job_service"),
+        ("request", "outcome", "progress_writer", "job_service", "job_pages"),
         ("registry_retry", "run_job", "runtime"),
         ("child", "worker", "routes"),
         ("app", "assembly"),
@@ -134,6 +134,7 @@ TORCH_FREE = (
     "server.engine.scheduling.admission",
     "trainer.client.client",
     "trainer.jobs.job",
+    "trainer.jobs.open_job",
     "trainer.service.lifecycle",
 )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefixes.errors import Conflict, InvalidParameter, QueueFull
+from prefixes.errors import Conflict, InvalidParameter
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef, check_name, split_template
 from server.parameters import WITHOUT_LIMITS, check_defaults
@@ -23,7 +24,7 @@ from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
 from trainer.jobs.job import Job, cancelled, new_job, retried
-from trainer.service.schemas import JobBody
+from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
 from trainer.training.config import PRESETS, TrainConfig
 
@@ -42,11 +43,8 @@ class JobService:
     async def submit(self, caller: Caller, body: JobBody) -> Job:
         """Check ``body`` and queue a job. Raises what is wrong with it, DatasetNotFound, TaskNotFound, QueueFull."""
         spec = await asyncio.to_thread(self._spec, caller, body)
-        open_jobs = [job for job in await self.store.open_jobs() if job.tenant == caller.tenant]
-        most = self.settings.max_open_jobs
-        if len(open_jobs) >= most:
-            raise QueueFull(f"jobs: expected at most {most} queued and running, got {len(open_jobs)}", expected=most)
-        job = await self.store.create(new_job(caller.tenant, caller.actor, spec))
+        change = new_job(caller.tenant, caller.actor, spec)
+        job = await self.store.create(change, most_open=self.settings.max_open_jobs)
         await self._deliver(job)
         return job
 
@@ -55,8 +53,8 @@ class JobService:
         return await self.store.change(caller.tenant, job_id, cancelled)
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
-        """See ``job.retried``."""
-        job = await self.store.change(caller.tenant, job_id, retried)
+        """See ``job.retried``. Raises QueueFull."""
+        job = await self.store.change(caller.tenant, job_id, retried, most_open=self.settings.max_open_jobs)
         await self._deliver(job)
         return job
 
@@ -67,8 +65,8 @@ class JobService:
 
     async def delete_dataset(self, caller: Caller, dataset: str) -> None:
         """Delete a dataset. Raises Conflict if a queued or running job needs it, DatasetNotFound."""
-        for job in await self.store.open_jobs():
-            if job.tenant == caller.tenant and dataset in (job.spec["dataset"], job.spec["validation_dataset"]):
+        for job in await self.store.open_jobs(caller.tenant):
+            if dataset in job.datasets:
                 raise Conflict(f"dataset {dataset}: expected one that no job needs, {job.id} is {job.state}")
         await asyncio.to_thread(self.datasets.delete, caller.tenant, dataset)
 
@@ -108,7 +106,7 @@ class JobService:
             raise InvalidParameter(
                 "start_text: expected a text or a version to start from, got both", parameter="start_text"
             )
-        return {
+        spec = {
             "task": task.task,
             "dataset": body.dataset,
             "validation_dataset": body.validation_dataset,
@@ -125,6 +123,8 @@ class JobService:
             "start_text": body.start_text,
             "evaluation": None if body.evaluation is None else body.evaluation.model_dump(mode="json"),
         }
+        check_size(spec)
+        return spec
 
     def _start(self, caller: Caller, text: str | None) -> str | None:
         """Resolve the reference of a warm start to a version."""
@@ -133,3 +133,15 @@ class JobService:
         ref = TaskRef.parse(text, caller.tenant)
         authorize(caller, Action.READ, ref.tenant)
         return f"{ref.task}@{self.registry.resolve(ref).version}"
+
+
+def check_size(spec: Mapping[str, Any]) -> None:
+    """Raise InvalidParameter if ``spec`` is too large for a record; its largest field is named."""
+    sizes = {name: len(json.dumps(value, ensure_ascii=False).encode()) for name, value in spec.items()}
+    size, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
+    if size > MAX_SPEC_BYTES:
+        raise InvalidParameter(
+            f"job: expected at most {MAX_SPEC_BYTES} bytes of JSON in template, defaults, hyperparameters and texts "
+            f"together, got {size}, {sizes[largest]} of them in {largest}",
+            parameter=largest, expected=MAX_SPEC_BYTES, got=size,
+        )  # fmt: skip

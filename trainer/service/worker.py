@@ -34,6 +34,7 @@ from trainer.jobs.job import (
     trained,
 )
 from trainer.jobs.lease import Lease
+from trainer.jobs.open_job import OpenJob
 from trainer.jobs.signals import Watch
 from trainer.service.metrics import JobMetrics
 from trainer.service.outcome import Cancelled, JobFailed, failure_of, version_of
@@ -94,11 +95,14 @@ class Worker:
         finally:
             self.metrics.forget(job.id)
 
-    async def reconcile(self) -> list[Job]:
+    async def reconcile(self) -> list[OpenJob]:
         """Deliver lost jobs again. Return all open jobs as they were before."""
         found = await self.store.open_jobs()
-        for job in await self.queue.dead(found):
+        for suspect in await self.queue.dead(found):
             with contextlib.suppress(Fenced, JobNotFound):  # the job has changed meanwhile
+                job = await self.store.get(suspect.tenant, suspect.id)
+                if job.token != suspect.token and not await self.queue.dead([job]):
+                    continue
                 if job.state == "running":
                     job = await self.store.change(job.tenant, job.id, lambda found, t=job.token: lost(found, t))  # type: ignore[misc]
                     self._tell("worker lost", job)

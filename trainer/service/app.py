@@ -72,6 +72,7 @@ def _install(app: FastAPI, runtime: TrainerRuntime, intake: Intake, metrics: Htt
     app.add_middleware(
         BodyMiddleware,
         intake=intake, max_bytes=settings.max_body_bytes, uploads={"/datasets": settings.max_dataset_bytes},
+        upload_timeout_s=settings.upload_timeout_s,
     )  # fmt: skip
     app.add_middleware(  # added last, runs first
         RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log

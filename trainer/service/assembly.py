@@ -18,6 +18,7 @@ from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_to_serve
 from prefixes.registry.redis.url import parse_redis_url
 from server.web.settings_sources import InvalidSettings
+from server.web.upload_places import UploadPlaces
 from trainer.data.store import DatasetStore
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.disk_store import DiskJobStore
@@ -27,7 +28,7 @@ from trainer.jobs.redis_store import RedisJobStore
 from trainer.jobs.saq_queue import PATIENCE, SaqQueue
 from trainer.service.job_service import JobService
 from trainer.service.metrics import JobMetrics, QueueCollector
-from trainer.service.runtime import MAX_UPLOADS_AT_ONCE, TrainerRuntime
+from trainer.service.runtime import MAX_WRITES_AT_ONCE, TrainerRuntime
 from trainer.service.settings import TrainerSettings
 from trainer.service.worker import Worker
 
@@ -68,7 +69,8 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
         metrics.register(collector)
     folders = JobFolders(settings.data)
     service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry)
-    runtime = TrainerRuntime(settings, service, metrics, anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE))
+    places = UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s)
+    runtime = TrainerRuntime(settings, service, metrics, places, anyio.CapacityLimiter(MAX_WRITES_AT_ONCE))
     worker = Worker(name, settings, store, queue, folders, registry, JobMetrics(metrics))
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})
     return AssembledTrainer(runtime, worker, waiting)

@@ -28,7 +28,7 @@ from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.errors import Fenced, JobConflict, JobNotFound
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import Job, cancelled, claimed, progressed, retried, succeeded, trained
+from trainer.jobs.job import Job, cancelled, claimed, job_from, progressed, retried, succeeded, trained
 from trainer.jobs.local_queue import LocalQueue
 from trainer.jobs.redis_store import PREFIX, RedisJobStore
 from trainer.jobs.saq_queue import NAME, PATIENCE, SaqQueue
@@ -86,7 +86,7 @@ def trainer(stored: Stored) -> Trainer:
 def test_jobs_and_their_events_are_read_as_they_were(trainer: Trainer) -> None:
     async def test(store: JobStore) -> None:
         found = {tenant: await store.jobs(tenant, limit=100) for tenant in ("acme", "default")}
-        assert {tenant: [job.as_dict() for job in jobs] for tenant, jobs in found.items()} == trainer.told["jobs"]
+        assert found == {tenant: [job_from(job) for job in jobs] for tenant, jobs in trainer.told["jobs"].items()}
         assert [job.id for job in await store.open_jobs()] == trainer.told["open"]
         states = {job.id: job.state for jobs in found.values() for job in jobs}
         assert states == {trainer.id(name): state for name, state in STATES.items()}

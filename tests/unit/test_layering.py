@@ -113,7 +113,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
         ("request", "outcome", "progress_writer", "job_service", "job_pages"),
-        ("registry_retry", "run_job", "runtime"),
+        ("registry_retry", "run_job", "runtime", "guard"),
         ("child", "worker", "routes"),
         ("app", "assembly"),
         ("lifecycle",),

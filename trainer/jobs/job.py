@@ -27,9 +27,9 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
+from trainer.jobs.clock import now, seconds_since
 from trainer.jobs.errors import Fenced, JobConflict
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -65,6 +65,8 @@ class Job:
     started_at: str | None = None
     finished_at: str | None = None
     worker: str | None = None  # the worker that has it, or had it last
+    claimed_at: str | None = None  # by that worker
+    ran_s: float = 0.0  # with the attempt's workers before that one
     lost: int = 0  # workers lost in this attempt
     cancel_requested: bool = False
     stage: str | None = None  # while it runs: loading, training, evaluating, reporting, publishing
@@ -115,11 +117,6 @@ def job_from(values: Mapping[str, Any]) -> Job:
     known = {name: value for name, value in values.items() if name in Job.__dataclass_fields__}
     failure = known.get("failure")
     return Job(**{**known, "failure": Failure(**failure) if failure else None})
-
-
-def now() -> str:
-    """The current time in the format of the records."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def new_job(tenant: str, actor: str, spec: Mapping[str, Any]) -> Change:
@@ -182,8 +179,11 @@ def claimed(job: Job, token: int, worker: str) -> Change:
     if job.token != token or job.state != "queued":
         raise Fenced(job.id, token, job.token, job.state)
     return _told(
-        replace(job, state="running", worker=worker, started_at=job.started_at or now(), stage="loading", progress={})
-    )
+        replace(
+            job, state="running", worker=worker, started_at=job.started_at or now(), claimed_at=now(), stage="loading",
+            progress={},
+        )
+    )  # fmt: skip
 
 
 def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) -> Change:
@@ -274,7 +274,8 @@ def lost(job: Job, token: int) -> Change:
 
 
 def _queued(job: Job) -> Change:
-    return _told(replace(job, state="queued", token=job.token + 1, queued_at=now(), stage=None))
+    ran_s = job.ran_s + seconds_since(job.claimed_at) if job.state == "running" else 0.0
+    return _told(replace(job, state="queued", token=job.token + 1, queued_at=now(), stage=None, ran_s=ran_s))
 
 
 def _ended(job: Job, state: State) -> Change:

@@ -152,7 +152,7 @@ async def delete(request: Request, job_id: str) -> Response:
 def job_body(job: Job) -> dict[str, Any]:
     """Return the job for the API, without the fields that concern only workers."""
     told = job.as_dict()
-    for inner in ("token", "worker", "lost", "actor", "tenant"):
+    for inner in ("token", "worker", "claimed_at", "ran_s", "lost", "actor", "tenant"):
         del told[inner]
     return told
 

@@ -24,7 +24,7 @@ from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
 from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes
-from server.runtime import MAX_UPLOADS_AT_ONCE, Runtime
+from server.runtime import MAX_TRANSFERS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
 from server.tiers.metrics import TierCollector
@@ -37,6 +37,7 @@ from server.web.http_metrics import HttpMetrics
 from server.web.intake import Intake
 from server.web.middleware import RequestMiddleware
 from server.web.openapi import DocumentedAPI
+from server.web.upload_places import UploadPlaces
 from server.web.version import package_version
 
 
@@ -108,6 +109,7 @@ def _install(app: FastAPI, assembled: Assembled, intake: Intake, metrics: HttpMe
     app.add_middleware(
         BodyMiddleware,
         intake=intake, max_bytes=settings.max_body_bytes, uploads={"/prefixes": settings.max_upload_bytes},
+        upload_timeout_s=settings.upload_timeout_s,
     )  # fmt: skip
     install_access(app, assembled.keyring, settings)
     app.add_middleware(  # added last, runs first
@@ -139,7 +141,8 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         engine=engine,
         service=GenerationService(assembled.backbone, catalog, engine, limits_of(settings), _tokenizing(settings)),
         metrics=assembled.metrics_registry,
-        uploads=anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE),
+        uploads=UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s),
+        transfers=anyio.CapacityLimiter(MAX_TRANSFERS_AT_ONCE),
         trim_soon=TrimSoon(),
     )
 

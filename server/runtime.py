@@ -20,13 +20,14 @@ from server.service import GenerationService
 from server.settings import Settings
 from server.tiers.tiers import PrefixTiers
 from server.tiers.trimming import TrimSoon
+from server.web.upload_places import UploadPlaces
 
-MAX_UPLOADS_AT_ONCE = 2
+MAX_TRANSFERS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """All that lives while the server serves. ``uploads`` bounds the memory that uploads and downloads take together.
+    """All that lives while the server serves. ``transfers`` bounds the memory that uploads and downloads take together.
     """
 
     settings: Settings
@@ -37,7 +38,8 @@ class Runtime:
     engine: AsyncEngine
     service: GenerationService
     metrics: CollectorRegistry
-    uploads: anyio.CapacityLimiter
+    uploads: UploadPlaces
+    transfers: anyio.CapacityLimiter
     trim_soon: TrimSoon
 
     @property

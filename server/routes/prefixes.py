@@ -59,10 +59,12 @@ async def upload(request: Request) -> Response:
     """Validates the whole artifact, stores it, moves the alias; the task is usable when this answers."""
     runtime, caller = runtime_of(request), caller_of(request)
     runtime.check_taking_work()
-    async with read_upload(request, caller) as form:
+    authorize(caller, Action.PUBLISH, caller.tenant)  # the form names the tenant, and is read later
+    runtime.catalog.require_up()
+    async with runtime.uploads.place(request, caller.tenant), read_upload(request, caller) as form:
         authorize(caller, Action.PUBLISH, form.tenant, form.name)
         runtime.catalog.require_up()  # else it would wait for earlier uploads, which wait for the registry
-        async with runtime.uploads:
+        async with runtime.transfers:
             data = await form.file.read()
             try:
                 published = await runtime.catalog.call(_publish, runtime, form, data, caller.actor)
@@ -153,7 +155,7 @@ async def download(request: Request, version: Annotated[str, VERSION]) -> Respon
     ref = TaskRef.parse(f"{tenant}/{name}@{version}")
     registry = runtime.catalog.registry
     runtime.catalog.require_up()
-    async with runtime.uploads:
+    async with runtime.transfers:
         resolved = await runtime.catalog.call(registry.resolve, ref)
         data = await runtime.catalog.call(registry.fetch, tenant, resolved.version)
     headers = {

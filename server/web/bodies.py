@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -28,12 +29,18 @@ UPLOAD_IN_MEMORY: Final = 2 << 20
 class BodyMiddleware:
     """Refuses bodies beyond their limit with 413, slow ones with 408, and with 503 what ``intake`` has no room for."""
 
-    def __init__(self, app: ASGIApp, *, intake: Intake, max_bytes: int, uploads: Mapping[str, int]) -> None:
-        """``uploads`` maps a path to the limit for what is posted there; ``max_bytes`` is for all else."""
+    def __init__(
+        self, app: ASGIApp, *, intake: Intake, max_bytes: int, uploads: Mapping[str, int], upload_timeout_s: float
+    ) -> None:
+        """``uploads`` maps a path to the limit for what is posted there; ``max_bytes`` is for all else.
+
+        An upload must be whole after ``upload_timeout_s`` seconds.
+        """
         self.app = app
         self._intake = intake
         self._max_bytes = max_bytes
         self._uploads = dict(uploads)
+        self._upload_timeout_s = upload_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -54,13 +61,17 @@ class BodyMiddleware:
 
     def _limits(self, scope: Scope) -> tuple[int, int | None]:
         """The most bytes of the body, and the most of them that are kept in memory."""
-        if scope["method"] == "POST" and scope["path"] in self._uploads:
+        if self._is_upload(scope):
             return self._uploads[scope["path"]], UPLOAD_IN_MEMORY
         return self._max_bytes, None
 
+    def _is_upload(self, scope: Scope) -> bool:
+        return scope["method"] == "POST" and scope["path"] in self._uploads
+
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit, most_held = self._limits(scope)
-        body = self._intake.begin(most_held)
+        body = self._intake.begin(most_held, self._upload_timeout_s if self._is_upload(scope) else math.inf)
+        scope.setdefault("state", {})["body"] = body  # for ``UploadPlaces``
         refused: PrefixdError | None = None
         whole = answered = False
 

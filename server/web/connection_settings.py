@@ -20,6 +20,11 @@ class ConnectionSettings(ServiceSettings):
     body_timeout_s: Seconds = Field(
         30.0, description="Seconds for which a request's body may pause; in all, as many and one more for each KiB."
     )
+    upload_timeout_s: Seconds = Field(
+        14400.0, description="Seconds within which an uploaded artifact or dataset must arrive whole."
+    )
+    max_uploads: Count = Field(8, description="Uploads that arrive at once; more wait as long as a body may pause.")
+    max_uploads_of_a_tenant: Count = Field(4, description="Those of one tenant among them.")
     write_timeout_s: Seconds = Field(
         60.0, description="Seconds for which a client may read nothing of its answer before it counts as gone."
     )

@@ -1,13 +1,14 @@
 """Intake: the bodies that have not arrived whole, and whether the process still takes any.
 
-Owns how long a body may pause, how slow it may be, and how much memory all of them have together. When that is full,
-the body with the most bytes times seconds of silence gives way, so that one that flows is not refused for those that
-stand still. Knows no socket, and no body's meaning.
+Owns how long a body may pause and take, how slow it may be, and how much memory all of them have together. When that is
+full, the body with the most bytes times seconds of silence gives way, so that one that flows is not refused for those
+that stand still. Knows no socket, and no body's meaning.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Final
 
 from starlette.types import Message, Receive
@@ -30,9 +31,12 @@ class Intake:
         self._bodies: set[Body] = set()
         self._closed = False
 
-    def begin(self, most_held: int | None = None) -> Body:
-        """Begin to read a body. No more than ``most_held`` of its bytes stay in memory; None: all of them do."""
-        body = Body(self, most_held)
+    def begin(self, most_held: int | None = None, within_s: float = math.inf) -> Body:
+        """Begin to read a body, which must be whole ``within_s`` seconds from now.
+
+        No more than ``most_held`` of its bytes stay in memory; None: all of them do.
+        """
+        body = Body(self, most_held, within_s)
         self._bodies.add(body)
         if self._closed:
             body.refuse(_closing())
@@ -72,11 +76,13 @@ class Intake:
 class Body:
     """One body while it arrives. ``got`` counts its bytes, ``held`` those of them that are in memory."""
 
-    def __init__(self, intake: Intake, most_held: int | None) -> None:
+    def __init__(self, intake: Intake, most_held: int | None, within_s: float) -> None:
         self.got = self.held = 0
+        self.whole = False
         self.heard_at = asyncio.get_running_loop().time()
         self._intake = intake
-        self._most_held = most_held
+        self._most_held, self._within_s = most_held, within_s
+        self._due = self.heard_at + within_s
         self._waited = 0.0
         self._waiting: asyncio.Timeout | None = None
         self._refusal: PrefixdError | None = None
@@ -84,15 +90,15 @@ class Body:
     async def next(self, receive: Receive) -> Message:
         """The next piece, or the client's leave. Raises RequestTimeout, Overloaded, ShuttingDown."""
         loop, most = asyncio.get_running_loop(), self._intake.body_timeout_s
-        patience = min(most, most + self.got / SLOWEST - self._waited)
         began = loop.time()
+        patience = min(most, most + self.got / SLOWEST - self._waited, self._due - began)
         try:
             if self._refusal:
                 raise self._refusal
             async with asyncio.timeout(patience) as self._waiting:
                 message = await receive()
         except TimeoutError:
-            raise self._refusal or self._too_slow(most) from None
+            raise self._refusal or self._too_slow(most, late=loop.time() >= self._due) from None
         finally:
             self._waiting = None
             self.heard_at = loop.time()
@@ -109,13 +115,17 @@ class Body:
 
     def _note(self, size: int, *, whole: bool) -> None:
         self.got += size
+        self.whole = whole
         if whole:
             self._intake.forget(self)
         elif self._refusal is None:
             room = size if self._most_held is None else min(size, self._most_held - self.held)
             self._intake.hold(self, room)
 
-    def _too_slow(self, most: float) -> RequestTimeout:
+    def _too_slow(self, most: float, *, late: bool) -> RequestTimeout:
+        if late:
+            text = f"body: expected to arrive whole within {self._within_s:g} s, got {self.got} bytes by then"
+            return RequestTimeout(text, expected=self._within_s, got=self.got)
         return RequestTimeout(
             f"body: expected pauses of at most {most:g} s and {SLOWEST} bytes a second, got {self.got} bytes, and then "
             "nothing for too long",

@@ -14,8 +14,9 @@ import pytest
 from prefixes.registry.redis.url import parse_redis_url
 from tests.support.redis_server import RedisServer
 from trainer.jobs.base import Queue
-from trainer.jobs.job import Job, new_job
+from trainer.jobs.job import new_job
 from trainer.jobs.local_queue import LocalQueue
+from trainer.jobs.record import Job
 from trainer.jobs.saq_queue import NAME, PATIENCE, SaqQueue
 
 KINDS = ("local", "redis")

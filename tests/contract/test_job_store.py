@@ -23,7 +23,9 @@ from trainer.jobs import disk_store, redis_store
 from trainer.jobs.base import JobStore
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.errors import Fenced, JobConflict, JobNotFound, JobStoreUnavailable
-from trainer.jobs.job import Change, Event, Job, cancelled, claimed, failed, lost, new_job, progressed, succeeded
+from trainer.jobs.job import cancelled, claimed, failed, lost, new_job, progressed, succeeded
+from trainer.jobs.open_job import open_job_of
+from trainer.jobs.record import Change, Event, Job
 from trainer.jobs.redis_store import PREFIX, RedisJobStore
 
 Opener = Callable[[], AsyncIterator[JobStore]]
@@ -89,7 +91,7 @@ def test_a_job_is_as_it_was_written_also_after_a_restart(place: Place) -> None:
     async def read(store: JobStore) -> None:
         assert await store.get("acme", made[0].id) == made[0]
         assert await store.jobs("acme", limit=10) == made
-        assert await store.open_jobs() == made
+        assert await store.open_jobs() == [open_job_of(made[0])]
         assert names(await store.events("acme", made[0].id)) == ["queued", "running", "running", "progress"]
 
     place.run(write)
@@ -228,7 +230,7 @@ def test_pages_of_jobs_hold_each_once_the_newest_first(place: Place) -> None:
 def test_pages_of_a_state_are_full_however_many_jobs_of_others_lie_between(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "SCANNED", 2)
+    monkeypatch.setattr(redis_store, "PAGE", 2)
 
     async def test(store: JobStore) -> None:
         made = []
@@ -507,6 +509,6 @@ def test_jobs_in_a_redis_that_is_away_are_unavailable_and_come_back(redis: Redis
 
 
 def _failure() -> Any:
-    from trainer.jobs.job import Failure
+    from trainer.jobs.record import Failure
 
     return Failure("crashed", "it did")

@@ -29,8 +29,9 @@ from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.errors import Fenced, JobConflict, JobNotFound
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import Job, cancelled, claimed, progressed, retried, succeeded, trained
+from trainer.jobs.job import cancelled, claimed, progressed, retried, succeeded, trained
 from trainer.jobs.local_queue import LocalQueue
+from trainer.jobs.record import Job, job_from
 from trainer.jobs.redis_store import PREFIX, RedisJobStore
 from trainer.jobs.saq_queue import NAME, PATIENCE, SaqQueue
 from trainer.service.metrics import JobMetrics
@@ -87,7 +88,7 @@ def trainer(stored: Stored) -> Trainer:
 def test_jobs_and_their_events_are_read_as_they_were(trainer: Trainer) -> None:
     async def test(store: JobStore) -> None:
         found = {tenant: await store.jobs(tenant, limit=100) for tenant in ("acme", "default")}
-        assert {tenant: [job.as_dict() for job in jobs] for tenant, jobs in found.items()} == trainer.told["jobs"]
+        assert found == {tenant: [job_from(job) for job in jobs] for tenant, jobs in trainer.told["jobs"].items()}
         assert [job.id for job in await store.open_jobs()] == trainer.told["open"]
         states = {job.id: job.state for jobs in found.values() for job in jobs}
         assert states == {trainer.id(name): state for name, state in STATES.items()}
@@ -200,7 +201,7 @@ def test_owners_cancel_retry_and_delete_what_was_stored(trainer: Trainer, stored
         with stored.client() as client:
             keys = {key.decode() for key in client.scan_iter(match=f"{PREFIX}*")}
             assert len(client.lrange(f"saq:{NAME}:active", 0, -1)) == 3
-        lists = {f"{PREFIX}jobs:acme", f"{PREFIX}open"}
+        lists = {f"{PREFIX}jobs:acme", f"{PREFIX}open", f"{PREFIX}open:acme"}
         assert keys == lists | {f"{PREFIX}{kind}:{job}" for job in left for kind in ("job:acme", "events")}
     else:
         assert {path.name for path in (trainer.root / "jobs").iterdir()} == left

@@ -168,7 +168,10 @@ class Podman:
 
     def override(self) -> dict[str, Any]:
         """Limits that runc can set, and two of each that scales."""
-        limits = {"ulimits": {name: {"soft": RLIMITS, "hard": RLIMITS} for name in ("nofile", "nproc")}}
+        limits: dict[str, Any] = {
+            "ulimits": {name: {"soft": RLIMITS, "hard": RLIMITS} for name in ("nofile", "nproc")},
+            "init": shutil.which("catatonit") is not None,  # what Podman starts as one
+        }
         names = ("setup", "redis", "identity", "server", "trainer", "proxy", "prometheus")
         services: dict[str, Any] = {name: dict(limits) for name in names}
         for name, count in SCALE.items():

@@ -20,20 +20,8 @@ from write_registry import VERSIONS
 from trainer.datasets import DatasetStore
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import (
-    Failure,
-    Job,
-    cancelled,
-    claimed,
-    failed,
-    lost,
-    new_job,
-    progressed,
-    retried,
-    sealed,
-    stopped,
-    succeeded,
-)
+from trainer.jobs.job import cancelled, claimed, failed, lost, new_job, progressed, retried, sealed, stopped, succeeded
+from trainer.jobs.record import Failure, Job
 
 
 @asynccontextmanager

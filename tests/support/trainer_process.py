@@ -49,6 +49,11 @@ class TrainerProcess(ServerProcess):
         for pid in (self.process.pid, *self.children()):
             os.kill(pid, number)
 
+    def signal_children(self, number: signal.Signals) -> None:
+        """Send a signal to those that train for it."""
+        for pid in self.children():
+            os.kill(pid, number)
+
     def upload(self, lines: list[Mapping[str, str]]) -> str:
         """The id of a dataset with these lines."""
         content = "".join(json.dumps(line) + "\n" for line in lines)

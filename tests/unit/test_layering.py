@@ -121,8 +121,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
-        ("request", "outcome", "progress_writer", "job_service"),
-        ("registry_retry", "rights", "run_job", "runtime"),
+        ("request", "outcome", "progress_writer", "job_service", "job_pages"),
+        ("registry_retry", "rights", "run_job", "runtime", "guard"),
         ("child", "worker", "routes"),
         ("app", "assembly"),
         ("lifecycle",),
@@ -143,6 +143,7 @@ TORCH_FREE = (
     "server.engine.scheduling.admission",
     "trainer.client.client",
     "trainer.jobs.job",
+    "trainer.jobs.open_job",
     "trainer.service.lifecycle",
 )
 

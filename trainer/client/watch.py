@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from prefixes.errors import PrefixdError
 from trainer.client.client import JobEvent, TrainerClient, TrainerUnavailable
-from trainer.jobs.job import ENDED
+from trainer.jobs.record import ENDED
 
 PATIENCE_S: Final = 600.0
 FIRST_WAIT_S: Final = 0.25

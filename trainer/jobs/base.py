@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
-from trainer.jobs.job import Change, Event, Job, State
+from trainer.jobs.open_job import OpenJob
+from trainer.jobs.record import Change, Event, Job, State
 from trainer.jobs.signals import Watch
 
 Plan = Callable[[Job], Change]
@@ -22,18 +23,29 @@ Handler = Callable[[str, str, int], Awaitable[None]]
 MAX_EVENTS: Final = 10_000
 """The newest events kept per job; the report has the whole curve."""
 
+PAGE: Final = 100
+"""Records that are read at once. They may be large, and the event loop has other things to do."""
+
+AnyJob = TypeVar("AnyJob", Job, OpenJob)
+"""What has a delivery: a record, or the part of one."""
+
 
 class JobStore(Protocol):
     """Jobs and their events. Every method raises JobStoreUnavailable when the store cannot be reached or read."""
 
-    async def create(self, change: Change) -> Job:
-        """Store a new job and its first events."""
+    async def create(self, change: Change, *, most_open: int | None = None) -> Job:
+        """Store a new job and its first events. Raises QueueFull if its tenant has ``most_open`` open jobs; the count
+        and the write are one step.
+        """
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """Raises JobNotFound for an unknown job or another tenant's."""
 
-    async def change(self, tenant: str, job_id: str, plan: Plan) -> Job:
-        """Apply ``plan`` to the stored job, atomically with its events. Raises JobNotFound and what ``plan`` raises."""
+    async def change(self, tenant: str, job_id: str, plan: Plan, *, most_open: int | None = None) -> Job:
+        """Apply ``plan`` to the stored job, atomically with its events. Raises JobNotFound and what ``plan`` raises.
+
+        A job that it opens again counts against ``most_open`` as a new one does.
+        """
 
     async def jobs(
         self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
@@ -42,8 +54,11 @@ class JobStore(Protocol):
         those in it. Fewer than ``limit`` are all that there are.
         """
 
-    async def open_jobs(self) -> list[Job]:
-        """Return the queued and running jobs of all tenants, in the order in which they were queued."""
+    async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
+        """Return the queued and running jobs, of all tenants or of one, in the order in which they were queued.
+
+        It is called every few seconds by every process: it reads no record.
+        """
 
     async def events(self, tenant: str, job_id: str, after: str | None = None) -> list[Event]:
         """Return the job's events that follow the event with the id ``after``. Raises JobNotFound."""
@@ -67,7 +82,7 @@ class Queue(Protocol):
     async def put(self, job: Job) -> None:
         """Deliver ``job`` under its current token to one worker. Does nothing if that delivery is on its way."""
 
-    async def dead(self, jobs: Sequence[Job]) -> list[Job]:
+    async def dead(self, jobs: Sequence[AnyJob]) -> list[AnyJob]:
         """Return those of ``jobs`` whose delivery is lost: it does not wait, and no live worker has it."""
 
     async def work(self, handler: Handler, concurrency: int) -> None:

@@ -26,8 +26,10 @@ from filelock import FileLock, Timeout
 from prefixes.files import write_json
 from prefixes.files.folder import TEMPORARY, Folder
 from trainer.jobs.base import MAX_EVENTS, Plan
-from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
-from trainer.jobs.job import Change, Event, Job, State, job_from, require_deletable
+from trainer.jobs.errors import JobNotFound, JobStoreUnavailable, too_many_open
+from trainer.jobs.job import require_deletable
+from trainer.jobs.open_job import OpenJob, open_job_of
+from trainer.jobs.record import Change, Event, Job, State, job_from
 from trainer.jobs.signals import Signals, Watch
 
 TAIL: Final = 1 << 16
@@ -61,6 +63,7 @@ class DiskJobStore:
         except OSError as error:
             raise JobStoreUnavailable(f"{root}: expected a folder to write to: {error.strerror or error}") from None
         self._jobs: dict[str, Job] = {}
+        self._open: dict[str, OpenJob] = {}
         self._events: dict[str, list[Event]] = {}
         self._signals = Signals()
         self._writes = asyncio.Lock()
@@ -68,9 +71,9 @@ class DiskJobStore:
         for folder in sorted((root / "jobs").iterdir()):
             self._load(folder)
 
-    async def create(self, change: Change) -> Job:
+    async def create(self, change: Change, *, most_open: int | None = None) -> Job:
         """See JobStore."""
-        return await self._whole(self._create(change))
+        return await self._whole(self._create(change, most_open))
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """See JobStore."""
@@ -79,9 +82,9 @@ class DiskJobStore:
             raise JobNotFound(job_id)
         return job
 
-    async def change(self, tenant: str, job_id: str, plan: Plan) -> Job:
+    async def change(self, tenant: str, job_id: str, plan: Plan, *, most_open: int | None = None) -> Job:
         """See JobStore."""
-        return await self._whole(self._change(tenant, job_id, plan))
+        return await self._whole(self._change(tenant, job_id, plan, most_open))
 
     async def jobs(
         self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
@@ -91,9 +94,10 @@ class DiskJobStore:
         older = (job for job in own if before is None or job.id < before)
         return sorted(older, key=lambda job: job.id, reverse=True)[:limit]
 
-    async def open_jobs(self) -> list[Job]:
+    async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """See JobStore."""
-        return sorted((job for job in self._jobs.values() if not job.ended), key=lambda job: (job.queued_at, job.id))
+        wanted = (job for job in self._open.values() if tenant in (None, job.tenant))
+        return sorted(wanted, key=lambda job: (job.queued_at, job.id))
 
     async def events(self, tenant: str, job_id: str, after: str | None = None) -> list[Event]:
         """See JobStore."""
@@ -128,9 +132,10 @@ class DiskJobStore:
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
-    async def _create(self, change: Change) -> Job:
+    async def _create(self, change: Change, most_open: int | None) -> Job:
         folder = self._root / "jobs" / change.job.id
         async with self._writes:
+            self._require_room(change.job, most_open)
             try:
                 await asyncio.to_thread(folder.mkdir)
             except OSError as error:
@@ -142,13 +147,20 @@ class DiskJobStore:
                 raise
         return change.job
 
-    async def _change(self, tenant: str, job_id: str, plan: Plan) -> Job:
+    async def _change(self, tenant: str, job_id: str, plan: Plan, most_open: int | None) -> Job:
         async with self._writes:
             before = await self.get(tenant, job_id)
             change = plan(before)
+            if before.ended and not change.job.ended:
+                self._require_room(change.job, most_open)
             if change.job != before or change.events:
                 await self._write(before, change)
             return change.job
+
+    def _require_room(self, job: Job, most_open: int | None) -> None:
+        open_now = sum(found.tenant == job.tenant for found in self._open.values())
+        if most_open is not None and open_now >= most_open:
+            raise too_many_open(most_open)
 
     async def _delete(self, tenant: str, job_id: str) -> Job:
         async with self._writes:
@@ -185,7 +197,13 @@ class DiskJobStore:
             return
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise JobStoreUnavailable(f"{path}: expected a job's record, got {error}; move its folder away") from None
+        self._keep(job)
+
+    def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
+        self._open.pop(job.id, None)
+        if not job.ended:
+            self._open[job.id] = open_job_of(job)
 
     async def _kept(self, job_id: str) -> list[Event]:
         """The job's events. Those of a job that has ended are not kept in memory."""
@@ -211,7 +229,7 @@ class DiskJobStore:
             await asyncio.to_thread(_to_disk, folder, job, numbered, durable=state != job.state)
         except OSError as error:
             raise _unwritable(folder, error) from None
-        self._jobs[job.id] = job
+        self._keep(job)
         self._events[job.id] = [*kept, *numbered][-MAX_EVENTS:]
         if job.ended:
             del self._events[job.id]

@@ -19,7 +19,7 @@ from typing import Final
 from prefixes.files import sync_folder
 from prefixes.spec import check_name
 from trainer.jobs.errors import Fenced
-from trainer.jobs.job import Job
+from trainer.jobs.record import Job
 
 _RUN: Final = re.compile(r"run-([1-9][0-9]{0,8})")
 

@@ -26,104 +26,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any, Final, Literal, get_args
+from dataclasses import asdict, replace
+from typing import Any, Final
 
+from trainer.jobs.clock import now, seconds_since
 from trainer.jobs.errors import Fenced, JobConflict
+from trainer.jobs.record import Change, Event, Failure, Job, State
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-STATES: Final[tuple[State, ...]] = get_args(State)
-ENDED: Final = frozenset[State]({"succeeded", "failed", "cancelled"})
 MAX_LOST: Final = 3
 """A job fails when it has lost this many workers in one attempt: then the job itself kills them."""
 MAX_LOST_TRAINED: Final = 10
 """The same for a trained job. It is higher because the job may already be published; a retry finds what was."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job failed: a stable code and a message for people."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job's record, JSON values only. Times are UTC in ISO 8601."""
-
-    id: str
-    tenant: str
-    actor: str  # who submitted it
-    spec: Mapping[str, Any]  # what was asked for, see JobService
-    state: State
-    token: int  # number of the newest delivery
-    attempt: int  # 1, and one more with each retry by its owner
-    created_at: str
-    queued_at: str
-    started_at: str | None = None
-    finished_at: str | None = None
-    worker: str | None = None  # the worker that has it, or had it last
-    lost: int = 0  # workers lost in this attempt
-    cancel_requested: bool = False
-    stage: str | None = None  # while it runs: loading, training, evaluating, reporting, publishing
-    progress: Mapping[str, Any] = field(default_factory=dict)  # the newest that its worker sent
-    failure: Failure | None = None
-    version: str | None = None  # of the finished prefix; set before it is published
-    result: Mapping[str, Any] = field(default_factory=dict)  # once succeeded: task, version, alias, scores
-    key_id: str | None = None  # of the key with whose rights it publishes
-
-    @property
-    def delivery(self) -> str:
-        """The unique name of the newest delivery."""
-        return f"{self.id}.{self.token}"
-
-    @property
-    def ended(self) -> bool:
-        """Whether the job is in an end state; only a retry or a delete changes it then."""
-        return self.state in ENDED
-
-    @property
-    def to_be_cancelled(self) -> bool:
-        """Whether a cancel was requested and is not too late."""
-        return self.cancel_requested and self.version is None
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values; ``job_from`` takes them back."""
-        values = asdict(self)
-        if self.key_id is None:
-            del values["key_id"]  # as in the records of a time without keys
-        return values
-
-
-@dataclass(frozen=True)
-class Event:
-    """A ``state`` or ``progress`` event of a job. The store gives the ``id``, in rising order."""
-
-    name: str
-    data: Mapping[str, Any]
-    id: str = ""
-
-
-@dataclass(frozen=True)
-class Change:
-    """The result of a move: the new record, and the events for its watchers."""
-
-    job: Job
-    events: tuple[Event, ...] = ()
-
-
-def job_from(values: Mapping[str, Any]) -> Job:
-    """Read what ``as_dict`` wrote. Unknown fields are dropped."""
-    known = {name: value for name, value in values.items() if name in Job.__dataclass_fields__}
-    failure = known.get("failure")
-    return Job(**{**known, "failure": Failure(**failure) if failure else None})
-
-
-def now() -> str:
-    """The current time in the format of the records."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def new_job(tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None = None) -> Change:
@@ -192,8 +105,11 @@ def claimed(job: Job, token: int, worker: str) -> Change:
     if job.token != token or job.state != "queued":
         raise Fenced(job.id, token, job.token, job.state)
     return _told(
-        replace(job, state="running", worker=worker, started_at=job.started_at or now(), stage="loading", progress={})
-    )
+        replace(
+            job, state="running", worker=worker, started_at=job.started_at or now(), claimed_at=now(), stage="loading",
+            progress={},
+        )
+    )  # fmt: skip
 
 
 def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) -> Change:
@@ -284,7 +200,8 @@ def lost(job: Job, token: int) -> Change:
 
 
 def _queued(job: Job) -> Change:
-    return _told(replace(job, state="queued", token=job.token + 1, queued_at=now(), stage=None))
+    ran_s = job.ran_s + seconds_since(job.claimed_at) if job.state == "running" else 0.0
+    return _told(replace(job, state="queued", token=job.token + 1, queued_at=now(), stage=None, ran_s=ran_s))
 
 
 def _ended(job: Job, state: State) -> Change:

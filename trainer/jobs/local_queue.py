@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from trainer.jobs.base import Handler
-from trainer.jobs.job import Job
+from trainer.jobs.base import AnyJob, Handler
+from trainer.jobs.record import Job
 
 _log = logging.getLogger("prefixd.trainer")
 
@@ -25,7 +25,7 @@ class LocalQueue:
             self._alive.add(job.delivery)
             self._queue.put_nowait((job.tenant, job.id, job.token))
 
-    async def dead(self, jobs: Sequence[Job]) -> list[Job]:
+    async def dead(self, jobs: Sequence[AnyJob]) -> list[AnyJob]:
         """See Queue."""
         return [job for job in jobs if job.delivery not in self._alive]
 

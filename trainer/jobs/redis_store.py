@@ -3,6 +3,8 @@
     prefixd-trainer:job:<tenant>:<id>     the record, JSON
     prefixd-trainer:jobs:<tenant>         sorted set of the tenant's job ids, which sort by time
     prefixd-trainer:open                  sorted set of <tenant>/<id> of queued and running jobs, by time of queueing
+    prefixd-trainer:open:<tenant>         hash of the tenant's among them: id -> OpenJob. An older trainer's changes do
+                                          not reach it: what it lacks is read from the record, what it has too much goes
     prefixd-trainer:events:<id>           stream of events
     prefixd-trainer:changed               channel: the id of every job that changed
 
@@ -23,9 +25,11 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from trainer.jobs.base import MAX_EVENTS, Plan
-from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
-from trainer.jobs.job import Change, Event, Job, State, job_from, require_deletable
+from trainer.jobs.base import MAX_EVENTS, PAGE, Plan
+from trainer.jobs.errors import JobNotFound, JobStoreUnavailable, too_many_open
+from trainer.jobs.job import require_deletable
+from trainer.jobs.open_job import OpenJob, open_job_from, open_job_of
+from trainer.jobs.record import Change, Event, Job, State, job_from
 from trainer.jobs.redis_call import redis_call
 from trainer.jobs.signals import Signals, Watch
 
@@ -33,13 +37,25 @@ PREFIX: Final = "prefixd-trainer:"
 OPEN: Final = f"{PREFIX}open"
 CHANGED: Final = f"{PREFIX}changed"
 RECONNECT_S: Final = 0.5
-SCANNED: Final = 1000
-"""Jobs that are read at once when those in one state are looked for."""
+OPEN_PAGE: Final = 1000
+"""Open jobs that are looked at at once; each is a few hundred bytes."""
 
-# KEYS: record, the tenant's jobs, open jobs, events. ARGV: expected and new record ("" for none), job id, member of the
-# open jobs, its time ("" for a job that is not open), largest number of events, then name and JSON of each event.
+# KEYS: record, the tenant's jobs, open jobs, events, the tenant's open jobs. ARGV: expected and new record ("" for
+# none), job id, member of the open jobs, its time ("" for a job that is not open), its OpenJob, the most open jobs of
+# the tenant ("" for any number), largest number of events, then name and JSON of each event. Returns 1, 0 if the record
+# is not the expected one, 2 if there are too many open jobs.
 CHANGE: Final = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+if ARGV[7] ~= '' and ARGV[5] ~= '' and not redis.call('ZSCORE', KEYS[3], ARGV[4]) then
+  local most = tonumber(ARGV[7])
+  if redis.call('HLEN', KEYS[5]) >= most then
+    local tenant = string.sub(ARGV[4], 1, #ARGV[4] - #ARGV[3])
+    for _, id in ipairs(redis.call('HKEYS', KEYS[5])) do
+      if not redis.call('ZSCORE', KEYS[3], tenant .. id) then redis.call('HDEL', KEYS[5], id) end
+    end
+    if redis.call('HLEN', KEYS[5]) >= most then return 2 end
+  end
+end
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[1], KEYS[4])
   redis.call('ZREM', KEYS[2], ARGV[3])
@@ -47,13 +63,21 @@ else
   redis.call('SET', KEYS[1], ARGV[2])
   redis.call('ZADD', KEYS[2], 0, ARGV[3])
 end
-if ARGV[5] == '' then redis.call('ZREM', KEYS[3], ARGV[4]) else redis.call('ZADD', KEYS[3], ARGV[5], ARGV[4]) end
-for i = 7, #ARGV, 2 do
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*', 'name', ARGV[i], 'data', ARGV[i + 1])
+if ARGV[5] == '' then
+  redis.call('ZREM', KEYS[3], ARGV[4])
+  redis.call('HDEL', KEYS[5], ARGV[3])
+else
+  redis.call('ZADD', KEYS[3], ARGV[5], ARGV[4])
+  redis.call('HSET', KEYS[5], ARGV[3], ARGV[6])
+end
+for i = 9, #ARGV, 2 do
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[8], '*', 'name', ARGV[i], 'data', ARGV[i + 1])
 end
 redis.call('PUBLISH', 'prefixd-trainer:changed', ARGV[3])
 return 1
 """
+
+FULL: Final = 2
 
 _log = logging.getLogger("prefixd.trainer")
 
@@ -68,9 +92,10 @@ class RedisJobStore:
         self._signals = Signals()
         self._listening = asyncio.create_task(self._listen())
 
-    async def create(self, change: Change) -> Job:
+    async def create(self, change: Change, *, most_open: int | None = None) -> Job:
         """See JobStore."""
-        if not await self._write(None, change) and await self.get(change.job.tenant, change.job.id) != change.job:
+        written = await self._write(None, change, most_open=most_open)
+        if not written and await self.get(change.job.tenant, change.job.id) != change.job:
             raise JobStoreUnavailable(f"{change.job.id}: expected a new id, found a job that has it")
         return change.job  # also if the record was there: the first answer was lost, and the client sent it again
 
@@ -79,12 +104,13 @@ class RedisJobStore:
         job, _ = await self._read(tenant, job_id)
         return job
 
-    async def change(self, tenant: str, job_id: str, plan: Plan) -> Job:
+    async def change(self, tenant: str, job_id: str, plan: Plan, *, most_open: int | None = None) -> Job:
         """See JobStore."""
         while True:
             before, text = await self._read(tenant, job_id)
             change = plan(before)
-            if (change.job == before and not change.events) or await self._write(text, change):
+            same = change.job == before and not change.events
+            if same or await self._write(text, change, most_open=most_open):
                 return change.job
 
     async def jobs(
@@ -93,7 +119,7 @@ class RedisJobStore:
         """See JobStore."""
         found: list[Job] = []
         while len(found) < limit:
-            size = limit - len(found) if state is None else SCANNED
+            size = min(PAGE, limit - len(found)) if state is None else PAGE
             async with redis_call():
                 ids = await self._client.zrevrangebylex(
                     _tenant_key(tenant), f"({before}" if before is not None else "+", "-", start=0, num=size
@@ -105,11 +131,15 @@ class RedisJobStore:
             before = ids[-1].decode()
         return found[:limit]
 
-    async def open_jobs(self) -> list[Job]:
+    async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """See JobStore."""
         async with redis_call():
             members = [member.decode().partition("/") for member in await self._client.zrange(OPEN, 0, -1)]
-            return await self._many([_key(tenant, job_id) for tenant, _, job_id in members])
+            wanted = [(owner, job_id) for owner, _, job_id in members if tenant in (None, owner)]
+            found: list[OpenJob] = []
+            for first in range(0, len(wanted), OPEN_PAGE):
+                found += await self._open(wanted[first : first + OPEN_PAGE])
+            return found
 
     async def events(self, tenant: str, job_id: str, after: str | None = None) -> list[Event]:
         """See JobStore."""
@@ -154,17 +184,41 @@ class RedisJobStore:
 
     async def _many(self, keys: list[str]) -> list[Job]:
         texts = await self._client.mget(keys) if keys else []
-        return [job_from(json.loads(text)) for text in texts if text is not None]
+        return await asyncio.to_thread(lambda: [job_from(json.loads(text)) for text in texts if text is not None])
 
-    async def _write(self, expected: bytes | None, change: Change, *, delete: bool = False) -> bool:
+    async def _open(self, wanted: list[tuple[str, str]]) -> list[OpenJob]:
+        """What is known of these open jobs, given as tenant and id, and still exists."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for tenant, job_id in wanted:
+                pipe.hget(_open_key(tenant), job_id)
+            texts = await pipe.execute()
+        found = {one: open_job_from(text) for one, text in zip(wanted, texts, strict=True) if text is not None}
+        missing = [one for one in wanted if one not in found]
+        for first in range(0, len(missing), PAGE):
+            read = await self._many([_key(*one) for one in missing[first : first + PAGE]])
+            found |= {(job.tenant, job.id): open_job_of(job) for job in read}
+        return [found[one] for one in wanted if one in found]
+
+    async def _write(
+        self, expected: bytes | None, change: Change, *, delete: bool = False, most_open: int | None = None
+    ) -> bool:
+        """Whether the change was made; not if the record is another than ``expected``. Raises QueueFull."""
         job = change.job
         queued = "" if job.ended else str(datetime.fromisoformat(job.queued_at).timestamp())
         told = [part for event in change.events for part in (event.name, json.dumps(event.data))]
-        keys = [_key(job.tenant, job.id), _tenant_key(job.tenant), OPEN, _events_key(job.id)]
+        keys = [
+            _key(job.tenant, job.id), _tenant_key(job.tenant), OPEN, _events_key(job.id), _open_key(job.tenant),
+        ]  # fmt: skip
         record = "" if delete else json.dumps(job.as_dict())
-        arguments = [expected or "", record, job.id, f"{job.tenant}/{job.id}", queued, MAX_EVENTS, *told]
+        arguments = [
+            expected or "", record, job.id, f"{job.tenant}/{job.id}", queued, open_job_of(job).as_text(),
+            "" if most_open is None else most_open, MAX_EVENTS, *told,
+        ]  # fmt: skip
         async with redis_call():
-            return bool(await self._script(keys=keys, args=arguments))
+            done = await self._script(keys=keys, args=arguments)
+        if most_open is not None and done == FULL:
+            raise too_many_open(most_open)
+        return bool(done)
 
     async def _listen(self) -> None:
         """Pass on the channel's messages. After a reconnect wake every watch: messages may have been missed."""
@@ -190,6 +244,10 @@ def _key(tenant: str, job_id: str) -> str:
 
 def _tenant_key(tenant: str) -> str:
     return f"{PREFIX}jobs:{tenant}"
+
+
+def _open_key(tenant: str) -> str:
+    return f"{OPEN}:{tenant}"
 
 
 def _events_key(job_id: str) -> str:

@@ -22,8 +22,8 @@ from trainer.jobs.redis_call import redis_call
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trainer.jobs.base import Handler
-    from trainer.jobs.job import Job
+    from trainer.jobs.base import AnyJob, Handler
+    from trainer.jobs.record import Job
 
 NAME: Final = "prefixd-trainer"
 FUNCTION: Final = "run"
@@ -64,7 +64,7 @@ class SaqQueue:
                 )
             )
 
-    async def dead(self, jobs: Sequence[Job]) -> list[Job]:
+    async def dead(self, jobs: Sequence[AnyJob]) -> list[AnyJob]:
         """See Queue."""
         if not jobs:
             return []

@@ -8,7 +8,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from server.web.answer_types import CLOSED, Time, Version
-from trainer.jobs.job import State
+from trainer.jobs.record import State
 
 
 class Dataset(TypedDict):

@@ -73,6 +73,7 @@ def _install(app: FastAPI, runtime: TrainerRuntime, intake: Intake, metrics: Htt
     app.add_middleware(
         BodyMiddleware,
         intake=intake, max_bytes=settings.max_body_bytes, uploads={"/datasets": settings.max_dataset_bytes},
+        upload_timeout_s=settings.upload_timeout_s,
     )  # fmt: skip
     install_access(app, runtime.keyring, settings)
     app.add_middleware(  # added last, runs first

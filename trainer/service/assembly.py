@@ -20,6 +20,7 @@ from prefixes.registry import open_to_serve
 from prefixes.registry.redis.url import parse_redis_url
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
+from server.web.upload_places import UploadPlaces
 from trainer.data.store import DatasetStore
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.disk_store import DiskJobStore
@@ -29,7 +30,7 @@ from trainer.jobs.redis_store import RedisJobStore
 from trainer.jobs.saq_queue import PATIENCE, SaqQueue
 from trainer.service.job_service import JobService
 from trainer.service.metrics import JobMetrics, QueueCollector
-from trainer.service.runtime import MAX_UPLOADS_AT_ONCE, TrainerRuntime
+from trainer.service.runtime import MAX_WRITES_AT_ONCE, TrainerRuntime
 from trainer.service.settings import TrainerSettings
 from trainer.service.worker import Worker
 
@@ -73,7 +74,9 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
         metrics.register(collector)
     folders = JobFolders(settings.data)
     service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry)
-    runtime = TrainerRuntime(settings, service, keyring, metrics, anyio.CapacityLimiter(MAX_UPLOADS_AT_ONCE))
+    places = UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s)
+    writes = anyio.CapacityLimiter(MAX_WRITES_AT_ONCE)
+    runtime = TrainerRuntime(settings, service, keyring, metrics, places, writes)
     worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics))
     keyring.start()
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})

@@ -1,14 +1,16 @@
-"""The process that trains one job: ``python -m trainer.service.child FOLDER``, started by a worker.
+"""The process that trains one job: ``python -m trainer.service.child FOLDER [BYTES]``, started by a worker.
 
 Owns the messages between it and the worker. It reports progress as JSON lines. "stop" on its input ends it before the
 next training step, and the end of its input ends it at once. It has no credentials and knows neither registry nor
-queue; all its results lie in the folder.
+queue; all its results lie in the folder. Where memory runs out it is the one that dies, and not the service.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -94,5 +96,19 @@ def main(folder: Path) -> int:
     return 0
 
 
+def give_way(max_memory: int | None) -> None:
+    """Be the first that the system kills for want of memory, and allocate ``max_memory`` bytes at most.
+
+    What this process starts inherits both. The limit counts private memory that can be written, not mapped files.
+    """
+    with contextlib.suppress(OSError):  # a system without /proc
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if max_memory is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        least = max_memory if hard == resource.RLIM_INFINITY else min(max_memory, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (least, least))
+
+
 if __name__ == "__main__":
+    give_way(int(sys.argv[2]) if len(sys.argv) > 2 else None)
     sys.exit(main(Path(sys.argv[1])))

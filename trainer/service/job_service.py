@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from prefixes.errors import Conflict, InvalidParameter, QueueFull
+from prefixes.errors import Conflict, InvalidParameter
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef, check_name, split_template
 from server.parameters import WITHOUT_LIMITS, check_defaults
@@ -23,8 +24,9 @@ from trainer.evaluation.scores.presets import check_metrics
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import Job, cancelled, new_job, retried
-from trainer.service.schemas import JobBody
+from trainer.jobs.job import cancelled, new_job, retried
+from trainer.jobs.record import Job
+from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
 from trainer.training.config import PRESETS, TrainConfig
 
@@ -43,11 +45,8 @@ class JobService:
     async def submit(self, caller: Caller, body: JobBody) -> Job:
         """Check ``body`` and queue a job. Raises what is wrong with it, DatasetNotFound, TaskNotFound, QueueFull."""
         spec = await asyncio.to_thread(self._spec, caller, body)
-        open_jobs = [job for job in await self.store.open_jobs() if job.tenant == caller.tenant]
-        most = self.settings.max_open_jobs
-        if len(open_jobs) >= most:
-            raise QueueFull(f"jobs: expected at most {most} queued and running, got {len(open_jobs)}", expected=most)
-        job = await self.store.create(new_job(caller.tenant, caller.actor, spec, caller.key_id))
+        change = new_job(caller.tenant, caller.actor, spec, caller.key_id)
+        job = await self.store.create(change, most_open=self.settings.max_open_jobs)
         await self._deliver(job)
         return job
 
@@ -56,9 +55,9 @@ class JobService:
         return await self.store.change(caller.tenant, job_id, cancelled)
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
-        """See ``job.retried``."""
+        """See ``job.retried``. Raises QueueFull."""
         again = partial(retried, actor=caller.actor, key_id=caller.key_id)
-        job = await self.store.change(caller.tenant, job_id, again)
+        job = await self.store.change(caller.tenant, job_id, again, most_open=self.settings.max_open_jobs)
         await self._deliver(job)
         return job
 
@@ -69,8 +68,8 @@ class JobService:
 
     async def delete_dataset(self, caller: Caller, dataset: str) -> None:
         """Delete a dataset. Raises Conflict if a queued or running job needs it, DatasetNotFound."""
-        for job in await self.store.open_jobs():
-            if job.tenant == caller.tenant and dataset in (job.spec["dataset"], job.spec["validation_dataset"]):
+        for job in await self.store.open_jobs(caller.tenant):
+            if dataset in job.datasets:
                 raise Conflict(f"dataset {dataset}: expected one that no job needs, {job.id} is {job.state}")
         await asyncio.to_thread(self.datasets.delete, caller.tenant, dataset)
 
@@ -110,7 +109,7 @@ class JobService:
             raise InvalidParameter(
                 "start_text: expected a text or a version to start from, got both", parameter="start_text"
             )
-        return {
+        spec = {
             "task": task.task,
             "dataset": body.dataset,
             "validation_dataset": body.validation_dataset,
@@ -127,6 +126,8 @@ class JobService:
             "start_text": body.start_text,
             "evaluation": None if body.evaluation is None else body.evaluation.model_dump(mode="json"),
         }
+        check_size(spec)
+        return spec
 
     def _start(self, caller: Caller, text: str | None) -> str | None:
         """Resolve the reference of a warm start to a version."""
@@ -135,3 +136,15 @@ class JobService:
         ref = TaskRef.parse(text, caller.tenant)
         authorize(caller, Action.DOWNLOAD, ref.tenant, ref.name)
         return f"{ref.task}@{self.registry.resolve(ref).version}"
+
+
+def check_size(spec: Mapping[str, Any]) -> None:
+    """Raise InvalidParameter if ``spec`` is too large for a record; its largest field is named."""
+    sizes = {name: len(json.dumps(value, ensure_ascii=False).encode()) for name, value in spec.items()}
+    size, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
+    if size > MAX_SPEC_BYTES:
+        raise InvalidParameter(
+            f"job: expected at most {MAX_SPEC_BYTES} bytes of JSON in template, defaults, hyperparameters and texts "
+            f"together, got {size}, {sizes[largest]} of them in {largest}",
+            parameter=largest, expected=MAX_SPEC_BYTES, got=size,
+        )  # fmt: skip

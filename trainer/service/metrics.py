@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from trainer.jobs.job import STATES, Job
+from trainer.jobs.open_job import OpenJob
+from trainer.jobs.record import STATES, Job
 
 
 class JobMetrics:
@@ -63,9 +64,9 @@ class QueueCollector(Collector):
     """The open jobs of all tenants at the last look. Every process of a deployment reports the same numbers."""
 
     def __init__(self) -> None:
-        self._open: tuple[Job, ...] = ()
+        self._open: tuple[OpenJob, ...] = ()
 
-    def see(self, jobs: Iterable[Job]) -> None:
+    def see(self, jobs: Iterable[OpenJob]) -> None:
         """Take the jobs that are open now."""
         self._open = tuple(jobs)
 

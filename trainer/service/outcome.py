@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefixes.errors import NO_ROOM, PrefixdError
-from trainer.jobs.job import Failure
+from trainer.jobs.record import Failure
 from trainer.service.process import LOG
 from trainer.service.settings import TrainerSettings
 

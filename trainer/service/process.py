@@ -74,11 +74,12 @@ class ChildProcess:
 
 
 @asynccontextmanager
-async def started(folder: Path, threads: int | None) -> AsyncIterator[ChildProcess]:
-    """Start a child that works in ``folder``. The child is dead when the block ends."""
+async def started(folder: Path, threads: int | None, max_memory: int | None) -> AsyncIterator[ChildProcess]:
+    """Start a child that works in ``folder`` with ``max_memory`` bytes at most. It is dead when the block ends."""
+    limit = () if max_memory is None else (str(int(max_memory)),)
     with (folder / LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "trainer.service.child", str(folder),
+            sys.executable, "-P", "-m", "trainer.service.child", str(folder), *limit,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
             env=environment(os.environ, threads), cwd="/", start_new_session=True, limit=MAX_LINE,
         )  # fmt: skip

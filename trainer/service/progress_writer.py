@@ -12,7 +12,8 @@ from typing import Any
 
 from trainer.jobs.base import JobStore
 from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
-from trainer.jobs.job import Job, progressed
+from trainer.jobs.job import progressed
+from trainer.jobs.record import Job
 from trainer.service.metrics import JobMetrics
 
 

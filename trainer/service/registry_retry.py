@@ -12,7 +12,7 @@ from typing import Final
 
 from prefixes.errors import RegistryUnavailable
 from trainer.jobs.errors import JobStoreUnavailable
-from trainer.jobs.job import Job
+from trainer.jobs.record import Job
 from trainer.jobs.signals import Watch
 from trainer.service.outcome import Cancelled
 

@@ -14,7 +14,7 @@ from prefixes.files import write_bytes, write_json
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
 from trainer.data.store import DatasetStore
-from trainer.jobs.job import Job
+from trainer.jobs.record import Job
 from trainer.service.settings import TrainerSettings
 
 REQUEST: Final = "request.json"

@@ -11,7 +11,7 @@ from prefixes.tenancy.keyring import Keyring
 from server.web.auth import Action, authorize
 from server.web.authentication import caller_with
 from server.web.errors import Forbidden
-from trainer.jobs.job import Job
+from trainer.jobs.record import Job
 
 
 def check_rights(keyring: Keyring, job: Job, task: TaskRef) -> None:

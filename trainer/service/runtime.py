@@ -11,10 +11,12 @@ from prometheus_client import CollectorRegistry
 from prefixes.errors import ShuttingDown
 from prefixes.tenancy.keyring import Keyring
 from server.web.auth import Action, Caller, authorize, caller_of
+from server.web.upload_places import UploadPlaces
 from trainer.service.job_service import JobService
 from trainer.service.settings import TrainerSettings
 
-MAX_UPLOADS_AT_ONCE = 4
+MAX_WRITES_AT_ONCE = 4
+"""Pieces of uploads that are checked and written at once, each in a thread."""
 
 
 @dataclass
@@ -25,7 +27,8 @@ class TrainerRuntime:
     service: JobService
     keyring: Keyring
     metrics: CollectorRegistry
-    uploads: anyio.CapacityLimiter
+    uploads: UploadPlaces
+    writing: anyio.CapacityLimiter
     draining: bool = False
 
     def check_taking_work(self) -> None:

@@ -17,13 +17,15 @@ from server.web.strict_body import Body
 from trainer.data.texts import checked, is_blank
 from trainer.evaluation.scores.presets import METRICS
 from trainer.evaluation.scores.presets import PRESETS as SCORE_PRESETS
-from trainer.jobs.job import State
+from trainer.jobs.record import State
 from trainer.training.config import PRESETS
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 Digest = Annotated[str, Field(pattern=DIGEST)]
 MAX_DEFAULTS: Final = 10_000
 """Most characters of the decoding parameters as JSON: they are part of the record, which is read often."""
+MAX_SPEC_BYTES: Final = 1 << 16
+"""Most bytes of a job's spec as JSON. Its worker reads the record every two seconds and writes it with its progress."""
 MAX_TEXT: Final = 10_000
 """Most characters of a text to start from, for the same reason; a prefix uses only its first tokens."""
 
@@ -63,8 +65,8 @@ Metric = Annotated[str, _stated(type="string", enum=list(METRICS))]
 _BESIDE = "[^{]|[{](?!input[}])"
 Template = Annotated[
     str,
-    Field(max_length=100_000),
-    _stated(type="string", maxLength=100_000, pattern=f"^(?:{_BESIDE})*{re.escape(INPUT_SLOT)}(?:{_BESIDE})*$"),
+    Field(max_length=MAX_SPEC_BYTES),
+    _stated(type="string", maxLength=MAX_SPEC_BYTES, pattern=f"^(?:{_BESIDE})*{re.escape(INPUT_SLOT)}(?:{_BESIDE})*$"),
 ]
 Defaults = Annotated[
     dict[str, Any],

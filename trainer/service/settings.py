@@ -85,6 +85,13 @@ class TrainerSettings(AccessSettings):
         15, ge=2, le=3600, description="Seconds within which another worker has the job of one that died."
     )
     progress_s: Seconds = Field(0.5, description="How often, at most, a job's progress is written down.")
+    max_job_s: float = Field(
+        604800.0, gt=0, le=1e9,
+        description="Seconds that a job may run, over all its workers; it fails then, its checkpoint stays.",
+    )  # fmt: skip
+    max_job_memory: ByteSize | None = Field(
+        None, gt=0, description="Memory that each job's process may allocate; default: what the machine gives."
+    )
     publish_patience_s: Seconds = Field(3600.0, description="How long a job waits for a registry that is away.")
 
     max_dataset_bytes: ByteSize = Field(ByteSize(1 << 30), gt=0, description="Largest dataset upload.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +21,14 @@ from prefixes.tenancy.keyring import Keyring
 from trainer.jobs.base import JobStore, Plan, Queue
 from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import (
-    Change,
-    Job,
-    claimed,
-    failed,
-    handed_back,
-    lost,
-    require_owner,
-    stopped,
-    succeeded,
-    trained,
-)
+from trainer.jobs.job import claimed, failed, handed_back, lost, require_owner, stopped, succeeded, trained
 from trainer.jobs.lease import Lease
+from trainer.jobs.open_job import OpenJob
+from trainer.jobs.record import Change, Job
 from trainer.jobs.signals import Watch
+from trainer.service.guard import STOP_S, Guard
 from trainer.service.metrics import JobMetrics
-from trainer.service.outcome import Cancelled, JobFailed, failure_of, version_of
+from trainer.service.outcome import Cancelled, JobFailed, failure_of
 from trainer.service.process import ChildProcess, started
 from trainer.service.progress_writer import ProgressWriter
 from trainer.service.registry_retry import RETRY_S, RegistryRetry
@@ -45,10 +36,6 @@ from trainer.service.request import finished, prepare
 from trainer.service.rights import check_rights
 from trainer.service.settings import TrainerSettings
 
-LOOK_S: Final = 2.0
-"""How often a worker reads its job's record when no signal wakes it."""
-STOP_S: Final = 10.0
-"""How long the process of a cancelled job may go on: loading and scoring check for a stop less often than training."""
 HAND_BACK_S: Final = 2.0
 """The part of the drain time that is kept for handing jobs back."""
 
@@ -97,11 +84,14 @@ class Worker:
         finally:
             self.metrics.forget(job.id)
 
-    async def reconcile(self) -> list[Job]:
+    async def reconcile(self) -> list[OpenJob]:
         """Deliver lost jobs again. Return all open jobs as they were before."""
         found = await self.store.open_jobs()
-        for job in await self.queue.dead(found):
+        for suspect in await self.queue.dead(found):
             with contextlib.suppress(Fenced, JobNotFound):  # the job has changed meanwhile
+                job = await self.store.get(suspect.tenant, suspect.id)
+                if job.token != suspect.token and not await self.queue.dead([job]):
+                    continue
                 if job.state == "running":
                     job = await self.store.change(job.tenant, job.id, lambda found, t=job.token: lost(found, t))  # type: ignore[misc]
                     self._tell("worker lost", job)
@@ -140,15 +130,16 @@ class Worker:
 
     async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
         """Train in a child process and return the version. Raises Fenced, Cancelled, JobFailed."""
-        async with started(folder, self.settings.threads) as child:
+        async with started(folder, self.settings.threads, self.settings.max_job_memory) as child:
             progress = ProgressWriter(job, self.store, self.metrics, self.settings.progress_s)
             receiving = asyncio.create_task(self._receive(child, progress))
-            guarding = asyncio.create_task(self._guard(job, child, watch))
+            guard = Guard(job, child, watch, lambda: self._owned(job), self.settings)
+            guarding = asyncio.create_task(guard.run())
             writing = asyncio.create_task(progress.run())
             try:
                 await asyncio.wait({receiving, guarding}, return_when=asyncio.FIRST_COMPLETED)
                 if not receiving.done():
-                    await guarding  # raises Fenced, or Cancelled if the process did not stop
+                    await guarding  # raises Fenced, or why the process, which did not stop, was asked to
                 last = await receiving
                 code = await child.ended(STOP_S)
             except asyncio.CancelledError:  # this worker ends: the process gets time to write a checkpoint
@@ -160,7 +151,7 @@ class Worker:
                     task.cancel()
                 await asyncio.gather(receiving, guarding, writing, return_exceptions=True)
         await progress.flush()
-        return version_of(last, code, self.settings)
+        return guard.version_of(last, code)
 
     async def _receive(self, child: ChildProcess, progress: ProgressWriter) -> Mapping[str, Any]:
         """Pass on progress until the process ends. Return its ``done`` or ``failed`` message, empty without one."""
@@ -171,22 +162,6 @@ class Worker:
             elif message.get("event") in ("stage", "progress"):
                 progress.receive(message)
         return last
-
-    async def _guard(self, job: Job, child: ChildProcess, watch: Watch) -> None:
-        """Stop the process when a cancel is requested. Raises Fenced when another worker has the job.
-
-        Raises Cancelled if the process has not stopped after ``STOP_S``.
-        """
-        asked_at: float | None = None
-        while True:
-            with contextlib.suppress(JobStoreUnavailable):  # training goes on without the store
-                found = await self._owned(job)
-                if found.to_be_cancelled and asked_at is None:
-                    child.stop()
-                    asked_at = time.monotonic()
-            if asked_at is not None and time.monotonic() - asked_at > STOP_S:
-                raise Cancelled
-            await watch.wait(LOOK_S)
 
     async def _owned(self, job: Job) -> Job:
         """Return the record if this worker still has this delivery. Raises Fenced."""

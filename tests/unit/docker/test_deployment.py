@@ -103,6 +103,18 @@ def test_only_the_proxy_and_grafana_publish_ports_and_every_service_is_hardened(
         assert "profiles" not in service, name
 
 
+def test_no_container_may_take_all_of_a_machine() -> None:
+    """One job could fill the memory and the process table of the machine that its servers run on."""
+    for name, service in SERVICES.items():
+        assert service["init"] is True and 0 < service["pids_limit"] <= 4096, name
+        limit = str(service["mem_limit"])
+        assert limit.endswith(("g", "g}")) or name == "redis", "redis has maxmemory"
+    assert "REDIS_MAXMEMORY" in SERVICES["redis"]["environment"]
+    for name in ("server", "trainer"):
+        assert "CPUS" in SERVICES[name]["cpus"]
+    assert SERVICES["trainer"]["cpu_shares"] < 1024, "the default, which the servers have"
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
     """Of something that is well at ``/health`` alone."""

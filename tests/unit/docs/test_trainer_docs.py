@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from server.web.errors import STATUSES
 from tests.support.paths import ROOT
-from trainer.jobs.job import STATES
+from trainer.jobs.record import STATES
 from trainer.service.routes import datasets, jobs, operations
 from trainer.service.schemas import Evaluation, Hyperparameters, JobBody, JobsQuery
 

@@ -19,7 +19,7 @@ from trainer.cli.jobs.target import JobArgument, TrainerOption, note, opened
 from trainer.cli.jobs.watch import follow
 from trainer.cli.options import named_errors
 from trainer.client.watch import JobWatch
-from trainer.jobs.job import STATES
+from trainer.jobs.record import STATES
 
 app = application("Look at jobs and move them.")
 

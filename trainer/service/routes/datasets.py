@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
@@ -16,10 +17,10 @@ from server.web.openapi import BODY, answers
 from server.web.responses import json_response
 from trainer.data.files import DatasetsUnavailable
 from trainer.data.lines import FIELDS, InvalidData
-from trainer.data.store import DatasetInfo, DatasetNotFound, DatasetStore, Upload
+from trainer.data.store import DatasetInfo, DatasetNotFound
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.service.answer_schemas import Dataset, DatasetList
-from trainer.service.runtime import allowed, runtime_of
+from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
 
 CHUNK = 1 << 20
 """Bytes that are checked and written at a time, off the event loop."""
@@ -47,7 +48,10 @@ UPLOADED = answers(
 
 @router.post("", status_code=201, summary="Upload a dataset", openapi_extra=UPLOAD, responses=UPLOADED)
 async def upload(request: Request) -> Response:
-    """JSONL of `{"input", "target"}`, the body as it is. The first bad line ends it: 422 names line and field."""
+    """JSONL of `{"input", "target"}`, the body as it is. The first bad line ends it: 422 names line and field.
+
+    Nothing of it is read before the caller is allowed to and has one of the places for uploads.
+    """
     runtime, caller = runtime_of(request), allowed(request)
     runtime.check_taking_work()
     kind = request.headers.get("content-type", "").lower()
@@ -56,9 +60,8 @@ async def upload(request: Request) -> Response:
     name = request.query_params.get("name")
     if name is not None:
         check_name("dataset", name)
-    async with runtime.uploads:
-        store = runtime.service.datasets
-        info = await _receive(request, store, caller.tenant, runtime.settings.max_dataset_bytes, name)
+    async with runtime.uploads.place(request, caller.tenant):
+        info = await _receive(request, runtime, caller.tenant, name)
     return json_response(_body(info), status=201)
 
 
@@ -90,21 +93,25 @@ async def delete(request: Request, digest: Annotated[str, DIGEST]) -> Response:
     return Response(status_code=204)
 
 
-async def _receive(request: Request, store: DatasetStore, tenant: str, most: int, name: str | None) -> DatasetInfo:
+async def _receive(request: Request, runtime: TrainerRuntime, tenant: str, name: str | None) -> DatasetInfo:
+    store, most = runtime.service.datasets, runtime.settings.max_dataset_bytes
     with await asyncio.to_thread(store.begin, tenant, max_bytes=most, name=name) as upload:
-        await _read(request, upload)
-        return await asyncio.to_thread(upload.finish)
+        async for chunk in _chunks(request):
+            async with runtime.writing:
+                await asyncio.to_thread(upload.write, chunk)
+        async with runtime.writing:
+            return await asyncio.to_thread(upload.finish)
 
 
-async def _read(request: Request, upload: Upload) -> None:
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
     buffered = bytearray()
     async for piece in request.stream():
         buffered += piece
         if len(buffered) >= CHUNK:
-            await asyncio.to_thread(upload.write, bytes(buffered))
+            yield bytes(buffered)
             buffered.clear()
     if buffered:
-        await asyncio.to_thread(upload.write, bytes(buffered))
+        yield bytes(buffered)
 
 
 def _digest(text: str) -> str:

@@ -28,8 +28,9 @@ from server.web.sse import EventStreamResponse, event
 from trainer.data.files import DatasetsUnavailable
 from trainer.data.store import DatasetNotFound
 from trainer.jobs.errors import JobConflict, JobNotFound, JobStoreUnavailable
-from trainer.jobs.job import Job
+from trainer.jobs.record import Job
 from trainer.service.answer_schemas import JobList, JobRecord
+from trainer.service.job_pages import page_of
 from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
 from trainer.service.schemas import JobBody, JobsQuery
 
@@ -81,11 +82,10 @@ async def submit(body: JobBody, request: Request) -> Response:
 
 @router.get("", summary="List jobs", responses=answers(JobList, InvalidRequest, JobStoreUnavailable))
 async def jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
-    """The newest first; `next` is the `before` of the next page."""
+    """The newest first; `next` is the `before` of the next page. Large jobs make short pages."""
     store, caller = runtime_of(request).service.store, allowed(request)
-    found = await store.jobs(caller.tenant, limit=query.limit + 1, before=query.before, state=query.state)
-    page, more = found[: query.limit], len(found) > query.limit
-    return json_response({"jobs": list(map(job_body, page)), "next": page[-1].id if more else None})
+    page, following = await page_of(store, caller.tenant, query, job_body)
+    return json_response({"jobs": page, "next": following})
 
 
 @router.get("/{job_id}", summary="What is known of a job", responses=answers(JobRecord, *FIND))
@@ -131,10 +131,10 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.post(
     "/{job_id}/retry",
     summary="Run a failed or cancelled job again",
-    responses=answers(JobRecord, *FIND, JobConflict),
+    responses=answers(JobRecord, *FIND, JobConflict, QueueFull),
 )
 async def retry(request: Request, job_id: str) -> Response:
-    """From its last checkpoint on. 409 for any other."""
+    """From its last checkpoint on. 409 for any other. It counts as an open job, as a new one does."""
     runtime, caller = runtime_of(request), allowed(request)
     runtime.check_taking_work()
     return json_response(job_body(await runtime.service.retry(caller, job_id)))
@@ -152,7 +152,7 @@ async def delete(request: Request, job_id: str) -> Response:
 def job_body(job: Job) -> dict[str, Any]:
     """Return the job for the API, without the fields that concern only workers."""
     told = job.as_dict()
-    for inner in ("token", "worker", "lost", "actor", "tenant", "key_id"):
+    for inner in ("token", "worker", "claimed_at", "ran_s", "lost", "actor", "tenant", "key_id"):
         told.pop(inner, None)
     return told
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 from starlette.types import Message
@@ -12,40 +10,7 @@ from starlette.types import Message
 from prefixes.errors import ShuttingDown
 from server.web.errors import Overloaded, RequestTimeout
 from server.web.intake import SLOWEST, Intake
-
-
-class CountedLoop(asyncio.SelectorEventLoop):
-    """Its clock stands still but for the waits of its timers, which it jumps over: no test waits for real."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-    def _run_once(self) -> None:
-        due = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
-        if not self._ready and due:  # type: ignore[attr-defined]
-            self.now = max(self.now, min(due))
-        super()._run_once()  # type: ignore[misc]
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=CountedLoop) as runner:
-        runner.run(test)
-
-
-class Sender:
-    """Pieces of ``size`` bytes, ``pause`` seconds before each; ``count`` of them, then nothing."""
-
-    def __init__(self, size: int, pause: float, count: int = 1 << 30) -> None:
-        self.size, self.pause, self.left = size, pause, count
-
-    async def receive(self) -> Message:
-        await asyncio.sleep(self.pause if self.left else 1e9)
-        self.left -= 1
-        return {"type": "http.request", "body": bytes(self.size), "more_body": True}
+from tests.support.clock import Sender, run
 
 
 def now() -> float:
@@ -150,5 +115,21 @@ def test_a_shutdown_refuses_bodies_that_wait_and_those_that_begin() -> None:
         for refused in (waiting, intake.begin().next(Sender(1, 0).receive)):
             with pytest.raises(ShuttingDown):
                 await refused
+
+    run(test())
+
+
+def test_a_body_that_flows_for_ever_is_refused_at_its_end() -> None:
+    """An upload of 1 GiB at 1.2 KB/s was within every bound, for ten days."""
+
+    async def test() -> None:
+        intake, sender = Intake(30, 1 << 20), Sender(1200, 1)
+        body, forever = intake.begin(within_s=60), intake.begin()
+        with pytest.raises(RequestTimeout, match=r"expected to arrive whole within 60 s, got 7.... bytes by then"):
+            while True:
+                await body.next(sender.receive)
+        assert now() == 60
+        for _ in range(100):
+            await forever.next(Sender(1200, 1).receive)
 
     run(test())

@@ -46,7 +46,9 @@ def make_app(registry: CollectorRegistry | None = None) -> FastAPI:
 
     install_error_handlers(app, FIELDS)
     intake = Intake(body_timeout_s=60, max_unfinished_bytes=1 << 20)
-    app.add_middleware(BodyMiddleware, intake=intake, max_bytes=100, uploads={"/prefixes": 1000})
+    app.add_middleware(
+        BodyMiddleware, intake=intake, max_bytes=100, uploads={"/prefixes": 1000}, upload_timeout_s=600
+    )
     counted = HttpMetrics(registry or CollectorRegistry())
     app.add_middleware(RequestMiddleware, intake=intake, metrics=counted, access_log=False)
     return app

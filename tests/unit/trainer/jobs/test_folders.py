@@ -12,7 +12,8 @@ from prefixes.errors import InvalidName
 from prefixes.files import write_text
 from trainer.jobs.errors import Fenced
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import Job, new_job
+from trainer.jobs.job import new_job
+from trainer.jobs.record import Job
 
 
 @pytest.fixture

@@ -8,21 +8,15 @@ from typing import Final
 
 import pytest
 
+from trainer.jobs.clock import seconds_since
 from trainer.jobs.errors import Fenced, JobConflict
 from trainer.jobs.job import (
-    ENDED,
     MAX_LOST,
     MAX_LOST_TRAINED,
-    STATES,
-    Change,
-    Failure,
-    Job,
-    State,
     cancelled,
     claimed,
     failed,
     handed_back,
-    job_from,
     lost,
     new_job,
     progressed,
@@ -32,6 +26,7 @@ from trainer.jobs.job import (
     succeeded,
     trained,
 )
+from trainer.jobs.record import ENDED, STATES, Change, Failure, Job, State, job_from
 
 WORKER: Final = "machine-1"
 FAILURE: Final = Failure("out_of_memory", "expected more, got less")
@@ -226,3 +221,24 @@ def test_those_who_watch_hear_of_the_stage_once_and_of_progress_each_time() -> N
     assert [event.name for event in first.events] == ["state", "progress"]
     assert [event.name for event in second.events] == ["progress"]
     assert same.events == ()
+
+
+def test_the_time_that_a_job_ran_is_that_of_all_workers_of_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that began anew with every worker would not end a job in a deployment that restarts daily."""
+    monkeypatch.setattr("trainer.jobs.job.seconds_since", lambda text: 0.0 if text is None else 100.0)
+    job = claimed(new_job("acme", "me", {}).job, 1, "one").job
+    assert job.ran_s == 0
+    job = handed_back(job, 1).job
+    assert job.ran_s == 100
+    job = lost(claimed(job, 2, "two").job, 2).job
+    assert job.ran_s == 200
+    job = retried(failed(claimed(job, 3, "three").job, 3, Failure("time_limit", "")).job).job
+    assert job.ran_s == 0
+    stored = {name: value for name, value in job.as_dict().items() if name not in ("claimed_at", "ran_s")}
+    assert job_from(stored).ran_s == 0, "a job of an earlier release"
+
+
+def test_a_clock_that_is_ahead_takes_no_time_from_a_job() -> None:
+    assert seconds_since("2999-01-01T00:00:00.000Z") == 0
+    assert seconds_since(None) == 0
+    assert seconds_since("2020-01-01T00:00:00.000Z") > 1e8

@@ -17,20 +17,23 @@ from server.web.settings_sources import load_settings
 from tests.support.datasets import lines
 from tests.support.refused_defaults import DEEP, REFUSED_DEFAULTS
 from trainer.jobs.base import JobStore
-from trainer.jobs.job import Change
+from trainer.jobs.job import new_job
+from trainer.jobs.record import Change
 from trainer.service.app import create_public
 from trainer.service.assembly import assemble
+from trainer.service.job_pages import PAGE_BYTES
 from trainer.service.schemas import Evaluation, Hyperparameters, JobBody
 from trainer.service.settings import TrainerSettings
 
 Test = Callable[[httpx.AsyncClient, JobStore, str], Coroutine[Any, Any, None]]
 
 
-def with_trainer(tmp_path: Path, test: Test) -> None:
+def with_trainer(tmp_path: Path, test: Test, max_open_jobs: int = 1000) -> None:
     """Run ``test`` with a client, the store and the digest of a dataset. An exception in a route is an answer 500."""
 
     async def run() -> None:
-        given = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry"), "max_open_jobs": 1000}
+        places = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry")}
+        given = {**places, "max_open_jobs": max_open_jobs}
         trainer = await assemble(load_settings(TrainerSettings, given, config=None))
         transport = httpx.ASGITransport(create_public(trainer.runtime, Intake(60, 1 << 20)), raise_app_exceptions=False)
         try:
@@ -133,3 +136,68 @@ def test_a_page_of_a_state_holds_only_its_jobs_and_as_many_as_were_asked_for(tmp
         assert (await client.get("/jobs", params={"state": "running"})).json() == {"jobs": [], "next": None}
 
     with_trainer(tmp_path, test)
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "largest"),
+    [
+        ({"template": f"{LONG} {{input}}"}, "template"),
+        ({"template": "x" * 60_000 + "{input}", "start_text": "words " * 1600}, "template"),
+        ({"template": "\u20ac" * 30_000 + "{input}"}, "template"),
+    ],
+)  # fmt: skip
+def test_a_job_is_only_as_large_as_a_record_may_be(tmp_path: Path, fields: dict[str, Any], largest: str) -> None:
+    """A template of 100,000 characters was kept, and every trainer read it every two seconds."""
+
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        answer = await client.post("/jobs", json={"task": "e2e", "dataset": dataset, **fields})
+        error = answer.json()["error"]
+        assert answer.status_code == 422 and largest in error["message"], error
+        assert "65536" in error["message"], "what was expected"
+        assert len(answer.content) < 1000
+        assert await store.jobs("default", limit=1) == []
+        fitting = {"task": "e2e", "dataset": dataset, "template": "x" * 60_000 + "{input}"}
+        fits = await client.post("/jobs", json=fitting)
+        assert fits.status_code == 201, fits.text
+
+    with_trainer(tmp_path, test)
+
+
+def test_a_page_of_large_jobs_ends_early_and_the_pages_hold_all(tmp_path: Path) -> None:
+    """A page of 1,000 jobs was one answer of 100 MB, made on the event loop."""
+
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        spec = {"task": "default/e2e", "template": "x" * 60_000}
+        made = [(await store.create(new_job("default", "me", spec))).id for _ in range(40)]
+        pages = []
+        before: str | None = None
+        while True:
+            wanted: dict[str, Any] = {"limit": 1000, **({"before": before} if before else {})}
+            answer = await client.get("/jobs", params=wanted)
+            assert len(answer.content) < PAGE_BYTES + 100_000
+            pages.append([job["id"] for job in answer.json()["jobs"]])
+            before = answer.json()["next"]
+            if before is None:
+                break
+        assert sorted(job for page in pages for job in page) == sorted(made)
+        assert len(pages) == 3
+
+    with_trainer(tmp_path, test)
+
+
+def test_a_retry_counts_as_an_open_job(tmp_path: Path) -> None:
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        body = {"task": "e2e", "dataset": dataset, "evaluation": None}
+        first, second = [(await client.post("/jobs", json=body)).json()["id"] for _ in range(2)]
+        assert (await client.post("/jobs", json=body)).status_code == 429
+        assert (await client.post(f"/jobs/{first}/cancel")).status_code == 200
+        assert (await client.post("/jobs", json=body)).status_code == 201
+        refused = await client.post(f"/jobs/{first}/retry")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert (await client.post(f"/jobs/{second}/cancel")).status_code == 200
+        assert (await client.post(f"/jobs/{first}/retry")).status_code == 200
+
+    with_trainer(tmp_path, test, max_open_jobs=2)

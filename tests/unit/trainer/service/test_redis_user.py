@@ -13,7 +13,8 @@ import redis
 from prefixes.registry.redis.url import parse_redis_url
 from tests.support.paths import ROOT
 from tests.support.redis_server import SERVERS, RedisServer
-from trainer.jobs.job import Job, claimed, new_job, progressed, stopped
+from trainer.jobs.job import claimed, new_job, progressed, stopped
+from trainer.jobs.record import Job
 from trainer.jobs.redis_store import RedisJobStore
 from trainer.jobs.saq_queue import PATIENCE, SaqQueue
 

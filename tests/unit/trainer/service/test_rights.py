@@ -15,7 +15,8 @@ from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.model import Key
 from server.web.errors import Forbidden
-from trainer.jobs.job import Failure, claimed, failed, new_job, retried
+from trainer.jobs.job import claimed, failed, new_job, retried
+from trainer.jobs.record import Failure
 from trainer.service.rights import check_rights
 
 OWN = TaskRef.parse("acme/e2e")

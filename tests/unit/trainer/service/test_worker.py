@@ -27,20 +27,9 @@ from trainer.jobs import disk_store
 from trainer.jobs.disk_store import DiskJobStore
 from trainer.jobs.errors import Fenced
 from trainer.jobs.folders import JobFolders
-from trainer.jobs.job import (
-    Failure,
-    Job,
-    cancelled,
-    claimed,
-    failed,
-    handed_back,
-    lost,
-    new_job,
-    retried,
-    stopped,
-    trained,
-)
+from trainer.jobs.job import cancelled, claimed, failed, handed_back, lost, new_job, retried, stopped, trained
 from trainer.jobs.local_queue import LocalQueue
+from trainer.jobs.record import Failure, Job
 from trainer.jobs.signals import Watch
 from trainer.service.metrics import JobMetrics
 from trainer.service.outcome import Cancelled, JobFailed, public, version_of

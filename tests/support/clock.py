@@ -1,0 +1,43 @@
+"""An event loop whose clock the test owns, and senders of bodies that go by it. Knows no test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.types import Message
+
+
+class CountedLoop(asyncio.SelectorEventLoop):
+    """Its clock stands still but for the waits of its timers, which it jumps over: no test waits for real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        due = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        if not self._ready and due:  # type: ignore[attr-defined]
+            self.now = max(self.now, min(due))
+        super()._run_once()  # type: ignore[misc]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=CountedLoop) as runner:
+        runner.run(test)
+
+
+class Sender:
+    """Pieces of ``size`` bytes, ``pause`` seconds before each; ``count`` of them, then nothing."""
+
+    def __init__(self, size: int, pause: float, count: int = 1 << 30) -> None:
+        self.size, self.pause, self.left = size, pause, count
+
+    async def receive(self) -> Message:
+        await asyncio.sleep(self.pause if self.left else 1e9)
+        self.left -= 1
+        return {"type": "http.request", "body": bytes(self.size), "more_body": True}

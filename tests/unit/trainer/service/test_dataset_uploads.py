@@ -42,7 +42,7 @@ def with_client(tmp_path: Path, test: Any) -> None:
         trainer = await assemble(load_settings(TrainerSettings, given, config=None))
         transport = httpx.ASGITransport(create_public(trainer.runtime, Intake(60, 1 << 20)))
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://trainer") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 await test(client)
         finally:
             await trainer.close()

@@ -1,9 +1,9 @@
-"""Puts the deployment's passwords and keys where those who need them read them: ``setup_secrets.py FOLDER``, at start.
+"""Puts the deployment's passwords and keys where their readers find them: ``python setup_secrets.py FOLDER``, at start.
 
-For each of ``PASSWORDS`` and ``KEYS``: the compose secret of that name where it is not empty, else what stands in the
-folder from an earlier start, else a new random one. So nobody runs with a secret that stands in a repository, and a
-first start needs no preparation. A key's secret lies in a folder of its own beside FOLDER, for its user alone; FOLDER
-has its hash, which the services make the key from. Owns files and their modes. Prints names, never values.
+Each reader has a folder in FOLDER, a volume that it alone mounts, with what it needs and nothing else. For each secret:
+the compose secret of that name where it is not empty, else what its first reader has from an earlier start, else a new
+random one. So nobody runs with a secret that stands in a repository, and a first start needs no preparation. Of a key
+the services get its hash, which they make it from. Owns files and their modes. Prints names, never values.
 
 Of the package it takes nothing but the form of a key, which needs no library.
 """
@@ -13,17 +13,24 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
 
-PASSWORDS = ("redis_password", "grafana_password")
-KEYS = {"operator_key": ("operator", 0o400), "metrics_key": ("metrics", 0o444)}
-"""The folder of each key's secret, which one service alone mounts, and its mode: Prometheus runs as another user."""
+OURS, THEIRS = 0o400, 0o444
+"""For a reader that runs as this program's user, and for one whose image has a user of its own, which alone mounts it.
+"""
+READERS = {
+    "redis_password": {"redis": THEIRS, "server": OURS, "trainer": OURS},
+    "grafana_password": {"grafana": THEIRS},
+    "operator_key": {"operator": OURS},
+    "metrics_key": {"prometheus": THEIRS},
+}
+"""Each secret's readers, and the mode of the file that each gets."""
+HASHES = {"operator_key": "operator_hash", "metrics_key": "metrics_hash"}
+SERVICES = ("server", "trainer")
+"""Who gets the hashes."""
 GIVEN = Path("/run/secrets")
-SHARED = 0o444
-"""Readable for all who have the volume: the services run under different users, and only they mount it."""
 
 
 class Unusable(Exception):
@@ -33,14 +40,14 @@ class Unusable(Exception):
 def main(folder: Path, given: Path = GIVEN) -> int:
     """Write what is missing or has been changed; returns the exit code."""
     try:
-        for name in PASSWORDS:
-            _put(name, folder / name, SHARED, _given(given / name), lambda: secrets.token_urlsafe(32))
-        for name, (own, mode) in KEYS.items():
-            value = _put(name, folder.parent / own / "key", mode, _given(given / name), lambda: new_secret(new_id()))
-            presented = parse_secret(value)
-            if presented is None:
-                raise Unusable(f"{name}: expected what `prefixd keys new-secret` writes, pfx_…, got something else")
-            _write(folder / name.replace("_key", "_hash"), hash_line(presented), SHARED)
+        for name, readers in READERS.items():
+            value = _put(name, {folder / reader / name: mode for reader, mode in readers.items()}, _given(given / name))
+            if name in HASHES:
+                presented = parse_secret(value)
+                if presented is None:
+                    raise Unusable(f"{name}: expected what `prefixd keys new-secret` writes, pfx_…, got something else")
+                for service in SERVICES:
+                    _write(folder / service / HASHES[name], hash_line(presented), OURS)
     except Unusable as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -59,15 +66,15 @@ def _given(source: Path) -> str:
     return own
 
 
-def _put(name: str, target: Path, mode: int, own: str, make: Callable[[], str]) -> str:
-    before = target.read_text() if target.exists() else ""
-    value = own or before or make()
-    if value == before:
-        action = "kept"
-    else:
-        _write(target, value, mode)
-        action = "taken from the compose secret" if own else "made"
-    sys.stdout.write(f"{name}: {action}\n")
+def _put(name: str, targets: dict[Path, int], own: str) -> str:
+    before = [target.read_text() if target.exists() else "" for target in targets]
+    made = new_secret(new_id()) if name in HASHES else secrets.token_urlsafe(32)
+    value = own or before[0] or made
+    for (target, mode), there in zip(targets.items(), before, strict=True):
+        if there != value:
+            _write(target, value, mode)
+    how = "kept" if value == before[0] else "taken from the compose secret" if own else "made"
+    sys.stdout.write(f"{name}: {how}\n")
     return value
 
 

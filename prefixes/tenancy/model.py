@@ -28,7 +28,7 @@ _STRICT: Final = ConfigDict(extra="forbid")
 class InvalidKey(PrefixdError):
     """A key's tenant, name, scopes or expiry is not what it can be."""
 
-    code = "invalid_request"
+    code = "invalid_parameter"
 
 
 class KeyNotFound(PrefixdError):

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from prefixes.errors import Conflict, InvalidName, RegistryFull
-from prefixes.spec import check_name
+from prefixes.spec import NAME_PATTERN, check_name
 from prefixes.tenancy.changes import key_of, tenant_of
 from prefixes.tenancy.directory import Directory, NewKey
 from prefixes.tenancy.model import InvalidKey, KeyNotFound, Scope, Tenancy
@@ -35,7 +35,7 @@ from server.key_schemas import (
 )
 from server.runtime import runtime_of
 from server.web.auth import Action, Caller, authorize, caller_of
-from server.web.errors import Forbidden
+from server.web.errors import Forbidden, InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
@@ -47,8 +47,8 @@ SERVICE_SCOPES = frozenset({Scope.OPERATOR, Scope.METRICS})
 
 router = APIRouter(tags=["keys"], default_response_class=Response, route_class=JsonRoute)
 
-KEY_ID = Path(json_schema_extra={"pattern": ID_PATTERN}, max_length=100)
-TENANT = Path(max_length=100)
+KEY_ID = Path(json_schema_extra={"pattern": ID_PATTERN})
+TENANT = Path(json_schema_extra={"pattern": NAME_PATTERN})
 CHANGE = (*BODY, RegistryFull)
 
 
@@ -94,7 +94,7 @@ async def block(body: BlockRequest, request: Request, tenant: Annotated[str, TEN
     return json_response(_tenant(await _call(request, Directory.load), tenant))
 
 
-@router.get("/keys", summary="List keys", responses=answers(KeyList, InvalidName))
+@router.get("/keys", summary="List keys", responses=answers(KeyList, InvalidRequest, InvalidName))
 async def keys(request: Request, query: Annotated[KeysQuery, Query()]) -> Response:
     """Of one's own tenant; an operator's of all, or of `tenant`. Revoked ones stay in the list."""
     caller = _keyed(request)

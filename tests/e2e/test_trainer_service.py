@@ -353,6 +353,9 @@ def test_the_process_that_trains_has_no_credentials(world: TinyWorld, tmp_path: 
         assert secret.encode() not in told
         assert b"PREFIXD" not in told
         assert not any(secret in path.read_text() for path in (tmp_path / "data").rglob("*.json"))
+        of_redis = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
+        opened = [path.readlink().name for path in Path(f"/proc/{child}/fd").iterdir()]
+        assert opened and not any(f"socket:[{inode}]" in opened for inode in of_redis)
 
 
 def test_a_job_starts_from_a_text_and_keeps_its_first_position(start: Start, tmp_path: Path) -> None:

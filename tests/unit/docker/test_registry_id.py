@@ -91,7 +91,7 @@ def test_the_composed_services_read_the_id_that_is_kept() -> None:
     identity = SERVICES["identity"]
     file = identity["entrypoint"][-1]
     folder = str(Path(file).parent)
-    assert identity["volumes"] == ["secrets:/run/prefixd/secrets:ro", f"identity:{folder}"]
+    assert identity["volumes"] == ["server-secret:/run/prefixd/secrets:ro", f"identity:{folder}"]
     assert identity["restart"] == "no"
     for name, variable in (("server", "PREFIXD_CONFIG"), ("trainer", "PREFIXD_TRAINER_CONFIG")):
         service = SERVICES[name]

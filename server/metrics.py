@@ -6,7 +6,6 @@ Owns names, labels and buckets. Where vLLM has a name, ours is the same with our
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -15,9 +14,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.engine.types import EngineStats, FinishReason, Usage
-
-BARE: Final = "(bare)"
-OTHER: Final = "(other)"
+from server.task_labels import TaskLabels
+from server.task_series import CounterOf, HistogramOf, TaskSeries
 
 _FIRST_TOKEN: Final = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
@@ -31,14 +29,12 @@ _TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 class EngineMetrics:
     """Implements ``EngineObserver`` with prometheus-client. Thread-safe.
 
-    The first ``max_task_labels`` tasks get labels of their own, later ones share ``(other)``, and the bare backbone is
-    ``(bare)``. So tenants cannot grow the output without bound.
+    ``max_task_labels`` tasks have labels of their own, see ``TaskLabels``. So tenants cannot grow the output without
+    bound.
     """
 
     def __init__(self, *, max_task_labels: int) -> None:
         self._max_task_labels = max_task_labels
-        self._labels: dict[str | None, str] = {None: BARE}
-        self._lock = threading.Lock()
         self._create(None)
 
     def begin(self, registry: CollectorRegistry) -> None:
@@ -46,32 +42,24 @@ class EngineMetrics:
         self._create(registry)
 
     def _create(self, registry: CollectorRegistry | None) -> None:
-        task = ("task",)
-        self._first_token = Histogram(
-            "prefixd_time_to_first_token_seconds", "From submission to the first token.", task,
-            buckets=_FIRST_TOKEN, registry=registry,
+        self._by_task = TaskSeries(
+            TaskLabels(self._max_task_labels),
+            {
+                "prefixd_prompt_tokens": CounterOf("Input tokens of ended requests, prefixes apart."),
+                "prefixd_generation_tokens": CounterOf("Output tokens of ended requests."),
+                "prefixd_request_success": CounterOf(
+                    "Requests that ended otherwise than by an error.", ("finished_reason",)
+                ),
+                "prefixd_request_failure": CounterOf("Admitted requests that ended in an error."),
+            },
+            {
+                "prefixd_time_to_first_token_seconds": HistogramOf("From submission to the first token.", _FIRST_TOKEN),
+                "prefixd_inter_token_latency_seconds": HistogramOf("Between two tokens of an output.", _INTER_TOKEN),
+                "prefixd_e2e_request_latency_seconds": HistogramOf("From submission to the end.", _REQUEST),
+            },
         )
-        self._inter_token = Histogram(
-            "prefixd_inter_token_latency_seconds", "Between two tokens of an output.", task,
-            buckets=_INTER_TOKEN, registry=registry,
-        )
-        self._latency = Histogram(
-            "prefixd_e2e_request_latency_seconds", "From submission to the end.", task,
-            buckets=_REQUEST, registry=registry,
-        )
-        self._prompt_tokens = Counter(
-            "prefixd_prompt_tokens_total", "Input tokens of ended requests, prefixes apart.", task, registry=registry
-        )
-        self._generation_tokens = Counter(
-            "prefixd_generation_tokens_total", "Output tokens of ended requests.", task, registry=registry
-        )
-        self._success = Counter(
-            "prefixd_request_success_total", "Requests that ended otherwise than by an error.",
-            ("finished_reason", *task), registry=registry,
-        )
-        self._failure = Counter(
-            "prefixd_request_failure_total", "Admitted requests that ended in an error.", task, registry=registry
-        )
+        if registry is not None:
+            registry.register(self._by_task)
         self._preemptions = Counter(
             "prefixd_num_preemptions_total", "Running requests that gave up their memory for a while.",
             registry=registry,
@@ -110,22 +98,22 @@ class EngineMetrics:
 
     def on_first_token(self, task: str | None, seconds: float) -> None:
         """See EngineObserver."""
-        self._first_token.labels(self._label(task)).observe(seconds)
+        self._by_task.observe("prefixd_time_to_first_token_seconds", task, seconds)
 
     def on_inter_token(self, task: str | None, seconds: float) -> None:
         """See EngineObserver."""
-        self._inter_token.labels(self._label(task)).observe(seconds)
+        self._by_task.observe("prefixd_inter_token_latency_seconds", task, seconds)
 
     def on_finish(self, task: str | None, reason: FinishReason | None, usage: Usage, seconds: float) -> None:
         """See EngineObserver."""
-        label = self._label(task)
-        self._latency.labels(label).observe(seconds)
-        self._prompt_tokens.labels(label).inc(usage.input_tokens)
-        self._generation_tokens.labels(label).inc(usage.output_tokens)
+        self._by_task.used(task)
+        self._by_task.observe("prefixd_e2e_request_latency_seconds", task, seconds)
+        self._by_task.count("prefixd_prompt_tokens", task, usage.input_tokens)
+        self._by_task.count("prefixd_generation_tokens", task, usage.output_tokens)
         if reason is None:
-            self._failure.labels(label).inc()
+            self._by_task.count("prefixd_request_failure", task)
         else:
-            self._success.labels(reason.value, label).inc()
+            self._by_task.count("prefixd_request_success", task, 1, reason.value)
 
     def on_prefix_load(self, seconds: float, nbytes: int, ok: bool) -> None:
         """See EngineObserver."""
@@ -139,15 +127,6 @@ class EngineMetrics:
     def on_preemption(self) -> None:
         """See EngineObserver."""
         self._preemptions.inc()
-
-    def _label(self, task: str | None) -> str:
-        label = self._labels.get(task)
-        if label is None:
-            with self._lock:
-                if len(self._labels) > self._max_task_labels:  # the labels include the bare backbone
-                    return OTHER
-                label = self._labels.setdefault(task, task or BARE)
-        return label
 
 
 class EngineStateCollector(Collector):

@@ -121,7 +121,7 @@ class Settings(AccessSettings):
         60.0, description="Seconds after which a step that does not return makes /ready and /health fail."
     )
     heartbeat_s: Seconds = Field(15.0, description="How often a comment goes into every stream, for proxies' sake.")
-    max_task_labels: Count = Field(100, description='Distinct tasks in metric labels; further ones are "other".')
+    max_task_labels: Count = Field(100, description='Tasks with a label in metrics, the most used; else "(other)".')
     access_log: bool = Field(False, description="One log line per HTTP request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 

@@ -62,7 +62,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry",),
     ),
     "server": (
-        ("web", "engine"),
+        ("web", "engine", "task_labels"),
+        ("task_series",),
         ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing"),
         ("parameter_schemas",),
         ("tiers",),

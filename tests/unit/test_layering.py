@@ -48,7 +48,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes.registry.disk": (("files",), ("log",), ("writer",), ("registry",)),
     "prefixes.registry.redis": (
         ("errors", "keys", "scripts", "url", "preflight"),
-        ("identity", "watch"),
+        ("identity", "watch", "blobs"),
         ("commands",),
         ("reader", "writer"),
         ("gc",),

@@ -45,14 +45,16 @@ class Certificates:
 class Front:
     """Listens on a free port of 127.0.0.1 and carries bytes to and from ``upstream`` (a port).
 
-    ``delay_s``, which may change at any time, holds back every piece that the server answers. A client that comes while
-    the server is down is accepted and then closed, one that comes while it is stopped waits. ``carried`` counts the
-    bytes of questions and of answers.
+    ``delay_s``, which may change at any time, holds back every piece that the server answers. ``pace`` is how many
+    bytes a second go each way, as over a slow line; 0 is as many as come. A client that comes while the server is down
+    is accepted and then closed, one that comes while it is stopped waits. ``carried`` counts the bytes of questions and
+    of answers.
     """
 
     def __init__(self, upstream: int, *, context: ssl.SSLContext | None = None, delay_s: float = 0.0) -> None:
         self.upstream = upstream
         self.delay_s = delay_s
+        self.pace = 0
         self.carried = {"questions": 0, "answers": 0}
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -124,6 +126,8 @@ class Front:
             while data := await reader.read(1 << 16):
                 if answers and self.delay_s:
                     await asyncio.sleep(self.delay_s)
+                if self.pace:
+                    await asyncio.sleep(len(data) / self.pace)
                 self.carried["answers" if answers else "questions"] += len(data)
                 writer.write(data)
                 await writer.drain()

@@ -67,7 +67,7 @@ def watched(registry: RedisRegistry, before: Callable[[int, Command], None]) -> 
 
         return execute_command
 
-    client, blobs = registry.commands._client, registry.commands._blobs
+    client, blobs = registry.commands._client, registry.commands._reads
     with (
         mock.patch.object(client, "execute_command", wrapped(client.execute_command)),
         mock.patch.object(blobs, "execute_command", wrapped(blobs.execute_command)),

@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes.registry.disk": (("files",), ("log", "tenancy"), ("writer",), ("registry",)),
     "prefixes.registry.redis": (
         ("errors", "keys", "scripts", "url", "preflight"),
-        ("identity", "watch"),
+        ("identity", "watch", "blobs"),
         ("tenancy",),
         ("commands",),
         ("reader", "writer"),

@@ -12,17 +12,18 @@ from contextlib import suppress
 from typing import Final
 
 from prefixes.registry.redis import scripts
+from prefixes.registry.redis.blobs import RedisBlobs
 from prefixes.registry.redis.errors import FAILURES, guarded
 from prefixes.registry.redis.identity import RedisIdentity
 from prefixes.registry.redis.keys import TenantKeys
 from prefixes.registry.redis.preflight import inspect_servers
 from prefixes.registry.redis.tenancy import RedisTenancy
-from prefixes.registry.redis.url import RedisTarget, disconnect, disconnect_idle
+from prefixes.registry.redis.url import RedisTarget, disconnect
 
 READ_PATIENCE: Final = 3.0
-"""An artifact may take so many times as long to begin to arrive as a short answer."""
+"""A piece of an artifact may take so many times as long to begin to arrive as a short answer."""
 WRITE_PATIENCE: Final = 10.0
-"""An artifact may take so many times as long to be sent and stored as a short command."""
+"""A piece of an artifact may take so many times as long to be sent and stored as a short command."""
 _CHUNK: Final = 100  # tasks read by one command
 
 
@@ -37,8 +38,8 @@ class RedisCommands:
         self._is_cluster = target.kind == "cluster"
         with guarded():
             self._client = target.connect()
-            self._blobs = target.connect(patience=READ_PATIENCE)
-            self._uploads = target.connect(patience=WRITE_PATIENCE)
+            self._reads, self._writes = (target.connect(patience=wait) for wait in (READ_PATIENCE, WRITE_PATIENCE))
+            self._blobs = RedisBlobs(self._reads, self._writes)
         self._begin, self._commit, self._lease, self._collect, self._task_head, self._version_head = (
             self._client.register_script(text)
             for text in (
@@ -56,7 +57,7 @@ class RedisCommands:
 
     def close(self) -> None:
         """Close every connection."""
-        for client in (self._client, self._blobs, self._uploads):
+        for client in (self._client, self._reads, self._writes):
             with suppress(*FAILURES):
                 disconnect(client)
 
@@ -134,9 +135,7 @@ class RedisCommands:
 
     def blob(self, tenant: str, version: str) -> bytes | None:
         """An artifact, None where it is not stored."""
-        with guarded():
-            data: bytes | None = self._blobs.get(TenantKeys(tenant).blob(version))
-        return data
+        return self._blobs.read(tenant, version)
 
     def stored_versions(self, tenant: str) -> list[str]:
         """Versions whose artifact is stored, whether a task has them or not."""
@@ -162,13 +161,8 @@ class RedisCommands:
                 self._client.zrem(keys.lease(version), publisher)
 
     def write_blob(self, tenant: str, version: str, data: bytes) -> None:
-        """Store an artifact.
-
-        It goes over a new connection: an old one may lead to a master that hangs and was replaced.
-        """
-        with guarded():
-            disconnect_idle(self._uploads)
-            self._uploads.set(TenantKeys(tenant).blob(version), data)
+        """Store an artifact."""
+        self._blobs.write(tenant, version, data)
 
     def begin(self, tenant: str, name: str) -> tuple[int, bytes | None]:
         """The server's clock in milliseconds, and the task's JSON. Raises RegistryUnavailable for lost data."""

@@ -11,6 +11,7 @@
     prefixd:{<tenant>}:deleted      hash: <name>@<time> -> the JSON of a deleted task, until a clean-up takes it
     prefixd:{<tenant>}:blobs        set of the digests that have an artifact
     prefixd:{<tenant>}:blob:<hex>   an artifact, immutable, each tenant's own
+    prefixd:{<tenant>}:pieces:<hex>:<id>  the pieces of a large artifact on its way, for 600 s after the last one
     prefixd:{<tenant>}:names:<hex>  set of the tasks and deleted tasks that have an artifact
     prefixd:{<tenant>}:lease:<hex>  sorted set of publishers that hold a lease on an artifact, by its end
     prefixd:{<tenant>}:audit        stream of the tenant's changes
@@ -54,6 +55,9 @@ class TenantKeys:
 
     def blob(self, version: str) -> str:
         return f"{self._base}blob:{_hex(version)}"
+
+    def pieces(self, version: str, writer: str) -> str:
+        return f"{self._base}pieces:{_hex(version)}:{writer}"
 
     def names(self, version: str) -> str:
         return f"{self._base}names:{_hex(version)}"

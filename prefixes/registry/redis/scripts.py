@@ -1,4 +1,4 @@
-"""The atomic steps in Redis, as Lua scripts: list a tenant, restore, look, begin a change, make it, lease, clean up.
+"""The atomic steps in Redis, as Lua scripts: list a tenant, restore, look, make a change, store, lease, collect.
 
 Owns the scripts and what they answer. They are scripts, and not MULTI behind WATCH: a script is the same on one server
 and on a Cluster, knows the server's clock, and recognises a change that is repeated because its answer was lost. All
@@ -119,6 +119,25 @@ redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 redis.call('SADD', KEYS[3], ARGV[4])
 return 1
+"""
+
+ADD_PIECE: Final = """
+-- KEYS: the pieces so far. ARGV: where the next one begins, the piece, seconds that they stay. Answers their bytes.
+-- A piece is added behind exactly those before it, and once if it is sent twice.
+if redis.call('STRLEN', KEYS[1]) == tonumber(ARGV[1]) then
+  redis.call('APPEND', KEYS[1], ARGV[2])
+  redis.call('EXPIRE', KEYS[1], ARGV[3])
+end
+return redis.call('STRLEN', KEYS[1])
+"""
+
+PLACE: Final = """
+-- KEYS: the pieces, the artifact. ARGV: its bytes. Answers how many the artifact has then.
+if redis.call('STRLEN', KEYS[1]) == tonumber(ARGV[1]) then
+  redis.call('PERSIST', KEYS[1])
+  redis.call('RENAME', KEYS[1], KEYS[2])
+end
+return redis.call('STRLEN', KEYS[2])
 """
 
 COLLECT: Final = """

@@ -145,7 +145,7 @@ def _move_for(url: str, seed: int, until: float) -> None:
         while time.time() < until:
             name = generator.choice(("one", "two", "three"))
             try:
-                match generator.randrange(7):
+                match generator.randrange(8):
                     case 0 | 1 | 2:
                         publish(registry, generator.randrange(len(DATA)), name=name)
                     case 3:
@@ -156,6 +156,8 @@ def _move_for(url: str, seed: int, until: float) -> None:
                         registry.promote("default", name, generator.choice(VERSIONS))
                     case 6:
                         registry.rollback("default", name)
+                    case 7:
+                        registry.delete_version("default", name, generator.choice(VERSIONS))
             except (TaskNotFound, Conflict):
                 pass
 
@@ -169,15 +171,16 @@ def _clean_until(url: str, retention_s: float, until: float) -> None:
 def test_clean_ups_racing_with_publishers_lose_nothing_that_is_named(
     server: RedisServer, registry: RedisRegistry, client: Any
 ) -> None:
-    until = time.time() + 2.0
-    processes = [FORK.Process(target=_move_for, args=(server.url, seed, until)) for seed in range(3)]
-    processes += [FORK.Process(target=_clean_until, args=(server.url, retention, until)) for retention in (0.0, 0.2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-    assert set(actions(registry.audit("default", limit=100_000))) >= {"publish", "delete", "undelete", "purge"}
+    wanted, seeds = {"publish", "delete", "delete_version", "undelete", "purge"}, iter(range(60))
+    while not wanted <= set(actions(registry.audit("default", limit=100_000))):
+        until = time.time() + 2.0
+        processes = [FORK.Process(target=_move_for, args=(server.url, next(seeds), until)) for _ in range(3)]
+        processes += [FORK.Process(target=_clean_until, args=(server.url, age, until)) for age in (0.0, 0.2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0] * len(processes)
     assert_in_step(client, registry, "default")
     registry.gc(retention_s=0)
     assert_in_step(client, registry, "default")

@@ -129,6 +129,7 @@ TORCH_FREE = (
     "server.engine.row",
     "server.engine.memory.blocks",
     "server.engine.scheduling.encoding",
+    "server.engine.scheduling.entrance",
     "server.engine.scheduling.prefill",
     "server.engine.scheduling.scheduler",
     "server.engine.scheduling.admission",

@@ -18,6 +18,7 @@ from tests.support.engine import Counts, Library, make_engine, run, tiny_backbon
 from tests.support.step_faults import Moment, assert_at_rest, fault, serve
 
 BLOCKS = "server.engine.memory.blocks:BlockLedger"
+ENTRANCE = "server.engine.scheduling.entrance:Entrance"
 SCHEDULER = "server.engine.scheduling.scheduler:Scheduler"
 STORE = "server.engine.prefixes.store:PrefixStore"
 QUEUES = "server.engine.scheduling.waiting:WaitingGroups"
@@ -90,7 +91,7 @@ def run_until_running(engine: Engine, count: int) -> None:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
-    "call", [f"{SCHEDULER}.add", f"{SCHEDULER}._wait", f"{QUEUES}.add", f"{QUEUES}._insert", f"{STORE}.want"]
+    "call", [f"{SCHEDULER}.add", f"{ENTRANCE}.wait", f"{QUEUES}.add", f"{QUEUES}._insert", f"{STORE}.want"]
 )
 def test_a_request_that_cannot_be_added_leaves_nothing_behind(
     backbone: Backbone, library: Library, call: str, moment: Moment
@@ -143,7 +144,7 @@ def test_a_request_whose_admission_always_fails_fails_alone(
     assert_at_rest(engine)
 
 
-@pytest.mark.parametrize("call", [f"{SCHEDULER}.schedule", f"{SCHEDULER}._next", f"{SCHEDULER}._take_in_loads"])
+@pytest.mark.parametrize("call", [f"{SCHEDULER}.schedule", f"{ENTRANCE}.next", f"{ENTRANCE}.take_in_loads"])
 def test_a_fault_that_comes_back_each_time_ends_all_requests_and_not_the_engine(
     backbone: Backbone, library: Library, call: str
 ) -> None:

@@ -26,7 +26,7 @@ CALLS = (
     f"{SCHEDULING}.scheduler:Scheduler.update",
     f"{SCHEDULING}.scheduler:Scheduler.runnable",
     f"{SCHEDULING}.scheduler:Scheduler.preempt",
-    f"{SCHEDULING}.entrance:Entrance.next",
+    f"{SCHEDULING}.entrance:Entrance.turns",
     f"{SCHEDULING}.entrance:Entrance.take",
     f"{SCHEDULING}.entrance:Entrance._try_admit",
     f"{SCHEDULING}.entrance:Entrance._take_prefix",

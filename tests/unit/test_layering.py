@@ -130,6 +130,7 @@ TORCH_FREE = (
     "server.engine.memory.blocks",
     "server.engine.scheduling.encoding",
     "server.engine.scheduling.entrance",
+    "server.engine.scheduling.fairness",
     "server.engine.scheduling.prefill",
     "server.engine.scheduling.scheduler",
     "server.engine.scheduling.admission",

@@ -1,13 +1,24 @@
 """From the queue into the batch: what waits, for what, and who is admitted next. Torch-free.
 
-Owns the waiting groups and those that failed before they ran. The scheduler owns what runs. ``waiting`` has the queues,
-``row_blocks`` the blocks that an admitted group begins with.
+Owns the waiting groups and those that failed before they ran. The scheduler owns what runs. ``waiting`` has the queues
+and their order, ``fairness`` the counters, ``row_blocks`` the blocks that an admitted group begins with. Rules:
+
+- The head of the tenant with the least counter goes first. Within a tenant nobody is overtaken but by those whose
+  prefix was loaded earlier.
+- A head that does not fit lets groups of other tenants pass. When ``PASSES`` have passed its tenant since that was last
+  behind others, its head *reserves*: nobody else is admitted before it, so that it waits no longer than what runs takes
+  to end. It is the tenant that counts them, not each head: else one whose heads never fit at once could be passed by
+  any amount.
+- A group claims its prefix when it is first admitted, until it ends. While the bound on claims keeps a head out, its
+  tenant's preempted groups behind it go first. They hold claims. While it reserves, those of all tenants go before it,
+  and nobody else: so claims end.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 from prefixes.errors import PrefixdError
 from server.engine.config import EngineConfig
@@ -16,19 +27,25 @@ from server.engine.prefixes.entry import LoadStatus
 from server.engine.prefixes.store import PrefixStore
 from server.engine.row import Group, GroupState
 from server.engine.scheduling.capacity import Capacity
+from server.engine.scheduling.fairness import TokenCounters
 from server.engine.scheduling.row_blocks import RowBlocks
 from server.engine.scheduling.waiting import WaitingGroups
 from server.engine.types import PrefixKey
+
+PASSES: Final = 8
+"""Groups that may pass a tenant whose head does not fit; also the heads that a step tries in vain at most."""
 
 
 class Entrance:
     """Waiting and failed groups over one ledger. ``running`` is always the scheduler's, in order of arrival."""
 
-    def __init__(self, capacity: Capacity, blocks: RowBlocks, config: EngineConfig) -> None:
-        self._capacity, self._blocks, self._config = capacity, blocks, config
+    def __init__(
+        self, capacity: Capacity, blocks: RowBlocks, config: EngineConfig, counters: TokenCounters
+    ) -> None:
+        self._capacity, self._blocks, self._config, self._counters = capacity, blocks, config, counters
         self._ledger: BlockLedger = capacity.ledger
         self._prefixes: PrefixStore = capacity.prefixes
-        self.waiting = WaitingGroups()
+        self.waiting = WaitingGroups(self._counters)
         self.failed: dict[Group, PrefixdError] = {}  # not in a plan yet
 
     # --- waiting ---
@@ -66,7 +83,7 @@ class Entrance:
 
     def rebuild(self, waiting: Iterable[Group]) -> None:
         """After a fault: these wait, and no others."""
-        self.waiting = WaitingGroups()
+        self.waiting = WaitingGroups(self._counters)
         for group in waiting:
             self._queue(group)
 
@@ -85,16 +102,27 @@ class Entrance:
 
     # --- admission ---
 
-    def next(self) -> Group | None:
-        """The next to be admitted or to wait for its prefix again."""
-        head = self.waiting.head
-        key = head.request.prefix if head and not head.admitted else None
-        if key is None or self._prefixes.status(key) is LoadStatus.LOADING or self._prefixes.may_claim(key):
-            return head
-        return self.waiting.preempted_head
+    def turns(self) -> Iterator[Group]:
+        """Those that may be admitted or must wait for their prefix again, in the order in which to ``take`` them.
+
+        After one that could be taken the order is another.
+        """
+        only_preempted, tried = False, 0
+        for queue in self.waiting.in_turn():
+            head, preempted = queue.head, queue.preempted_head
+            reserves = queue.passed >= PASSES
+            if not only_preempted and self._may_begin(head):
+                yield head
+                tried += 1
+                if reserves or tried == PASSES:
+                    return
+            else:
+                if preempted is not None:
+                    yield preempted
+                only_preempted = only_preempted or reserves
 
     def take(self, group: Group, running: list[Group]) -> bool:
-        """Admit the group, let it wait for its prefix again, or fail it; False if it and those behind must wait."""
+        """Admit the group, let it wait for its prefix again, or fail it; False if it does not fit now."""
         key, rows = group.request.prefix, group.request.params.rows
         if key and self._prefixes.status(key) is LoadStatus.LOADING:
             self.waiting.wait_for_prefix(group)
@@ -110,17 +138,26 @@ class Entrance:
             self._fail_waiting(group, self._capacity.no_room(group))
         return True
 
+    def _may_begin(self, group: Group) -> bool:
+        """Whether the bound on claims lets the group in, or is not what it waits for next."""
+        key = group.request.prefix
+        if key is None or group.admitted or self._prefixes.status(key) is LoadStatus.LOADING:
+            return True
+        return self._prefixes.may_claim(key)
+
     def _try_admit(self, group: Group, running: list[Group]) -> bool:
         beginning = self._blocks.find(group)
         if not self._take_prefix(group, beginning.missing + beginning.input_missing + self._reserve(group, running)):
             self._blocks.give_up(beginning)
             return False
+        self.waiting.note_passing(group)
         self.stop_waiting(group)
-        if group.request.prefix and not group.admitted:
-            self._prefixes.claim(group.request.prefix)
-        group.admitted = True
         self._blocks.begin(group, beginning)
-        group.state = GroupState.RUNNING
+        if not group.admitted:
+            self._counters.admitted(group.request.caller, group.input_to_compute)
+            if group.request.prefix:
+                self._prefixes.claim(group.request.prefix)
+        group.admitted, group.state = True, GroupState.RUNNING
         bisect.insort(running, group, key=lambda one: one.submitted_at)
         return True
 

@@ -3,17 +3,20 @@
 Owns the running groups; ``entrance`` has those that wait, ``row_blocks`` their block tables. Knows neither tensors nor
 texts. Rules:
 
-- Groups are admitted in order of arrival. A group needs its prefix loaded, and room for the blocks of its prefix and
-  its prompt at once: all or nothing, so that prefixes cannot deadlock admission. A group whose prefix still loads lets
+- Each tenant has a queue in order of arrival, and a counter of the tokens computed for it. ``entrance`` admits from the
+  queue whose counter is the least. A group needs its prefix loaded, and room for the blocks of its prefix and its
+  prompt at once: all or nothing, so that prefixes cannot deadlock admission. A group whose prefix still loads lets
   others pass.
 - An encoder's input is encoded first, within the budget of ``encoding``. Its blocks are taken at admission too.
 - Rows with one token to compute come first. Prompts take what is left of the step's tokens and time, in chunks.
-- When blocks run out, the youngest running group is preempted: it gives up all of its blocks and waits to be
-  recomputed. The oldest fits alone (``Capacity`` is asked before a request is accepted), so the engine always makes
-  progress: ``Admission`` refuses pins that would take the room of what was accepted. Should one lack it all the same,
-  it fails: nothing else would ever give way.
-- A group claims its prefix when it is first admitted, until it ends, so that it never loads it again. While the bound
-  on claims keeps the head out, preempted groups behind it go first, and no others: so claims end.
+- When blocks run out, one group is preempted: it gives up all of its blocks and waits to be recomputed. It is the
+  youngest group of the running tenant with the largest counter, and never the oldest running group.
+
+So all end. The oldest running group is never preempted, it fits alone (``Capacity`` is asked before a request is
+accepted, and ``Admission`` refuses pins that would take its room), and it computes something in every step: rows are
+served, and prompts and inputs begun, in order of arrival. It ends, unless an older group is admitted and takes its
+place. Only finitely many groups are older than one, so that at last one ends; and so the next. Should the oldest lack
+room all the same, it fails: nothing else would ever give way.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from server.engine.row import Group, GroupState
 from server.engine.scheduling.capacity import Capacity
 from server.engine.scheduling.encoding import EncoderBudget
 from server.engine.scheduling.entrance import Entrance
+from server.engine.scheduling.fairness import TokenCounters
 from server.engine.scheduling.plan import Outcome, ScheduledRow, StepPlan
 from server.engine.scheduling.prefill import PrefillBudget
 from server.engine.scheduling.recovery import forget_blocks, guarded, log_fault
@@ -56,7 +60,8 @@ class Scheduler:
         self._observer = observer
         self.capacity = Capacity(ledger, prefixes)
         self._blocks = RowBlocks(ledger, reuse, self._encoder.units)
-        self._entrance = Entrance(self.capacity, self._blocks, config)
+        self.counters = TokenCounters(config.weight_of)
+        self._entrance = Entrance(self.capacity, self._blocks, config, self.counters)
         self.running: list[Group] = []
 
     @property
@@ -119,6 +124,7 @@ class Scheduler:
         return {group: failed[group] for group in broken if group not in ends}
 
     def _apply(self, outcome: Outcome) -> None:
+        self.counters.chosen(outcome.group.request.caller, outcome.tokens)
         for row in outcome.ended:
             self._blocks.release_row(row)
         if outcome.beams:
@@ -144,7 +150,9 @@ class Scheduler:
 
     def runnable(self) -> bool:
         """Whether a step has something to do now; False while all groups wait for their prefixes to load."""
-        return bool(self.running or self._entrance.failed or self._entrance.next() or self._prefixes.has_news)
+        if self.running or self._entrance.failed or self._prefixes.has_news:
+            return True
+        return next(self._entrance.turns(), None) is not None
 
     def holdings(self) -> Iterator[list[int]]:
         """Every block table of a running row or its input, for the integrity check."""
@@ -172,14 +180,21 @@ class Scheduler:
     # --- the step ---
 
     def _admit(self) -> None:
-        while (group := self._entrance.next()) is not None:
+        while self._admit_one():
+            pass
+
+    def _admit_one(self) -> bool:
+        """Admit, fail or send back to its prefix the first that can be; False if there is none."""
+        for group in self._entrance.turns():
             try:
-                if not self._entrance.take(group, self.running):
-                    return
+                if self._entrance.take(group, self.running):
+                    return True
             except Exception as error:
                 log_fault(group)
                 self.drop([group])
                 self._entrance.fail(group, EngineFailure.unexpected(error))
+                return True
+        return False
 
     def _fitting_rows(self) -> list[ScheduledRow]:
         """The step's rows, after as many preemptions as it takes to fit their blocks."""
@@ -189,9 +204,15 @@ class Scheduler:
                 [last] = self.running
                 self._entrance.failed[last] = self.capacity.no_room(last)
                 return []
-            self.preempt(self.running[-1])
+            self.preempt(self._victim())
             rows = self._candidates()
         return rows
+
+    def _victim(self) -> Group:
+        """The youngest group of the running tenant with the largest counter; never the oldest running group."""
+        younger = enumerate(self.running[1:])
+        _, victim = max(younger, key=lambda item: (self.counters.of(item[1].request.caller), item[0]))
+        return victim
 
     def _candidates(self) -> list[ScheduledRow]:
         decode: list[ScheduledRow] = []

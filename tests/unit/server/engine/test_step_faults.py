@@ -144,7 +144,7 @@ def test_a_request_whose_admission_always_fails_fails_alone(
     assert_at_rest(engine)
 
 
-@pytest.mark.parametrize("call", [f"{SCHEDULER}.schedule", f"{ENTRANCE}.next", f"{ENTRANCE}.take_in_loads"])
+@pytest.mark.parametrize("call", [f"{SCHEDULER}.schedule", f"{ENTRANCE}.turns", f"{ENTRANCE}.take_in_loads"])
 def test_a_fault_that_comes_back_each_time_ends_all_requests_and_not_the_engine(
     backbone: Backbone, library: Library, call: str
 ) -> None:

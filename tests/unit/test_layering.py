@@ -70,7 +70,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
     "server.engine": (
-        ("types", "config", "step_watch"),
+        ("types", "config", "step_watch", "inflow"),
         ("observer",),
         ("kernels", "memory"),
         ("models", "prefixes", "decoding"),

@@ -11,6 +11,7 @@ import torch
 from prefixes.backbone import Backbone
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
+from server.engine.inflow import Inflow
 from server.engine.row import Group
 from server.engine.scheduling.row_blocks import Beginning, RowBlocks
 from server.engine.types import Failed, Finished, GenerationRequest
@@ -165,7 +166,7 @@ def test_one_fault_while_all_wait_ends_nobody(backbone: Backbone, library: Libra
 def test_the_engines_thread_outlives_memory_that_runs_out(backbone: Backbone, library: Library) -> None:
     async def scenario() -> None:
         engine = make_engine(backbone, library, block_size=4)
-        served = AsyncEngine.start(engine, 100)
+        served = AsyncEngine.start(engine, Inflow(100))
         for call in (f"{SCHEDULER}._candidates", f"{SCHEDULER}.runnable", f"{BLOCKS}.release"):
             with fault(call, 3) as calls:
                 streams = [served.submit(request) for request in requests(library)]

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
+from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
 from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
@@ -66,7 +67,8 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         link.start(lambda tenant, name: _hand_over(loop, changed, tenant, name))
         for key, spec in assembled.pinned.items():
             assembled.engine.pin(key, spec)
-        engine = AsyncEngine.start(assembled.engine, settings.max_waiting, StepWatch(settings.step_timeout_s))
+        inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant)
+        engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s))
         assembled.keyring.start()
         keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:

@@ -99,6 +99,9 @@ class Settings(AccessSettings):
     )  # fmt: skip
     max_encoder_tokens: Count = Field(4096, description="Tokens of inputs that go through an encoder together.")
     max_waiting: Count = Field(1024, description="Requests that may wait; more are refused with 429.")
+    max_waiting_per_tenant: Count | None = Field(
+        None, description="Of these, requests of one tenant; default: half of max_waiting, rounded up."
+    )
     reuse_prompts: bool = Field(True, description="Keep the memory of finished prompts for repeated ones.")
 
     default_max_new_tokens: Count = Field(128, description="max_new_tokens where nobody says.")
@@ -124,6 +127,11 @@ class Settings(AccessSettings):
     max_task_labels: Count = Field(100, description='Tasks with a label in metrics, the most used; else "(other)".')
     access_log: bool = Field(False, description="One log line per HTTP request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @property
+    def waiting_per_tenant(self) -> int:
+        """Requests of one tenant that may wait."""
+        return self.max_waiting_per_tenant or -(-self.max_waiting // 2)
 
     @property
     def backbone_name(self) -> str:

@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from prefixes.errors import EngineFailure, NotReady, PrefixdError, QueueFull, ShuttingDown
+from prefixes.errors import EngineFailure, NotReady, PrefixdError, ShuttingDown
 from prefixes.spec import PrefixSpec
 from server.engine.engine import Engine
+from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
 from server.engine.types import EngineStats, Event, Failed, Finished, GenerationRequest, PrefixKey
 
@@ -78,21 +79,19 @@ class EventStream(AsyncIterator[Event]):
 class AsyncEngine:
     """Runs an engine in its own thread."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, max_waiting: int, watch: StepWatch) -> None:
-        self._engine, self._loop, self._max_waiting, self._watch = engine, loop, max_waiting, watch
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, inflow: Inflow, watch: StepWatch) -> None:
+        self._engine, self._loop, self._inflow, self._watch = engine, loop, inflow, watch
         self._streams: dict[str, EventStream] = {}
         self._inbox: deque[Callable[[], list[Event]]] = deque()
-        self._submitted = 0  # written by the event loop alone
-        self._taken = 0  # of those, taken from the inbox; written by the thread alone
         self._wakeup = threading.Condition()
         self._draining = self._closing = False
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @classmethod
-    def start(cls, engine: Engine, max_waiting: int, watch: StepWatch | None = None) -> AsyncEngine:
-        """Start stepping ``engine``; call on the event loop that will use it."""
-        started = cls(engine, asyncio.get_running_loop(), max_waiting, watch or StepWatch(STEP_TIMEOUT_S))
+    def start(cls, engine: Engine, inflow: Inflow, watch: StepWatch | None = None) -> AsyncEngine:
+        """Start stepping ``engine``; call on the event loop that will use it. ``inflow`` says how many may wait."""
+        started = cls(engine, asyncio.get_running_loop(), inflow, watch or StepWatch(STEP_TIMEOUT_S))
         engine.on_wake(started._notify)
         started._thread.start()
         return started
@@ -110,20 +109,13 @@ class AsyncEngine:
         if not self.healthy:
             raise EngineFailure("the engine has stopped")
         self._watch.check()
-        waiting = self._submitted - self._taken + self._engine.waiting
-        if waiting >= self._max_waiting:
-            raise QueueFull(
-                f"queue: expected at most {self._max_waiting} waiting requests, there are {waiting}",
-                expected=self._max_waiting,
-                got=waiting,
-                retry_after_s=1,
-            )
+        self._inflow.check(request.caller, self._engine.waiting(), self._engine.waiting(request.caller))
         self._engine.check(request)
         stream = EventStream(request.request_id, self._submit_abort)
         if request.request_id in self._streams:
             raise EngineFailure(f"request id {request.request_id!r} is already in use")
         self._streams[request.request_id] = stream
-        self._submitted += 1
+        self._inflow.submitted(request.caller)
         submitted_at = time.monotonic()
         self._post(lambda: self._add(request, submitted_at))
         return stream
@@ -212,7 +204,7 @@ class AsyncEngine:
     # --- called on the engine's thread ---
 
     def _add(self, request: GenerationRequest, submitted_at: float) -> list[Event]:
-        self._taken += 1
+        self._inflow.taken(request.caller)
         try:
             self._engine.add(request, submitted_at)
         except PrefixdError as error:

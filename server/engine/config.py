@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+
+def equal_weight(tenant: str) -> float:
+    """Every tenant weighs the same."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class EngineConfig:
     that wait for blocks take so much host memory (prefixes that only a pin wants count apart).
     ``preempted_prefix_bytes`` bounds the prefixes, in whole blocks, of the requests that were admitted and have not
     ended (None: as much as ``max_prefix_bytes``). Those of preempted requests may leave the pool for host memory, and
-    take no more than that there.
+    take no more than that there. ``weight_of`` gives the weight of a tenant that asks, above 0: of the tokens that are
+    computed while several wait, each gets a share by its weight. The engine's thread calls it often.
     """
 
     kv_cache_bytes: int = 1 << 30
@@ -35,6 +42,7 @@ class EngineConfig:
     max_staged_bytes: int = 256 << 20
     preempted_prefix_bytes: int | None = None
     reuse_prompts: bool = True
+    weight_of: Callable[[str], float] = equal_weight
 
     def __post_init__(self) -> None:
         counts = ("kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_encoder_tokens")

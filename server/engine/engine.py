@@ -265,16 +265,15 @@ class Engine:
             outcome.error = EngineFailure.unexpected(error)
             return [Failed(request_id, outcome.error)]
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for their turn. Any thread may call it."""
-        return len(self._scheduler.waiting)
+    def waiting(self, caller: str | None = None) -> int:
+        """Requests that wait for their turn, of ``caller`` or of all. Any thread may call it."""
+        return len(self._scheduler.waiting) if caller is None else self._scheduler.waiting.count(caller)
 
     def stats(self) -> EngineStats:
         """Gauges. Any thread may call it; the values may come from different moments of a step."""
         return EngineStats(
             running=len(self._scheduler.running),
-            waiting=self.waiting,
+            waiting=self.waiting(),
             kv_usage=self._ledger.held / self._ledger.capacity,
             resident_prefixes=self._prefixes.resident_count,
             resident_prefix_bytes=self._prefixes.resident_bytes,

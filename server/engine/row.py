@@ -124,6 +124,12 @@ class Group:
         return self.input is not None and not self.input.complete
 
     @property
+    def input_to_compute(self) -> int:
+        """Tokens of its input, or of its prompt and its input, that a group that has just begun must compute."""
+        encoder = len(self.prompt.encoder_ids) if self.encoding else 0
+        return encoder + self.prompt_length - self.active[0].computed
+
+    @property
     def active(self) -> list[Row]:
         return [row for row in self.rows if row.active]
 

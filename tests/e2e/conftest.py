@@ -30,7 +30,8 @@ def server(world: TinyWorld, registry: Path, tmp_path_factory: pytest.TempPathFa
     """A ready server with room for 8 rows and 8 waiting requests, and the tasks ``e2e`` and ``dart``."""
     arguments = (
         *("--backbone", str(world.folder), "--registry", str(registry), "--kernels", "torch", "--threads", "1"),
-        *("--kv-cache-bytes", "64MiB", "--max-rows", "8", "--max-waiting", "8", "--max-new-tokens-limit", "8000"),
+        *("--kv-cache-bytes", "64MiB", "--max-rows", "8", "--max-new-tokens-limit", "8000"),
+        *("--max-waiting", "8", "--max-waiting-per-tenant", "8"),
         *("--max-body-bytes", "64KiB", "--max-upload-bytes", "1MiB", "--access-log", "--max-batch-items", "64"),
     )
     with ServerProcess(tmp_path_factory.mktemp("server"), *arguments) as process:

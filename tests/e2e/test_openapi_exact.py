@@ -65,6 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         *("--kernels", "torch", "--threads", "1", "--kv-cache-bytes", "16MiB", "--max-rows", "8"),
         *("--max-new-tokens-limit", "8", "--default-max-new-tokens", "4", "--num-beams-limit", "4"),
         *("--num-return-sequences-limit", "4", "--max-batch-items", "4", "--max-waiting", "64"),
+        *("--max-waiting-per-tenant", "64"),
         *("--max-body-bytes", "1MiB", "--max-upload-bytes", "1MiB"),
     )
     with ServerProcess(tmp_path_factory.mktemp("server"), *arguments) as process:

@@ -28,7 +28,7 @@ VERSIONS: Final = 3
 
 
 def test_every_answer_in_a_crowd_is_the_one_given_alone(figures: Figures, world: TinyWorld, tmp_path: Path) -> None:
-    arguments = ("--backbone", str(world.folder), "--registry", str(tmp_path / "registry"), "--max-waiting", "1024")
+    arguments = ("--backbone", str(world.folder), "--registry", str(tmp_path / "registry"), "--max-waiting", "2048")
     with ServerProcess(tmp_path, *arguments, *SERVER, "--max-rows", "32") as server:
         checkup = Checkup(server.wait_ready(), world, figures)
         for seed, (task, length) in enumerate(TASKS.items()):

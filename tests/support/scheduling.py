@@ -33,6 +33,16 @@ from server.engine.types import FinishReason, GenerationRequest, PrefixKey, Samp
 from tests.support.prefixes import make_prefix
 
 
+class RecordedScheduler(Scheduler):
+    """Notes who is preempted, in order."""
+
+    preempted: list[str]
+
+    def preempt(self, group: Group) -> None:
+        self.preempted.append(group.request.request_id)
+        super().preempt(group)
+
+
 class Machine(SilentObserver):
     """``lengths`` are the prefixes it knows; ``failures`` fail to load; those in ``held`` load when let go.
 
@@ -58,16 +68,18 @@ class Machine(SilentObserver):
                                  max_staged_bytes=self.config.max_staged_bytes, observer=self,
                                  wake=lambda: self.woken.put(None))
         self.decoder_prompt = (0,) if units else ()
-        self.scheduler = Scheduler(self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config,
-                                   self, EncoderBudget(2 * units // 3, units, 10**9, self.config),
-                                   PrefillBudget(1, 1000, self.config))
+        self.scheduler = RecordedScheduler(
+            self.ledger, self.store, PromptReuse(self.ledger) if reuse else None, self.config, self,
+            EncoderBudget(2 * units // 3, units, 10**9, self.config), PrefillBudget(1, 1000, self.config),
+        )  # fmt: skip
+        self.preempted: list[str] = []
+        self.scheduler.preempted = self.preempted
         self.token_seconds, self.call_seconds = token_seconds, call_seconds
         self.layers = 2 * units // 3
         self.encoder_calls: list[EncoderWork] = []
         self.encoder_seconds: list[float] = []
         self.contents: list[list[object]] = [[None] * size for _ in range(blocks + 1)]
         self.ended: dict[str, str] = {}
-        self.preempted: list[str] = []
         self.steps = self.computed_tokens = self.copies = 0
         self.may_preempt = True
         self.early_end = 0.1  # probability that a sampled output ends with a token
@@ -97,14 +109,13 @@ class Machine(SilentObserver):
 
     def on_preemption(self) -> None:
         assert self.may_preempt, "preempted although it fits alone"
-        self.preempted.append(self.scheduler.running[-1].request.request_id)
 
     # --- requests ---
 
-    def request(self, name: str, prompt: Iterable[int], key: PrefixKey | None = None, **params: Any
-                ) -> GenerationRequest:
+    def request(self, name: str, prompt: Iterable[int], key: PrefixKey | None = None, *, caller: str = "default",
+                **params: Any) -> GenerationRequest:
         spec = self.prefixes[key].spec if key else None
-        return GenerationRequest(name, "default", tuple(prompt), SamplingParams(**params), key, spec)
+        return GenerationRequest(name, caller, tuple(prompt), SamplingParams(**params), key, spec)
 
     def add(self, request: GenerationRequest, at: float | None = None) -> Group:
         """As ``Engine.add``; ``at`` is the time of arrival, the order of calls where none is given."""

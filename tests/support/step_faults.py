@@ -63,6 +63,6 @@ def serve(engine: Engine) -> dict[str, Finished | Failed]:
 def assert_at_rest(engine: Engine) -> None:
     """Nothing runs, waits or is held but what is kept for reuse."""
     engine.check_integrity()
-    assert engine.requests == engine.waiting == 0
+    assert engine.requests == engine.waiting() == 0
     assert engine._ledger.available == engine._ledger.capacity
     assert engine._prefixes.idle()

@@ -80,7 +80,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
     ),
     "server.engine": (
-        ("types", "config", "step_watch"),
+        ("types", "config", "step_watch", "inflow"),
         ("observer",),
         ("kernels", "memory"),
         ("models", "prefixes", "decoding"),
@@ -139,6 +139,8 @@ TORCH_FREE = (
     "server.engine.row",
     "server.engine.memory.blocks",
     "server.engine.scheduling.encoding",
+    "server.engine.scheduling.entrance",
+    "server.engine.scheduling.fairness",
     "server.engine.scheduling.prefill",
     "server.engine.scheduling.scheduler",
     "server.engine.scheduling.admission",

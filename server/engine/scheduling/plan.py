@@ -72,5 +72,10 @@ class Outcome:
         return bool(self.advanced) if self.group.beams else row.decoding.index in self.advanced
 
     @property
+    def tokens(self) -> int:
+        """Tokens chosen, of all rows together; each beam's counts."""
+        return len(self.advanced) * (self.group.request.params.num_beams if self.group.beams else 1)
+
+    @property
     def ends_group(self) -> bool:
         return self.finished or self.error is not None

@@ -139,3 +139,8 @@ def test_an_unknown_option_is_refused_with_a_guess() -> None:
 def test_the_command_lists_its_four_sub_commands() -> None:
     shown = CliRunner().invoke(prefixd.app, ["--help"]).output
     assert all(name in shown for name in ("serve", "prefixes", "train", "convert"))
+
+
+@pytest.mark.parametrize(("given", "most"), [({}, 512), ({"max_waiting": 7}, 4), ({"max_waiting_per_tenant": 9}, 9)])
+def test_a_tenant_may_take_half_of_the_queue_unless_told_otherwise(given: dict[str, int], most: int) -> None:
+    assert Settings(**given).waiting_per_tenant == most  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from prefixes.backbone import Backbone
 from prefixes.errors import EngineFailure, InputTooLong, InvalidArtifact, QueueFull, ShuttingDown
 from server.engine.async_engine import AsyncEngine, EventStream
 from server.engine.engine import Engine
-from server.engine.types import Event, Failed, Finished, FinishReason, PrefixKey, TokenEvent
+from server.engine.inflow import Inflow
+from server.engine.types import Event, Failed, Finished, FinishReason, GenerationRequest, PrefixKey, TokenEvent
 from tests.support.engine import Counts, Library, make_engine, run, tiny_backbone
 
 PATIENCE = 60  # seconds until a test that hangs says so
@@ -53,9 +55,11 @@ def in_loop(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def started(engine: Engine, max_waiting: int = 100) -> AsyncIterator[AsyncEngine]:
+async def started(
+    engine: Engine, max_waiting: int = 100, per_tenant: int | None = None
+) -> AsyncIterator[AsyncEngine]:
     """Running; afterwards closed, and nothing held."""
-    served = AsyncEngine.start(engine, max_waiting)
+    served = AsyncEngine.start(engine, Inflow(max_waiting, per_tenant))
     try:
         yield served
     finally:
@@ -168,6 +172,34 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied(backbone: Back
     in_loop(scenario())
 
 
+def test_one_tenants_requests_do_not_fill_the_queue_for_another(backbone: Backbone, library: SlowLibrary) -> None:
+    """A tenant could take all of the queue, and everybody else was refused."""
+    key = library.keys[1]
+    assert key is not None
+    library.held.add(key)
+
+    def of(caller: str, name: str) -> GenerationRequest:
+        return replace(library.request(name, 1, [1], max_new_tokens=2), caller=caller)
+
+    async def scenario() -> None:
+        async with started(make_engine(backbone, library), max_waiting=5, per_tenant=3) as served:
+            streams = [served.submit(of("flood", f"f{index}")) for index in range(3)]
+            for _ in range(2):
+                with pytest.raises(QueueFull, match=r"at most 3 .* of tenant 'flood' \(max_waiting_per") as caught:
+                    served.submit(of("flood", "more"))
+                assert caught.value.detail == {"expected": 3, "got": 3, "retry_after_s": 1}
+                await until(lambda: served.stats().waiting == 3)  # the second time they are counted by the engine
+            streams += [served.submit(of("quiet", f"q{index}")) for index in range(2)]
+            with pytest.raises(QueueFull, match="at most 5 waiting requests, there are 5"):
+                served.submit(of("third", "t"))
+            library.gate.set()
+            for stream in streams:
+                await stream.result()
+            await served.submit(of("flood", "more")).result()
+
+    in_loop(scenario())
+
+
 def test_the_queue_is_counted_right_after_many_submissions(backbone: Backbone, library: SlowLibrary) -> None:
     async def scenario() -> None:
         async with started(make_engine(backbone, library), max_waiting=40) as served:
@@ -176,7 +208,7 @@ def test_the_queue_is_counted_right_after_many_submissions(backbone: Backbone, l
                     served.submit(library.request(f"{round_} {i}", 0, [i], max_new_tokens=1)).result()
                     for i in range(40)
                 ))
-            assert served._submitted == served._taken == 200
+            assert len(served._inflow) == 0
 
     in_loop(scenario())
 

@@ -16,6 +16,7 @@ from prefixes.errors import NotReady
 from server.app import Applications
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
+from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
 from server.engine.types import Event, Failed
 from server.lifecycle import _Server, bind
@@ -91,7 +92,7 @@ def test_a_hung_kernel_is_told_nothing_new_is_taken_and_all_goes_on_when_it_retu
         library, clock = Library(backbone), Clock()
         engine = make_engine(backbone, library)
         hang = Hang(engine)
-        served = AsyncEngine.start(engine, 100, StepWatch(60.0, clock))
+        served = AsyncEngine.start(engine, Inflow(100), StepWatch(60.0, clock))
         stream = served.submit(library.request("r", 0, [1], max_new_tokens=3, min_new_tokens=3))
         await until(hang.entered.is_set)
         served.check_alive()
@@ -117,7 +118,7 @@ def test_a_drain_gives_up_on_a_hung_step_and_close_leaves_it_behind(backbone: Ba
         library, clock = Library(backbone), Clock()
         engine = make_engine(backbone, library)
         hang = Hang(engine)
-        served = AsyncEngine.start(engine, 100, StepWatch(60.0, clock))
+        served = AsyncEngine.start(engine, Inflow(100), StepWatch(60.0, clock))
         streams = [served.submit(library.request(f"r{i}", 0, [i], max_new_tokens=3)) for i in range(3)]
         await until(hang.entered.is_set)
         clock.now += 61
@@ -141,7 +142,7 @@ def test_a_drain_waits_for_a_step_whose_clients_have_gone(backbone: Backbone) ->
         library, clock = Library(backbone), Clock()
         engine = make_engine(backbone, library)
         hang = Hang(engine)
-        served = AsyncEngine.start(engine, 100, StepWatch(60.0, clock))
+        served = AsyncEngine.start(engine, Inflow(100), StepWatch(60.0, clock))
         served.submit(library.request("r", 0, [1], max_new_tokens=3))
         await until(hang.entered.is_set)
         served._streams.clear()

@@ -11,6 +11,7 @@ import torch
 from prefixes.backbone import Backbone
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
+from server.engine.inflow import Inflow
 from server.engine.row import Group
 from server.engine.scheduling.row_blocks import Beginning, RowBlocks
 from server.engine.types import Failed, Finished, GenerationRequest
@@ -18,6 +19,7 @@ from tests.support.engine import Counts, Library, make_engine, run, tiny_backbon
 from tests.support.step_faults import Moment, assert_at_rest, fault, serve
 
 BLOCKS = "server.engine.memory.blocks:BlockLedger"
+ENTRANCE = "server.engine.scheduling.entrance:Entrance"
 SCHEDULER = "server.engine.scheduling.scheduler:Scheduler"
 STORE = "server.engine.prefixes.store:PrefixStore"
 QUEUES = "server.engine.scheduling.waiting:WaitingGroups"
@@ -90,7 +92,7 @@ def run_until_running(engine: Engine, count: int) -> None:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
-    "call", [f"{SCHEDULER}.add", f"{SCHEDULER}._wait", f"{QUEUES}.add", f"{QUEUES}._insert", f"{STORE}.want"]
+    "call", [f"{SCHEDULER}.add", f"{ENTRANCE}.wait", f"{QUEUES}.add", f"{QUEUES}._insert", f"{STORE}.want"]
 )
 def test_a_request_that_cannot_be_added_leaves_nothing_behind(
     backbone: Backbone, library: Library, call: str, moment: Moment
@@ -143,7 +145,7 @@ def test_a_request_whose_admission_always_fails_fails_alone(
     assert_at_rest(engine)
 
 
-@pytest.mark.parametrize("call", [f"{SCHEDULER}.schedule", f"{SCHEDULER}._next", f"{SCHEDULER}._take_in_loads"])
+@pytest.mark.parametrize("call", [f"{SCHEDULER}.schedule", f"{ENTRANCE}.turns", f"{ENTRANCE}.take_in_loads"])
 def test_a_fault_that_comes_back_each_time_ends_all_requests_and_not_the_engine(
     backbone: Backbone, library: Library, call: str
 ) -> None:
@@ -164,7 +166,7 @@ def test_one_fault_while_all_wait_ends_nobody(backbone: Backbone, library: Libra
 def test_the_engines_thread_outlives_memory_that_runs_out(backbone: Backbone, library: Library) -> None:
     async def scenario() -> None:
         engine = make_engine(backbone, library, block_size=4)
-        served = AsyncEngine.start(engine, 100)
+        served = AsyncEngine.start(engine, Inflow(100))
         for call in (f"{SCHEDULER}._candidates", f"{SCHEDULER}.runnable", f"{BLOCKS}.release"):
             with fault(call, 3) as calls:
                 streams = [served.submit(request) for request in requests(library)]

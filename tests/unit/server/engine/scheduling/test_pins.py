@@ -110,7 +110,7 @@ def test_a_pin_that_cannot_be_written_is_told_to_those_behind_a_blocked_head() -
         assert made.pin(A)
         held = machine.ledger.allocate(machine.ledger.available)
         machine.wait_for(A)
-        machine.scheduler._take_in_loads()  # loaded, without room
+        machine.scheduler._entrance.take_in_loads()  # loaded, without room
         assert len(machine.scheduler.waiting) == 2
         machine.ledger.release(held)
         machine.step()

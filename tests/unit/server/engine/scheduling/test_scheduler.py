@@ -81,7 +81,7 @@ def test_who_came_first_runs_first_whichever_prefix_is_loaded_first(make: Make) 
     for key in (B, A):
         machine.gates[key].put(None)
         machine.wait_for(key)
-        machine.scheduler._take_in_loads()
+        machine.scheduler._entrance.take_in_loads()
     assert waiting(machine) == ["one", "two"]
     machine.run()
     assert list(machine.ended) == ["one", "two"]

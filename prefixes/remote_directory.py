@@ -34,6 +34,10 @@ class RemoteDirectory:
         """Refuse all its keys, or no longer."""
         return dict(self._server.json("POST", f"/tenants/{quote(name, safe='')}/block", json={"blocked": blocked}))
 
+    def set_weight(self, name: str, weight: float) -> dict[str, Any]:
+        """Give it another weight."""
+        return dict(self._server.json("POST", f"/tenants/{quote(name, safe='')}/limits", json={"weight": weight}))
+
     def keys(self, tenant: str | None) -> list[dict[str, Any]]:
         """A tenant's keys, or all that the caller may see."""
         return list(self._server.json("GET", "/keys", params={"tenant": tenant} if tenant else {})["keys"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -108,7 +108,7 @@ def assemble(settings: Settings) -> Assembled:
         kernels = select_kernels(
             device, dtype, settings.kernels, settings.threads, deterministic=settings.deterministic
         )
-        engine = Engine(backbone, kernels, _engine_config(settings), catalog.load, metrics)
+        engine = Engine(backbone, kernels, _engine_config(settings, keyring.weight_of), catalog.load, metrics)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
     began = time.monotonic()
@@ -210,7 +210,7 @@ def _tiers(settings: Settings, link: RegistryLink) -> PrefixTiers:
     return PrefixTiers(lambda tenant, version: link.call("fetch", registry.fetch, tenant, version), tuple(caches))
 
 
-def _engine_config(settings: Settings) -> EngineConfig:
+def _engine_config(settings: Settings, weight_of: Callable[[str], float]) -> EngineConfig:
     return EngineConfig(
         kv_cache_bytes=settings.kv_cache_bytes,
         max_prefix_bytes=settings.max_prefix_bytes,
@@ -222,6 +222,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         deterministic=settings.deterministic,
         max_encoder_tokens=settings.max_encoder_tokens,
         reuse_prompts=settings.reuse_prompts,
+        weight_of=weight_of,
     )
 
 

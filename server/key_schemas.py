@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from prefixes.spec import NAME_PATTERN
 from prefixes.tenancy.changes import MAX_KEY_NAME
 from prefixes.tenancy.directory import GRACE_S, MAX_GRACE_S
-from prefixes.tenancy.model import Scope
+from prefixes.tenancy.model import WEIGHTS, Scope
 from prefixes.tenancy.secret import ID_PATTERN, SECRET_PATTERN
 from server.schemas import Name
 from server.web.answer_types import CLOSED, Time
@@ -36,6 +36,14 @@ class BlockRequest(Body):
     """``POST /tenants/{tenant}/block``."""
 
     blocked: bool = Field(default=True, description="False lets its keys work again.")
+
+
+class LimitsRequest(Body):
+    """``POST /tenants/{tenant}/limits``."""
+
+    weight: Annotated[float, Field(ge=WEIGHTS[0], le=WEIGHTS[1], allow_inf_nan=False)] = Field(
+        description="Its share of a busy engine beside other tenants', which have 1 unless told otherwise."
+    )
 
 
 class KeyRequest(Body):
@@ -84,6 +92,7 @@ class TenantRecord(TypedDict):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     name: TenantName
     blocked: bool
+    weight: float
     created_at: Time
     created_by: str
     keys: Annotated[int, Field(description="Those that are not revoked.")]

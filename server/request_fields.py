@@ -8,6 +8,7 @@ from server.key_schemas import (
     BlockRequest,
     KeyRequest,
     KeysQuery,
+    LimitsRequest,
     RotateRequest,
     ShareRequest,
     TenantRequest,
@@ -36,7 +37,7 @@ FIELDS: Final[KnownFields] = {
     "/tenants": frozenset(TenantRequest.model_fields),
     "": frozenset(
         name
-        for body in (PromoteRequest, RollbackRequest, ShareRequest, RotateRequest, BlockRequest)
+        for body in (PromoteRequest, RollbackRequest, ShareRequest, RotateRequest, BlockRequest, LimitsRequest)
         for name in body.model_fields
     ),
 }

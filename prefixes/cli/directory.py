@@ -40,6 +40,10 @@ class LocalDirectory:
         tenant = self._directory.block(name, blocked, actor=self._actor)
         return tenant_to_dict(self._directory.load(), tenant)
 
+    def set_weight(self, name: str, weight: float) -> dict[str, Any]:
+        tenant = self._directory.set_weight(name, weight, actor=self._actor)
+        return tenant_to_dict(self._directory.load(), tenant)
+
     def keys(self, tenant: str | None) -> list[dict[str, Any]]:
         used = self._directory.used()
         return [key_to_dict(key, used) for key in self._directory.load().keys_of(tenant)]

@@ -1,4 +1,4 @@
-"""``prefixd keys create | list | show | rotate | revoke | new-secret`` and ``prefixd tenants create | list | block``.
+"""``prefixd keys create | list | show | rotate | revoke | new-secret``; ``tenants create | list | limits | block``.
 
 Owns these commands and their output. ``directory`` does their work, on a registry or through a server.
 """
@@ -146,10 +146,26 @@ def list_tenants(
         show.show_json({"tenants": found})
         return
     rows = [
-        [tenant["name"], str(tenant["keys"]), "blocked" if tenant["blocked"] else "-", tenant["created_at"]]
+        [
+            tenant["name"], str(tenant["keys"]), f"{tenant['weight']:g}", "blocked" if tenant["blocked"] else "-",
+            tenant["created_at"],
+        ]
         for tenant in found
-    ]
-    show.show_table(["tenant", "keys", "state", "created"], rows)
+    ]  # fmt: skip
+    show.show_table(["tenant", "keys", "weight", "state", "created"], rows)
+
+
+@command(tenants_app, "limits")
+def limits(
+    tenant: TenantArgument,
+    weight: Annotated[float, typer.Option(help="Its share of a busy engine beside the others', which have 1.")],
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set what a tenant may take: with --weight 2 twice the tokens of another, where both have work waiting."""
+    with opened_directory(registry, server) as directory:
+        _show(directory.set_weight(tenant, weight), as_json)
 
 
 @command(tenants_app, "block")

@@ -16,6 +16,7 @@ from prefixes.tenancy.model import (
     MAX_KEYS,
     MAX_SHARES,
     MAX_TENANTS,
+    WEIGHTS,
     Change,
     InvalidKey,
     Key,
@@ -48,6 +49,18 @@ def with_block(state: Tenancy, name: str, blocked: bool, *, at: str, actor: str)
     tenants = {**state.tenants, name: replace(tenant, blocked=blocked)}
     action = "tenant-block" if blocked else "tenant-unblock"
     return _noted(replace(state, tenants=tenants), Change(at, actor, action, name, name))
+
+
+def with_weight(state: Tenancy, name: str, weight: float, *, at: str, actor: str) -> Tenancy:
+    """``state`` with another weight of the tenant. Raises InvalidKey for one beyond ``WEIGHTS``."""
+    least, most = WEIGHTS
+    if not least <= weight <= most:
+        raise InvalidKey(f"weight: expected {least:g} to {most:g}, got {weight:g}")
+    tenant = tenant_of(state, name)
+    if tenant.weight == weight:
+        return state
+    tenants = {**state.tenants, name: replace(tenant, weight=float(weight))}
+    return _noted(replace(state, tenants=tenants), Change(at, actor, "tenant-limits", name, name, f"weight {weight:g}"))
 
 
 def with_key(state: Tenancy, key: Key) -> Tenancy:

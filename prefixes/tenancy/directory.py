@@ -60,6 +60,11 @@ class Directory:
         after = self._change(lambda state, at: changes.with_block(state, name, blocked, at=at, actor=actor))
         return after.tenants[name]
 
+    def set_weight(self, name: str, weight: float, *, actor: str) -> Tenant:
+        """Give the tenant another weight in busy engines. Raises KeyNotFound, InvalidKey."""
+        after = self._change(lambda state, at: changes.with_weight(state, name, weight, at=at, actor=actor))
+        return after.tenants[name]
+
     def create_key(
         self, tenant: str, name: str, scopes: Iterable[str], *, expires_at: str | None = None, actor: str
     ) -> NewKey:

@@ -85,6 +85,11 @@ class Keyring:
         """Whether a key is needed, as far as is known: an open registry stays open while it is away."""
         return self._known.closed
 
+    def weight_of(self, tenant: str) -> float:
+        """The tenant's weight, 1 for one that nobody made. Any thread may ask."""
+        found = self._known.tenancy.tenants.get(tenant)
+        return found.weight if found is not None else 1.0
+
     @property
     def asked_at(self) -> float:
         """When the registry was last asked, in time.monotonic() seconds, whatever it answered."""

@@ -22,6 +22,8 @@ MAX_KEYS: Final = 10_000
 MAX_SHARES: Final = 10_000
 CHANGES_KEPT: Final = 1_000
 """The latest ones. With these bounds all of it is a few MiB, and every replica has it in memory."""
+WEIGHTS: Final = (0.01, 100.0)
+"""Least and greatest weight of a tenant."""
 _STRICT: Final = ConfigDict(extra="forbid")
 
 
@@ -88,7 +90,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Tenant:
-    """A customer. ``blocked`` refuses all its keys."""
+    """A customer. ``blocked`` refuses all its keys; ``weight`` is its share of a busy engine beside the others'."""
 
     __pydantic_config__ = _STRICT
 
@@ -96,6 +98,7 @@ class Tenant:
     created_at: str
     created_by: str
     blocked: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

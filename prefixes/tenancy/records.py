@@ -46,6 +46,7 @@ def tenant_to_dict(state: Tenancy, tenant: Tenant) -> dict[str, Any]:
     return {
         "name": tenant.name,
         "blocked": tenant.blocked,
+        "weight": tenant.weight,
         "created_at": tenant.created_at,
         "created_by": tenant.created_by,
         "keys": sum(key.revoked_at is None for key in state.keys_of(tenant.name)),

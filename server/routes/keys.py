@@ -28,6 +28,7 @@ from server.key_schemas import (
     KeyRequest,
     KeysQuery,
     KeyWithSecret,
+    LimitsRequest,
     RotateRequest,
     TenantList,
     TenantRecord,
@@ -91,6 +92,19 @@ async def block(body: BlockRequest, request: Request, tenant: Annotated[str, TEN
     caller = _keyed(request)
     authorize(caller, Action.OPERATE, None)
     await _changed(request, Directory.block, tenant, body.blocked, actor=caller.actor)
+    return json_response(_tenant(await _call(request, Directory.load), tenant))
+
+
+@router.post(
+    "/tenants/{tenant}/limits",
+    summary="Set what a tenant may take",
+    responses=answers(TenantRecord, *CHANGE, InvalidName, InvalidKey, KeyNotFound),
+)
+async def limits(body: LimitsRequest, request: Request, tenant: Annotated[str, TENANT]) -> Response:
+    """On every replica within a second."""
+    caller = _keyed(request)
+    authorize(caller, Action.OPERATE, None)
+    await _changed(request, Directory.set_weight, tenant, body.weight, actor=caller.actor)
     return json_response(_tenant(await _call(request, Directory.load), tenant))
 
 

@@ -108,6 +108,10 @@ def test_tenants_are_made_listed_and_blocked(shell: Shell, directory: Directory)
     assert shell.json("tenants", "block", "acme")["blocked"] is True
     assert "blocked" in shell.run("tenants", "list").stdout
     assert shell.json("tenants", "block", "acme", "--undo")["blocked"] is False
+    assert shell.json("tenants", "limits", "acme", "--weight", "2.5")["weight"] == 2.5
+    assert "expected 0.01 to 100" in shell.run("tenants", "limits", "acme", "--weight", "0", code=1).stderr
+    ring = Keyring(directory._store, 60)
+    assert (ring.weight_of("acme"), ring.weight_of("nobody")) == (2.5, 1.0)
 
 
 def test_a_task_is_shared_and_private_again(shell: Shell, directory: Directory) -> None:

@@ -61,6 +61,7 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "GET", "/tenants"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants/{tenant}/block"): (Scope.OPERATOR, SERVICE),
+    ("public", "POST", "/tenants/{tenant}/limits"): (Scope.OPERATOR, SERVICE),
     ("admin", "GET", "/health"): OPEN,
     ("admin", "GET", "/ready"): OPEN,
     ("admin", "GET", "/openapi.json"): ANY_KEY,
@@ -93,6 +94,7 @@ def bodies(served: Served) -> dict[str, dict[str, Any]]:
         "/keys": {"json": {"name": "one more", "scopes": ["read"]}},
         "/tenants": {"json": {"name": "umbrella"}},
         "block": {"json": {"blocked": False}},
+        "limits": {"json": {"weight": 1}},
         "gc": {"json": {"dry_run": True}},
     }
 
@@ -127,7 +129,7 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
             client = served.public if port == "public" else served.admin
             needs = TABLE[port, method, template]
             path = template.replace("{model:path}", "acme/e2e").format(
-                tenant="globex" if "block" in template else "acme",
+                tenant="globex" if "/tenants/" in template else "acme",
                 name="e2e", version="production", key_id=callers.spare,
             )  # fmt: skip
             body = bodies(served)
@@ -307,5 +309,26 @@ def test_the_audit_names_keys_and_is_ones_own(tmp_path: Path) -> None:
         asked = await served.public.get("/audit?tenant=acme", headers=callers.headers["foreign"])
         assert asked.status_code == 403
         assert (await served.public.get("/audit?tenant=acme", headers=callers.headers["operator"])).json() == told
+
+    with_apps(tmp_path, test)
+
+
+def test_a_tenants_weight_reaches_the_engine(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        callers = make_callers(served.assembled.link.registry.tenancy)
+        served.assembled.keyring.look()
+        operator = callers.headers["operator"]
+        answer = await served.public.post("/tenants/acme/limits", json={"weight": 3}, headers=operator)
+        assert answer.json()["weight"] == 3
+        generated = {"task": None, "input": "x", "parameters": {"max_new_tokens": 6, "min_new_tokens": 6}}
+        counters = served.assembled.engine._scheduler.counters
+        grown = []
+        for name in ("owner", "foreign"):
+            tenant = {"owner": "acme", "foreign": "globex"}[name]
+            await served.public.post("/generate", json=generated, headers=callers.headers[name])
+            before = counters.of(tenant)
+            await served.public.post("/generate", json=generated, headers=callers.headers[name])
+            grown.append(counters.of(tenant) - before)
+        assert grown[1] == pytest.approx(3 * grown[0]) and grown[0] > 0
 
     with_apps(tmp_path, test)

@@ -1,8 +1,9 @@
 """Loads prefixes off the engine's thread: a queue, a few threads, and a bound on what waits for blocks.
 
-Owns which loads are queued, running and ended, in the order of asking. A prefix that is loaded but not yet in blocks is
-*staged*. No ledger counts the host memory that it takes, so no further load begins while staged prefixes hold
-``max_staged_bytes`` or more. Knows neither blocks nor rows; the store says what is still wanted.
+Owns which loads are queued, running and ended. Owners of prefixes take turns, each in the order of asking: whoever has
+a thousand waits for itself. A prefix that is loaded but not yet in blocks is *staged*. No ledger counts the host memory
+that it takes, so no further load begins while staged prefixes hold ``max_staged_bytes`` or more. Knows neither blocks
+nor rows; the store says what is still wanted.
 
 The bound cannot deadlock: as earlier rows end, every group that staged prefixes are for is admitted, fails or gives up,
 and each of these drops its prefix here. Pins that nobody waits for might never find room. They have a bound of their
@@ -40,6 +41,47 @@ class _Load:
     nbytes: int = 0  # staged
 
 
+class _Queue:
+    """Loads that have not begun, a lane for each owner. The first lane's first load is the next."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, dict[PrefixKey, _Load]] = {}  # none is empty
+
+    def __len__(self) -> int:
+        return sum(len(lane) for lane in self._lanes.values())
+
+    @property
+    def first(self) -> tuple[PrefixKey, _Load] | None:
+        """The load to begin next."""
+        return next((next(iter(lane.items())) for lane in self._lanes.values()), None)
+
+    def add(self, key: PrefixKey, load: _Load) -> None:
+        """Add a load to its owner's lane, at its place in the order of asking."""
+        lane = self._lanes.setdefault(key.tenant, {})
+        later = lane and next(reversed(lane.values())).number > load.number
+        lane[key] = load
+        if later:
+            self._lanes[key.tenant] = dict(sorted(lane.items(), key=lambda item: item[1].number))
+
+    def remove(self, key: PrefixKey) -> _Load | None:
+        """Take a load out, if it is here; its owner keeps its turn."""
+        lane = self._lanes.get(key.tenant, {})
+        load = lane.pop(key, None)
+        if load and not lane:
+            del self._lanes[key.tenant]
+        return load
+
+    def begin(self, key: PrefixKey) -> None:
+        """Take out a load that begins: its owner's next turn is behind the others'."""
+        self.remove(key)
+        if lane := self._lanes.pop(key.tenant, None):
+            self._lanes[key.tenant] = lane
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._lanes.clear()
+
+
 class PrefixLoader:
     """The engine's thread alone calls it, except ``staged_bytes``. ``load`` and ``wake`` run in its own threads.
 
@@ -58,8 +100,8 @@ class PrefixLoader:
         self._load, self._workers, self._max_staged_bytes = load, workers, max_staged_bytes
         self._observer, self._wake = observer, wake
         self._asked: dict[PrefixKey, _Load] = {}
-        # By urgency: loads that have not begun, in the order of asking, and the bytes that loaded ones hold.
-        self._queued: dict[bool, dict[PrefixKey, _Load]] = {True: {}, False: {}}
+        # By urgency: loads that have not begun, and the bytes that loaded ones hold.
+        self._queued = {True: _Queue(), False: _Queue()}
         self._staged = {True: 0, False: 0}
         self._ended: list[PrefixKey] = []  # loads that ended since ``take_ended`` was last called
         self._number = 0
@@ -79,7 +121,7 @@ class PrefixLoader:
                 self._number += 1
                 self._asked[key] = asked = _Load(urgent, self._number)
                 if key not in self._running:
-                    self._queued[urgent][key] = asked
+                    self._queued[urgent].add(key, asked)
             elif known.urgent is not urgent:
                 self._change_urgency(key, known)
             self._begin_what_may()
@@ -104,7 +146,7 @@ class PrefixLoader:
         """Forget ``key``: it is in blocks, has failed, or nobody wants it. Others may load in its place."""
         with self._lock:
             if load := self._asked.pop(key, None):
-                self._queued[load.urgent].pop(key, None)
+                self._queued[load.urgent].remove(key)
                 self._staged[load.urgent] -= load.nbytes
             self._begin_what_may()
 
@@ -124,13 +166,13 @@ class PrefixLoader:
     # --- inside, under the lock ---
 
     def _next(self) -> PrefixKey | None:
-        """The key to load next: the one asked for first, of the kinds (urgent or not) that have room."""
-        heads = []
-        for urgent, queued in self._queued.items():
-            if queued and self._staged[urgent] < self._max_staged_bytes:
-                key = next(iter(queued))
-                heads.append((queued[key].number, key))
-        return min(heads)[1] if heads else None
+        """The key to load next: the one asked for earlier, of the kinds (urgent or not) that have room."""
+        heads = [
+            queued.first
+            for urgent, queued in self._queued.items()
+            if queued.first and self._staged[urgent] < self._max_staged_bytes
+        ]
+        return min(heads, key=lambda head: head[1].number)[0] if heads else None
 
     def _startable(self) -> int:
         """How many loads may begin now."""
@@ -140,12 +182,11 @@ class PrefixLoader:
     def _change_urgency(self, key: PrefixKey, load: _Load) -> None:
         """Move a load to the other kind, to its place in the order of asking."""
         self._staged[load.urgent] -= load.nbytes
-        queued = self._queued[load.urgent].pop(key, None)
+        queued = self._queued[load.urgent].remove(key)
         load.urgent = not load.urgent
         self._staged[load.urgent] += load.nbytes
         if queued:
-            others = {**self._queued[load.urgent], key: load}
-            self._queued[load.urgent] = dict(sorted(others.items(), key=lambda item: item[1].number))
+            self._queued[load.urgent].add(key, load)
 
     def _begin_what_may(self) -> None:
         wanted = min(self._startable(), self._workers)
@@ -162,7 +203,8 @@ class PrefixLoader:
     def _fail_startable(self, error: PrefixdError) -> None:
         for _ in range(self._workers):
             if (key := self._next()) is not None:
-                self._queued[self._asked[key].urgent].pop(key).outcome = error
+                self._asked[key].outcome = error
+                self._queued[self._asked[key].urgent].begin(key)
                 self._ended.append(key)
 
     # --- in threads of its own ---
@@ -186,7 +228,7 @@ class PrefixLoader:
         with self._lock:
             while not self._closed:
                 if (key := self._next()) is not None:
-                    del self._queued[self._asked[key].urgent][key]
+                    self._queued[self._asked[key].urgent].begin(key)
                     self._running.add(key)
                     return key
                 if not self._lock.wait(LINGER_S) and not self._startable():

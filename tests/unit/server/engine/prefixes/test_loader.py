@@ -134,6 +134,33 @@ def test_loads_begin_in_the_order_of_asking(bench: Bench) -> None:
     assert bench.begun == list("afbdc")
 
 
+def test_one_owners_many_loads_make_anothers_wait_for_one_of_them_each(bench: Bench) -> None:
+    """All of the many were loaded before another tenant's one."""
+    bench.hold("f0")
+    for index in range(30):
+        bench.loader.ask(PrefixKey("flood", f"f{index}"), urgent=True)
+    bench.settle()
+    for name in ("q0", "q1"):
+        bench.loader.ask(PrefixKey("quiet", name), urgent=True)
+    bench.loader.ask(PrefixKey("third", "t0"), urgent=True)
+    bench.held["f0"].set()
+    begun = bench.settle()
+    assert begun[:8] == ["f0", "f1", "q0", "t0", "f2", "q1", "f3", "f4"]
+    assert len(begun) == 33
+
+
+def test_an_owner_whose_load_is_dropped_keeps_its_turn_and_its_order(bench: Bench) -> None:
+    bench.hold("a0")
+    keys = [PrefixKey(tenant, f"{tenant}{index}") for tenant in "ab" for index in range(3)]
+    for one in keys:
+        bench.loader.ask(one, urgent=one.version != "a1")  # a pin first, then a row's
+        bench.settle()
+    bench.loader.drop(PrefixKey("b", "b0"))
+    bench.loader.ask(PrefixKey("a", "a1"), urgent=True)
+    bench.held["a0"].set()
+    assert bench.settle() == ["a0", "a1", "b1", "a2", "b2"]
+
+
 def test_a_failed_load_takes_no_room_and_can_be_asked_for_again() -> None:
     bench = Bench(staged=1)
     bench.failing = {"bad"}

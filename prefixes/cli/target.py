@@ -40,7 +40,7 @@ ServerOption = Annotated[
         "--server",
         metavar="URL",
         help="Work through a running server instead, for example http://localhost:8000. [env: PREFIXD_SERVER; "
-        "--key for its key]",
+        "PREFIXD_KEY for its key]",
         show_default=False,
     ),
 ]

@@ -23,7 +23,7 @@ TrainerOption = Annotated[
     typer.Option(
         "--trainer",
         metavar="URL",
-        help=f"The running trainer. [env: PREFIXD_TRAINER; --key for its key] [default: {DEFAULT_URL}]",
+        help=f"The running trainer. [env: PREFIXD_TRAINER; PREFIXD_KEY for its key] [default: {DEFAULT_URL}]",
         show_default=False,
     ),
 ]

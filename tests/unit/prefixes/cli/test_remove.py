@@ -83,7 +83,7 @@ def test_a_prune_through_a_server_asks_it_for_each_version(shell: Shell, monkeyp
     monkeypatch.setattr(RemoteRegistry, "inspect", lambda self, tenant, name: store.inspect(tenant, name))
     monkeypatch.setattr(RemoteRegistry, "delete_version", delete_version)
     shell.env["PREFIXD_REGISTRY"] = None
-    told = shell.json("prune", "e2e", "--keep", "2", "--server", "http://localhost:1")
+    told = shell.json("prune", "default/e2e", "--keep", "2", "--server", "http://localhost:1")
     assert asked == [("default", "e2e", version) for version in told["deleted"]] == [
         ("default", "e2e", VERSIONS[1]), ("default", "e2e", VERSIONS[0]),
     ]  # fmt: skip

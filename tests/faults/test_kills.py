@@ -48,15 +48,16 @@ def test_a_server_killed_under_writes_keeps_what_it_promised(
     rng, writes = random.Random(12), list[Write]()
     arguments = ("--backbone", str(world.folder), "--registry", registry, *SERVER)
     data = [world.prefix(seed=900 + number) for number in range(WRITERS)]
-    resident = version_of(read_prefix(data[0]))
+    versions = [version_of(read_prefix(one)) for one in data]
     for number in range(SERVERS_KILLED):
         with ServerProcess(tmp_path, *arguments) as server, ExitStack() as stack:
+            writers = []
             with server.wait_ready().client() as client:
-                assert upload(client, "resident", data[0]).status_code == 201
-            writers = [
-                stack.enter_context(Writer(server, f"kill-{number}-{index}", data[index], resident))
-                for index in range(WRITERS)
-            ]
+                for index in range(WRITERS):
+                    holder = f"holder-{number}-{index}"
+                    assert upload(client, holder, data[index]).status_code == 201
+                    name = f"kill-{number}-{index}"
+                    writers.append(stack.enter_context(Writer(server, name, data[index], versions[index], holder)))
             for writer in writers:
                 writer.wait_for(3, LATE_S)
             time.sleep(rng.uniform(0, 0.1))

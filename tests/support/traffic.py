@@ -174,20 +174,27 @@ class Requests(Background):
 
 @dataclass(frozen=True)
 class Write:
-    """A change that was asked for: a task published, or an alias of the task ``resident`` promoted."""
+    """A change that was asked for: a task published, or an alias of the task ``holder`` promoted."""
 
     began: float  # time.monotonic() seconds
     name: str
     is_task: bool
     status: int  # 0: there was no answer
+    holder: str
 
 
 class Writer(Background):
-    """Publishes tasks and promotes aliases in turn, each under a name of its own."""
+    """Publishes tasks and promotes aliases in turn, each under a name of its own.
 
-    def __init__(self, server: ServerProcess, name: str, data: bytes, resident: str) -> None:
+    The aliases are of the task ``holder``, which has the version ``resident``; a task has so many and no more.
+    """
+
+    def __init__(
+        self, server: ServerProcess, name: str, data: bytes, resident: str, holder: str = "resident"
+    ) -> None:
         super().__init__()
         self._server, self._name, self._data, self._resident = server, name, data, resident
+        self._holder = holder
         self.writes: list[Write] = []
 
     def work(self) -> None:
@@ -198,9 +205,9 @@ class Writer(Background):
                 status = publish(self._server, name, self._data).status
             else:
                 body = {"version": self._resident, "alias": name}
-                status = ask(self._server, "POST", "/prefixes/resident/promote", json=body).status
+                status = ask(self._server, "POST", f"/prefixes/{self._holder}/promote", json=body).status
         finally:
-            self.writes.append(Write(began, name, is_task, status))
+            self.writes.append(Write(began, name, is_task, status, self._holder))
         if status in (200, 201):
             self.count += 1
         elif status != 503:
@@ -225,7 +232,7 @@ def check_writes(url: str, writes: Iterable[Write], *, kept: bool) -> Counter[st
     entries = Counter(entry.alias if entry.action == "promote" else entry.task for entry in audit)
     outcomes: Counter[str] = Counter()
     for write in writes:
-        there = write.name in (tasks if write.is_task else tasks["resident"].aliases)
+        there = write.name in (tasks if write.is_task else tasks[write.holder].aliases)
         if kept:
             assert there or write.status not in (200, 201), write
             assert entries[f"default/{write.name}" if write.is_task else write.name] == there, write

@@ -12,13 +12,12 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from prefixes.errors import RegistryFull, RegistryUnavailable
+from prefixes.errors import InvalidParameter, RegistryFull, RegistryUnavailable
 from server.answer_schemas import Cleaned, Residents
 from server.runtime import Runtime, runtime_of
 from server.schemas import GcRequest
 from server.tiers.metrics import DEVICE
 from server.web.auth import Action, authorize, caller_of
-from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
 from server.web.responses import METRICS_CONTENT, json_response, metrics_response
@@ -45,14 +44,16 @@ async def residents(request: Request) -> Response:
 @router.post(
     "/admin/gc",
     summary="Clean the registry",
-    responses=answers(Cleaned, *BODY, RegistryUnavailable, RegistryFull),
+    responses=answers(Cleaned, *BODY, InvalidParameter, RegistryUnavailable, RegistryFull),
 )
 async def gc(request: Request, body: GcRequest) -> Response:
     """Take what was deleted ``retention_s`` ago, and artifacts that nothing names; with ``dry_run`` only say what."""
     authorize(caller_of(request), Action.OPERATE, None)
     catalog = runtime_of(request).catalog
     if body.retention_s == 0 and not (body.dry_run or body.confirm):
-        raise InvalidRequest("retention_s: 0 takes every deleted task for good: expected confirm to be true with it")
+        raise InvalidParameter(
+            "retention_s: 0 takes every deleted task for good: expected confirm to be true with it", parameter="confirm"
+        )
     report = await catalog.call(
         catalog.registry.gc, retention_s=body.retention_s, dry_run=body.dry_run, actor=caller_of(request).actor
     )

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from prefixes.errors import InvalidName, RegistryUnavailable
 from prefixes.registry.records import audit_to_dict
+from prefixes.spec import check_name
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.records import change_to_dict
 from server.answer_schemas import Audit
@@ -32,7 +33,7 @@ async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Resp
     """Of tasks, and of keys and shares, the latest first of each. Of one's own tenant; an operator names any."""
     caller, catalog = caller_of(request), runtime_of(request).catalog
     authorize(caller, Action.KEYS, caller.tenant)
-    tenant = query.tenant or caller.tenant
+    tenant = caller.tenant if query.tenant is None else check_name("tenant", query.tenant)
     if tenant != caller.tenant and not caller.operates:
         raise Forbidden(f"audit: expected one's own tenant, {caller.tenant}, or an operator's key")
     entries = await catalog.call(catalog.registry.audit, tenant, limit=query.limit)

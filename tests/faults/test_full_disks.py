@@ -41,7 +41,7 @@ def check(disk: Path, outside: Path, place: str) -> Figures:
     for folder in at.values():
         folder.mkdir()
     arguments = ("--backbone", str(world.folder), "--registry", str(at["registry"]), "--disk-cache", str(at["cache"]))
-    # Nothing is kept in host memory: what is evicted from the blocks comes from the cache, or the registry.
+    # Nothing is kept in host memory, so that whatever is loaded is written to the cache, or would be.
     with ServerProcess(
         outside, *arguments, *SERVER, "--host-cache-bytes", "0", env={"TMPDIR": str(at["temporary"])}
     ) as server:
@@ -51,21 +51,28 @@ def check(disk: Path, outside: Path, place: str) -> Figures:
         # Python chooses the folder for temporary files with the first of them, and passes over a full one.
         assert publish(server, "large", world.prefix(seed=4, length=LARGE)).status == 201
         for number in range(ROUNDS):
-            ballast = fill(disk)
+            ballast, before = fill(disk), cached(at["cache"])
             for upload in range(UPLOADS):
                 figures.cases += 1
                 one_more(server, world, f"task-{number}-{upload}", place, figures)
                 assert figures.compare(generate(server, "known").said, said)
             assert list(disk.rglob(f"{TEMPORARY}*")) == []
+            assert place != "cache" or cached(at["cache"]) <= before  # nothing went in: it was full
             ballast.unlink()
             assert publish(server, f"after-{number}", world.prefix(seed=6 + number)).status == 201
             assert generate(server, f"after-{number}").status == 200
+            assert cached(at["cache"]) - before, "what was loaded on a disk with room is not in the cache"
             checkup.round_over()
         names = {item["task"] for item in ask(server, "GET", "/prefixes").body["prefixes"]}
         wanted = {f"default/task-{number}-{upload}" for number in range(ROUNDS) for upload in range(UPLOADS)}
         assert names & wanted == (wanted if place == "cache" else set())
         checkup.end()
     return figures
+
+
+def cached(folder: Path) -> set[Path]:
+    """The artifacts in the disk cache."""
+    return set(folder.rglob("*.safetensors"))
 
 
 def one_more(server: ServerProcess, world: TinyWorld, task: str, place: str, figures: Figures) -> None:

@@ -18,7 +18,7 @@ from tests.support.traffic import Background, Stream, generate
 FAULTS: Final = ("slow", "stopped", "down", "flushed")
 ROUNDS: Final = 3
 CLIENTS: Final = 3
-"""On each replica; each asks for all tasks in turn."""
+"""On each replica; each asks for one task after the other, at random."""
 TASKS: Final = 6
 
 

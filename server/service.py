@@ -85,6 +85,7 @@ class GenerationService:
             prefix=key,
             prefix_spec=spec,
             task=label,
+            key=caller.key_id,
         )
         return Prepared(Identity(request_id, label, resolved.version if resolved else None, truncated), request)
 

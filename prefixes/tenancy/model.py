@@ -15,6 +15,7 @@ from typing import Final
 from pydantic import ConfigDict
 
 from prefixes.errors import PrefixdError
+from prefixes.tenancy.limits import NO_LIMITS, Limits
 
 FORMAT: Final = 1
 MAX_TENANTS: Final = 2_000
@@ -77,6 +78,7 @@ class Key:
     secrets: tuple[Secret, ...]  # the newest first
     expires_at: str | None = None
     revoked_at: str | None = None
+    limits: Limits = NO_LIMITS
 
     def works(self, at: str) -> bool:
         """Whether it is neither revoked nor expired at that time."""
@@ -99,6 +101,7 @@ class Tenant:
     created_by: str
     blocked: bool = False
     weight: float = 1.0
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True)

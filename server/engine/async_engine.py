@@ -26,21 +26,31 @@ STEP_TIMEOUT_S: Final = 60.0
 CLOSE_S: Final = 10.0
 """Seconds that ``close`` waits for the step under way, before it leaves the thread behind."""
 
+OnEnd = Callable[[Finished | Failed], None]
+
 log = logging.getLogger(__name__)
 
 
 class EventStream(AsyncIterator[Event]):
-    """One request's events, ending with exactly one terminal event. A reader that leaves early must call ``abort``."""
+    """One request's events, ending with exactly one terminal event. A reader that leaves early must call ``abort``.
 
-    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
+    ``on_end`` is called once with the terminal event, on the event loop, whether anybody reads or not.
+    """
+
+    def __init__(self, request_id: str, abort: Callable[[str], None], on_end: OnEnd | None = None) -> None:
         self.request_id = request_id
-        self._abort = abort
+        self._abort, self._on_end = abort, on_end
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ended = False
 
     def push(self, event: Event) -> None:
         """Called on the event loop."""
         self._events.put_nowait(event)
+        if self._on_end is not None and isinstance(event, Finished | Failed):
+            try:
+                self._on_end(event)
+            except Exception:  # the request has its answer all the same
+                log.exception("the end of a request was not taken", extra={"facts": {"request_id": self.request_id}})
 
     def take_ready(self) -> list[Event]:
         """Further events that are already here, without waiting, so that a caller can write several at once."""
@@ -98,8 +108,8 @@ class AsyncEngine:
 
     # --- called on the event loop ---
 
-    def submit(self, request: GenerationRequest) -> EventStream:
-        """Queue ``request``.
+    def submit(self, request: GenerationRequest, on_end: OnEnd | None = None) -> EventStream:
+        """Queue ``request``. ``on_end`` is told of its end if this returns.
 
         Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter, NotReady while a step hangs, or EngineFailure
         if the engine has stopped or the request's id is in use.
@@ -111,7 +121,7 @@ class AsyncEngine:
         self._watch.check()
         self._inflow.check(request.caller, self._engine.waiting(), self._engine.waiting(request.caller))
         self._engine.check(request)
-        stream = EventStream(request.request_id, self._submit_abort)
+        stream = EventStream(request.request_id, self._submit_abort, on_end)
         if request.request_id in self._streams:
             raise EngineFailure(f"request id {request.request_id!r} is already in use")
         self._streams[request.request_id] = stream

@@ -72,7 +72,7 @@ class Reporter:
     def _failed(self, group: Group, error: PrefixdError) -> Failed:
         usage = self._usage(group, sum(row.decoding.output_length for row in group.rows))
         self._observer.on_finish(group.request.task, None, usage, time.monotonic() - group.submitted_at)
-        return Failed(group.request.request_id, error)
+        return Failed(group.request.request_id, error, None if group.admitted_at is None else usage)
 
     def _outputs(self, group: Group) -> tuple[Output, ...]:
         if group.beams and group.beams.done:

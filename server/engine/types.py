@@ -141,7 +141,7 @@ class GenerationRequest:
 
     ``prefix`` None is the bare backbone. ``prefix_spec`` goes with ``prefix``: lengths and positions are needed before
     the tensors are loaded. ``task`` only labels metrics. ``caller`` is the tenant that asks: it shares reused prompts
-    with nobody else. ``owner`` is the tenant whose task it is.
+    with nobody else. ``key`` is the id of the key that it asks with, if any. ``owner`` is the tenant whose task it is.
     """
 
     request_id: str
@@ -151,6 +151,7 @@ class GenerationRequest:
     prefix: PrefixKey | None = None
     prefix_spec: PrefixSpec | None = None
     task: str | None = None
+    key: str | None = None
 
     @property
     def owner(self) -> str | None:
@@ -222,10 +223,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The terminal event of a request that could not run, or failed while it ran."""
+    """The terminal event of a request that could not run, or failed while it ran; ``usage`` None: it never ran."""
 
     request_id: str
     error: PrefixdError
+    usage: Usage | None = None
 
 
 Event = TokenEvent | Finished | Failed

@@ -46,7 +46,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transfer",),
     ),
     "prefixes.tenancy": (
-        ("model", "secret", "store"),
+        ("limits", "secret", "store"),
+        ("model",),
         ("records", "changes", "hash_file"),
         ("directory",),
         ("keyring",),

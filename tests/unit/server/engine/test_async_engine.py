@@ -480,6 +480,12 @@ def test_every_stream_ends_exactly_once_under_random_aborts(
     broken = library.keys[3]
     assert broken is not None
     library.broken.add(broken)
+    told: list[Event] = []  # through on_end, half of which raise
+
+    def on_end(event: Finished | Failed) -> None:
+        told.append(event)
+        if len(told) % 2:
+            raise ZeroDivisionError
 
     async def one(served: AsyncEngine, index: int) -> Event:
         await asyncio.sleep(rng.random() * 0.05)
@@ -488,7 +494,7 @@ def test_every_stream_ends_exactly_once_under_random_aborts(
             f"r{index}", rng.randrange(9), [1] * rng.choice([1, 20, 60]), max_new_tokens=rng.choice([1, 5, 40]),
             **rng.choice(kinds),
         )
-        stream = served.submit(request)
+        stream = served.submit(request, on_end)
         fate = rng.random()
         if fate < 0.2:
             stream.abort()
@@ -506,6 +512,7 @@ def test_every_stream_ends_exactly_once_under_random_aborts(
         async with started(engine) as served:
             ends = await asyncio.gather(*(one(served, index) for index in range(40)))
             assert len({end.request_id for end in ends}) == 40
+            assert sorted(told, key=lambda end: end.request_id) == sorted(ends, key=lambda end: end.request_id)
             aborted = [end for end in ends if isinstance(end, Finished)
                        and end.outputs[0].finish_reason is FinishReason.ABORT]
             assert aborted

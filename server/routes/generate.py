@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -78,7 +79,7 @@ async def generate_batch(body: BatchRequest, request: Request) -> Response:
         raise InvalidRequest(
             f"items: expected at most {most}, got {len(body.items)}", expected=most, got=len(body.items)
         )
-    batch = _Batch(runtime, caller_of(request), request_id_of(request))
+    batch = _Batch(runtime, partial(caller_of, request), request_id_of(request))
     items = await until_disconnect(request.receive, batch.run(body.items), batch.abort)
     return Response(b'{"items":[' + b",".join(items) + b"]}", media_type="application/json")
 
@@ -89,7 +90,8 @@ class _Batch:
     Each answer is encoded by itself: one that cannot be is its own item's error.
     """
 
-    def __init__(self, runtime: Runtime, caller: Caller, request_id: str) -> None:
+    def __init__(self, runtime: Runtime, caller: Callable[[], Caller], request_id: str) -> None:
+        """``caller`` judges the caller anew for each item: an item may wait for long."""
         self._runtime = runtime
         self._caller = caller
         self._request_id = request_id
@@ -127,7 +129,7 @@ class _Batch:
             raise item_problems(error) from None
         service = self._runtime.service
         prepared = await service.prepare(
-            self._caller, body.task, body.input, body.parameters.given(), f"{self._request_id}-{index}"
+            self._caller(), body.task, body.input, body.parameters.given(), f"{self._request_id}-{index}"
         )
         while True:
             try:

@@ -62,7 +62,7 @@ async def upload(request: Request) -> Response:
     authorize(caller, Action.PUBLISH, caller.tenant)  # the form names the tenant, and is read later
     runtime.catalog.require_up()
     async with runtime.uploads.place(request, caller.tenant), read_upload(request, caller) as form:
-        authorize(caller, Action.PUBLISH, form.tenant, form.name)
+        authorize(caller_of(request), Action.PUBLISH, form.tenant, form.name)
         runtime.catalog.require_up()  # else it would wait for earlier uploads, which wait for the registry
         async with runtime.transfers:
             data = await form.file.read()

@@ -8,7 +8,7 @@ Someone else's task that is not shared does not exist: every action on it ends l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -83,9 +83,12 @@ ANYBODY: Final = Caller(DEFAULT_TENANT)
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
-    """The caller behind a request, as ``authentication`` found it."""
-    caller: Caller = connection.state.caller
-    return caller
+    """The caller behind a request, as ``authentication`` judges it now: since the request began its key may have ended.
+
+    Raises Unauthorized, Forbidden, RegistryUnavailable. So a route asks when it is about to act, its body being whole.
+    """
+    judge: Callable[[], Caller] = connection.state.judge
+    return judge()
 
 
 def authorize(caller: Caller, action: Action, tenant: str | None, name: str | None = None) -> None:

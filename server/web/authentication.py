@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers
@@ -61,7 +62,7 @@ class Access:
 
 
 class Authentication:
-    """Puts the ``auth.Caller`` into the request's state, or answers in the application's place."""
+    """Puts the ``auth.Caller`` into the request's state, and how to judge it again; or answers in the app's place."""
 
     def __init__(self, app: ASGIApp, *, keyring: Keyring, access: Access) -> None:
         self.app = app
@@ -70,46 +71,54 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         try:
-            scope.setdefault("state", {})["caller"] = await self._caller(scope["method"], scope["path"], headers)
+            presented = await self._presented(scope["method"], scope["path"], headers)
+            judge = partial(self._judge, presented)
+            scope.setdefault("state", {}).update(caller=judge(), judge=judge)
         except PrefixdError as error:
             unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await respond(error, scope, receive, send, close=unread)
             return
         await self.app(scope, receive, send)
 
-    async def _caller(self, method: str, path: str, headers: Headers) -> Caller:
+    async def _presented(self, method: str, path: str, headers: Headers) -> Presented | None:
+        """The secret of a request that may be taken, None where nobody needs one."""
         check_origin(method, headers, self._access.origins)
         sent = _sent(headers)
         presented = parse_secret(sent) if sent else None
         if not self._keyring.closed:
-            if sent:  # a first key may have been made just now
+            if presented:  # a first key may have been made just now
                 await self._look()
             if not self._keyring.closed:
                 self._access.check_open(path, headers)
-                return ANYBODY
+                return None
         if self._access.hosts and path not in MONITORED:
             check_host(headers, self._access.hosts)
         if presented is None:
             raise Unauthorized(_NEEDED)
-        key = await self._key(presented)
-        return caller_with(self._keyring.known, key)
+        await self._look_for(presented)
+        return presented
 
-    async def _key(self, presented: Presented) -> Key:
-        """The key that the secret opens. Only one that may be too new to be known is looked for."""
-        key = self._keyring.find(presented)
-        if key is None and not self._keyring.ended(presented):
-            await self._look()
-            key = self._keyring.find(presented)
-            if key is None and not self._keyring.fresh:
-                raise RegistryUnavailable("the key is not known here, and the registry cannot be asked just now")
+    async def _look_for(self, presented: Presented) -> None:
+        """Look for a key that may be too new to be known. Raises RegistryUnavailable where nobody can be asked."""
+        if self._keyring.find(presented) or self._keyring.ended(presented):
+            return
+        await self._look()
+        if not self._keyring.find(presented) and not self._keyring.fresh:
+            raise RegistryUnavailable("the key is not known here, and the registry cannot be asked just now")
+
+    def _judge(self, presented: Presented | None) -> Caller:
+        """The caller with that secret, by what is known now. Raises Unauthorized, Forbidden, RegistryUnavailable."""
+        if presented is None and not self._keyring.closed:
+            return ANYBODY
+        key = self._keyring.find(presented) if presented else None
         if key is None:
             raise Unauthorized(_NEEDED)
-        return key
+        return caller_with(self._keyring.known, key)
 
     async def _look(self) -> None:
         """Return once the registry was asked after this call began, or could not be asked."""

@@ -99,6 +99,7 @@ async def _receive(request: Request, runtime: TrainerRuntime, tenant: str, name:
         async for chunk in _chunks(request):
             async with runtime.writing:
                 await asyncio.to_thread(upload.write, chunk)
+        allowed(request)  # still: it may have taken long
         async with runtime.writing:
             return await asyncio.to_thread(upload.finish)
 

@@ -18,8 +18,7 @@ from prefixes.errors import (
     RegistryUnavailable,
     TaskNotFound,
 )
-from server.web.auth import Caller
-from server.web.errors import InvalidRequest
+from server.web.errors import Forbidden, InvalidRequest, Unauthorized
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
 from server.web.openapi import events as sent_events
@@ -106,7 +105,7 @@ async def events(request: Request, job_id: str) -> Response:
     if found.ended and not await runtime.service.store.events(caller.tenant, job_id, after):
         return Response(status_code=204)
     left = asyncio.Event()
-    body = _events(runtime, caller, job_id, after, left)
+    body = _events(request, job_id, after, left)
     return EventStreamResponse(body, abort=left.set, heartbeat_s=runtime.settings.heartbeat_s)
 
 
@@ -162,18 +161,20 @@ async def _job(request: Request, job_id: str) -> Job:
 
 
 async def _events(
-    runtime: TrainerRuntime, caller: Caller, job_id: str, after: str | None, left: asyncio.Event
+    request: Request, job_id: str, after: str | None, left: asyncio.Event
 ) -> AsyncIterator[bytes]:
+    runtime = runtime_of(request)
     store = runtime.service.store
     with store.watch(job_id) as watch:
         while not (left.is_set() or runtime.draining):
             try:
-                found = await store.get(caller.tenant, job_id)
-                news = await store.events(caller.tenant, job_id, after)
-            except JobStoreUnavailable:
+                tenant = allowed(request).tenant  # a stream lasts as long as its job, and no longer than its key
+                found = await store.get(tenant, job_id)
+                news = await store.events(tenant, job_id, after)
+            except (JobStoreUnavailable, RegistryUnavailable):
                 news, ended = [], False
-            except JobNotFound:
-                return  # deleted meanwhile
+            except (JobNotFound, Unauthorized, Forbidden):
+                return  # deleted, or ended, meanwhile
             else:
                 ended = found.ended
             if news:

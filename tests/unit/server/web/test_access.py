@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ async def ask(client: httpx.AsyncClient, headers: dict[str, str], path: str = "/
         ({"host": "evil.example"}, 403), ({"host": "localhost.evil.example"}, 403), ({"host": ""}, 403),
         ({"host": "127.0.0.1.evil.example:8000"}, 403), ({"host": "10.0.0.5"}, 403),
         ({"forwarded": "for=1.2.3.4"}, 403), ({"x-forwarded-for": "1.2.3.4"}, 403), ({"x-forwarded-host": "a"}, 403),
-        ({"x-forwarded-proto": "https"}, 403),
+        ({"x-forwarded-proto": "https"}, 403), ({"X-Forwarded-Port": "443"}, 403),
         ({"origin": EVIL}, 403), ({"origin": "null"}, 403), ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403), ({"origin": "http://localhost"}, 200),
         ({"host": "localhost:8000", "origin": "http://localhost:8001"}, 403),
@@ -211,6 +212,38 @@ def test_while_the_registry_is_away_known_keys_work_for_a_while_and_unknown_ones
         assert await ask(served.public, unknown) == 401
 
     with_apps(tmp_path, test, max_stale_auth_s=FRESH_S / 2)
+
+
+def test_a_key_that_is_none_costs_an_open_server_no_look(tmp_path: Path) -> None:
+    """OpenAI's clients want some key and send it. Each of their requests waited for a look of its own."""
+
+    async def test(served: Served) -> None:
+        looks = [0]
+        look = served.assembled.keyring.look
+
+        def counted() -> None:
+            looks[0] += threading.current_thread().name != "keyring"
+            look()
+
+        served.assembled.keyring.look = counted  # type: ignore[method-assign]
+        for headers in (bearer("none"), {"x-api-key": "pfx_x"}, {"authorization": "Basic eDp5"}):
+            assert await ask(served.public, headers) == 200
+        assert looks == [0]
+        assert await ask(served.public, bearer(new_secret(new_id()))) == 200
+        assert looks[0] >= 1
+
+    with_apps(tmp_path, test)
+
+
+def test_only_a_preflight_that_is_answered_needs_no_key(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        Directory(served.assembled.link.registry.tenancy).create_key("a", "x", ["read"], actor="t")
+        served.assembled.keyring.look()
+        for path in ("/prefixes/acme/e2e", "/none", "/health"):
+            answer = await served.public.options(path)
+            assert answer.status_code == (405 if path == "/health" else 401)
+
+    with_apps(tmp_path, test)
 
 
 def test_unknown_keys_cost_the_registry_little(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from prefixes.registry import open_registry
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
 from prefixes.registry.listing import list_tasks
 from prefixes.registry.store import check_artifact
+from prefixes.tenancy.model import Tenancy
+from prefixes.tenancy.records import tenancy_to_json
 
 Result = Literal["copied", "replaced", "unchanged", "removed", "conflict", "failed"]
 RESULTS: Final[tuple[Result, ...]] = ("copied", "replaced", "unchanged", "removed", "conflict", "failed")
@@ -153,19 +155,22 @@ def transfer(
 def _copy_keys(source: Store, target: Store | None, *, mirror: bool, dry_run: bool) -> bool:
     """Copy tenants, keys and shares before any task, so that a restored registry is never open; whether it has to.
 
-    A backup takes them as they are. A restore leaves a registry that has some: its revocations may be newer.
+    A backup takes them as they are. A restore leaves a registry that has some, since its revocations may be newer; but
+    not one that is open, where the backup is closed.
     """
     if target is not None and target.id != source.id:
         return False
     stored = source.tenancy.read()
     there = target.tenancy.read() if target is not None else None
-    if stored.data is None or (there is not None and there.data == stored.data):
+    if stored.data is None and not stored.closed:
         return False
     if target is None or there is None:
         return True
-    if there.data is not None and not mirror:
+    closing = stored.closed and not there.closed
+    data = stored.data or there.data or tenancy_to_json(Tenancy())
+    if not closing and (there.data == data or (there.data is not None and not mirror)):
         return False
-    if not dry_run and not target.tenancy.replace(stored.data, there.revision, closing=stored.closed):
+    if not dry_run and not target.tenancy.replace(data, there.revision, closing=closing):
         raise RegistryUnavailable("registry: the target's tenants and keys were changed meanwhile; try again")
     return True
 

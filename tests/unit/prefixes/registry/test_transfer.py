@@ -16,6 +16,7 @@ from prefixes.registry.disk.registry import DiskRegistry
 from prefixes.registry.transfer import Outcome, open_target
 from prefixes.registry.transfer import transfer as run
 from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.model import Share
 from tests.support.disk import DATA, VERSIONS, blob
 from tests.support.places import Folder, Places
 from tests.support.redis_server import RedisServer
@@ -181,3 +182,27 @@ def test_keys_go_into_a_backup_and_back_and_a_restore_undoes_no_revocation(place
                 assert run(target, anew).keys
                 assert Directory(anew.tenancy).closed
                 assert Directory(anew.tenancy).load().keys.keys() == {kept.id, revoked.id}
+
+
+def test_a_restore_closes_what_was_closed_whatever_is_there(places: Places, tmp_path: Path) -> None:
+    """A share or a tenant made before any key left an older state of the same registry open, with all its tasks."""
+    with closing(open_registry(places.new("a").url)) as source:
+        Directory(source.tenancy).create_key("acme", "x", ["read"], actor="t")
+        with closing(open_registry(str(tmp_path / "older"), registry_id=source.id)) as older:
+            Directory(older.tenancy).share("acme/e2e", Share(everyone=True), actor="t")
+            assert run(source, older).keys
+            assert Directory(older.tenancy).closed
+            assert Directory(older.tenancy).load() == Directory(source.tenancy).load()
+
+
+def test_a_closed_registry_without_its_keys_is_closed_in_its_backup(tmp_path: Path) -> None:
+    """So a crash leaves one that dies between closing and its first key."""
+    with closing(open_registry(str(tmp_path / "a"))) as source:
+        Directory(source.tenancy).create_key("acme", "x", ["read"], actor="t")
+        (tmp_path / "a" / "tenancy.json").unlink()
+        backup = open_target(str(tmp_path / "backup"), source.id)
+        assert backup is not None
+        with closing(backup):
+            assert run(source, backup, mirror=True).keys and not run(source, backup, mirror=True).keys
+            assert Directory(backup.tenancy).closed
+            assert not Directory(backup.tenancy).load().keys

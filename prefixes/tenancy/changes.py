@@ -5,17 +5,19 @@ Owns the rules. Knows no store and makes no secret; ``at`` is now, and ``actor``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import replace
-from typing import TypeVar
 
 from prefixes.errors import Conflict
 from prefixes.spec import check_name
 from prefixes.tenancy.model import (
     CHANGES_KEPT,
     MAX_KEYS,
+    MAX_KEYS_OF_A_TENANT,
     MAX_SHARES,
+    MAX_SHARES_OF_A_TENANT,
     MAX_TENANTS,
+    SERVICE_SCOPES,
     WEIGHTS,
     Change,
     InvalidKey,
@@ -27,7 +29,6 @@ from prefixes.tenancy.model import (
     Tenant,
 )
 
-_T = TypeVar("_T")
 MAX_KEY_NAME = 100
 
 
@@ -36,7 +37,7 @@ def with_tenant(state: Tenancy, name: str, *, at: str, actor: str) -> Tenancy:
     check_name("tenant", name)
     if name in state.tenants:
         raise Conflict(f"tenant {name}: expected a new one, found it here")
-    _bounded("tenants", state.tenants, MAX_TENANTS)
+    _bounded("tenants", len(state.tenants) + 1, MAX_TENANTS)
     tenants = {**state.tenants, name: Tenant(name, at, actor)}
     return _noted(replace(state, tenants=tenants), Change(at, actor, "tenant-create", name, name))
 
@@ -64,7 +65,10 @@ def with_weight(state: Tenancy, name: str, weight: float, *, at: str, actor: str
 
 
 def with_key(state: Tenancy, key: Key) -> Tenancy:
-    """``state`` with a new key, and its tenant if that is new too. Raises InvalidKey, Conflict."""
+    """``state`` with a new key, and its tenant if that is new too. Raises InvalidKey, Conflict.
+
+    Where its tenant has no room the oldest of its keys that have ended is forgotten.
+    """
     at, actor = key.created_at, key.created_by
     check_name("tenant", key.tenant)
     if not key.name or len(key.name) > MAX_KEY_NAME or not key.name.isprintable():
@@ -73,12 +77,12 @@ def with_key(state: Tenancy, key: Key) -> Tenancy:
         raise InvalidKey(f"expiry: expected a time to come, got {key.expires_at}")
     if key.id in state.keys:
         raise Conflict(f"key {key.id}: expected a new one, found it here")
-    _bounded("keys", state.keys, MAX_KEYS)
+    keys = _with_room(state, key.tenant, at)
     if key.tenant not in state.tenants:
         state = with_tenant(state, key.tenant, at=at, actor=actor)
     scopes = ",".join(sorted(key.scopes))
     return _noted(
-        replace(state, keys={**state.keys, key.id: key}), Change(at, actor, "key-create", key.tenant, key.id, scopes)
+        replace(state, keys={**keys, key.id: key}), Change(at, actor, "key-create", key.tenant, key.id, scopes)
     )
 
 
@@ -116,8 +120,10 @@ def with_share(state: Tenancy, task: str, share: Share | None, *, at: str, actor
         return state
     shares = {name: one for name, one in state.shares.items() if name != task}
     if share is not None:
-        _bounded("shared tasks", shares, MAX_SHARES)
         shares[task] = share
+        own = sum(one.size for name, one in shares.items() if name.partition("/")[0] == owner)
+        _bounded(f"shares of {owner}", own, MAX_SHARES_OF_A_TENANT)
+        _bounded("shares", sum(one.size for one in shares.values()), MAX_SHARES)
         whom = "everyone" if share.everyone else ", ".join(sorted(share.tenants))
         change = Change(at, actor, "share", owner, task, f"with {whom}{', download' if share.download else ''}"[:500])
     else:
@@ -145,10 +151,27 @@ def _with(state: Tenancy, key: Key, change: Change) -> Tenancy:
     return _noted(replace(state, keys={**state.keys, key.id: key}), change)
 
 
+def _with_room(state: Tenancy, tenant: str, at: str) -> dict[str, Key]:
+    """The keys, with room for one more of the tenant. A key of the service stays: a file may make it again."""
+    keys, own = dict(state.keys), state.keys_of(tenant)
+    if len(own) >= MAX_KEYS_OF_A_TENANT:
+        ended = next((key for key in own if not key.works(at) and not key.scopes & SERVICE_SCOPES), None)
+        if ended is None:
+            _bounded(f"keys of {tenant}", len(own) + 1, MAX_KEYS_OF_A_TENANT)
+        else:
+            del keys[ended.id]
+    _bounded("keys", len(keys) + 1, MAX_KEYS)
+    return keys
+
+
 def _noted(state: Tenancy, change: Change) -> Tenancy:
-    return replace(state, changes=(*state.changes, change)[-CHANGES_KEPT:])
+    kept = [*state.changes, change]
+    while len(kept) > CHANGES_KEPT:
+        (busiest, _), *_ = Counter(one.tenant for one in kept).most_common(1)
+        kept.remove(next(one for one in kept if one.tenant == busiest))
+    return replace(state, changes=tuple(kept))
 
 
-def _bounded(what: str, there: Mapping[str, object], most: int) -> None:
-    if len(there) >= most:
-        raise Conflict(f"{what}: expected at most {most} in a registry, got one more", expected=most)
+def _bounded(what: str, wanted: int, most: int) -> None:
+    if wanted > most:
+        raise Conflict(f"{what}: expected at most {most}, got {wanted}", expected=most, got=wanted)

@@ -123,6 +123,8 @@ class Directory:
             if after == before:
                 return after
             if self._store.replace(tenancy_to_json(after), stored.revision, closing=closing):
+                if gone := before.keys.keys() - after.keys.keys():
+                    self._store.forget_used(gone)
                 return after
         raise RegistryUnavailable("registry: its tenants and keys change all the time; try again")
 

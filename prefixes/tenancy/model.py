@@ -20,9 +20,14 @@ from prefixes.tenancy.limits import NO_LIMITS, Limits
 FORMAT: Final = 1
 MAX_TENANTS: Final = 2_000
 MAX_KEYS: Final = 10_000
-MAX_SHARES: Final = 10_000
+MAX_SHARES: Final = 20_000
+"""A share of a task counts for one, and for one more with each tenant that it names."""
+MAX_KEYS_OF_A_TENANT: Final = 500
+MAX_SHARES_OF_A_TENANT: Final = 2_000
+"""One tenant does not fill what is there for all."""
 CHANGES_KEPT: Final = 1_000
-"""The latest ones. With these bounds all of it is a few MiB, and every replica has it in memory."""
+"""Of these the tenant with the most gives up its oldest. With these bounds all of it is a few MiB, and every replica
+has it in memory."""
 WEIGHTS: Final = (0.01, 100.0)
 """Least and greatest weight of a tenant."""
 _STRICT: Final = ConfigDict(extra="forbid")
@@ -51,6 +56,10 @@ class Scope(StrEnum):
     KEYS = "keys"  # its own tenant's keys
     METRICS = "metrics"  # of the whole service
     OPERATOR = "operator"  # everything, for all tenants, and the admin port
+
+
+SERVICE_SCOPES: Final = frozenset({Scope.OPERATOR, Scope.METRICS})
+"""What only an operator gives: it is about more than one tenant."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,11 @@ class Share:
     def reaches(self, tenant: str) -> bool:
         """Whether that tenant may use the task."""
         return self.everyone or tenant in self.tenants
+
+    @property
+    def size(self) -> int:
+        """What it counts for among ``MAX_SHARES``."""
+        return 1 + len(self.tenants)
 
 
 @dataclass(frozen=True)

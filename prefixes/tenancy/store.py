@@ -5,7 +5,7 @@ It is one document. A change replaces it whole, if nobody else has changed it me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,3 +36,6 @@ class TenancyStore(Protocol):
 
     def note_used(self, times: Mapping[str, str]) -> None:
         """Note that keys were used. An older time replaces no newer one."""
+
+    def forget_used(self, keys: Collection[str]) -> None:
+        """Forget when these keys were used: they are no more."""

@@ -17,7 +17,7 @@ from prefixes.errors import Conflict, InvalidName, RegistryFull
 from prefixes.spec import NAME_PATTERN, check_name
 from prefixes.tenancy.changes import key_of, tenant_of
 from prefixes.tenancy.directory import Directory, NewKey
-from prefixes.tenancy.model import InvalidKey, KeyNotFound, Scope, Tenancy
+from prefixes.tenancy.model import SERVICE_SCOPES, InvalidKey, KeyNotFound, Tenancy
 from prefixes.tenancy.records import key_to_dict, tenant_to_dict
 from prefixes.tenancy.secret import ID_PATTERN
 from server.key_schemas import (
@@ -43,8 +43,6 @@ from server.web.responses import json_response
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-SERVICE_SCOPES = frozenset({Scope.OPERATOR, Scope.METRICS})
-"""What only an operator gives: it is about more than one tenant."""
 
 router = APIRouter(tags=["keys"], default_response_class=Response, route_class=JsonRoute)
 

@@ -12,6 +12,7 @@ import pytest
 from prefixes.errors import Conflict, InvalidName, RegistryUnavailable
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
+from prefixes.tenancy import changes
 from prefixes.tenancy.directory import Directory, later, utc_now
 from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.model import InvalidKey, Key, KeyNotFound, Scope, Share
@@ -184,6 +185,18 @@ def test_when_keys_were_used_is_noted_and_never_goes_back(registry: Store, direc
     registry.tenancy.note_used({"a": "2026-01-02T00:00:00.000Z", "b": "2026-01-02T00:00:00.000Z"})
     registry.tenancy.note_used({"a": "2026-01-01T00:00:00.000Z", "b": "2026-01-03T00:00:00.000Z"})
     assert directory.used() == {"a": "2026-01-02T00:00:00.000Z", "b": "2026-01-03T00:00:00.000Z"}
+
+
+def test_when_a_forgotten_key_was_used_is_forgotten_too(
+    registry: Store, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "MAX_KEYS_OF_A_TENANT", 2)
+    first, second = (directory.create_key("acme", "ci", ["read"], actor="t").key.id for _ in range(2))
+    registry.tenancy.note_used({first: "2030-01-01T00:00:00.000Z", second: "2030-01-01T00:01:00.000Z"})
+    directory.revoke(first, actor="t")
+    directory.create_key("acme", "ci", ["read"], actor="t")
+    assert first not in directory.load().keys
+    assert directory.used() == {second: "2030-01-01T00:01:00.000Z"}
 
 
 def test_a_keyring_notes_what_it_found(registry: Store, directory: Directory) -> None:

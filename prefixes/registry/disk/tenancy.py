@@ -10,7 +10,7 @@ of the registry's own folder; readers hold none.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from prefixes.errors import RegistryUnavailable
@@ -55,6 +55,13 @@ class DiskTenancy:
         with self._files.lock():
             before = self.used()
             after = before | {key: max(time, before.get(key, "")) for key, time in times.items()}
+            if after != before:
+                self._files.write(canonical_json(after).encode(), "tenancy-used.json")
+
+    def forget_used(self, keys: Collection[str]) -> None:
+        with self._files.lock():
+            before = self.used()
+            after = {key: time for key, time in before.items() if key not in keys}
             if after != before:
                 self._files.write(canonical_json(after).encode(), "tenancy-used.json")
 

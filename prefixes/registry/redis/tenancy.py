@@ -6,7 +6,7 @@ and the document are of one moment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import redis
 from redis.cluster import RedisCluster
@@ -57,6 +57,11 @@ class RedisTenancy:
             pairs = [text for pair in times.items() for text in pair]
             with guarded():
                 self._made(self._note(keys=[REGISTRY, TENANCY_USED], args=[self._identity.id, *pairs]))
+
+    def forget_used(self, keys: Collection[str]) -> None:
+        self._identity.check()
+        with guarded():
+            self._client.hdel(TENANCY_USED, *keys)
 
     def _made(self, answer: int) -> bool:
         if answer < 0:

@@ -151,6 +151,8 @@ class Keyring:
         used, self._used, self._noted_at = self._used, {}, time.monotonic()
         try:
             if used:
-                self._store.note_used(used)
+                self._store.note_used(dict(used))  # ``find`` may still write into it
         except PrefixdError as error:
             _log.warning("when keys were used was not noted", extra={"facts": {"reason": error.message}})
+        except Exception:  # the thread goes on looking: it is what ends keys
+            _log.exception("noting when keys were used failed")

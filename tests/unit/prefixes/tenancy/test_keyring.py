@@ -1,0 +1,55 @@
+"""The keyring's thread goes on looking, whatever goes wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from prefixes.registry import open_registry
+from prefixes.tenancy import keyring
+from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.keyring import Keyring
+from prefixes.tenancy.secret import parse_secret
+
+PATIENCE_S = 20
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "LOOK_S", 0.01)
+    monkeypatch.setattr(keyring, "NOTE_S", 0.0)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "no space"), RuntimeError("dictionary changed size")])
+def test_a_note_that_fails_does_not_end_the_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Without them no revocation would be seen any more, and soon no key would work."""
+    store = open_registry(str(tmp_path / "registry")).tenancy
+    directory, ring = Directory(store), Keyring(store, 60)
+    failed = []
+
+    def fails(times: Mapping[str, str]) -> None:
+        failed.append(times)
+        raise error
+
+    monkeypatch.setattr(store, "note_used", fails)
+    made = directory.create_key("acme", "x", ["read"], actor="t")
+    presented = parse_secret(made.secret)
+    assert presented is not None
+    ring.start()
+    wait_for(lambda: ring.find(presented) is not None)
+    wait_for(lambda: bool(failed))
+    directory.revoke(made.key.id, actor="t")
+    wait_for(lambda: ring.find(presented) is None)
+    ring.close()

@@ -28,6 +28,7 @@ from prefixes.tenancy.model import (
     Tenancy,
     Tenant,
 )
+from prefixes.tenancy.secret import without_secrets
 
 MAX_KEY_NAME = 100
 
@@ -143,7 +144,7 @@ def key_of(state: Tenancy, key_id: str, tenant: str | None = None) -> Key:
     """The key, of that tenant if one is given. Raises KeyNotFound."""
     key = state.keys.get(key_id)
     if key is None or tenant not in (None, key.tenant):
-        raise KeyNotFound(f"key {key_id[:40]}: expected the id of a key, found none of that id")
+        raise KeyNotFound(f"key {without_secrets(key_id)[:40]}: expected the id of a key, found none of that id")
     return key
 
 

@@ -24,6 +24,7 @@ CHECKSUM_LENGTH: Final = 6
 SECRET_PATTERN: Final = f"^{PREFIX}[0-9A-Za-z]{{{ID_LENGTH + RANDOM_LENGTH + CHECKSUM_LENGTH}}}$"
 ID_PATTERN: Final = f"^[0-9A-Za-z]{{{ID_LENGTH}}}$"
 _SECRET: Final = re.compile(SECRET_PATTERN[1:-1])
+_LIKE_ONE: Final = re.compile(rf"{PREFIX}[0-9A-Za-z]+")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def parse_secret(text: str) -> Presented | None:
     if not secrets.compare_digest(_checksum(body), checksum):
         return None
     return Presented(body[:ID_LENGTH], digest_of(text))
+
+
+def without_secrets(text: str) -> str:
+    """``text`` for logs and errors: what looks like a secret, such as one that was given for an id, is left out."""
+    return _LIKE_ONE.sub(f"{PREFIX}…", text)
 
 
 def hash_line(presented: Presented) -> str:

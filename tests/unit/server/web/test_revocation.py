@@ -100,3 +100,15 @@ def test_items_of_a_batch_that_wait_end_with_their_key(tmp_path: Path, monkeypat
         assert [item["error"]["code"] for item in others] == ["unauthorized"] * 2
 
     with_apps(tmp_path, test)
+
+
+def test_a_secret_that_is_given_for_an_id_is_in_no_error(tmp_path: Path) -> None:
+    """Whoever revokes a key that leaked has its secret at hand, and not its id."""
+
+    async def test(served: Served) -> None:
+        made = Directory(served.assembled.link.registry.tenancy).create_key("a", "x", ["keys"], actor="t")
+        answer = await served.public.delete(f"/keys/{made.secret}", headers=bearer(made.secret))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "key_not_found")
+        assert made.secret[:20] not in answer.text
+
+    with_apps(tmp_path, test)

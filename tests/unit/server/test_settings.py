@@ -144,3 +144,22 @@ def test_the_command_lists_its_four_sub_commands() -> None:
 @pytest.mark.parametrize(("given", "most"), [({}, 512), ({"max_waiting": 7}, 4), ({"max_waiting_per_tenant": 9}, 9)])
 def test_a_tenant_may_take_half_of_the_queue_unless_told_otherwise(given: dict[str, int], most: int) -> None:
     assert Settings(**given).waiting_per_tenant == most  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given", ["*", "null", "https://a.example/", "https://a.example/x", "a.example", "HTTPS://a.example", "https://*.a"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(given: str) -> None:
+    """It let nobody write and, with a star, everybody read."""
+    with pytest.raises(InvalidSettings, match="expected origins as browsers send them"):
+        load_settings(Settings, {"allowed_origins": f"https://a.example,{given}"})
+    settings = load_settings(Settings, {"allowed_origins": "https://a.example,http://localhost:3000"})
+    assert settings.allowed_origins == ("https://a.example", "http://localhost:3000")
+
+
+@pytest.mark.parametrize("given", ["*", "http://a.example", "a.example/", "*.example"])
+def test_a_host_that_no_header_says_is_refused(given: str) -> None:
+    with pytest.raises(InvalidSettings, match="expected names of hosts"):
+        load_settings(Settings, {"allowed_hosts": given})
+    settings = load_settings(Settings, {"allowed_hosts": "a.example,[::1]:8000"})
+    assert settings.allowed_hosts == ("a.example", "[::1]:8000")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from prefixes.errors import PrefixdError, RegistryUnavailable
@@ -32,16 +32,15 @@ _log = logging.getLogger("prefixd.keys")
 
 @dataclass(frozen=True)
 class Known:
-    """What was in the registry when it was last asked; ``at`` is time.monotonic() of the question."""
+    """What was in the registry when it was last asked; ``at`` is time.monotonic() of the question.
+
+    ``closed`` says whether a key is needed. Once it is, it stays so: an older copy of the registry opens no service.
+    """
 
     stored: Stored
     tenancy: Tenancy
     at: float
-
-    @property
-    def closed(self) -> bool:
-        """Whether a key is needed."""
-        return self.stored.closed or bool(self.tenancy.keys)
+    closed: bool
 
 
 class Keyring:
@@ -133,8 +132,10 @@ class Keyring:
         at = self._asked_at = time.monotonic()
         stored = self._store.read(known.stored if known else None)
         if known and stored is known.stored:
-            return Known(stored, known.tenancy, at)
-        return Known(stored, tenancy_from_json(stored.data), at)
+            return replace(known, at=at)
+        tenancy = tenancy_from_json(stored.data)
+        closed = stored.closed or bool(tenancy.keys) or (known is not None and known.closed)
+        return Known(stored, tenancy, at, closed)
 
     def _told(self, error: PrefixdError) -> None:
         if self._error is None:

@@ -53,3 +53,19 @@ def test_a_note_that_fails_does_not_end_the_looks(
     directory.revoke(made.key.id, actor="t")
     wait_for(lambda: ring.find(presented) is None)
     ring.close()
+
+
+def test_a_service_that_needed_keys_goes_on_needing_them(tmp_path: Path) -> None:
+    """An older copy of the registry, of a time before its first key, opened services that listen to the world."""
+    registry = open_registry(str(tmp_path / "registry"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("registry.json")}
+    Directory(registry.tenancy).create_key("acme", "x", ["read"], actor="t")
+    ring = Keyring(registry.tenancy, 60)
+    assert ring.closed
+    (tmp_path / "registry" / "tenancy.json").unlink()
+    for path, data in before.items():
+        path.write_bytes(data)
+    ring.look()
+    assert not ring.known.tenancy.keys
+    assert ring.closed
+    assert not Keyring(registry.tenancy, 60).closed

@@ -15,6 +15,9 @@
     prefixd:{<tenant>}:names:<hex>  set of the tasks and deleted tasks that have an artifact
     prefixd:{<tenant>}:lease:<hex>  sorted set of publishers that hold a lease on an artifact, by its end
     prefixd:{<tenant>}:audit        stream of the tenant's changes
+    prefixd:{<tenant>}:counters     hash: <key or none>/<counter>/<window> -> what was used, for the limits
+    prefixd:{<tenant>}:reservations  hash: id of a reservation -> what it has taken of the counters
+    prefixd:{<tenant>}:reserved     sorted set of these ids, by their end
     prefixd:{<tenant>}:done:<id>    the id of a change that was made, for 600 s: a repetition does not make it twice
 
 All keys of a change have one hash tag, ``{<tenant>}``, and so lie in one slot of a Cluster. No two tenants, tasks or
@@ -44,6 +47,8 @@ class TenantKeys:
         self.id, self.tasks, self.deleted = f"{base}id", f"{base}tasks", f"{base}deleted"
         self.blobs, self.audit = f"{base}blobs", f"{base}audit"
         self.unfinished = f"{base}unfinished"
+        self.counters, self.reservations = f"{base}counters", f"{base}reservations"
+        self.reserved = f"{base}reserved"
 
     @staticmethod
     def tenant_of(key: str) -> str:

@@ -83,7 +83,13 @@ class Refused:
 
 
 class Limiter(Protocol):
-    """Thread-safe. One that is shared raises RegistryUnavailable where it cannot be reached."""
+    """Thread-safe. ``remote`` says that a call may wait for a network, so that it is none for an event loop.
+
+    Each call raises RegistryUnavailable where the counters cannot be reached.
+    """
+
+    @property
+    def remote(self) -> bool: ...
 
     def take(self, tenant: str, reservation_id: str, charges: Sequence[Charge], ttl_s: float) -> Taken | Refused:
         """Take all charges in one step, or none. Each is of a counter of its own.

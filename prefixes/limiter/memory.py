@@ -41,6 +41,8 @@ class _Tenant:
 class MemoryLimiter:
     """See ``base.Limiter``. ``clock`` gives the seconds since 1970."""
 
+    remote = False
+
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()

@@ -51,7 +51,7 @@ def limiter(request: pytest.FixtureRequest, shared: Callable[[str], Place], cloc
         return
     place = shared(request.param)
     place.flush()
-    with closing(RedisLimiter(parse_redis_url(f"{place.url}?timeout_s=20"), clock)) as limiter:
+    with closing(RedisLimiter(parse_redis_url(f"{place.url}?timeout_s=20"), "test", clock)) as limiter:
         yield limiter
 
 

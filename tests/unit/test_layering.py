@@ -44,7 +44,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("records", "store", "stored_json", "listing"),
         ("disk", "redis"),
         ("__init__",),
-        ("transfer",),
+        ("transfer", "limiter"),
     ),
     "prefixes.tenancy": (
         ("limits", "secret", "store"),
@@ -53,7 +53,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("directory",),
         ("keyring",),
     ),
-    "prefixes.limiter": (("base",), ("windows", "charges"), ("memory",)),
+    "prefixes.limiter": (("base",), ("windows", "charges"), ("memory",), ("shared",)),
     "prefixes.registry.disk": (("files",), ("log", "tenancy"), ("writer",), ("registry",)),
     "prefixes.registry.redis": (
         ("errors", "keys", "scripts", "limiter_scripts", "url", "preflight"),
@@ -138,7 +138,7 @@ TORCH_FREE = (
     "prefixes.spec",
     "prefixes.errors",
     "prefixes.registry.base",
-    "prefixes.limiter.memory",
+    "prefixes.registry.limiter",
     "prefixes.registry.redis.limiter",
     "server.engine.types",
     "server.engine.row",

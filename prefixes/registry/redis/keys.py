@@ -4,6 +4,7 @@
     {prefixd}:tenants               set of tenants that ever published
     {prefixd}:tenancy               hash: revision and document of tenants and keys
     {prefixd}:tenancy-used          hash: id of a key -> when it was last used
+    {prefixd}:replicas:<service>    sorted set of the running replicas of a service, by the end of their announcement
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's data was lost
     prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: some data may be missing
     prefixd:{<tenant>}:tasks        set of the tenant's task names
@@ -72,6 +73,11 @@ class TenantKeys:
 
     def done(self, change: str) -> str:
         return f"{self._base}done:{change}"
+
+
+def replicas_key(service: str) -> str:
+    """The running replicas of a service."""
+    return f"{{prefixd}}:replicas:{service}"
 
 
 def _hex(version: str) -> str:

@@ -11,21 +11,25 @@ from contextlib import suppress
 from prefixes.limiter.base import Charge, Refused, State, Taken
 from prefixes.registry.redis import limiter_scripts
 from prefixes.registry.redis.errors import FAILURES, guarded
-from prefixes.registry.redis.keys import TenantKeys
+from prefixes.registry.redis.keys import TenantKeys, replicas_key
 from prefixes.registry.redis.url import RedisTarget, disconnect
 
 
 class RedisLimiter:
-    """See ``limiter.base.Limiter``. ``clock`` takes the place of Redis' in tests."""
+    """See ``limiter.shared.Remote``. ``service`` says whose replicas there are, ``clock`` is instead of Redis' own."""
 
-    def __init__(self, target: RedisTarget, clock: Callable[[], float] | None = None) -> None:
-        self._clock = clock
+    remote = True
+
+    def __init__(self, target: RedisTarget, service: str, clock: Callable[[], float] | None = None) -> None:
+        self._replicas, self._clock = replicas_key(service), clock
         with guarded():
             self._client = target.connect()
-        self._take, self._settle, self._renew = (
+        self._take, self._settle, self._renew, self._announce = (
             self._client.register_script(text)
-            for text in (limiter_scripts.TAKE, limiter_scripts.SETTLE, limiter_scripts.RENEW)
-        )
+            for text in (
+                limiter_scripts.TAKE, limiter_scripts.SETTLE, limiter_scripts.RENEW, limiter_scripts.ANNOUNCE
+            )
+        )  # fmt: skip
 
     def take(self, tenant: str, reservation_id: str, charges: Sequence[Charge], ttl_s: float) -> Taken | Refused:
         asked: list[str | int] = []
@@ -48,6 +52,10 @@ class RedisLimiter:
     def renew(self, tenant: str, reservation_ids: Sequence[str], ttl_s: float) -> None:
         with guarded():
             self._renew(_keys(tenant), [self._now(), repr(ttl_s), *reservation_ids])
+
+    def announce(self, replica: str, expires_s: float) -> int:
+        with guarded():
+            return int(self._announce([self._replicas], [self._now(), replica, repr(expires_s)]))
 
     def close(self) -> None:
         with suppress(*FAILURES):

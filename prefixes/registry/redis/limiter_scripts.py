@@ -1,23 +1,26 @@
-"""The limiter's steps in Redis, as Lua scripts: take, settle, renew.
+"""The limiter's steps in Redis, as Lua scripts: take, settle, renew; and the announcement of a replica.
 
 Owns the scripts, which do what ``prefixes.limiter.windows`` does and answer numbers as texts, since Redis cuts them.
-KEYS of each: the tenant's counters (a hash), its reservations (a hash), and these by their end (a sorted set). ARGV
-begins with the time in seconds, '' for Redis' own, and an id. Every write but the first may need memory: the first of
-a settlement needs none, so that a full Redis takes it.
+KEYS of each but the last: the tenant's counters (a hash), its reservations (a hash), and these by their end (a sorted
+set). ARGV begins with the time in seconds, '' for Redis' own, and an id. Every write but the first may need memory: the
+first of a settlement needs none, so that a full Redis takes it.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-_SHARED: Final = """
-local KEPT, TOLERANCE = 32 * 86400, 1e-6  -- seconds that a tenant is remembered: longer than a month
+_CLOCK: Final = """
 local now = tonumber(ARGV[1])
 if not now then
   local time = redis.call('TIME')
   now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 local function text(number) return string.format('%.17g', number) end
+"""
+
+_SHARED: Final = _CLOCK + """
+local KEPT, TOLERANCE = 32 * 86400, 1e-6  -- seconds that a tenant is remembered: longer than a month
 local function numbers(words)
   local found = {}
   for word in string.gmatch(words or '', '%S+') do found[#found + 1] = tonumber(word) end
@@ -167,4 +170,17 @@ RENEW: Final = _SHARED + """
 if expire() then save() end
 for at = 3, #ARGV do redis.call('ZADD', KEYS[3], 'XX', text(now + tonumber(ARGV[2])), ARGV[at]) end
 for at = 1, 3 do redis.call('EXPIRE', KEYS[at], KEPT) end
+"""
+
+ANNOUNCE: Final = _CLOCK + """
+-- KEYS: the replicas by the time until which they live. ARGV: then a replica, and the seconds that it lives on.
+-- Answers how many live.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(now))
+if tonumber(ARGV[3]) > 0 then
+  redis.call('ZADD', KEYS[1], text(now + tonumber(ARGV[3])), ARGV[2])
+  redis.call('EXPIRE', KEYS[1], math.ceil(tonumber(ARGV[3])))
+else
+  redis.call('ZREM', KEYS[1], ARGV[2])
+end
+return redis.call('ZCARD', KEYS[1])
 """

@@ -67,8 +67,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "server": (
         ("web", "engine", "task_labels"),
         ("task_series",),
-        ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing"),
-        ("parameter_schemas",),
+        ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing", "limit_headers"),
+        ("parameter_schemas", "reservations"),
         ("tiers",),
         ("registry",),
         ("schemas",),

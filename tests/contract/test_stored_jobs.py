@@ -68,8 +68,9 @@ class Trainer:
 
     def queue(self) -> Queue:
         if self.redis is None:
-            return LocalQueue()
-        return SaqQueue(self.redis.connect_asyncio(patience=PATIENCE), "today", lease_s=LEASE_S)
+            return LocalQueue(self.root / "turns.json", lambda tenant: 1.0)
+        client = self.redis.connect_asyncio(patience=PATIENCE)
+        return SaqQueue(client, "today", lambda tenant: 1.0, lease_s=LEASE_S)
 
     def id(self, name: str) -> str:
         job_id: str = self.told["names"][name]

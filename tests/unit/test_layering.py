@@ -124,7 +124,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
         ("request", "outcome", "progress_writer", "job_service", "job_pages"),
-        ("registry_retry", "rights", "run_job", "runtime", "guard"),
+        ("registry_retry", "rights", "run_job", "runtime", "guard", "settling"),
         ("child", "worker", "routes"),
         ("app", "assembly"),
         ("lifecycle",),
@@ -148,6 +148,7 @@ TORCH_FREE = (
     "trainer.client.client",
     "trainer.jobs.job",
     "trainer.jobs.open_job",
+    "trainer.jobs.turns",
     "trainer.service.lifecycle",
 )
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol, TypeVar
 from trainer.jobs.open_job import OpenJob
 from trainer.jobs.record import Change, Event, Job, State
 from trainer.jobs.signals import Watch
+from trainer.jobs.turns import Work
 
 Plan = Callable[[Job], Change]
 """A pure function, such as ``job.claimed``. A store calls it again if another change came first."""
@@ -77,7 +78,10 @@ class JobStore(Protocol):
 
 
 class Queue(Protocol):
-    """Delivers to workers, each delivery at most once. Raises JobStoreUnavailable when it cannot be reached."""
+    """Delivers to workers, each delivery at most once, in turn among tenants (``turns``).
+
+    Raises JobStoreUnavailable when it cannot be reached.
+    """
 
     async def put(self, job: Job) -> None:
         """Deliver ``job`` under its current token to one worker. Does nothing if that delivery is on its way."""
@@ -93,6 +97,15 @@ class Queue(Protocol):
 
     async def heartbeat(self, job: Job) -> None:
         """Report that the worker that has ``job`` is alive."""
+
+    async def settle(self, job_id: str, step: int) -> None:
+        """Give back to the tenant of a job that ended at ``step`` what the job was charged for and did not take.
+
+        Does nothing for a job that no worker took, and the second time.
+        """
+
+    async def unsettled(self) -> list[Work]:
+        """Return the work that workers took and that is not settled."""
 
     async def close(self) -> None:
         """Release connections."""

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_to_serve
 from prefixes.registry.redis.url import parse_redis_url
+from prefixes.tenancy.keyring import Keyring
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 from server.web.upload_places import UploadPlaces
@@ -64,7 +65,7 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     hosts = (settings.admin_host, *((settings.host,) if settings.api else ()))
     try:
         keyring = open_keyring(registry.tenancy, settings, hosts)
-        store, queue = await _jobs(settings, name)
+        store, queue = await _jobs(settings, name, keyring)
     except BaseException:
         registry.close()
         raise
@@ -83,9 +84,9 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     return AssembledTrainer(runtime, worker, waiting)
 
 
-async def _jobs(settings: TrainerSettings, worker: str) -> tuple[JobStore, Queue]:
+async def _jobs(settings: TrainerSettings, worker: str, keyring: Keyring) -> tuple[JobStore, Queue]:
     if settings.redis is None:
-        return DiskJobStore(settings.data), LocalQueue()
+        return DiskJobStore(settings.data), LocalQueue(settings.data / "turns.json", keyring.weight_of)
     try:
         target = parse_redis_url(settings.redis)
     except RegistryUnavailable as error:
@@ -96,7 +97,8 @@ async def _jobs(settings: TrainerSettings, worker: str) -> tuple[JobStore, Queue
     try:
         await store.check()
         client = target.connect_asyncio(patience=PATIENCE)
-        return store, SaqQueue(client, worker, lease_s=settings.lease_s, stop_s=settings.drain_timeout_s)
+        stop_s = settings.drain_timeout_s
+        return store, SaqQueue(client, worker, keyring.weight_of, lease_s=settings.lease_s, stop_s=stop_s)
     except BaseException:
         await store.close()
         raise

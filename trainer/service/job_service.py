@@ -28,7 +28,7 @@ from trainer.jobs.job import cancelled, new_job, retried
 from trainer.jobs.record import Job
 from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
-from trainer.training.config import PRESETS, TrainConfig
+from trainer.training.config import PRESETS, TrainConfig, steps_of
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class JobService:
 
     async def submit(self, caller: Caller, body: JobBody) -> Job:
         """Check ``body`` and queue a job. Raises what is wrong with it, DatasetNotFound, TaskNotFound, QueueFull."""
-        spec = await asyncio.to_thread(self._spec, caller, body)
-        change = new_job(caller.tenant, caller.actor, spec, caller.key_id)
+        spec, steps = await asyncio.to_thread(self._spec, caller, body)
+        change = new_job(caller.tenant, caller.actor, spec, caller.key_id, steps)
         job = await self.store.create(change, most_open=self.settings.max_open_jobs)
         await self._deliver(job)
         return job
@@ -79,8 +79,11 @@ class JobService:
         with contextlib.suppress(JobStoreUnavailable):  # the job is stored: ``Worker.reconcile`` will deliver it
             await self.queue.put(job)
 
-    def _spec(self, caller: Caller, body: JobBody) -> Mapping[str, Any]:
-        """Return the job's spec. Names that may change their meaning later are resolved now."""
+    def _spec(self, caller: Caller, body: JobBody) -> tuple[Mapping[str, Any], int]:
+        """Return the job's spec, and the most steps that it can take: what is held out or dropped makes them fewer.
+
+        Names that may change their meaning later are resolved now.
+        """
         task = TaskRef.parse(body.task, caller.tenant)
         if "@" in body.task:
             raise InvalidParameter("task: expected [tenant/]name; alias has its own field", parameter="task")
@@ -98,8 +101,9 @@ class JobService:
             split_template(body.template)
         defaults = {**PRESETS[preset].decoding, **body.defaults}
         check_defaults(defaults, {}, WITHOUT_LIMITS)
-        for digest in filter(None, (body.dataset, body.validation_dataset)):
-            self.datasets.info(caller.tenant, digest)
+        lines = self.datasets.info(caller.tenant, body.dataset).lines
+        if body.validation_dataset is not None:
+            self.datasets.info(caller.tenant, body.validation_dataset)
         if body.evaluation is not None:
             check_metrics(body.evaluation.preset, body.evaluation.metrics)
         config = TrainConfig.of(preset, body.hyperparameters.given(), from_text=body.start_text is not None)
@@ -127,7 +131,7 @@ class JobService:
             "evaluation": None if body.evaluation is None else body.evaluation.model_dump(mode="json"),
         }
         check_size(spec)
-        return spec
+        return spec, steps_of(config, lines)
 
     def _start(self, caller: Caller, text: str | None) -> str | None:
         """Resolve the reference of a warm start to a version."""

@@ -45,6 +45,9 @@ SAFE = {
     "referrer-policy": "no-referrer",
 }
 
+INNER = ("token", "worker", "claimed_at", "ran_s", "lost", "actor", "tenant", "key_id", "planned_steps", "steps")
+"""Fields of the record that concern only workers."""
+
 router = APIRouter(prefix="/jobs", tags=["jobs"], default_response_class=Response, route_class=JsonRoute)
 
 FIND = (JobNotFound, JobStoreUnavailable)
@@ -150,9 +153,9 @@ async def delete(request: Request, job_id: str) -> Response:
 
 
 def job_body(job: Job) -> dict[str, Any]:
-    """Return the job for the API, without the fields that concern only workers."""
+    """Return the job for the API."""
     told = job.as_dict()
-    for inner in ("token", "worker", "claimed_at", "ran_s", "lost", "actor", "tenant", "key_id"):
+    for inner in INNER:
         told.pop(inner, None)
     return told
 

@@ -36,7 +36,7 @@ def test_the_documented_user_takes_a_job_from_its_queue_to_its_end(server: Redis
     async def work() -> Job:
         target = parse_redis_url(f"redis://trainer:{PASSWORD}@{server.address}/1")
         store = RedisJobStore(target.connect_asyncio())
-        queue = SaqQueue(target.connect_asyncio(patience=PATIENCE), "worker", lease_s=2)
+        queue = SaqQueue(target.connect_asyncio(patience=PATIENCE), "worker", lambda tenant: 1.0, lease_s=2)
         ended = asyncio.Event()
         try:
             await store.check()

@@ -63,6 +63,12 @@ class LimitReached(PrefixdError):
     code = "limit_reached"
 
 
+class QuotaExceeded(PrefixdError):
+    """A tenant or a key has all that its limit allows; waiting alone does not help."""
+
+    code = "quota_exceeded"
+
+
 class DiskFull(PrefixdError):
     """There is no room or quota for a file. No half-written file is left."""
 

@@ -25,6 +25,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "invalid_data": 422,
     "unauthorized": 401,
     "forbidden": 403,
+    "quota_exceeded": 403,
     "not_found": 404,
     "task_not_found": 404,
     "key_not_found": 404,

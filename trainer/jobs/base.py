@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 from trainer.jobs.open_job import OpenJob
 from trainer.jobs.record import Change, Event, Job, State
+from trainer.jobs.room import UNBOUNDED, Room
 from trainer.jobs.signals import Watch
 from trainer.jobs.turns import Work
 
@@ -34,18 +35,16 @@ AnyJob = TypeVar("AnyJob", Job, OpenJob)
 class JobStore(Protocol):
     """Jobs and their events. Every method raises JobStoreUnavailable when the store cannot be reached or read."""
 
-    async def create(self, change: Change, *, most_open: int | None = None) -> Job:
-        """Store a new job and its first events. Raises QueueFull if its tenant has ``most_open`` open jobs; the count
-        and the write are one step.
-        """
+    async def create(self, change: Change, room: Room = UNBOUNDED) -> Job:
+        """Store a new job and its first events. Raises what ``room`` raises; the count and the write are one step."""
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """Raises JobNotFound for an unknown job or another tenant's."""
 
-    async def change(self, tenant: str, job_id: str, plan: Plan, *, most_open: int | None = None) -> Job:
+    async def change(self, tenant: str, job_id: str, plan: Plan, room: Room = UNBOUNDED) -> Job:
         """Apply ``plan`` to the stored job, atomically with its events. Raises JobNotFound and what ``plan`` raises.
 
-        A job that it opens again counts against ``most_open`` as a new one does.
+        A job that it opens again needs ``room`` as a new one does.
         """
 
     async def jobs(

@@ -31,6 +31,7 @@ from trainer.jobs.redis_store import RedisJobStore
 from trainer.jobs.saq_queue import PATIENCE, SaqQueue
 from trainer.service.job_service import JobService
 from trainer.service.metrics import JobMetrics, QueueCollector
+from trainer.service.quotas import Quotas
 from trainer.service.runtime import MAX_WRITES_AT_ONCE, TrainerRuntime
 from trainer.service.settings import TrainerSettings
 from trainer.service.worker import Worker
@@ -74,7 +75,8 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     for collector in (ProcessCollector(registry=None), PlatformCollector(registry=None), waiting):
         metrics.register(collector)
     folders = JobFolders(settings.data)
-    service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry)
+    quotas = Quotas(settings, keyring)
+    service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry, quotas)
     places = UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s)
     writes = anyio.CapacityLimiter(MAX_WRITES_AT_ONCE)
     runtime = TrainerRuntime(settings, service, keyring, metrics, places, writes)

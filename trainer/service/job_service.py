@@ -26,6 +26,7 @@ from trainer.jobs.errors import JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
 from trainer.jobs.job import cancelled, new_job, retried
 from trainer.jobs.record import Job
+from trainer.service.quotas import Quotas
 from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
 from trainer.training.config import PRESETS, TrainConfig, steps_of
@@ -41,12 +42,16 @@ class JobService:
     folders: JobFolders
     datasets: DatasetStore
     registry: Registry
+    quotas: Quotas
 
     async def submit(self, caller: Caller, body: JobBody) -> Job:
-        """Check ``body`` and queue a job. Raises what is wrong with it, DatasetNotFound, TaskNotFound, QueueFull."""
+        """Check ``body`` and queue a job.
+
+        Raises what is wrong with it, DatasetNotFound, TaskNotFound, QuotaExceeded, QueueFull.
+        """
         spec, steps = await asyncio.to_thread(self._spec, caller, body)
         change = new_job(caller.tenant, caller.actor, spec, caller.key_id, steps)
-        job = await self.store.create(change, most_open=self.settings.max_open_jobs)
+        job = await self.store.create(change, self.quotas.room(caller.tenant, caller.key_id))
         await self._deliver(job)
         return job
 
@@ -55,9 +60,10 @@ class JobService:
         return await self.store.change(caller.tenant, job_id, cancelled)
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
-        """See ``job.retried``. Raises QueueFull."""
+        """See ``job.retried``. Raises QuotaExceeded, QueueFull."""
         again = partial(retried, actor=caller.actor, key_id=caller.key_id)
-        job = await self.store.change(caller.tenant, job_id, again, most_open=self.settings.max_open_jobs)
+        room = self.quotas.room(caller.tenant, caller.key_id)
+        job = await self.store.change(caller.tenant, job_id, again, room)
         await self._deliver(job)
         return job
 

@@ -10,8 +10,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from prefixes.errors import Conflict, DiskFull, InvalidName
+from prefixes.errors import Conflict, DiskFull, InvalidName, QuotaExceeded
 from prefixes.spec import NAME_PATTERN, VERSION_PATTERN, check_name
+from server.web.auth import Caller
 from server.web.errors import InvalidRequest
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
@@ -42,7 +43,7 @@ UPLOAD = {
 DIGEST = Path(json_schema_extra={"pattern": VERSION_PATTERN})
 FIND = (InvalidRequest, DatasetNotFound, DatasetsUnavailable)
 UPLOADED = answers(
-    Dataset, *BODY, InvalidName, InvalidData, DiskFull, DatasetsUnavailable, status=201
+    Dataset, *BODY, InvalidName, InvalidData, QuotaExceeded, DiskFull, DatasetsUnavailable, status=201
 )
 
 
@@ -61,7 +62,7 @@ async def upload(request: Request) -> Response:
     if name is not None:
         check_name("dataset", name)
     async with runtime.uploads.place(request, caller.tenant):
-        info = await _receive(request, runtime, caller.tenant, name)
+        info = await _receive(request, runtime, caller, name)
     return json_response(_body(info), status=201)
 
 
@@ -93,9 +94,10 @@ async def delete(request: Request, digest: Annotated[str, DIGEST]) -> Response:
     return Response(status_code=204)
 
 
-async def _receive(request: Request, runtime: TrainerRuntime, tenant: str, name: str | None) -> DatasetInfo:
+async def _receive(request: Request, runtime: TrainerRuntime, caller: Caller, name: str | None) -> DatasetInfo:
     store, most = runtime.service.datasets, runtime.settings.max_dataset_bytes
-    with await asyncio.to_thread(store.begin, tenant, max_bytes=most, name=name) as upload:
+    quota = runtime.service.quotas.dataset_bytes(caller.tenant, caller.key_id)
+    with await asyncio.to_thread(store.begin, caller.tenant, max_bytes=most, name=name, quota=quota) as upload:
         async for chunk in _chunks(request):
             async with runtime.writing:
                 await asyncio.to_thread(upload.write, chunk)

@@ -15,6 +15,7 @@ from prefixes.errors import (
     InvalidName,
     InvalidParameter,
     QueueFull,
+    QuotaExceeded,
     RegistryUnavailable,
     TaskNotFound,
 )
@@ -52,8 +53,8 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], default_response_class=Respons
 
 FIND = (JobNotFound, JobStoreUnavailable)
 SUBMITTED = answers(
-    JobRecord, *BODY, InvalidName, InvalidParameter, InvalidArtifact, DatasetNotFound, TaskNotFound, QueueFull,
-    DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, status=201,
+    JobRecord, *BODY, InvalidName, InvalidParameter, InvalidArtifact, DatasetNotFound, TaskNotFound,
+    QuotaExceeded, QueueFull, DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, status=201,
 )  # fmt: skip
 WATCHED = {
     **answers(None, *FIND, content=sent_events("state", "progress", numbered=True)),
@@ -134,7 +135,7 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.post(
     "/{job_id}/retry",
     summary="Run a failed or cancelled job again",
-    responses=answers(JobRecord, *FIND, JobConflict, QueueFull),
+    responses=answers(JobRecord, *FIND, JobConflict, QuotaExceeded, QueueFull),
 )
 async def retry(request: Request, job_id: str) -> Response:
     """From its last checkpoint on. 409 for any other. It counts as an open job, as a new one does."""

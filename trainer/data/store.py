@@ -56,9 +56,11 @@ class DatasetStore:
         """The description of a dataset. Raises DatasetNotFound for an unknown one, or another tenant's."""
         return self._files.info(tenant, digest)
 
-    def list(self, tenant: str) -> list[DatasetInfo]:
-        """Every dataset of the tenant, the newest first."""
-        return sorted(self._files.known(tenant), key=lambda info: (info.created_at, info.digest), reverse=True)
+    def list(self, tenant: str | None) -> list[DatasetInfo]:
+        """Every dataset of a tenant or of all, the newest first."""
+        tenants = [tenant] if tenant is not None else self._files.names("tenants")
+        found = [info for tenant in tenants for info in self._files.known(tenant)]
+        return sorted(found, key=lambda info: (info.created_at, info.tenant, info.digest), reverse=True)
 
     def path(self, tenant: str, digest: str) -> Path:
         """The file with a dataset's bytes, for this machine alone. Raises DatasetNotFound as ``info`` does.

@@ -48,11 +48,14 @@ class JobStore(Protocol):
         """
 
     async def jobs(
-        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+        self, tenant: str | None, *, limit: int, before: str | None = None, state: State | None = None
     ) -> list[Job]:
-        """Return the tenant's jobs, newest first; with ``before``, only those older than that job; with ``state``, only
-        those in it. Fewer than ``limit`` are all that there are.
+        """Return the jobs of a tenant or of all, newest first; with ``before``, only those older than that job; with
+        ``state``, only those in it. Fewer than ``limit`` are all that there are.
         """
+
+    async def owner(self, job_id: str) -> str:
+        """Return the tenant whose job it is. Raises JobNotFound. It may look at the names of all jobs."""
 
     async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """Return the queued and running jobs, of all tenants or of one, in the order in which they were queued.

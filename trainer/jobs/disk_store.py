@@ -88,12 +88,18 @@ class DiskJobStore:
         return await self._whole(self._change(tenant, job_id, plan, room))
 
     async def jobs(
-        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+        self, tenant: str | None, *, limit: int, before: str | None = None, state: State | None = None
     ) -> list[Job]:
         """See JobStore."""
-        own = (job for job in self._jobs.values() if job.tenant == tenant and state in (None, job.state))
+        own = (job for job in self._jobs.values() if tenant in (None, job.tenant) and state in (None, job.state))
         older = (job for job in own if before is None or job.id < before)
         return sorted(older, key=lambda job: job.id, reverse=True)[:limit]
+
+    async def owner(self, job_id: str) -> str:
+        """See JobStore."""
+        if job_id not in self._jobs:
+            raise JobNotFound(job_id)
+        return self._jobs[job_id].tenant
 
     async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """See JobStore."""

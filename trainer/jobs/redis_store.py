@@ -35,6 +35,8 @@ from trainer.jobs.room import UNBOUNDED, Room
 from trainer.jobs.signals import Signals, Watch
 
 PREFIX: Final = "prefixd-trainer:"
+RECORD: Final = f"{PREFIX}job:"
+TENANT: Final = f"{PREFIX}jobs:"
 OPEN: Final = f"{PREFIX}open"
 CHANGED: Final = f"{PREFIX}changed"
 RECONNECT_S: Final = 0.5
@@ -128,22 +130,29 @@ class RedisJobStore:
                 return change.job
 
     async def jobs(
-        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+        self, tenant: str | None, *, limit: int, before: str | None = None, state: State | None = None
     ) -> list[Job]:
         """See JobStore."""
         found: list[Job] = []
+        tenants = [tenant] if tenant is not None else [key.removeprefix(TENANT) for key in await self._named(TENANT)]
         while len(found) < limit:
             size = min(PAGE, limit - len(found)) if state is None else PAGE
+            newest = await self._newest(tenants, before, size)
             async with redis_call():
-                ids = await self._client.zrevrangebylex(
-                    _tenant_key(tenant), f"({before}" if before is not None else "+", "-", start=0, num=size
-                )
-                read = await self._many([_key(tenant, job_id.decode()) for job_id in ids])
+                read = await self._many([_key(owner, job_id) for job_id, owner in newest])
             found += [job for job in read if state in (None, job.state)]
-            if len(ids) < size:
+            if len(newest) < size:
                 break
-            before = ids[-1].decode()
+            before = newest[-1][0]
         return found[:limit]
+
+    async def owner(self, job_id: str) -> str:
+        """See JobStore."""
+        for key in await self._named(RECORD):
+            tenant, _, name = key.removeprefix(RECORD).partition(":")
+            if name == job_id:
+                return tenant
+        raise JobNotFound(job_id)
 
     async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """See JobStore."""
@@ -200,6 +209,21 @@ class RedisJobStore:
         texts = await self._client.mget(keys) if keys else []
         return await asyncio.to_thread(lambda: [job_from(json.loads(text)) for text in texts if text is not None])
 
+    async def _named(self, beginning: str) -> list[str]:
+        """Every key that begins so."""
+        async with redis_call():
+            return [key.decode() async for key in self._client.scan_iter(match=f"{beginning}*", count=PAGE * 10)]
+
+    async def _newest(self, tenants: list[str], before: str | None, size: int) -> list[tuple[str, str]]:
+        """The ids of the newest jobs of these tenants, ``size`` at most, each with its tenant."""
+        async with redis_call(), self._client.pipeline(transaction=False) as pipe:
+            for tenant in tenants:
+                newest = f"({before}" if before is not None else "+"
+                pipe.zrevrangebylex(_tenant_key(tenant), newest, "-", start=0, num=size)
+            listed = await pipe.execute()
+        found = [(i.decode(), tenant) for tenant, ids in zip(tenants, listed, strict=True) for i in ids]
+        return sorted(found, reverse=True)[:size]
+
     async def _open(self, wanted: list[tuple[str, str]]) -> list[OpenJob]:
         """What is known of these open jobs, given as tenant and id, and still exists."""
         async with self._client.pipeline(transaction=False) as pipe:
@@ -254,11 +278,11 @@ class RedisJobStore:
 
 
 def _key(tenant: str, job_id: str) -> str:
-    return f"{PREFIX}job:{tenant}:{job_id}"
+    return f"{RECORD}{tenant}:{job_id}"
 
 
 def _tenant_key(tenant: str) -> str:
-    return f"{PREFIX}jobs:{tenant}"
+    return f"{TENANT}{tenant}"
 
 
 def _open_key(tenant: str) -> str:

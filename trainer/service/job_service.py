@@ -22,7 +22,7 @@ from server.web.auth import Action, Caller, authorize
 from trainer.data.store import DatasetStore
 from trainer.evaluation.scores.presets import check_metrics
 from trainer.jobs.base import JobStore, Queue
-from trainer.jobs.errors import JobStoreUnavailable
+from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
 from trainer.jobs.job import cancelled, new_job, retried
 from trainer.jobs.record import Job
@@ -55,29 +55,40 @@ class JobService:
         await self._deliver(job)
         return job
 
+    async def find(self, caller: Caller, job_id: str) -> Job:
+        """Return a job of the caller's tenant, for an operator of any. Raises JobNotFound."""
+        try:
+            return await self.store.get(caller.tenant, job_id)
+        except JobNotFound:
+            if not caller.operates:
+                raise
+        return await self.store.get(await self.store.owner(job_id), job_id)
+
     async def cancel(self, caller: Caller, job_id: str) -> Job:
         """See ``job.cancelled``; a running job stops before its next training step."""
-        return await self.store.change(caller.tenant, job_id, cancelled)
+        found = await self.find(caller, job_id)
+        return await self.store.change(found.tenant, job_id, cancelled)
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
         """See ``job.retried``. Raises QuotaExceeded, QueueFull."""
+        found = await self.find(caller, job_id)
         again = partial(retried, actor=caller.actor, key_id=caller.key_id)
-        room = self.quotas.room(caller.tenant, caller.key_id)
-        job = await self.store.change(caller.tenant, job_id, again, room)
+        job = await self.store.change(found.tenant, job_id, again, self.quotas.room(found.tenant, caller.key_id))
         await self._deliver(job)
         return job
 
     async def delete(self, caller: Caller, job_id: str) -> None:
         """Delete an ended job and its folder. What it published stays."""
-        job = await self.store.delete(caller.tenant, job_id)
+        found = await self.find(caller, job_id)
+        job = await self.store.delete(found.tenant, job_id)
         await asyncio.to_thread(self.folders.remove, job)
 
-    async def delete_dataset(self, caller: Caller, dataset: str) -> None:
+    async def delete_dataset(self, tenant: str, dataset: str) -> None:
         """Delete a dataset. Raises Conflict if a queued or running job needs it, DatasetNotFound."""
-        for job in await self.store.open_jobs(caller.tenant):
+        for job in await self.store.open_jobs(tenant):
             if dataset in job.datasets:
                 raise Conflict(f"dataset {dataset}: expected one that no job needs, {job.id} is {job.state}")
-        await asyncio.to_thread(self.datasets.delete, caller.tenant, dataset)
+        await asyncio.to_thread(self.datasets.delete, tenant, dataset)
 
     # --- inside ---
 

@@ -68,8 +68,9 @@ class Trainer:
 
     def queue(self) -> Queue:
         if self.redis is None:
-            return LocalQueue()
-        return SaqQueue(self.redis.connect_asyncio(patience=PATIENCE), "today", lease_s=LEASE_S)
+            return LocalQueue(self.root / "turns.json", lambda tenant: 1.0)
+        client = self.redis.connect_asyncio(patience=PATIENCE)
+        return SaqQueue(client, "today", lambda tenant: 1.0, lease_s=LEASE_S)
 
     def id(self, name: str) -> str:
         job_id: str = self.told["names"][name]
@@ -210,7 +211,7 @@ def test_owners_cancel_retry_and_delete_what_was_stored(trainer: Trainer, stored
 def test_datasets_are_read_known_again_and_deleted(trainer: Trainer) -> None:
     store = DatasetStore(trainer.root)
     (info,) = store.list("acme")
-    assert [asdict(info)] == trainer.told["datasets"]
+    assert [asdict(info)] == [{**told, "key_id": None} for told in trainer.told["datasets"]]
     data = read_dataset(store.path("acme", info.digest))
     assert (data.digest, len(data.examples)) == (info.digest, info.lines)
     assert data.examples[0].target == "A coffee shop, é."

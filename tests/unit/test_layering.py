@@ -125,8 +125,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
+        ("quotas",),
         ("request", "outcome", "progress_writer", "job_service", "job_pages"),
-        ("registry_retry", "rights", "run_job", "runtime", "guard"),
+        ("registry_retry", "rights", "run_job", "runtime", "guard", "settling"),
         ("child", "worker", "routes"),
         ("app", "assembly"),
         ("lifecycle",),
@@ -152,6 +153,7 @@ TORCH_FREE = (
     "trainer.client.client",
     "trainer.jobs.job",
     "trainer.jobs.open_job",
+    "trainer.jobs.turns",
     "trainer.service.lifecycle",
 )
 

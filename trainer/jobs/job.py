@@ -39,7 +39,9 @@ MAX_LOST_TRAINED: Final = 10
 """The same for a trained job. It is higher because the job may already be published; a retry finds what was."""
 
 
-def new_job(tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None = None) -> Change:
+def new_job(
+    tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None = None, planned_steps: int = 0
+) -> Change:
     """Create a queued job. Ids sort by time and cannot be guessed."""
     made = now()
     job = Job(
@@ -53,6 +55,7 @@ def new_job(tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None
         created_at=made,
         queued_at=made,
         key_id=key_id,
+        planned_steps=planned_steps,
     )
     return _told(job)
 
@@ -112,10 +115,10 @@ def claimed(job: Job, token: int, worker: str) -> Change:
     )  # fmt: skip
 
 
-def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) -> Change:
-    """Record progress and stage. Raises Fenced for an old token."""
+def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str, step: int = 0) -> Change:
+    """Record progress and stage, and ``step`` if no worker reached a higher one. Raises Fenced for an old token."""
     require_owner(job, token)
-    changed = replace(job, progress=dict(progress), stage=stage)
+    changed = replace(job, progress=dict(progress), stage=stage, steps=max(job.steps, step))
     events = [_state_event(changed)] if stage != job.stage else []
     if progress != job.progress:
         events.append(Event("progress", {"stage": stage, **progress}))

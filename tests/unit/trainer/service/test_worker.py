@@ -66,7 +66,8 @@ def registry(settings: TrainerSettings) -> Iterator[Store]:
 async def a_worker(settings: TrainerSettings, registry: Store) -> AsyncIterator[Worker]:
     store = DiskJobStore(settings.data)
     keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
-    yield Worker(NAME, settings, store, LocalQueue(), JobFolders(settings.data), registry, keyring, metrics)
+    queue = LocalQueue(settings.data / "turns.json", keyring.weight_of)
+    yield Worker(NAME, settings, store, queue, JobFolders(settings.data), registry, keyring, metrics)
     await store.close()
 
 

@@ -131,7 +131,9 @@ def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
 
 def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
     settings, catalog = assembled.settings, assembled.catalog
-    assembled.metrics_registry.register(EngineStateCollector(engine.stats, lambda: engine.step_running_s))
+    assembled.metrics_registry.register(
+        EngineStateCollector(engine.stats, lambda: engine.step_running_s, assembled.engine_metrics.tenant_label)
+    )
     assembled.metrics_registry.register(LinkCollector(assembled.link.state))
     assembled.metrics_registry.register(TierCollector(assembled.tiers.stats, engine.stats))
     return Runtime(

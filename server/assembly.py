@@ -69,6 +69,7 @@ class Assembled:
     catalog: Catalog
     tiers: PrefixTiers
     engine: Engine
+    engine_metrics: EngineMetrics
     metrics_registry: CollectorRegistry
     pinned: Mapping[PrefixKey, PrefixSpec]
 
@@ -102,7 +103,9 @@ def assemble(settings: Settings) -> Assembled:
     catalog = Catalog(
         link, backbone.spec, tiers, alias_ttl_s=settings.alias_ttl_s, max_stale_s=settings.max_stale_s
     )
-    metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
+    metrics = EngineMetrics(
+        max_task_labels=settings.max_task_labels, max_tenant_labels=settings.max_tenant_labels
+    )
     try:
         configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
         kernels = select_kernels(
@@ -126,6 +129,7 @@ def assemble(settings: Settings) -> Assembled:
         catalog=catalog,
         tiers=tiers,
         engine=engine,
+        engine_metrics=metrics,
         metrics_registry=metrics_registry,
         pinned=_reserve_pins(settings.pin, registry, backbone, engine),
     )

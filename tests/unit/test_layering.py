@@ -63,8 +63,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry",),
     ),
     "server": (
-        ("web", "engine", "task_labels"),
-        ("task_series",),
+        ("web", "engine", "labels"),
+        ("labelled_series",),
         ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing"),
         ("parameter_schemas",),
         ("tiers",),

@@ -70,6 +70,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant)
         engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s))
         assembled.keyring.start()
+        assembled.denials.start()
         keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:
             app.state.runtime = _runtime(assembled, engine)
@@ -77,6 +78,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         finally:
             keeping.cancel()
             await engine.close()
+            await anyio.to_thread.run_sync(assembled.denials.close)
             await anyio.to_thread.run_sync(assembled.keyring.close)
             await anyio.to_thread.run_sync(link.close)
             link.registry.close()
@@ -115,8 +117,9 @@ def _install(app: FastAPI, assembled: Assembled, intake: Intake, metrics: HttpMe
     )  # fmt: skip
     install_access(app, assembled.keyring, settings)
     app.add_middleware(  # added last, runs first
-        RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
-    )
+        RequestMiddleware,
+        intake=intake, metrics=metrics, access_log=settings.access_log, denials=assembled.denials,
+    )  # fmt: skip
 
 
 def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:

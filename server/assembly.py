@@ -45,6 +45,7 @@ from server.registry.metrics import RegistryMetrics
 from server.settings import Settings
 from server.tiers.disk_cache import DiskCache
 from server.tiers.tiers import Cache, HostCache, PrefixTiers
+from server.web.denials import DenialLog
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 
@@ -66,6 +67,7 @@ class Assembled:
     backbone: Backbone
     link: RegistryLink
     keyring: Keyring
+    denials: DenialLog
     catalog: Catalog
     tiers: PrefixTiers
     engine: Engine
@@ -126,6 +128,7 @@ def assemble(settings: Settings) -> Assembled:
         backbone=backbone,
         link=link,
         keyring=keyring,
+        denials=DenialLog(registry.tenancy),
         catalog=catalog,
         tiers=tiers,
         engine=engine,

@@ -22,6 +22,7 @@ from prefixes.tenancy.model import Key
 from prefixes.tenancy.secret import Presented, parse_secret
 from server.web.access_settings import AccessSettings
 from server.web.auth import ANYBODY, Caller
+from server.web.denials import note_refused
 from server.web.errors import Forbidden, Unauthorized
 from server.web.middleware import respond
 from server.web.origins import LOOPBACK_NAMES, check_host, check_not_proxied, check_origin
@@ -61,7 +62,10 @@ class Access:
 
 
 class Authentication:
-    """Puts the ``auth.Caller`` into the request's state, or answers in the application's place."""
+    """Puts the ``auth.Caller`` into the request's state, or answers in the application's place.
+
+    ``who`` in the state is tenant and key id, also of a request that is refused: the secret is one that the key has.
+    """
 
     def __init__(self, app: ASGIApp, *, keyring: Keyring, access: Access) -> None:
         self.app = app
@@ -73,10 +77,14 @@ class Authentication:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
-            scope.setdefault("state", {})["caller"] = await self._caller(scope["method"], scope["path"], headers)
+            caller = state["caller"] = await self._caller(scope["method"], scope["path"], headers)
+            state["who"] = (caller.tenant, caller.key_id)
         except PrefixdError as error:
+            state["who"], reason = self._refused(headers)
+            if not isinstance(error, RegistryUnavailable):
+                note_refused("authenticate", "", error.message if isinstance(error, Forbidden) else reason)
             unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await respond(error, scope, receive, send, close=unread)
             return
@@ -98,6 +106,20 @@ class Authentication:
             raise Unauthorized(_NEEDED)
         key = await self._key(presented)
         return caller_with(self._keyring.known, key)
+
+    def _refused(self, headers: Headers) -> tuple[tuple[str | None, str | None], str]:
+        """Whose key a refused request carries, for log and audit alone, and what is wrong with it."""
+        try:
+            sent = _sent(headers)
+        except Unauthorized:
+            return (None, None), "two keys that differ"
+        presented = parse_secret(sent) if sent else None
+        if presented is None:
+            return (None, None), "a malformed key" if sent else "no key"
+        key = self._keyring.holder(presented)
+        if key is None:
+            return (None, None), "an unknown key"
+        return (key.tenant, key.id), "a revoked key" if key.revoked_at is not None else "an expired key"
 
     async def _key(self, presented: Presented) -> Key:
         """The key that the secret opens. Only one that may be too new to be known is looked for."""

@@ -46,8 +46,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transfer",),
     ),
     "prefixes.tenancy": (
-        ("limits", "secret", "store"),
-        ("model",),
+        ("denial", "limits", "secret"),
+        ("model", "store"),
         ("records", "changes", "hash_file"),
         ("directory",),
         ("keyring",),

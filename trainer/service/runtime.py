@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prefixes.errors import ShuttingDown
 from prefixes.tenancy.keyring import Keyring
 from server.web.auth import Action, Caller, authorize, caller_of
+from server.web.denials import DenialLog
 from server.web.upload_places import UploadPlaces
 from trainer.service.job_service import JobService
 from trainer.service.settings import TrainerSettings
@@ -26,6 +27,7 @@ class TrainerRuntime:
     settings: TrainerSettings
     service: JobService
     keyring: Keyring
+    denials: DenialLog
     metrics: CollectorRegistry
     uploads: UploadPlaces
     writing: anyio.CapacityLimiter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import httpx
 from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 
+from prefixes.registry import open_registry
 from prefixes.tenancy.model import Scope
 from server.web.intake import Intake
 from server.web.settings_sources import load_settings
@@ -59,7 +61,8 @@ def routes(port: str, routed: FastAPI | APIRouter) -> Iterator[tuple[str, str, s
 
 
 def test_every_route_asks_every_caller(tmp_path: Path) -> None:
-    async def test(public: FastAPI, admin: FastAPI, callers: Any) -> None:
+    async def test(public: FastAPI, admin: FastAPI, callers: Any) -> int:
+        denied = 0
         there = [*routes("public", public), *routes("admin", admin)]
         assert set(there) == set(TABLE), set(there) ^ set(TABLE)
         clients = {
@@ -90,9 +93,11 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
                 else:
                     refused = answer.status_code in (401, 403)
                     assert (answer.status_code if refused else None) == wanted, case
+                denied += refused
         for what in ("/datasets", "/jobs"):
             told = (await clients["public"].get(what, headers=callers.headers["foreign"])).text
             assert digest not in told or what == "/datasets"
+        return denied
 
     async def run() -> None:
         given = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry")}
@@ -101,8 +106,11 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
             callers = make_callers(trainer.worker.registry.tenancy)  # type: ignore[attr-defined]
             trainer.runtime.keyring.look()
             intake = Intake(60, 1 << 20)
-            await test(create_public(trainer.runtime, intake), create_admin(trainer.runtime, intake), callers)
+            denied = await test(create_public(trainer.runtime, intake), create_admin(trainer.runtime, intake), callers)
         finally:
             await trainer.close()
+        with closing(open_registry(str(tmp_path / "registry"))) as registry:
+            kept = [*map(registry.tenancy.denials, (None, "acme", "globex", "initech", "ops"))]
+        assert sum(denial.count for denials in kept for denial in denials) == denied  # each, and nothing else
 
     asyncio.run(run())

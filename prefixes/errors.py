@@ -123,12 +123,6 @@ class RateLimited(PrefixdError):
     code = "rate_limited"
 
 
-class QuotaExceeded(PrefixdError):
-    """A limit of a day or month is used up; ``detail['resets_in_s']`` says when it is new."""
-
-    code = "quota_exceeded"
-
-
 class QueueFull(PrefixdError):
     """More requests wait than the server accepts; ``detail['retry_after_s']`` says when to come back."""
 

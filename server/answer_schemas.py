@@ -206,12 +206,27 @@ class KeyChange(TypedDict):
     detail: str
 
 
+class Denied(TypedDict):
+    """``key`` null: nobody's that is known. ``count`` above 1 sums up denials that came too fast to be written."""
+
+    __pydantic_config__ = CLOSED  # type: ignore[misc]
+    at: Time
+    key: str | None
+    action: str
+    route: str
+    what: Annotated[str, Field(description="The task, where it is one's own or shared with one.")]
+    reason: str
+    request_id: str
+    count: int
+
+
 class Audit(TypedDict):
-    """``entries`` are of tasks, ``changes`` of the tenant's keys and shares."""
+    """``entries`` are of tasks, ``changes`` of the tenant's keys and shares, ``denials`` of its callers."""
 
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     entries: list[Change]
     changes: list[KeyChange]
+    denials: list[Denied]
 
 
 class Cleaned(TypedDict):

@@ -75,6 +75,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         assembled.keyring.start()
         reservations = Reservations(open_limiter(settings.registry, service="server"), assembled.keyring)
         keeping = [asyncio.create_task(keep()) for keep in (assembled.catalog.keep_known, reservations.keep)]
+        assembled.denials.start()
         try:
             app.state.runtime = _runtime(assembled, engine, reservations)
             yield
@@ -83,6 +84,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
                 task.cancel()
             await engine.close()
             await reservations.close()
+            await anyio.to_thread.run_sync(assembled.denials.close)
             await anyio.to_thread.run_sync(assembled.keyring.close)
             await anyio.to_thread.run_sync(link.close)
             link.registry.close()
@@ -121,8 +123,9 @@ def _install(app: FastAPI, assembled: Assembled, intake: Intake, metrics: HttpMe
     )  # fmt: skip
     install_access(app, assembled.keyring, settings, HEADERS)
     app.add_middleware(  # added last, runs first
-        RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
-    )
+        RequestMiddleware,
+        intake=intake, metrics=metrics, access_log=settings.access_log, denials=assembled.denials,
+    )  # fmt: skip
 
 
 def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
@@ -137,7 +140,9 @@ def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
 
 def _runtime(assembled: Assembled, engine: AsyncEngine, reservations: Reservations) -> Runtime:
     settings, catalog = assembled.settings, assembled.catalog
-    assembled.metrics_registry.register(EngineStateCollector(engine.stats, lambda: engine.step_running_s))
+    assembled.metrics_registry.register(
+        EngineStateCollector(engine.stats, lambda: engine.step_running_s, assembled.engine_metrics.tenant_label)
+    )
     assembled.metrics_registry.register(LinkCollector(assembled.link.state))
     assembled.metrics_registry.register(TierCollector(assembled.tiers.stats, engine.stats))
     return Runtime(

@@ -45,6 +45,7 @@ from server.registry.metrics import RegistryMetrics
 from server.settings import Settings
 from server.tiers.disk_cache import DiskCache
 from server.tiers.tiers import Cache, HostCache, PrefixTiers
+from server.web.denials import DenialLog
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 
@@ -66,9 +67,11 @@ class Assembled:
     backbone: Backbone
     link: RegistryLink
     keyring: Keyring
+    denials: DenialLog
     catalog: Catalog
     tiers: PrefixTiers
     engine: Engine
+    engine_metrics: EngineMetrics
     metrics_registry: CollectorRegistry
     pinned: Mapping[PrefixKey, PrefixSpec]
 
@@ -102,7 +105,9 @@ def assemble(settings: Settings) -> Assembled:
     catalog = Catalog(
         link, backbone.spec, tiers, alias_ttl_s=settings.alias_ttl_s, max_stale_s=settings.max_stale_s
     )
-    metrics = EngineMetrics(max_task_labels=settings.max_task_labels)
+    metrics = EngineMetrics(
+        max_task_labels=settings.max_task_labels, max_tenant_labels=settings.max_tenant_labels
+    )
     try:
         configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
         kernels = select_kernels(
@@ -123,9 +128,11 @@ def assemble(settings: Settings) -> Assembled:
         backbone=backbone,
         link=link,
         keyring=keyring,
+        denials=DenialLog(registry.tenancy),
         catalog=catalog,
         tiers=tiers,
         engine=engine,
+        engine_metrics=metrics,
         metrics_registry=metrics_registry,
         pinned=_reserve_pins(settings.pin, registry, backbone, engine),
     )

@@ -6,6 +6,7 @@ Owns names, labels and buckets. Where vLLM has a name, ours is the same with our
 
 from __future__ import annotations
 
+from collections import Counter as TenantCounts
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -14,8 +15,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.engine.types import EngineStats, FinishReason, Usage
-from server.task_labels import TaskLabels
-from server.task_series import CounterOf, HistogramOf, TaskSeries
+from server.labelled_series import CounterOf, HistogramOf, LabelledSeries
+from server.labels import Labels
 
 _FIRST_TOKEN: Final = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
@@ -29,12 +30,11 @@ _TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 class EngineMetrics:
     """Implements ``EngineObserver`` with prometheus-client. Thread-safe.
 
-    ``max_task_labels`` tasks have labels of their own, see ``TaskLabels``. So tenants cannot grow the output without
-    bound.
+    So many tasks and tenants have labels of their own, see ``Labels``. So they cannot grow the output without bound.
     """
 
-    def __init__(self, *, max_task_labels: int) -> None:
-        self._max_task_labels = max_task_labels
+    def __init__(self, *, max_task_labels: int, max_tenant_labels: int) -> None:
+        self._max_task_labels, self._max_tenant_labels = max_task_labels, max_tenant_labels
         self._create(None)
 
     def begin(self, registry: CollectorRegistry) -> None:
@@ -42,8 +42,9 @@ class EngineMetrics:
         self._create(registry)
 
     def _create(self, registry: CollectorRegistry | None) -> None:
-        self._by_task = TaskSeries(
-            TaskLabels(self._max_task_labels),
+        self._by_task = LabelledSeries(
+            "task",
+            Labels(self._max_task_labels),
             {
                 "prefixd_prompt_tokens": CounterOf("Input tokens of ended requests, prefixes apart."),
                 "prefixd_generation_tokens": CounterOf("Output tokens of ended requests."),
@@ -58,8 +59,20 @@ class EngineMetrics:
                 "prefixd_e2e_request_latency_seconds": HistogramOf("From submission to the end.", _REQUEST),
             },
         )
+        self._by_tenant = LabelledSeries(
+            "tenant",
+            Labels(self._max_tenant_labels),
+            {
+                "prefixd_tenant_requests": CounterOf("Ended requests, by who asked.", ("outcome",)),
+                "prefixd_tenant_input_tokens": CounterOf("Input tokens of ended requests, by who asked."),
+                "prefixd_tenant_prefix_tokens": CounterOf("Positions of their prefixes, by who asked."),
+                "prefixd_tenant_output_tokens": CounterOf("Output tokens of ended requests, by who asked."),
+            },
+            {},
+        )
         if registry is not None:
             registry.register(self._by_task)
+            registry.register(self._by_tenant)
         self._preemptions = Counter(
             "prefixd_num_preemptions_total", "Running requests that gave up their memory for a while.",
             registry=registry,
@@ -104,8 +117,11 @@ class EngineMetrics:
         """See EngineObserver."""
         self._by_task.observe("prefixd_inter_token_latency_seconds", task, seconds)
 
-    def on_finish(self, task: str | None, reason: FinishReason | None, usage: Usage, seconds: float) -> None:
+    def on_finish(
+        self, task: str | None, caller: str, reason: FinishReason | None, usage: Usage, seconds: float
+    ) -> None:
         """See EngineObserver."""
+        self._count_tenant(caller, "error" if reason is None else reason.value, usage)
         self._by_task.used(task)
         self._by_task.observe("prefixd_e2e_request_latency_seconds", task, seconds)
         self._by_task.count("prefixd_prompt_tokens", task, usage.input_tokens)
@@ -114,6 +130,17 @@ class EngineMetrics:
             self._by_task.count("prefixd_request_failure", task)
         else:
             self._by_task.count("prefixd_request_success", task, 1, reason.value)
+
+    def _count_tenant(self, tenant: str, outcome: str, usage: Usage) -> None:
+        self._by_tenant.used(tenant)
+        self._by_tenant.count("prefixd_tenant_requests", tenant, 1, outcome)
+        self._by_tenant.count("prefixd_tenant_input_tokens", tenant, usage.input_tokens)
+        self._by_tenant.count("prefixd_tenant_prefix_tokens", tenant, usage.prefix_tokens)
+        self._by_tenant.count("prefixd_tenant_output_tokens", tenant, usage.output_tokens)
+
+    def tenant_label(self, tenant: str) -> str:
+        """The label under which the tenant counts now."""
+        return self._by_tenant.label(tenant)
 
     def on_prefix_load(self, seconds: float, nbytes: int, ok: bool) -> None:
         """See EngineObserver."""
@@ -130,17 +157,19 @@ class EngineMetrics:
 
 
 class EngineStateCollector(Collector):
-    """Gauges of the engine's state, read when Prometheus asks."""
+    """Gauges of the engine's state, read when Prometheus asks. ``tenant_label`` is a tenant's name in them."""
 
-    def __init__(self, stats: Callable[[], EngineStats], step_running_s: Callable[[], float]) -> None:
-        self._stats, self._step_running_s = stats, step_running_s
+    def __init__(
+        self, stats: Callable[[], EngineStats], step_running_s: Callable[[], float], tenant_label: Callable[[str], str]
+    ) -> None:
+        self._stats, self._step_running_s, self._tenant_label = stats, step_running_s, tenant_label
 
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance: there may be no engine yet."""
         return []
 
     def collect(self) -> Iterable[Metric]:
-        """One gauge per number of ``EngineStats``, and one for the step under way."""
+        """One gauge per number of ``EngineStats``, those of tenants by their labels, and one for the step under way."""
         stats = self._stats()
         for name, text, value in (
             ("num_requests_running", "Requests that run.", stats.running),
@@ -156,3 +185,14 @@ class EngineStateCollector(Collector):
             ("step_running_seconds", "How long the step under way has run; 0 if none.", self._step_running_s()),
         ):
             yield GaugeMetricFamily(f"prefixd_{name}", text, value=value)
+        for name, text, by_caller in (
+            ("requests_running", "Requests that run, by who asked.", stats.running_by_caller),
+            ("requests_waiting", "Requests that wait, by who asked.", stats.waiting_by_caller),
+        ):
+            by_label = TenantCounts[str]()
+            for caller, number in by_caller.items():
+                by_label[self._tenant_label(caller)] += number
+            family = GaugeMetricFamily(f"prefixd_tenant_{name}", text, labels=("tenant",))
+            for label, number in by_label.items():
+                family.add_metric((label,), number)
+            yield family

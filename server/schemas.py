@@ -135,6 +135,7 @@ class AuditQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tenant: Name | None = None
+    unknown: bool = Field(default=False, description="Denials of callers without a known key alone, for operators.")
     limit: Annotated[int, Field(ge=1, le=10_000)] = 100
 
 

@@ -125,6 +125,7 @@ class Settings(AccessSettings):
     )
     heartbeat_s: Seconds = Field(15.0, description="How often a comment goes into every stream, for proxies' sake.")
     max_task_labels: Count = Field(100, description='Tasks with a label in metrics, the most used; else "(other)".')
+    max_tenant_labels: Count = Field(100, description='Tenants with a label in metrics, likewise; else "(other)".')
     access_log: bool = Field(False, description="One log line per HTTP request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 

@@ -106,6 +106,11 @@ class Keyring:
         key = self._known.tenancy.keys.get(presented.key_id)
         return key is not None and not key.works(utc_now())
 
+    def holder(self, presented: Presented) -> Key | None:
+        """The key whose secret this is, whether it still works or not, as far as is known here. For logs alone."""
+        key = self._known.tenancy.keys.get(presented.key_id)
+        return key if key is not None and key.has(presented.digest) else None
+
     @property
     def age_s(self) -> float:
         """Seconds since the registry was last asked with success."""

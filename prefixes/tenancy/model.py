@@ -93,6 +93,11 @@ class Key:
         """Whether it is neither revoked nor expired at that time."""
         return self.revoked_at is None and not _past(self.expires_at, at)
 
+    def has(self, digest: str) -> bool:
+        """Whether the secret with ``digest`` is or was one of its own. Each is compared, in constant time."""
+        matches = [secrets.compare_digest(one.digest, digest) for one in self.secrets]
+        return any(matches)
+
     def accepts(self, digest: str, at: str) -> bool:
         """Whether the secret with ``digest`` works at that time. Each is compared, in constant time."""
         matches = [secrets.compare_digest(one.digest, digest) and not _past(one.expires_at, at) for one in self.secrets]

@@ -1,13 +1,15 @@
-"""TenancyStore: where a registry keeps its tenants and keys. Owns the contract; knows no store.
+"""TenancyStore: where a registry keeps its tenants and keys, and who was refused. Owns the contract; knows no store.
 
-It is one document. A change replaces it whole, if nobody else has changed it meanwhile.
+Tenants and keys are one document. A change replaces it whole, if nobody else has changed it meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from prefixes.tenancy.denial import Denial
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,9 @@ class TenancyStore(Protocol):
 
     def forget_used(self, keys: Collection[str]) -> None:
         """Forget when these keys were used: they are no more."""
+
+    def note_denials(self, tenant: str | None, denials: Sequence[Denial]) -> None:
+        """Keep denials of a tenant's callers, None those without a known key; the oldest beyond DENIALS_KEPT go."""
+
+    def denials(self, tenant: str | None) -> list[Denial]:
+        """Those that are kept, the latest first."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -280,6 +281,8 @@ class Engine:
             resident_prefix_limit_bytes=self._prefixes.limit_bytes,
             staged_prefix_bytes=self._prefixes.staged_bytes,
             preempted_prefix_bytes=self._prefixes.copy_bytes,
+            running_by_caller=Counter(group.request.caller for group in tuple(self._scheduler.running)),
+            waiting_by_caller=self._scheduler.waiting.counts(),
         )
 
     def residents(self) -> frozenset[PrefixKey]:

@@ -28,8 +28,10 @@ class EngineObserver(Protocol):
     def on_inter_token(self, task: str | None, seconds: float) -> None:
         """A further token of an output came ``seconds`` after the one before."""
 
-    def on_finish(self, task: str | None, reason: FinishReason | None, usage: Usage, seconds: float) -> None:
-        """A request ended; ``reason`` None is an error."""
+    def on_finish(
+        self, task: str | None, caller: str, reason: FinishReason | None, usage: Usage, seconds: float
+    ) -> None:
+        """A request of the tenant ``caller`` ended; ``reason`` None is an error."""
 
     def on_prefix_load(self, seconds: float, nbytes: int, ok: bool) -> None:
         """A prefix was fetched and verified, or that failed."""
@@ -50,7 +52,9 @@ class SilentObserver:
 
     def on_inter_token(self, task: str | None, seconds: float) -> None: ...
 
-    def on_finish(self, task: str | None, reason: FinishReason | None, usage: Usage, seconds: float) -> None: ...
+    def on_finish(
+        self, task: str | None, caller: str, reason: FinishReason | None, usage: Usage, seconds: float
+    ) -> None: ...
 
     def on_prefix_load(self, seconds: float, nbytes: int, ok: bool) -> None: ...
 

@@ -61,7 +61,8 @@ class Reporter:
         usage = self._usage(group, sum(len(output.token_ids) for output in outputs))
         now, first = time.monotonic(), group.first_token_at
         ended = reason or outputs[0].finish_reason
-        self._observer.on_finish(group.request.task, ended, usage, now - group.submitted_at)
+        request = group.request
+        self._observer.on_finish(request.task, request.caller, ended, usage, now - group.submitted_at)
         timing = Timing(
             queue_ms=1e3 * ((group.admitted_at or now) - group.submitted_at),
             time_to_first_token_ms=None if first is None else 1e3 * (first - group.submitted_at),
@@ -71,8 +72,9 @@ class Reporter:
 
     def _failed(self, group: Group, error: PrefixdError) -> Failed:
         usage = self._usage(group, sum(row.decoding.output_length for row in group.rows))
-        self._observer.on_finish(group.request.task, None, usage, time.monotonic() - group.submitted_at)
-        return Failed(group.request.request_id, error, None if group.admitted_at is None else usage)
+        request = group.request
+        self._observer.on_finish(request.task, request.caller, None, usage, time.monotonic() - group.submitted_at)
+        return Failed(request.request_id, error, None if group.admitted_at is None else usage)
 
     def _outputs(self, group: Group) -> tuple[Output, ...]:
         if group.beams and group.beams.done:

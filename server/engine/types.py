@@ -6,7 +6,8 @@ Owns the request, its parameters, its events, and the figures; knows neither ten
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -238,7 +239,7 @@ class EngineStats:
     """A snapshot for gauges. ``kv_usage`` is the share of blocks that rows and resident prefixes hold, 0 to 1.
 
     Staged prefixes are loaded and wait in host memory for their blocks. Preempted ones have left their blocks for host
-    memory, because requests that were preempted need them again.
+    memory, because requests that were preempted need them again. Callers without a request are in neither mapping.
     """
 
     running: int
@@ -249,3 +250,5 @@ class EngineStats:
     resident_prefix_limit_bytes: int
     staged_prefix_bytes: int
     preempted_prefix_bytes: int
+    running_by_caller: Mapping[str, int] = field(default_factory=dict)
+    waiting_by_caller: Mapping[str, int] = field(default_factory=dict)

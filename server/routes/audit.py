@@ -1,8 +1,9 @@
-"""``GET /audit``: who changed a tenant's tasks, keys and shares. Owns what a caller may see of it."""
+"""``GET /audit``: who changed a tenant's tasks, keys and shares, and who was refused. Owns what a caller may see."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from prefixes.errors import InvalidName, RegistryUnavailable
 from prefixes.registry.records import audit_to_dict
 from prefixes.spec import check_name
+from prefixes.tenancy.denial import Denial, denial_to_dict
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.records import change_to_dict
 from server.answer_schemas import Audit
@@ -26,19 +28,35 @@ router = APIRouter(tags=["audit"], default_response_class=Response, route_class=
 
 @router.get(
     "/audit",
-    summary="A tenant's last changes",
+    summary="A tenant's last changes and denials",
     responses=answers(Audit, InvalidRequest, InvalidName, RegistryUnavailable),
 )
 async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:
-    """Of tasks, and of keys and shares, the latest first of each. Of one's own tenant; an operator names any."""
+    """Of tasks, of keys and shares, and who was refused, the latest first of each.
+
+    Of one's own tenant; an operator names any, or asks for who came without a known key.
+    """
     caller, catalog = caller_of(request), runtime_of(request).catalog
     authorize(caller, Action.KEYS, caller.tenant)
     tenant = caller.tenant if query.tenant is None else check_name("tenant", query.tenant)
     if tenant != caller.tenant and not caller.operates:
         raise Forbidden(f"audit: expected one's own tenant, {caller.tenant}, or an operator's key")
+    if query.unknown:
+        authorize(caller, Action.OPERATE, None)
+        unknown = await catalog.call(catalog.registry.tenancy.denials, None)
+        return json_response({"entries": [], "changes": [], "denials": _shown(unknown, query.limit)})
     entries = await catalog.call(catalog.registry.audit, tenant, limit=query.limit)
+    denials = await catalog.call(catalog.registry.tenancy.denials, tenant)
     state = await catalog.call(Directory(catalog.registry.tenancy).load)
     changes = [change_to_dict(change) for change in reversed(state.changes) if change.tenant == tenant]
     return json_response(
-        {"entries": [audit_to_dict(entry) for entry in entries], "changes": changes[: query.limit]}
+        {
+            "entries": [audit_to_dict(entry) for entry in entries],
+            "changes": changes[: query.limit],
+            "denials": _shown(denials, query.limit),
+        }
     )
+
+
+def _shown(denials: Sequence[Denial], limit: int) -> list[dict[str, Any]]:
+    return [denial_to_dict(denial) for denial in denials[:limit]]

@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from prefixes.errors import TaskNotFound
 from prefixes.spec import DEFAULT_TENANT
 from prefixes.tenancy.model import Scope, Share
+from server.web.denials import note_refused
 from server.web.errors import Forbidden
 
 
@@ -95,8 +96,20 @@ def authorize(caller: Caller, action: Action, tenant: str | None, name: str | No
     """Return if ``caller`` may do ``action`` to ``tenant``'s task ``name``.
 
     Without a name it is about the tenant itself, with tenant None about the bare backbone or the service. Raises
-    TaskNotFound for a task that the caller may not know of, Forbidden for what its key lacks.
+    TaskNotFound for a task that the caller may not know of, Forbidden for what its key lacks. The audit gets a note of
+    either, which names no task that the caller may not know of.
     """
+    try:
+        _decide(caller, action, tenant, name)
+    except TaskNotFound as error:
+        note_refused(action.value, "", error.code)
+        raise
+    except Forbidden as error:
+        note_refused(action.value, "" if name is None else f"{tenant}/{name}", error.message)
+        raise
+
+
+def _decide(caller: Caller, action: Action, tenant: str | None, name: str | None) -> None:
     if caller.operates:
         return
     if tenant not in (None, caller.tenant):
@@ -114,7 +127,7 @@ def authorize(caller: Caller, action: Action, tenant: str | None, name: str | No
 def may(caller: Caller, action: Action, tenant: str | None, name: str | None = None) -> bool:
     """Whether ``authorize`` would return, for lists."""
     try:
-        authorize(caller, action, tenant, name)
+        _decide(caller, action, tenant, name)
     except (Forbidden, TaskNotFound):
         return False
     return True

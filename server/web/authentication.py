@@ -24,6 +24,7 @@ from prefixes.tenancy.model import Key
 from prefixes.tenancy.secret import Presented, parse_secret
 from server.web.access_settings import AccessSettings
 from server.web.auth import ANYBODY, Caller
+from server.web.denials import note_refused
 from server.web.errors import Forbidden, Unauthorized
 from server.web.middleware import respond
 from server.web.origins import LOOPBACK_NAMES, check_host, check_not_proxied, check_origin
@@ -63,7 +64,10 @@ class Access:
 
 
 class Authentication:
-    """Puts the ``auth.Caller`` into the request's state, and how to judge it again; or answers in the app's place."""
+    """Puts the ``auth.Caller`` into the request's state, and how to judge it again; or answers in the app's place.
+
+    ``who`` in the state is tenant and key id, also of a request that is refused: the secret is one that the key has.
+    """
 
     def __init__(self, app: ASGIApp, *, keyring: Keyring, access: Access) -> None:
         self.app = app
@@ -75,12 +79,16 @@ class Authentication:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
             presented = await self._presented(scope["method"], scope["path"], headers)
             judge = partial(self._judge, presented)
-            scope.setdefault("state", {}).update(caller=judge(), judge=judge)
+            caller = judge()
+            state.update(caller=caller, judge=judge, who=(caller.tenant, caller.key_id))
         except PrefixdError as error:
+            state["who"], reason = self._refused(headers)
+            if not isinstance(error, RegistryUnavailable):
+                note_refused("authenticate", "", error.message if isinstance(error, Forbidden) else reason)
             unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             await respond(error, scope, receive, send, close=unread)
             return
@@ -120,6 +128,20 @@ class Authentication:
         if key is None:
             raise Unauthorized(_NEEDED)
         return caller_with(self._keyring.known, key)
+
+    def _refused(self, headers: Headers) -> tuple[tuple[str | None, str | None], str]:
+        """Whose key a refused request carries, for log and audit alone, and what is wrong with it."""
+        try:
+            sent = _sent(headers)
+        except Unauthorized:
+            return (None, None), "two keys that differ"
+        presented = parse_secret(sent) if sent else None
+        if presented is None:
+            return (None, None), "a malformed key" if sent else "no key"
+        key = self._keyring.holder(presented)
+        if key is None:
+            return (None, None), "an unknown key"
+        return (key.tenant, key.id), "a revoked key" if key.revoked_at is not None else "an expired key"
 
     async def _look(self) -> None:
         """Return once the registry was asked after this call began, or could not be asked."""

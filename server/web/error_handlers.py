@@ -18,7 +18,16 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from prefixes.errors import PrefixdError
-from server.web.errors import InvalidRequest, MethodNotAllowed, NotFound, error_response, internal_error
+from server.web.denials import note_refused
+from server.web.errors import (
+    REFUSALS,
+    Forbidden,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    error_response,
+    internal_error,
+)
 from server.web.middleware import OPENAI_PATHS
 from server.web.sse import ClientLeft
 from server.web.suggest import did_you_mean
@@ -96,5 +105,7 @@ def _allowed(request: Request) -> str:
 
 
 def _answer(request: Request, error: PrefixdError) -> Response:
+    if error.code in REFUSALS:
+        note_refused("", "", error.message if error.code == Forbidden.code else error.code, if_none=True)
     request_id = getattr(request.state, "request_id", None)
     return error_response(error, request_id, openai=request.url.path.startswith(OPENAI_PATHS))

@@ -52,6 +52,9 @@ STATUSES: Final[Mapping[str, int]] = {
 }
 """Every code that an answer can carry, and its status."""
 
+REFUSALS: Final = frozenset({"unauthorized", "forbidden", "key_not_found"})
+"""Codes of answers that refuse a caller because of who it is, wherever they are raised."""
+
 RETRY_AFTER_S: Final[Mapping[str, float]] = {
     "queue_full": 1, "rate_limited": 1, "registry_unavailable": 1, "shutting_down": 5, "not_ready": 1,
     "overloaded": 1, "datasets_unavailable": 1, "jobs_unavailable": 1,

@@ -1,4 +1,4 @@
-"""The middleware around every request, in pure ASGI: its id, its metrics, its log line, its end in a shutdown.
+"""The middleware around every request, in pure ASGI: its id, its metrics, its log line, its denials, its end.
 
 Owns what is the same for all routes and knows none of them. Headers that a request's state has as ``answer_headers`` go
 out with its answer, whatever that is. It adds only one function call per sent piece of a body,
@@ -12,13 +12,19 @@ import logging
 import re
 import time
 import uuid
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefixes.errors import PrefixdError, ShuttingDown
+from prefixes.tenancy.denial import Denial
+from prefixes.tenancy.directory import utc_now
+from prefixes.tenancy.secret import PREFIX, SECRET_PATTERN
+from server.web.denials import DenialLog, Refused, begin_notes
 from server.web.errors import error_response, internal_error
 from server.web.http_metrics import HttpMetrics
 from server.web.intake import Intake
@@ -31,6 +37,7 @@ PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 """Proxies and monitors ask for these several times a second. They are counted on the public port and never logged."""
 CLIENT_LEFT: Final = 499
 
+_SECRET: Final = re.compile(SECRET_PATTERN[1:-1])
 _WELL_FORMED: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _log = logging.getLogger("prefixd.http")
 
@@ -42,10 +49,13 @@ class RequestMiddleware:
     the shutdown cancels is answered like those that came too late.
     """
 
-    def __init__(self, app: ASGIApp, *, intake: Intake, metrics: HttpMetrics | None, access_log: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, intake: Intake, metrics: HttpMetrics | None, access_log: bool, denials: DenialLog
+    ) -> None:
         self.app = app
         self._intake = intake
         self._metrics = metrics
+        self._denials = denials
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,9 +65,10 @@ class RequestMiddleware:
             return
         begun = time.perf_counter()
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = given if _WELL_FORMED.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _WELL_FORMED.fullmatch(given) and PREFIX not in given else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         current_request_id.set(request_id)
+        notes = begin_notes()
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -90,14 +101,42 @@ class RequestMiddleware:
             route = getattr(scope.get("route"), "path", None)
             if self._metrics:
                 self._metrics.observe(scope["method"], route, status or CLIENT_LEFT, seconds)
+            tenant, key = scope["state"].get("who", (None, None))
+            for refused in notes:
+                self._audit(scope, refused, tenant if key is not None else None, key)
             if self._access_log and route not in PROBES:
                 facts = {
-                    "method": scope["method"], "route": route, "path": scope["path"][:200],
-                    "status": status or CLIENT_LEFT, "seconds": round(seconds, 6),
+                    "method": scope["method"], "route": route, "path": _SECRET.sub("pfx_…", scope["path"])[:200],
+                    "status": status or CLIENT_LEFT, "seconds": round(seconds, 6), "tenant": tenant, "key": key,
                 }
-                if (caller := scope["state"].get("caller")) is not None and caller.key_id is not None:
-                    facts |= {"tenant": caller.tenant, "key": caller.key_id}
                 _log.info("request", extra={"facts": facts})
+
+    def _audit(self, scope: Scope, refused: Refused, tenant: str | None, key: str | None) -> None:
+        request_id = scope["state"]["request_id"]
+        self._denials.note(
+            tenant,
+            lambda: Denial(
+                utc_now(), key, refused.action, _route(scope), refused.what, _SECRET.sub("pfx_…", refused.reason),
+                request_id,
+            ),
+        )
+
+
+def _route(scope: Scope) -> str:
+    """The method and the path's template, which names no task. Who is refused early has not come to its route."""
+    route = scope.get("route") or _matching(scope["app"].router.routes, scope)
+    return f"{scope['method']} {getattr(route, 'path', '(none)')}"
+
+
+def _matching(routes: Iterable[Any], scope: Scope) -> Any:
+    for route in routes:
+        included = getattr(route, "original_router", None)  # FastAPI keeps included routers as they are
+        if included is not None:
+            if found := _matching(included.routes, scope):
+                return found
+        elif route.matches(scope)[0] is Match.FULL:
+            return route
+    return None
 
 
 async def respond(error: PrefixdError, scope: Scope, receive: Receive, send: Send, *, close: bool = False) -> None:

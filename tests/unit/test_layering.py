@@ -47,8 +47,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transfer", "limiter"),
     ),
     "prefixes.tenancy": (
-        ("limits", "secret", "store"),
-        ("model",),
+        ("denial", "limits", "secret"),
+        ("model", "store"),
         ("records", "changes", "hash_file"),
         ("directory",),
         ("keyring",),
@@ -65,8 +65,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry",),
     ),
     "server": (
-        ("web", "engine", "task_labels"),
-        ("task_series",),
+        ("web", "engine", "labels"),
+        ("labelled_series",),
         ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing", "limit_headers"),
         ("parameter_schemas", "reservations"),
         ("tiers",),

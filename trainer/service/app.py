@@ -78,5 +78,6 @@ def _install(app: FastAPI, runtime: TrainerRuntime, intake: Intake, metrics: Htt
     )  # fmt: skip
     install_access(app, runtime.keyring, settings)
     app.add_middleware(  # added last, runs first
-        RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
-    )
+        RequestMiddleware,
+        intake=intake, metrics=metrics, access_log=settings.access_log, denials=runtime.denials,
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_to_serve
 from prefixes.registry.redis.url import parse_redis_url
 from prefixes.tenancy.keyring import Keyring
+from server.web.denials import DenialLog
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 from server.web.upload_places import UploadPlaces
@@ -49,6 +50,7 @@ class AssembledTrainer:
 
     async def close(self) -> None:
         """Release connections and locks."""
+        await asyncio.to_thread(self.runtime.denials.close)
         await asyncio.to_thread(self.runtime.keyring.close)
         await self.worker.queue.close()
         await self.worker.store.close()
@@ -79,9 +81,11 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry, quotas)
     places = UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s)
     writes = anyio.CapacityLimiter(MAX_WRITES_AT_ONCE)
-    runtime = TrainerRuntime(settings, service, keyring, metrics, places, writes)
+    denials = DenialLog(registry.tenancy)
+    runtime = TrainerRuntime(settings, service, keyring, denials, metrics, places, writes)
     worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics))
     keyring.start()
+    denials.start()
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})
     return AssembledTrainer(runtime, worker, waiting)
 

@@ -2,6 +2,7 @@
 
     tenancy.json         the document, see ``prefixes.tenancy.records``
     tenancy-used.json    when keys were last used: id -> time
+    denials/tenants/<tenant>.jsonl, denials/unknown.jsonl    who was refused, see ``prefixes.tenancy.denial``
 
 Owns these files and the order of writes: the registry is closed before its first key is there. Writers hold the lock
 of the registry's own folder; readers hold none.
@@ -10,13 +11,15 @@ of the registry's own folder; readers hold none.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry.disk.files import Files
 from prefixes.registry.identity import Mark, mark_to_json
+from prefixes.spec import check_name
 from prefixes.spec_json import canonical_json
+from prefixes.tenancy.denial import DENIALS_KEPT, Denial, denial_to_json, denials_from_json
 from prefixes.tenancy.records import revision_of
 from prefixes.tenancy.store import Stored
 
@@ -52,6 +55,7 @@ class DiskTenancy:
             raise RegistryUnavailable(f"registry: tenancy-used.json: {str(error)[:200]}") from None
 
     def note_used(self, times: Mapping[str, str]) -> None:
+        self._mark()  # the lock would make a folder that is away, here and below
         with self._files.lock():
             before = self.used()
             after = before | {key: max(time, before.get(key, "")) for key, time in times.items()}
@@ -65,8 +69,27 @@ class DiskTenancy:
             if after != before:
                 self._files.write(canonical_json(after).encode(), "tenancy-used.json")
 
-    def _read(self, name: str) -> bytes | None:
+    def note_denials(self, tenant: str | None, denials: Sequence[Denial]) -> None:
+        self._mark()
+        with self._files.lock():
+            self._mark()
+            lines = (self._read(*_denials(tenant)) or b"").splitlines()
+            lines += [denial_to_json(denial).encode() for denial in denials]
+            self._files.write(b"\n".join([*lines[-DENIALS_KEPT:], b""]), *_denials(tenant))
+
+    def denials(self, tenant: str | None) -> list[Denial]:
+        found = denials_from_json((self._read(*_denials(tenant)) or b"").splitlines())
+        self._mark()
+        return found
+
+    def _read(self, *parts: str) -> bytes | None:
         try:
-            return self._files.read(name)
+            return self._files.read(*parts)
         except FileNotFoundError:
             return None
+
+
+def _denials(tenant: str | None) -> tuple[str, ...]:
+    if tenant is None:
+        return ("denials", "unknown.jsonl")
+    return ("denials", "tenants", f"{check_name('tenant', tenant)}.jsonl")

@@ -5,6 +5,8 @@
     {prefixd}:tenancy               hash: revision and document of tenants and keys
     {prefixd}:tenancy-used          hash: id of a key -> when it was last used
     {prefixd}:replicas:<service>    sorted set of the running replicas of a service, by the end of their announcement
+    {prefixd}:denials               list: callers without a known key that were refused, oldest first
+    {prefixd}:denials:<tenant>      list: likewise, of one tenant's callers
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's data was lost
     prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: some data may be missing
     prefixd:{<tenant>}:tasks        set of the tenant's task names
@@ -33,6 +35,7 @@ REGISTRY: Final = "{prefixd}:registry"
 TENANTS: Final = "{prefixd}:tenants"
 TENANCY: Final = "{prefixd}:tenancy"
 TENANCY_USED: Final = "{prefixd}:tenancy-used"
+DENIALS: Final = "{prefixd}:denials"
 EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
 """A pattern of Redis for ``TenantKeys.id`` of every tenant; no other key matches."""
 CHANGES: Final = "prefixd:changes"

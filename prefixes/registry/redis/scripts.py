@@ -65,6 +65,16 @@ end
 return 1
 """
 
+NOTE_DENIALS: Final = """
+-- KEYS: the registry, the denials. ARGV: the registry's id, how many are kept, then denials. Answers as above.
+local found = redis.call('GET', KEYS[1])
+if not found or cjson.decode(found)['id'] ~= ARGV[1] then return -1 end
+redis.call('LTRIM', KEYS[2], -ARGV[2], -1)  -- as above: a full Redis runs a script whose first write needs no memory
+for at = 3, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[at]) end
+redis.call('LTRIM', KEYS[2], -ARGV[2], -1)
+return 1
+"""
+
 TASK_HEAD: Final = """
 -- KEYS: the tenant's id, the task. ARGV: a number of bytes. Answers the id, and the task's first bytes.
 return {redis.call('GET', KEYS[1]), redis.call('GETRANGE', KEYS[2], 0, ARGV[1] - 1)}

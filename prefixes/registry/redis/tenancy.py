@@ -6,7 +6,7 @@ and the document are of one moment.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import redis
 from redis.cluster import RedisCluster
@@ -14,7 +14,9 @@ from redis.cluster import RedisCluster
 from prefixes.registry.redis import scripts
 from prefixes.registry.redis.errors import guarded
 from prefixes.registry.redis.identity import RedisIdentity
-from prefixes.registry.redis.keys import REGISTRY, TENANCY, TENANCY_USED
+from prefixes.registry.redis.keys import DENIALS, REGISTRY, TENANCY, TENANCY_USED
+from prefixes.spec import check_name
+from prefixes.tenancy.denial import DENIALS_KEPT, Denial, denial_to_json, denials_from_json
 from prefixes.tenancy.records import revision_of
 from prefixes.tenancy.store import Stored
 
@@ -24,9 +26,9 @@ class RedisTenancy:
 
     def __init__(self, client: redis.Redis | RedisCluster, identity: RedisIdentity) -> None:
         self._client, self._identity = client, identity
-        self._read, self._replace, self._note = (
+        self._read, self._replace, self._note, self._note_denials = (
             client.register_script(text)
-            for text in (scripts.READ_TENANCY, scripts.REPLACE_TENANCY, scripts.NOTE_USED)
+            for text in (scripts.READ_TENANCY, scripts.REPLACE_TENANCY, scripts.NOTE_USED, scripts.NOTE_DENIALS)
         )
 
     def read(self, known: Stored | None = None) -> Stored:
@@ -63,8 +65,25 @@ class RedisTenancy:
         with guarded():
             self._client.hdel(TENANCY_USED, *keys)
 
+    def note_denials(self, tenant: str | None, denials: Sequence[Denial]) -> None:
+        lines = [denial_to_json(denial) for denial in denials]
+        with guarded():
+            self._made(
+                self._note_denials(keys=[REGISTRY, _denials(tenant)], args=[self._identity.id, DENIALS_KEPT, *lines])
+            )
+
+    def denials(self, tenant: str | None) -> list[Denial]:
+        with guarded():
+            lines = self._client.lrange(_denials(tenant), 0, -1)
+        self._identity.check()
+        return denials_from_json(lines)
+
     def _made(self, answer: int) -> bool:
         if answer < 0:
             self._identity.check()
             raise self._identity.lost()
         return bool(answer)
+
+
+def _denials(tenant: str | None) -> str:
+    return DENIALS if tenant is None else f"{DENIALS}:{check_name('tenant', tenant)}"

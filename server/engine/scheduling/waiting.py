@@ -82,6 +82,10 @@ class WaitingGroups:
         """Groups of ``caller``. Any thread may call it."""
         return self._waiting.get(caller, 0)
 
+    def counts(self) -> dict[str, int]:
+        """Groups of each caller that has some. Any thread may call it."""
+        return dict(self._waiting)
+
     def in_turn(self) -> list[TenantQueue]:
         """The tenants' queues that are not empty: the least counter first, then by the arrival of their heads."""
         if len(self._ready) < 2:

@@ -45,10 +45,10 @@ def test_every_route_is_documented() -> None:
 
 def test_every_metric_is_documented() -> None:
     registry = CollectorRegistry()
-    EngineMetrics(max_task_labels=1).begin(registry)
+    EngineMetrics(max_task_labels=1, max_tenant_labels=1).begin(registry)
     HttpMetrics(registry)
     stats = EngineStats(0, 0, 0.0, 0, 0, 0, 0, 0)
-    registry.register(EngineStateCollector(lambda: stats, lambda: 0.0))
+    registry.register(EngineStateCollector(lambda: stats, lambda: 0.0, str))
     registry.register(TierCollector(PrefixTiers(lambda tenant, version: b"", ()).stats, lambda: stats))
     RegistryMetrics(registry)
     registry.register(LinkCollector(lambda: LinkState(True, 0.0, False, True)))

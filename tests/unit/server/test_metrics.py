@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from server.engine.observer import EngineObserver
 from server.engine.types import EngineStats, FinishReason, Usage
+from server.labels import OTHER
 from server.metrics import EngineMetrics, EngineStateCollector
 
 
@@ -18,15 +19,15 @@ def report(observer: EngineObserver, task: str | None) -> None:
     observer.on_step(rows=3, tasks=2, tokens=9, seconds=0.01, forwards={"decoder": 1})
     observer.on_first_token(task, 0.1)
     observer.on_inter_token(task, 0.1)
-    observer.on_finish(task, FinishReason.STOP, Usage(4, 5, 6), 0.3)
-    observer.on_finish(task, None, Usage(1, 0, 0), 0.3)
+    observer.on_finish(task, "acme", FinishReason.STOP, Usage(4, 5, 6), 0.3)
+    observer.on_finish(task, "acme", None, Usage(1, 0, 0), 0.3)
     observer.on_prefix_load(0.1, 100, True)
     observer.on_prefix_evicted(100)
     observer.on_preemption()
 
 
 def test_every_report_shows_under_its_name() -> None:
-    registry, metrics = CollectorRegistry(), EngineMetrics(max_task_labels=10)
+    registry, metrics = CollectorRegistry(), EngineMetrics(max_task_labels=10, max_tenant_labels=10)
     metrics.begin(registry)
     report(metrics, "default/e2e")
     seen = scrape(registry)
@@ -39,6 +40,11 @@ def test_every_report_shows_under_its_name() -> None:
         f"prefixd_generation_tokens_total{label}": 6,
         'prefixd_request_success_total{finished_reason="stop",task="default/e2e"}': 1,
         f"prefixd_request_failure_total{label}": 1,
+        'prefixd_tenant_requests_total{outcome="stop",tenant="acme"}': 1,
+        'prefixd_tenant_requests_total{outcome="error",tenant="acme"}': 1,
+        'prefixd_tenant_input_tokens_total{tenant="acme"}': 5,
+        'prefixd_tenant_prefix_tokens_total{tenant="acme"}': 5,
+        'prefixd_tenant_output_tokens_total{tenant="acme"}': 6,
         "prefixd_num_preemptions_total": 1,
         'prefixd_forward_total{stage="decoder"}': 1,
         "prefixd_step_rows_sum": 3,
@@ -51,7 +57,7 @@ def test_every_report_shows_under_its_name() -> None:
 
 
 def test_what_was_reported_before_the_beginning_does_not_count() -> None:
-    registry, metrics = CollectorRegistry(), EngineMetrics(max_task_labels=10)
+    registry, metrics = CollectorRegistry(), EngineMetrics(max_task_labels=10, max_tenant_labels=10)
     report(metrics, None)
     metrics.begin(registry)
     assert "prefixd_step_rows_count" in scrape(registry)
@@ -59,7 +65,7 @@ def test_what_was_reported_before_the_beginning_does_not_count() -> None:
 
 
 def test_task_labels_are_bounded_and_the_rest_is_one() -> None:
-    registry, metrics = CollectorRegistry(), EngineMetrics(max_task_labels=2)
+    registry, metrics = CollectorRegistry(), EngineMetrics(max_task_labels=2, max_tenant_labels=10)
     metrics.begin(registry)
     for task in (None, "default/a", "default/b", "default/c", "default/d", "default/a"):
         metrics.on_first_token(task, 0.1)
@@ -72,7 +78,12 @@ def test_task_labels_are_bounded_and_the_rest_is_one() -> None:
 
 def test_the_engines_state_is_read_when_asked() -> None:
     registry = CollectorRegistry()
-    registry.register(EngineStateCollector(lambda: EngineStats(1, 2, 0.5, 3, 400, 500, 60, 70), lambda: 7.5))
+    stats = EngineStats(
+        1, 2, 0.5, 3, 400, 500, 60, 70, {"acme": 1}, {"acme": 1, "globex": 2, "initech": 3}
+    )
+    registry.register(
+        EngineStateCollector(lambda: stats, lambda: 7.5, lambda tenant: tenant if tenant == "acme" else OTHER)
+    )
     assert scrape(registry) == {
         "prefixd_num_requests_running": 1,
         "prefixd_num_requests_waiting": 2,
@@ -82,4 +93,7 @@ def test_the_engines_state_is_read_when_asked() -> None:
         "prefixd_staged_prefix_bytes": 60,
         "prefixd_preempted_prefix_bytes": 70,
         "prefixd_step_running_seconds": 7.5,
+        'prefixd_tenant_requests_running{tenant="acme"}': 1,
+        'prefixd_tenant_requests_waiting{tenant="acme"}': 1,
+        'prefixd_tenant_requests_waiting{tenant="(other)"}': 5,
     }

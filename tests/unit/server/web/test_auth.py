@@ -125,6 +125,7 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
         callers = make_callers(served.assembled.link.registry.tenancy)
         served.assembled.keyring.look()
         texts: set[str] = set()
+        refused = 0
         for port, method, template in there:
             client = served.public if port == "public" else served.admin
             needs = TABLE[port, method, template]
@@ -146,11 +147,15 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
                 if about is OWN and "{name}" in template and caller not in ("owner",) and wanted is None and got == 404:
                     continue  # neither globex nor the operator's tenant has a task of that name
                 assert got == wanted, (wanted, *case)
+                refused += got is not None
                 assert answer.status_code < 500, case
                 if answer.status_code == 401:
                     assert answer.headers["www-authenticate"].startswith("Bearer")
                     texts.add(answer.json()["error"]["message"])
         assert len(texts) == 1  # whatever is wrong with a key, the answer is the same
+        served.assembled.denials.write(last=True)
+        audited = [*map(served.assembled.link.registry.tenancy.denials, (None, "acme", "globex", "initech", "ops"))]
+        assert sum(denial.count for denials in audited for denial in denials) == refused  # each, and nothing else
 
     with_apps(tmp_path, test, max_task_labels=4)
 

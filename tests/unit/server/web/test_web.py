@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from prefixes.errors import PrefixdError, QueueFull, TaskNotFound
 from server.request_fields import FIELDS
 from server.schemas import GenerateRequest
 from server.web.bodies import BodyMiddleware
+from server.web.denials import DenialLog
 from server.web.error_handlers import install_error_handlers
 from server.web.errors import STATUSES, error_body, error_response, openai_error_body
 from server.web.http_metrics import HttpMetrics
@@ -50,7 +52,8 @@ def make_app(registry: CollectorRegistry | None = None) -> FastAPI:
         BodyMiddleware, intake=intake, max_bytes=100, uploads={"/prefixes": 1000}, upload_timeout_s=600
     )
     counted = HttpMetrics(registry or CollectorRegistry())
-    app.add_middleware(RequestMiddleware, intake=intake, metrics=counted, access_log=False)
+    denials = DenialLog(Mock())
+    app.add_middleware(RequestMiddleware, intake=intake, metrics=counted, access_log=False, denials=denials)
     return app
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import httpx
 from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 
+from prefixes.registry import open_registry
 from prefixes.tenancy.model import Scope
 from server.web.intake import Intake
 from server.web.settings_sources import load_settings
@@ -57,6 +59,7 @@ def routes(port: str, routed: FastAPI | APIRouter) -> Iterator[tuple[str, str, s
         else:
             yield from routes(port, route.original_router)  # type: ignore[attr-defined]
 
+
 Test = Callable[[FastAPI, FastAPI, Callers], Awaitable[None]]
 
 
@@ -78,7 +81,10 @@ def with_trainer(tmp_path: Path, test: Test) -> None:
 
 
 def test_every_route_asks_every_caller(tmp_path: Path) -> None:
+    denied = 0
+
     async def test(public: FastAPI, admin: FastAPI, callers: Callers) -> None:
+        nonlocal denied
         there = [*routes("public", public), *routes("admin", admin)]
         assert set(there) == set(TABLE), set(there) ^ set(TABLE)
         clients = {
@@ -109,11 +115,15 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
                 else:
                     refused = answer.status_code in (401, 403)
                     assert (answer.status_code if refused else None) == wanted, case
+                denied += refused
         for what in ("/datasets", "/jobs"):
             told = (await clients["public"].get(what, headers=callers.headers["foreign"])).text
             assert digest not in told or what == "/datasets"
 
     with_trainer(tmp_path, test)
+    with closing(open_registry(str(tmp_path / "registry"))) as registry:
+        kept = [*map(registry.tenancy.denials, (None, "acme", "globex", "initech", "ops"))]
+    assert sum(denial.count for denials in kept for denial in denials) == denied  # each, and nothing else
 
 
 JOB: Final = "job-0"

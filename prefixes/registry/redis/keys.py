@@ -4,6 +4,9 @@
     {prefixd}:tenants               set of tenants that ever published
     {prefixd}:tenancy               hash: revision and document of tenants and keys
     {prefixd}:tenancy-used          hash: id of a key -> when it was last used
+    {prefixd}:usage                 sorted set of <day>:<tenant> that have usage
+    {prefixd}:usage:<day>:<tenant>  hash: what is summed -> its counts, until the day is no longer kept
+    {prefixd}:usage-batches:<day>   hash: a writer -> the number of its last batch of the day, as long
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's data was lost
     prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: some data may be missing
     prefixd:{<tenant>}:tasks        set of the tenant's task names
@@ -29,10 +32,21 @@ REGISTRY: Final = "{prefixd}:registry"
 TENANTS: Final = "{prefixd}:tenants"
 TENANCY: Final = "{prefixd}:tenancy"
 TENANCY_USED: Final = "{prefixd}:tenancy-used"
+USAGE: Final = "{prefixd}:usage"
 EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
 """A pattern of Redis for ``TenantKeys.id`` of every tenant; no other key matches."""
 CHANGES: Final = "prefixd:changes"
 """The channel of changes; a message is ``<tenant>/<name>``."""
+
+
+def usage_of(member: str) -> str:
+    """The usage of a day and tenant, by its name in ``USAGE``."""
+    return f"{USAGE}:{member}"
+
+
+def usage_batches(day: str) -> str:
+    """The batches that made a day's usage."""
+    return f"{{prefixd}}:usage-batches:{day}"
 
 
 class TenantKeys:

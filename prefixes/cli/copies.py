@@ -208,6 +208,7 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
                 "kept_tenants": report.kept,
                 "unfinished": report.unfinished,
                 "keys": report.keys,
+                "usage_days": report.usage_days,
                 "source_id": source.id,
                 "target_id": target.id if target is not None else None,
                 "dry_run": report.dry_run,
@@ -218,6 +219,8 @@ def _show(report: Report, source: Store, target: Store | None, url: str, as_json
     typer.echo(f"{'would be, in' if report.dry_run else 'in'} {shown_url(url)}: {told}")
     if report.keys:
         typer.echo("tenants, keys and shares too")
+    if report.usage_days:
+        typer.echo(f"the usage of {report.usage_days} day(s) too")
     if target is None:
         typer.echo("it would be made: there is no registry yet")
     if report.deleted:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from prefixes.registry.subscription import Subscription
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef
 from prefixes.tenancy.store import TenancyStore
+from prefixes.usage.store import UsageStore
 
 UNKNOWN_ACTOR: Final = "unknown"
 RETENTION_S: Final = 7 * 86400.0
@@ -222,19 +224,6 @@ class Registry(Protocol):
         """Release connections and locks."""
 
 
-class Subscription(Protocol):
-    """Changes as they happen. A ``live`` subscription has lost none since ``generation`` last went up."""
-
-    generation: int  # goes up with every connection: older reads may be outdated
-    heard_at: float  # time.monotonic() seconds: no change was missed between the start of the generation and then
-
-    def live(self) -> bool:
-        """Whether the store was heard within the last half second."""
-
-    def close(self) -> None:
-        """Stop listening."""
-
-
 class Store(Registry, Protocol):
     """A registry at its source, for operators. ``id`` tells it from every other, also from itself once emptied.
 
@@ -246,6 +235,10 @@ class Store(Registry, Protocol):
     @property
     def tenancy(self) -> TenancyStore:
         """Where its tenants and keys are kept."""
+
+    @property
+    def usage(self) -> UsageStore:
+        """Where it is kept what tenants used."""
 
     @property
     def restoring(self) -> bool:

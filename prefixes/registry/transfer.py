@@ -2,9 +2,9 @@
 
 Owns what happens to each task and the report of it; knows no store. A task is copied with its aliases, history, times
 and records, or not at all: every artifact is read and compared with its digest before the first write. Deleted tasks
-and the audit are not copied. Tenants and keys go with the whole of a registry, to its backup and back. A backup is a
-registry in a folder, with the id of its source: a server that had opened the source takes the restored registry for the
-same one.
+and the audit are not copied. Tenants, keys and usage go with the whole of a registry, to its backup and back. A backup
+is a registry in a folder, with the id of its source: a server that had opened the source takes the restored registry
+for the same one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from prefixes.errors import (
 )
 from prefixes.registry import open_registry
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
+from prefixes.registry.copied_usage import copy_usage
 from prefixes.registry.listing import list_tasks
 from prefixes.registry.store import check_artifact
 from prefixes.tenancy.model import Tenancy
@@ -59,7 +60,7 @@ class Report:
 
     After a restore, ``forgotten`` names lost tenants that the source does not have, and ``kept`` counts tenants that
     had lost nothing and were left alone. ``unfinished`` says that the target still counts as being restored. ``keys``
-    says that tenants, keys and shares came along, or would.
+    says that tenants, keys and shares came along, or would; ``usage_days`` counts the days whose usage did.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -69,6 +70,7 @@ class Report:
     kept: int = 0
     unfinished: bool = False
     keys: bool = False
+    usage_days: int = 0
 
     def counts(self) -> dict[Result, int]:
         """How many tasks have each result."""
@@ -111,6 +113,7 @@ def transfer(
         raise ValueError("expected a target, or a dry run")
     whole = tenant is None and name is None
     keys = whole and _copy_keys(source, target, mirror=mirror, dry_run=dry_run)
+    usage_days = copy_usage(source, target, mirror=mirror, dry_run=dry_run) if whole else 0
     copier, listing = _Copier(source, target, replace or mirror, dry_run, actor), list_tasks(source, tenant, name)
     kept: frozenset[str] = frozenset()
     if target is not None and target.restoring:
@@ -149,6 +152,7 @@ def transfer(
         kept=len(kept),
         unfinished=target is not None and target.restoring and not dry_run,
         keys=keys,
+        usage_days=usage_days,
     )
 
 

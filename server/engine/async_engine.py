@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Final
 
 from prefixes.errors import EngineFailure, NotReady, PrefixdError, ShuttingDown
@@ -19,7 +20,7 @@ from prefixes.spec import PrefixSpec
 from server.engine.engine import Engine
 from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
-from server.engine.types import EngineStats, Event, Failed, Finished, GenerationRequest, PrefixKey
+from server.engine.types import EngineStats, Event, Failed, Finished, GenerationRequest, PrefixKey, TokenEvent
 
 STEP_TIMEOUT_S: Final = 60.0
 """Seconds after which a step counts as hung, by default."""
@@ -27,6 +28,7 @@ CLOSE_S: Final = 10.0
 """Seconds that ``close`` waits for the step under way, before it leaves the thread behind."""
 
 OnEnd = Callable[[Finished | Failed], None]
+OnAnyEnd = Callable[[GenerationRequest, Finished | Failed], None]
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +36,10 @@ log = logging.getLogger(__name__)
 class EventStream(AsyncIterator[Event]):
     """One request's events, ending with exactly one terminal event. A reader that leaves early must call ``abort``.
 
-    ``on_end`` is called once with the terminal event, on the event loop, whether anybody reads or not.
+    Each ``on_end`` is called once with the terminal event, on the event loop, whether anybody reads or not.
     """
 
-    def __init__(self, request_id: str, abort: Callable[[str], None], on_end: OnEnd | None = None) -> None:
+    def __init__(self, request_id: str, abort: Callable[[str], None], *on_end: OnEnd) -> None:
         self.request_id = request_id
         self._abort, self._on_end = abort, on_end
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -46,9 +48,11 @@ class EventStream(AsyncIterator[Event]):
     def push(self, event: Event) -> None:
         """Called on the event loop."""
         self._events.put_nowait(event)
-        if self._on_end is not None and isinstance(event, Finished | Failed):
+        if isinstance(event, TokenEvent):
+            return
+        for on_end in self._on_end:
             try:
-                self._on_end(event)
+                on_end(event)
             except Exception:  # the request has its answer all the same
                 log.exception("the end of a request was not taken", extra={"facts": {"request_id": self.request_id}})
 
@@ -89,8 +93,15 @@ class EventStream(AsyncIterator[Event]):
 class AsyncEngine:
     """Runs an engine in its own thread."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, inflow: Inflow, watch: StepWatch) -> None:
-        self._engine, self._loop, self._inflow, self._watch = engine, loop, inflow, watch
+    def __init__(
+        self,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        inflow: Inflow,
+        watch: StepWatch,
+        on_end: OnAnyEnd | None,
+    ) -> None:
+        self._engine, self._loop, self._inflow, self._watch, self._on_end = engine, loop, inflow, watch, on_end
         self._streams: dict[str, EventStream] = {}
         self._inbox: deque[Callable[[], list[Event]]] = deque()
         self._wakeup = threading.Condition()
@@ -99,9 +110,14 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @classmethod
-    def start(cls, engine: Engine, inflow: Inflow, watch: StepWatch | None = None) -> AsyncEngine:
-        """Start stepping ``engine``; call on the event loop that will use it. ``inflow`` says how many may wait."""
-        started = cls(engine, asyncio.get_running_loop(), inflow, watch or StepWatch(STEP_TIMEOUT_S))
+    def start(
+        cls, engine: Engine, inflow: Inflow, watch: StepWatch | None = None, on_end: OnAnyEnd | None = None
+    ) -> AsyncEngine:
+        """Start stepping ``engine``; call on the event loop that will use it. ``inflow`` says how many may wait.
+
+        ``on_end`` is told of every request's end, as that of ``submit`` is of one.
+        """
+        started = cls(engine, asyncio.get_running_loop(), inflow, watch or StepWatch(STEP_TIMEOUT_S), on_end)
         engine.on_wake(started._notify)
         started._thread.start()
         return started
@@ -121,7 +137,8 @@ class AsyncEngine:
         self._watch.check()
         self._inflow.check(request.caller, self._engine.waiting(), self._engine.waiting(request.caller))
         self._engine.check(request)
-        stream = EventStream(request.request_id, self._submit_abort, on_end)
+        told = [] if self._on_end is None else [partial(self._on_end, request)]
+        stream = EventStream(request.request_id, self._submit_abort, *told, *([on_end] if on_end else []))
         if request.request_id in self._streams:
             raise EngineFailure(f"request id {request.request_id!r} is already in use")
         self._streams[request.request_id] = stream

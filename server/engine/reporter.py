@@ -58,7 +58,7 @@ class Reporter:
 
     def _finished(self, group: Group, reason: FinishReason | None) -> Finished:
         outputs = self._outputs(group)
-        usage = self._usage(group, sum(len(output.token_ids) for output in outputs))
+        usage = self._usage(group, sum(len(output.token_ids) for output in outputs), whole=reason is None)
         now, first = time.monotonic(), group.first_token_at
         ended = reason or outputs[0].finish_reason
         request = group.request
@@ -71,7 +71,8 @@ class Reporter:
         return Finished(group.request.request_id, outputs, usage, timing)
 
     def _failed(self, group: Group, error: PrefixdError) -> Failed:
-        usage = self._usage(group, sum(row.decoding.output_length for row in group.rows))
+        rows = group.rows[: group.request.params.num_return_sequences]
+        usage = self._usage(group, sum(row.decoding.output_length for row in rows))
         request = group.request
         self._observer.on_finish(request.task, request.caller, None, usage, time.monotonic() - group.submitted_at)
         return Failed(request.request_id, error, None if group.admitted_at is None else usage)
@@ -96,7 +97,9 @@ class Reporter:
         text: str = self._tokenizer.decode(kept, skip_special_tokens=True)
         return text
 
-    def _usage(self, group: Group, output_tokens: int) -> Usage:
-        spec = group.request.prefix_spec
+    def _usage(self, group: Group, output_tokens: int, *, whole: bool = False) -> Usage:
+        """What the group has taken so far; of the input the ``whole``, if it has run to its end."""
+        group.note_input()
+        spec = group.request.prefix_spec if group.admitted_at is not None else None
         prefix_tokens = sum(site.length for site in spec.sites.values()) if spec else 0
-        return Usage(len(group.request.token_ids), prefix_tokens, output_tokens)
+        return Usage(len(group.request.token_ids) if whole else group.input_computed, prefix_tokens, output_tokens)

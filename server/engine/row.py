@@ -106,6 +106,7 @@ class Group:
     admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: dict[int, float] = field(default_factory=dict)  # by the index of the output
+    input_computed: int = 0  # see ``note_input``
 
     @property
     def prompt_length(self) -> int:
@@ -128,6 +129,19 @@ class Group:
         """Tokens of its input, or of its prompt and its input, that a group that has just begun must compute."""
         encoder = len(self.prompt.encoder_ids) if self.encoding else 0
         return encoder + self.prompt_length - self.active[0].computed
+
+    def note_input(self) -> None:
+        """Raise ``input_computed``, the most of the request's input that was computed or reused, to what is now.
+
+        To be called before its blocks go back. Of an encoder's input it is the share of the units that are done.
+        """
+        if self.started:
+            now = len(self.request.token_ids)
+        elif self.prompt.encoder_ids:
+            now = len(self.input.token_ids) * self.input.done // self.input.units if self.input else 0
+        else:
+            now = max(row.computed for row in self.rows)
+        self.input_computed = max(self.input_computed, now)
 
     @property
     def active(self) -> list[Row]:

@@ -182,7 +182,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Usage:
-    """``prefix_tokens`` counts virtual positions, all sites together."""
+    """What a request has taken, and what is billed.
+
+    ``input_tokens`` were computed, or reused of an earlier prompt: all of them, of a request that finished.
+    ``prefix_tokens`` counts virtual positions, all sites together, once it ran. ``output_tokens`` are those of the
+    outputs; beams that were given up do not count.
+    """
 
     input_tokens: int
     prefix_tokens: int
@@ -214,7 +219,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class Finished:
-    """The terminal event of a request that did not fail: all its outputs (an abort's are partial)."""
+    """The terminal event of a request that did not fail: all its outputs (an abort's are partial, and so its usage)."""
 
     request_id: str
     outputs: tuple[Output, ...]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from prefixes.errors import PrefixdError, RegistryUnavailable, WrongRegistry
-from prefixes.registry.base import Store, Subscription
+from prefixes.registry.base import Store
+from prefixes.registry.subscription import Subscription
 
 PROBE_S: Final = 0.5
 SILENT_S: Final = 3.0

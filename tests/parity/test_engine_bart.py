@@ -15,7 +15,7 @@ from prefixes.artifact import read_prefix, write_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import InputTooLong
 from server.engine.kernels import select_kernels
-from server.engine.types import Failed, Finished, FinishReason, GenerationRequest
+from server.engine.types import Failed, Finished, FinishReason, GenerationRequest, Usage
 from tests.support.bart import tiny_bart
 from tests.support.bart_library import SUBSETS, BartLibrary
 from tests.support.bart_reference import parts_of, reference_generate, reference_logits
@@ -184,6 +184,19 @@ def test_an_abort_in_the_middle_of_encoding_leaves_the_others_as_they_were(
     engine.close()
     for request in (requests[0], *requests[2:]):
         check(ended[request.request_id], expected(backbone, library, request))
+
+
+def test_an_abort_in_the_middle_of_encoding_took_its_share_of_the_input(make_backbone: Callable[..., Backbone]) -> None:
+    backbone = make_backbone()
+    library = BartLibrary(backbone)
+    engine = make_engine(backbone, library, max_step_ms=0.001)
+    engine.add(library.request("r", 0, range(21), max_new_tokens=6))
+    engine.step()
+    begun = engine._groups["r"].input
+    assert begun is not None and 0 < begun.done < begun.units
+    share = 21 * begun.done // begun.units
+    [aborted] = engine.abort("r")
+    assert isinstance(aborted, Finished) and aborted.usage == Usage(share, 0, 0) and 0 < share < 21
 
 
 def test_an_output_cut_by_a_forced_end_says_so(make_backbone: Callable[..., Backbone]) -> None:

@@ -12,8 +12,8 @@ from prefixes.errors import ShuttingDown
 from prefixes.spec import check_name
 from prefixes.tenancy.keyring import Keyring
 from server.web.auth import Action, Caller, authorize, caller_of
-from server.web.errors import Forbidden
 from server.web.denials import DenialLog
+from server.web.errors import Forbidden
 from server.web.upload_places import UploadPlaces
 from trainer.service.job_service import JobService
 from trainer.service.settings import TrainerSettings

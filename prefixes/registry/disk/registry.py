@@ -2,6 +2,7 @@
 
     registry.json                               format, the registry's own random id, and whether it is closed
     tenancy.json, tenancy-used.json             tenants and keys, see ``disk.tenancy``
+    usage/<day>.json                            what tenants used, see ``disk.usage``
     tenants/<tenant>/blobs/<hex>.safetensors    artifacts, immutable, each tenant's own
     tenants/<tenant>/tasks/<name>.json          a task: aliases, history, versions with spec and record
     tenants/<tenant>/deleted/<name>@<time>.json  a deleted task, the same JSON, until a clean-up takes it
@@ -32,6 +33,7 @@ from prefixes.registry.deleted import deleted_key, is_past, latest_first
 from prefixes.registry.disk.files import Files, is_name
 from prefixes.registry.disk.log import ChangeLog
 from prefixes.registry.disk.tenancy import DiskTenancy
+from prefixes.registry.disk.usage import DiskUsage
 from prefixes.registry.disk.writer import DiskWriter
 from prefixes.registry.disk.writer import blob_name as _blob
 from prefixes.registry.identity import Mark, check_id, mark_from_json, mark_to_json
@@ -72,6 +74,7 @@ class DiskRegistry(TaskStore):
         self.id = self._read().id
         check_id(self.id, registry_id)
         self.tenancy = DiskTenancy(self._files, self._checked)
+        self.usage = DiskUsage(self._files, self._checked)
 
     def fetch(self, tenant: str, version: str) -> bytes:
         check_name("tenant", tenant)

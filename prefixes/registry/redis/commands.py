@@ -19,6 +19,7 @@ from prefixes.registry.redis.keys import TenantKeys
 from prefixes.registry.redis.preflight import inspect_servers
 from prefixes.registry.redis.tenancy import RedisTenancy
 from prefixes.registry.redis.url import RedisTarget, disconnect
+from prefixes.registry.redis.usage import RedisUsage
 
 READ_PATIENCE: Final = 3.0
 """A piece of an artifact may take so many times as long to begin to arrive as a short answer."""
@@ -49,6 +50,7 @@ class RedisCommands:
         self.identity = RedisIdentity(self._client, create=create, registry_id=registry_id, restoring=restoring)
         self.id = self.identity.id
         self.tenancy = RedisTenancy(self._client, self.identity)
+        self.usage = RedisUsage(self._client, self.identity)
 
     def preflight(self) -> list[str]:
         """See ``base.Store``."""

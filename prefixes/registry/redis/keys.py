@@ -7,6 +7,9 @@
     {prefixd}:replicas:<service>    sorted set of the running replicas of a service, by the end of their announcement
     {prefixd}:denials               list: callers without a known key that were refused, oldest first
     {prefixd}:denials:<tenant>      list: likewise, of one tenant's callers
+    {prefixd}:usage                 sorted set of <day>:<tenant> that have usage
+    {prefixd}:usage:<day>:<tenant>  hash: what is summed -> its counts, until the day is no longer kept
+    {prefixd}:usage-batches:<day>   hash: a writer -> the number of its last batch of the day, as long
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's data was lost
     prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: some data may be missing
     prefixd:{<tenant>}:tasks        set of the tenant's task names
@@ -36,10 +39,21 @@ TENANTS: Final = "{prefixd}:tenants"
 TENANCY: Final = "{prefixd}:tenancy"
 TENANCY_USED: Final = "{prefixd}:tenancy-used"
 DENIALS: Final = "{prefixd}:denials"
+USAGE: Final = "{prefixd}:usage"
 EVERY_TENANTS_ID: Final = "prefixd:{*}:id"
 """A pattern of Redis for ``TenantKeys.id`` of every tenant; no other key matches."""
 CHANGES: Final = "prefixd:changes"
 """The channel of changes; a message is ``<tenant>/<name>``."""
+
+
+def usage_of(member: str) -> str:
+    """The usage of a day and tenant, by its name in ``USAGE``."""
+    return f"{USAGE}:{member}"
+
+
+def usage_batches(day: str) -> str:
+    """The batches that made a day's usage."""
+    return f"{{prefixd}}:usage-batches:{day}"
 
 
 class TenantKeys:

@@ -33,7 +33,7 @@ class RedisRegistry(TaskStore):
         self._target = target
         self.commands = RedisCommands(target, create=create, registry_id=registry_id, restoring=restoring)
         self._identity, self._reader = self.commands.identity, RedisReader(self.commands)
-        self.id, self.tenancy = self.commands.id, self.commands.tenancy
+        self.id, self.tenancy, self.usage = self.commands.id, self.commands.tenancy, self.commands.usage
 
     @property
     def restoring(self) -> bool:

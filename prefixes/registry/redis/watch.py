@@ -27,7 +27,7 @@ _log = logging.getLogger("prefixd.registry")
 
 
 class RedisSubscription:
-    """See ``base.Subscription``."""
+    """See ``subscription.Subscription``."""
 
     def __init__(self, target: RedisTarget, on_change: Callable[[str, str], None]) -> None:
         self.generation, self.heard_at = 0, 0.0

@@ -33,6 +33,7 @@ def log_fault(group: Group) -> None:
 
 def forget_blocks(group: Group) -> None:
     """End ``group`` and take all from it without giving anything back: nobody knows what was given back already."""
+    group.note_input()
     group.state, group.admitted, group.input, group.prefix_blocks = GroupState.ENDED, False, None, {}
     for row in group.rows:
         row.blocks, row.computed, row.digests = [], 0, []

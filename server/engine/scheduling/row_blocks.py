@@ -143,6 +143,7 @@ class RowBlocks:
 
     def release(self, group: Group) -> None:
         """Give back the blocks of all of the group's rows and of its input."""
+        group.note_input()
         self._release_rows(group.rows)
         if group.input:
             self._ledger.release(group.input.blocks)

@@ -11,8 +11,8 @@ from contextlib import closing, contextmanager
 import pytest
 
 from prefixes.errors import RegistryUnavailable
-from prefixes.registry.base import Subscription
 from prefixes.registry.redis.registry import RedisRegistry
+from prefixes.registry.subscription import Subscription
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_front import Front
 from tests.support.redis_registry import VERSIONS, opened, publish

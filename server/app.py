@@ -67,7 +67,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         link.start(lambda tenant, name: _hand_over(loop, changed, tenant, name))
         for key, spec in assembled.pinned.items():
             assembled.engine.pin(key, spec)
-        inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant)
+        inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant, assembled.keyring.limits_of)
         engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s))
         assembled.keyring.start()
         keeping = asyncio.create_task(assembled.catalog.keep_known())

@@ -15,6 +15,7 @@ from typing import Final
 
 from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.tenancy.directory import utc_now
+from prefixes.tenancy.limits import NO_LIMITS, Limits
 from prefixes.tenancy.model import Key, Tenancy
 from prefixes.tenancy.records import tenancy_from_json
 from prefixes.tenancy.secret import Presented
@@ -89,6 +90,12 @@ class Keyring:
         """The tenant's weight, 1 for one that nobody made. Any thread may ask."""
         found = self._known.tenancy.tenants.get(tenant)
         return found.weight if found is not None else 1.0
+
+    def limits_of(self, tenant: str, key_id: str | None = None) -> Limits:
+        """The tenant's limits, or those of one of its keys; none where nobody set any. Any thread may ask."""
+        known = self._known.tenancy
+        found = known.tenants.get(tenant) if key_id is None else known.keys.get(key_id)
+        return found.limits if found is not None else NO_LIMITS
 
     @property
     def asked_at(self) -> float:

@@ -119,13 +119,13 @@ class AsyncEngine:
         if not self.healthy:
             raise EngineFailure("the engine has stopped")
         self._watch.check()
-        self._inflow.check(request.caller, self._engine.waiting(), self._engine.waiting(request.caller))
-        self._engine.check(request)
+        self._engine.check(request)  # first: what can never run is not worth trying again
+        self._inflow.check(request, self._engine.waiting)
         stream = EventStream(request.request_id, self._submit_abort, on_end)
         if request.request_id in self._streams:
             raise EngineFailure(f"request id {request.request_id!r} is already in use")
         self._streams[request.request_id] = stream
-        self._inflow.submitted(request.caller)
+        self._inflow.submitted(request)
         submitted_at = time.monotonic()
         self._post(lambda: self._add(request, submitted_at))
         return stream
@@ -214,7 +214,7 @@ class AsyncEngine:
     # --- called on the engine's thread ---
 
     def _add(self, request: GenerationRequest, submitted_at: float) -> list[Event]:
-        self._inflow.taken(request.caller)
+        self._inflow.taken(request)
         try:
             self._engine.add(request, submitted_at)
         except PrefixdError as error:

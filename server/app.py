@@ -70,7 +70,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         link.start(lambda tenant, name: _hand_over(loop, changed, tenant, name))
         for key, spec in assembled.pinned.items():
             assembled.engine.pin(key, spec)
-        inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant)
+        inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant, assembled.keyring.limits_of)
         engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s))
         assembled.keyring.start()
         reservations = Reservations(open_limiter(settings.registry, service="server"), assembled.keyring)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -51,6 +51,7 @@ from server.web.settings_sources import InvalidSettings
 
 DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
 WARM_UP_TOKENS: Final = 8
+NOBODY: Final = ""  # asks for the warm-up: no tenant's name, so that no tenant's limits hold
 WARM_UP_INPUT: Final = 256  # long enough to measure the pace of prompts and encoders
 
 _log = logging.getLogger("prefixd.server")
@@ -113,7 +114,7 @@ def assemble(settings: Settings) -> Assembled:
         kernels = select_kernels(
             device, dtype, settings.kernels, settings.threads, deterministic=settings.deterministic
         )
-        engine = Engine(backbone, kernels, _engine_config(settings, keyring.weight_of), catalog.load, metrics)
+        engine = Engine(backbone, kernels, _engine_config(settings, keyring), catalog.load, metrics)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
     began = time.monotonic()
@@ -172,7 +173,7 @@ def warm_up(engine: Engine) -> None:
         (greedy, WARM_UP_INPUT),
     )
     for index, (params, length) in enumerate(kinds):
-        request = GenerationRequest(f"warm-up-{index}", "default", (0,) * length, params)
+        request = GenerationRequest(f"warm-up-{index}", NOBODY, (0,) * length, params)
         try:
             engine.check(request)
         except PrefixdError as error:
@@ -217,7 +218,7 @@ def _tiers(settings: Settings, link: RegistryLink) -> PrefixTiers:
     return PrefixTiers(lambda tenant, version: link.call("fetch", registry.fetch, tenant, version), tuple(caches))
 
 
-def _engine_config(settings: Settings, weight_of: Callable[[str], float]) -> EngineConfig:
+def _engine_config(settings: Settings, keyring: Keyring) -> EngineConfig:
     return EngineConfig(
         kv_cache_bytes=settings.kv_cache_bytes,
         max_prefix_bytes=settings.max_prefix_bytes,
@@ -229,7 +230,8 @@ def _engine_config(settings: Settings, weight_of: Callable[[str], float]) -> Eng
         deterministic=settings.deterministic,
         max_encoder_tokens=settings.max_encoder_tokens,
         reuse_prompts=settings.reuse_prompts,
-        weight_of=weight_of,
+        weight_of=keyring.weight_of,
+        limits_of=keyring.limits_of,
     )
 
 

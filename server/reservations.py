@@ -94,7 +94,7 @@ class Reservations:
         """``limits``, lowered to the caller's own."""
         if caller.key_id is None:
             return limits
-        for own in self._keyring.limits_of(caller.tenant, caller.key_id):
+        for own in self._keyring.both_limits_of(caller.tenant, caller.key_id):
             limits = limits.within(own.max_new_tokens, own.num_beams)
         return limits
 
@@ -143,7 +143,7 @@ class Reservations:
     def _charges(self, caller: Caller, requests: Sequence[GenerationRequest]) -> tuple[Charge, ...]:
         if caller.key_id is None:
             return ()
-        of_tenant, of_key = self._keyring.limits_of(caller.tenant, caller.key_id)
+        of_tenant, of_key = self._keyring.both_limits_of(caller.tenant, caller.key_id)
         amounts = {"requests": len(requests), "tokens": sum(map(most_tokens, requests))}
         return charges_for(amounts, of_tenant, caller.key_id, of_key)
 

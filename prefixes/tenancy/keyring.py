@@ -90,11 +90,21 @@ class Keyring:
         found = self._known.tenancy.tenants.get(tenant)
         return found.weight if found is not None else 1.0
 
-    def limits_of(self, tenant: str, key_id: str) -> tuple[Limits, Limits]:
-        """Those of the tenant, defaults included, and those of its key. Any thread may ask."""
+    def limits_of(self, tenant: str, key_id: str | None = None) -> Limits:
+        """Those of the tenant, defaults included, or those of one of its keys; none while nobody needs a key.
+
+        Any thread may ask.
+        """
+        if not self._known.closed:
+            return NO_LIMITS
         tenancy = self._known.tenancy
-        of_tenant, of_key = tenancy.tenants.get(tenant), tenancy.keys.get(key_id)
-        return effective(of_tenant.limits if of_tenant else NO_LIMITS), of_key.limits if of_key else NO_LIMITS
+        if key_id is not None:
+            return tenancy.keys[key_id].limits if key_id in tenancy.keys else NO_LIMITS
+        return effective(tenancy.tenants[tenant].limits if tenant in tenancy.tenants else NO_LIMITS)
+
+    def both_limits_of(self, tenant: str, key_id: str) -> tuple[Limits, Limits]:
+        """Those of the tenant, defaults included, and those of its key: both hold."""
+        return self.limits_of(tenant), self.limits_of(tenant, key_id)
 
     @property
     def asked_at(self) -> float:

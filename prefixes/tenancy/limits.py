@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Final
 
 from pydantic import ConfigDict
@@ -90,6 +91,7 @@ TENANT_LIMITS: Final = Limits(
 """A tenant's where it has no other. Rates and quotas are beyond what one server computes: they stop a runaway."""
 
 
+@lru_cache(maxsize=4096)
 def effective(own: Limits) -> Limits:
     """What holds for a tenant with these limits: its own, and the defaults for all else."""
     return own.over(TENANT_LIMITS)

@@ -135,14 +135,14 @@ class AsyncEngine:
         if not self.healthy:
             raise EngineFailure("the engine has stopped")
         self._watch.check()
-        self._inflow.check(request.caller, self._engine.waiting(), self._engine.waiting(request.caller))
-        self._engine.check(request)
+        self._engine.check(request)  # first: what can never run is not worth trying again
+        self._inflow.check(request, self._engine.waiting)
         told = [] if self._on_end is None else [partial(self._on_end, request)]
         stream = EventStream(request.request_id, self._submit_abort, *told, *([on_end] if on_end else []))
         if request.request_id in self._streams:
             raise EngineFailure(f"request id {request.request_id!r} is already in use")
         self._streams[request.request_id] = stream
-        self._inflow.submitted(request.caller)
+        self._inflow.submitted(request)
         submitted_at = time.monotonic()
         self._post(lambda: self._add(request, submitted_at))
         return stream
@@ -231,7 +231,7 @@ class AsyncEngine:
     # --- called on the engine's thread ---
 
     def _add(self, request: GenerationRequest, submitted_at: float) -> list[Event]:
-        self._inflow.taken(request.caller)
+        self._inflow.taken(request)
         try:
             self._engine.add(request, submitted_at)
         except PrefixdError as error:

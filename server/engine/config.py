@@ -6,10 +6,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prefixes.tenancy.limits import NO_LIMITS, Limits
+
 
 def equal_weight(tenant: str) -> float:
     """Every tenant weighs the same."""
     return 1.0
+
+
+def no_limits(tenant: str, key: str | None) -> Limits:
+    """Every tenant and key may take what there is."""
+    return NO_LIMITS
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class EngineConfig:
     ``preempted_prefix_bytes`` bounds the prefixes, in whole blocks, of the requests that were admitted and have not
     ended (None: as much as ``max_prefix_bytes``). Those of preempted requests may leave the pool for host memory, and
     take no more than that there. ``weight_of`` gives the weight of a tenant that asks, above 0: of the tokens that are
-    computed while several wait, each gets a share by its weight. The engine's thread calls it often.
+    computed while several wait, each gets a share by its weight. ``limits_of`` gives the limits of a tenant, and with a
+    key's id those of that key; the engine keeps to ``rows_running``. Any thread calls them, the engine's often.
     """
 
     kv_cache_bytes: int = 1 << 30
@@ -43,6 +51,7 @@ class EngineConfig:
     preempted_prefix_bytes: int | None = None
     reuse_prompts: bool = True
     weight_of: Callable[[str], float] = equal_weight
+    limits_of: Callable[[str, str | None], Limits] = no_limits
 
     def __post_init__(self) -> None:
         counts = ("kv_cache_bytes", "block_size", "max_rows", "max_step_tokens", "max_encoder_tokens")

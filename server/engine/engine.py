@@ -266,9 +266,9 @@ class Engine:
             outcome.error = EngineFailure.unexpected(error)
             return [Failed(request_id, outcome.error)]
 
-    def waiting(self, caller: str | None = None) -> int:
-        """Requests that wait for their turn, of ``caller`` or of all. Any thread may call it."""
-        return len(self._scheduler.waiting) if caller is None else self._scheduler.waiting.count(caller)
+    def waiting(self, caller: str | None = None, key: str | None = None) -> int:
+        """Requests that wait for their turn, of all, of ``caller`` or of one of its keys. Any thread may call it."""
+        return len(self._scheduler.waiting) if caller is None else self._scheduler.waiting.count(caller, key)
 
     def stats(self) -> EngineStats:
         """Gauges. Any thread may call it; the values may come from different moments of a step."""

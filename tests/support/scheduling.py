@@ -113,9 +113,9 @@ class Machine(SilentObserver):
     # --- requests ---
 
     def request(self, name: str, prompt: Iterable[int], key: PrefixKey | None = None, *, caller: str = "default",
-                **params: Any) -> GenerationRequest:
+                caller_key: str | None = None, **params: Any) -> GenerationRequest:
         spec = self.prefixes[key].spec if key else None
-        return GenerationRequest(name, caller, tuple(prompt), SamplingParams(**params), key, spec)
+        return GenerationRequest(name, caller, tuple(prompt), SamplingParams(**params), key, spec, key=caller_key)
 
     def add(self, request: GenerationRequest, at: float | None = None) -> Group:
         """As ``Engine.add``; ``at`` is the time of arrival, the order of calls where none is given."""
@@ -185,7 +185,8 @@ class Machine(SilentObserver):
     def _check(self, plan: StepPlan) -> None:
         assert sum(row.count for row in plan.rows) <= self.config.max_step_tokens
         assert len(plan.rows) <= self.config.max_rows
-        assert sum(group.request.params.rows for group in self.scheduler.running) <= self.config.max_rows
+        running = sum(group.request.params.rows for group in self.scheduler.running)
+        assert running == self.scheduler._entrance.rows.total <= self.config.max_rows
         assert all(row.count > 0 for row in plan.rows)
         assert len({row.row for row in plan.rows}) == len(plan.rows)
         targets = [target for _, target in plan.copies]

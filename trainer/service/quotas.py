@@ -22,10 +22,10 @@ class Quotas:
 
     def room(self, tenant: str, key_id: str | None) -> Room:
         """For open jobs of ``tenant`` with the rights of that key."""
-        of_tenant, of_key = self.keyring.limits_of(tenant, key_id or "")
+        of_tenant, of_key = self.keyring.both_limits_of(tenant, key_id or "")
         return Room(self.settings.max_open_jobs, of_tenant.open_jobs, of_key.open_jobs)
 
     def dataset_bytes(self, tenant: str, key_id: str | None) -> ByteQuota:
         """For datasets of ``tenant`` that are uploaded with that key."""
-        of_tenant, of_key = self.keyring.limits_of(tenant, key_id or "")
+        of_tenant, of_key = self.keyring.both_limits_of(tenant, key_id or "")
         return ByteQuota(of_tenant.dataset_bytes, of_key.dataset_bytes, key_id)

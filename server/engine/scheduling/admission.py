@@ -50,6 +50,7 @@ class Admission:
             raise InvalidParameter(
                 f"num_beams, num_return_sequences: expected at most {most} rows, got {rows}", expected=most, got=rows
             )
+        self._check_rows_running(request)
         self.check_memory(request)
 
     def check_prefix(self, spec: PrefixSpec, shortest: tuple[int, ...]) -> None:
@@ -84,6 +85,19 @@ class Admission:
                     raise InvalidParameter(
                         f"pin: expected room beside each accepted request, got none beside one of them: {error.message}"
                     ) from None
+
+    def _check_rows_running(self, request: GenerationRequest) -> None:
+        """A request that alone exceeds its tenant's or its key's limit of rows would never run."""
+        limits = {"tenant": self._config.limits_of(request.caller, None)}
+        if request.key is not None:
+            limits["key"] = self._config.limits_of(request.caller, request.key)
+        for whose, of_it in limits.items():
+            most, rows = of_it.rows_running, request.params.rows
+            if most is not None and rows > most:
+                raise InvalidParameter(
+                    f"num_beams, num_return_sequences: expected at most {most} rows (rows_running of the {whose}), "
+                    f"got {rows}", expected=most, got=rows,
+                )  # fmt: skip
 
     def _check_window(self, request: GenerationRequest) -> None:
         if not request.token_ids:

@@ -3,8 +3,9 @@
 Owns the waiting groups and those that failed before they ran. The scheduler owns what runs. ``waiting`` has the queues
 and their order, ``fairness`` the counters, ``row_blocks`` the blocks that an admitted group begins with. Rules:
 
-- The head of the tenant with the least counter goes first. Within a tenant nobody is overtaken but by those whose
-  prefix was loaded earlier.
+- The head of the tenant with the least counter goes first, of those that may run more rows. Within a tenant its keys
+  take turns, and within a key nobody is overtaken but by those whose prefix was loaded earlier.
+- Who has all rows that its limit allows is as one who does not wait: nobody passes it, and it holds up nobody.
 - A head that does not fit lets groups of other tenants pass. When ``PASSES`` have passed its tenant since that was last
   behind others, its head *reserves*: nobody else is admitted before it, so that it waits no longer than what runs takes
   to end. It is the tenant that counts them, not each head: else one whose heads never fit at once could be passed by
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 from prefixes.errors import PrefixdError
 from server.engine.config import EngineConfig
@@ -29,11 +29,10 @@ from server.engine.row import Group, GroupState
 from server.engine.scheduling.capacity import Capacity
 from server.engine.scheduling.fairness import TokenCounters
 from server.engine.scheduling.row_blocks import RowBlocks
-from server.engine.scheduling.waiting import WaitingGroups
+from server.engine.scheduling.running_rows import RunningRows
+from server.engine.scheduling.tenant_queue import PASSES, TenantQueue
+from server.engine.scheduling.waiting import Turn, WaitingGroups
 from server.engine.types import PrefixKey
-
-PASSES: Final = 8
-"""Groups that may pass a tenant whose head does not fit; also the heads that a step tries in vain at most."""
 
 
 class Entrance:
@@ -46,6 +45,7 @@ class Entrance:
         self._ledger: BlockLedger = capacity.ledger
         self._prefixes: PrefixStore = capacity.prefixes
         self.waiting = WaitingGroups(self._counters)
+        self.rows = RunningRows(config.limits_of)
         self.failed: dict[Group, PrefixdError] = {}  # not in a plan yet
 
     # --- waiting ---
@@ -81,8 +81,9 @@ class Entrance:
         failed, self.failed = list(self.failed.items()), {}
         return failed
 
-    def rebuild(self, waiting: Iterable[Group]) -> None:
-        """After a fault: these wait, and no others."""
+    def rebuild(self, waiting: Iterable[Group], running: Iterable[Group]) -> None:
+        """After a fault: these wait and those run, and no others."""
+        self.rows.recount(group.request for group in running)
         self.waiting = WaitingGroups(self._counters)
         for group in waiting:
             self._queue(group)
@@ -102,33 +103,39 @@ class Entrance:
 
     # --- admission ---
 
-    def turns(self) -> Iterator[Group]:
+    def turns(self) -> Iterator[Turn]:
         """Those that may be admitted or must wait for their prefix again, in the order in which to ``take`` them.
 
-        After one that could be taken the order is another.
+        After one that could be taken the order is another. A step tries at most ``PASSES`` heads in vain.
         """
         only_preempted, tried = False, 0
-        for queue in self.waiting.in_turn():
-            head, preempted = queue.head, queue.preempted_head
+        passes, limited = list[TenantQueue](), list[TenantQueue]()
+        for queue in self.waiting.in_turn() if self.rows.total < self._config.max_rows else ():
+            head, preempted = queue.head(self.rows), queue.preempted_head(self.rows)
+            if head is None:
+                limited.append(queue)
+                continue
             reserves = queue.passed >= PASSES
             if not only_preempted and self._may_begin(head):
-                yield head
+                yield Turn(head, tuple(passes), tuple(limited))
                 tried += 1
                 if reserves or tried == PASSES:
                     return
             else:
                 if preempted is not None:
-                    yield preempted
+                    yield Turn(preempted, tuple(passes), tuple(limited))
                 only_preempted = only_preempted or reserves
+            passes.append(queue)
 
-    def take(self, group: Group, running: list[Group]) -> bool:
+    def take(self, turn: Turn, running: list[Group]) -> bool:
         """Admit the group, let it wait for its prefix again, or fail it; False if it does not fit now."""
+        group = turn.group
         key, rows = group.request.prefix, group.request.params.rows
         if key and self._prefixes.status(key) is LoadStatus.LOADING:
             self.waiting.wait_for_prefix(group)
-        elif rows + sum(one.request.params.rows for one in running) > self._config.max_rows:
+        elif rows + self.rows.total > self._config.max_rows:
             return False
-        elif self._try_admit(group, running):
+        elif self._try_admit(turn, running):
             return True
         elif key and self._prefixes.status(key) is LoadStatus.FAILED:  # it could not be written to its blocks
             self._fail_all(key)
@@ -145,12 +152,13 @@ class Entrance:
             return True
         return self._prefixes.may_claim(key)
 
-    def _try_admit(self, group: Group, running: list[Group]) -> bool:
+    def _try_admit(self, turn: Turn, running: list[Group]) -> bool:
+        group = turn.group
         beginning = self._blocks.find(group)
         if not self._take_prefix(group, beginning.missing + beginning.input_missing + self._reserve(group, running)):
             self._blocks.give_up(beginning)
             return False
-        self.waiting.note_passing(group)
+        self.waiting.note_turn(turn, self.rows)
         self.stop_waiting(group)
         self._blocks.begin(group, beginning)
         if not group.admitted:
@@ -159,6 +167,7 @@ class Entrance:
                 self._prefixes.claim(group.request.prefix)
         group.admitted, group.state = True, GroupState.RUNNING
         bisect.insort(running, group, key=lambda one: one.submitted_at)
+        self.rows.add(group.request)
         return True
 
     def _take_prefix(self, group: Group, blocks: int) -> bool:
@@ -180,4 +189,4 @@ class Entrance:
         shared = group.prompt_length // self._ledger.block_size
         rows = group.active if len(group.active) > 1 else []
         tails = sum(self._ledger.blocks_for(row.length) - shared for row in rows)
-        return sum(one.request.params.rows for one in running) + max(tails, group.request.params.rows)
+        return self.rows.total + max(tails, group.request.params.rows)

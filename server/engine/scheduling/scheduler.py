@@ -140,7 +140,7 @@ class Scheduler:
         claiming = [g for g in dict.fromkeys([*self.running, *waiting, *self._entrance.failed]) if g.admitted]
         self._prefixes.recount(*([g.request for g in some] for some in (self.running, waiting, claiming)))
         self._blocks.recount([*self.holdings(), *self._prefixes.holdings()])
-        self._entrance.rebuild(waiting)
+        self._entrance.rebuild(waiting, self.running)
 
     def preempt(self, group: Group) -> None:
         """Take all blocks from a running group; it waits to be recomputed."""
@@ -162,6 +162,7 @@ class Scheduler:
 
     def _stop_running(self, group: Group) -> None:
         self.running.remove(group)
+        self._entrance.rows.remove(group.request)
         self._blocks.release(group)
         group.prefix_blocks = {}
         if group.request.prefix:
@@ -185,9 +186,10 @@ class Scheduler:
 
     def _admit_one(self) -> bool:
         """Admit, fail or send back to its prefix the first that can be; False if there is none."""
-        for group in self._entrance.turns():
+        for turn in self._entrance.turns():
+            group = turn.group
             try:
-                if self._entrance.take(group, self.running):
+                if self._entrance.take(turn, self.running):
                     return True
             except Exception as error:
                 log_fault(group)

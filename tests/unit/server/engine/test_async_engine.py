@@ -15,8 +15,10 @@ import torch
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
-from prefixes.errors import EngineFailure, InputTooLong, InvalidArtifact, QueueFull, ShuttingDown
+from prefixes.errors import EngineFailure, InputTooLong, InvalidArtifact, InvalidParameter, QueueFull, ShuttingDown
+from prefixes.tenancy.limits import NO_LIMITS, Limits
 from server.engine.async_engine import AsyncEngine, EventStream
+from server.engine.config import no_limits
 from server.engine.engine import Engine
 from server.engine.inflow import Inflow
 from server.engine.types import Event, Failed, Finished, FinishReason, GenerationRequest, PrefixKey, TokenEvent
@@ -56,10 +58,11 @@ def in_loop(coroutine: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def started(
-    engine: Engine, max_waiting: int = 100, per_tenant: int | None = None
+    engine: Engine, max_waiting: int = 100, per_tenant: int | None = None,
+    limits_of: Callable[[str, str | None], Limits] = no_limits,
 ) -> AsyncIterator[AsyncEngine]:
     """Running; afterwards closed, and nothing held."""
-    served = AsyncEngine.start(engine, Inflow(max_waiting, per_tenant))
+    served = AsyncEngine.start(engine, Inflow(max_waiting, per_tenant, limits_of))
     try:
         yield served
     finally:
@@ -196,6 +199,59 @@ def test_one_tenants_requests_do_not_fill_the_queue_for_another(backbone: Backbo
             for stream in streams:
                 await stream.result()
             await served.submit(of("flood", "more")).result()
+
+    in_loop(scenario())
+
+
+def test_a_tenants_and_a_keys_own_limits_of_waiting_requests_are_kept(
+    backbone: Backbone, library: SlowLibrary
+) -> None:
+    held = library.keys[1]
+    assert held is not None
+    library.held.add(held)
+
+    def limits_of(tenant: str, key: str | None) -> Limits:
+        return {("t", None): Limits(requests_waiting=3), ("t", "small"): Limits(requests_waiting=2)}.get(
+            (tenant, key), NO_LIMITS
+        )
+
+    def of(name: str, key: str | None, caller: str = "t") -> GenerationRequest:
+        return replace(library.request(name, 1, [1], max_new_tokens=2), caller=caller, key=key)
+
+    async def scenario() -> None:
+        async with started(make_engine(backbone, library), limits_of=limits_of) as served:
+            streams = [served.submit(of(f"s{index}", "small")) for index in range(2)]
+            for _ in range(2):
+                with pytest.raises(QueueFull, match=r"at most 2 .* of key 'small' \(its requests_waiting\)") as caught:
+                    served.submit(of("more", "small"))
+                assert caught.value.detail == {"expected": 2, "got": 2, "retry_after_s": 1}
+                await until(lambda: served.stats().waiting == 2)  # the second time they are counted by the engine
+            streams.append(served.submit(of("other", "large")))
+            for key in ("large", None):
+                with pytest.raises(QueueFull, match=r"at most 3 .* of tenant 't' \(its requests_waiting\)"):
+                    served.submit(of("more", key))
+            streams.append(served.submit(of("another tenant's", "its own", "u")))
+            library.gate.set()
+            for stream in streams:
+                await stream.result()
+            await served.submit(of("more", "small")).result()
+
+    in_loop(scenario())
+
+
+def test_what_can_never_run_is_told_so_although_the_queue_is_full(backbone: Backbone, library: SlowLibrary) -> None:
+    """It was told to come back later."""
+    key = library.keys[1]
+    assert key is not None
+    library.held.add(key)
+
+    async def scenario() -> None:
+        async with started(make_engine(backbone, library, max_rows=2), max_waiting=1) as served:
+            waits = served.submit(library.request("waits", 1, [1], max_new_tokens=1))
+            with pytest.raises(InvalidParameter, match="at most 2 rows, got 3"):
+                served.submit(library.request("wide", 0, [1], num_beams=3))
+            library.gate.set()
+            await waits.result()
 
     in_loop(scenario())
 

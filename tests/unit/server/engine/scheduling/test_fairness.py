@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.engine.row import Group
-from server.engine.scheduling.entrance import PASSES
+from server.engine.scheduling.tenant_queue import PASSES
 from server.engine.types import PrefixKey
 from tests.support.fairness import Service, served
 from tests.support.figures import Figures

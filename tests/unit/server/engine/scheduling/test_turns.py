@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import queue
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from prefixes.errors import InvalidArtifact
+from prefixes.tenancy.limits import Limits
 from server.engine.row import Group
-from server.engine.scheduling.entrance import PASSES
+from server.engine.scheduling.tenant_queue import PASSES
 from server.engine.types import PrefixKey
 from tests.support.figures import Figures
 from tests.support.scheduling import Machine
@@ -223,12 +225,16 @@ class Watched:
             rng.choice([20, 24, 30]), seed=seed, lengths={key: rng.choice([1, 4, 5, 9]) for key in keys},
             reuse=rng.random() < 0.5, max_rows=8, max_step_tokens=rng.choice([8, 30]),
             max_prefix_bytes=rng.choice([None, 4]), preempted_prefix_bytes=rng.choice([None, 4]),
-            units=rng.choice([0, 0, 3]), weight_of=lambda tenant: weights.get(tenant, 1.0),
+            units=rng.choice([0, 0, 3]), weight_of=lambda tenant: weights.get(tenant, 1.0), limits_of=self.limits_of,
         )  # fmt: skip
         self.machine.early_end = 0.02
+        self.rows = {"flood": rng.choice([4, 6]), "flood 0": 4, "heavy": 5}
         self.machine.failures[rng.choice(keys)] = InvalidArtifact("broken")
         self.groups: list[Group] = []
         self.forced = 0
+
+    def limits_of(self, tenant: str, key: str | None) -> Limits:
+        return Limits(rows_running=self.rows.get(tenant if key is None else key))
 
     def add(self) -> None:
         params: dict[str, Any] = {"max_new_tokens": self.rng.choice([1, 5, 17, 30])}
@@ -238,9 +244,11 @@ class Watched:
             params |= {"num_beams": self.rng.choice([2, 3])}
         prompt = [self.rng.randrange(3) for _ in range(self.rng.choice([1, 4, 5, 9]))]
         key = self.rng.choice([None, *self.machine.prefixes])
+        caller = self.rng.choice(self.tenants)
         request = self.machine.request(
-            f"r{len(self.groups)}", prompt, key, caller=self.rng.choice(self.tenants), **params
-        )
+            f"r{len(self.groups)}", prompt, key, caller=caller, **params,
+            caller_key=self.rng.choice([None, f"{caller} 0", f"{caller} 1"]),
+        )  # fmt: skip
         needed, capacity = self.machine.fits_alone(request)
         if needed <= capacity:
             self.groups.append(self.machine.add(request, at=float(len(self.groups))))
@@ -257,20 +265,33 @@ class Watched:
     def step(self) -> None:
         machine = self.machine
         machine.wait()
+        self.check_order()
         could_run = next(machine.scheduler._entrance.turns(), None) is not None
         before, oldest = len(machine.preempted), next(iter(machine.scheduler.running), None)
         plan = machine.step()
         assert plan.rows or plan.encode or plan.failed or not could_run, "idle although somebody could run"
         if oldest and oldest.request.request_id in machine.preempted[before:]:
             assert plan.groups[0].submitted_at < oldest.submitted_at, "the oldest gave way"
+        rows = Counter[str]()
+        for group in machine.scheduler.running:
+            of_group = dict.fromkeys((group.request.caller, group.request.key or ""), group.request.params.rows)
+            rows.update(of_group)
+        assert all(rows[name] <= most for name, most in self.rows.items()), "above a limit of rows"
+
+    def check_order(self) -> None:
+        """The order that is kept is the one that sorting would give."""
+        waiting, counters = self.machine.scheduler.waiting, self.machine.scheduler.counters
+        ready = {tenant: queue for tenant, queue in waiting._queues.items() if queue}
+        order = sorted(ready, key=lambda tenant: (counters.of(tenant), ready[tenant].arrival))
+        assert list(waiting.in_turn()) == [ready[tenant] for tenant in order]
 
 
 @pytest.mark.parametrize("first_seed", range(0, 40, 10))
 def test_all_end_and_nothing_is_idle_under_random_loads_of_many_tenants(
     make: Make, first_seed: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Beams, samples, prefixes that come, go and fail, few blocks, preemption and aborts; the machine checks every
-    step that the ledger is whole and that contexts stay apart."""
+    """Beams, samples, keys, limits of rows, prefixes that come, go and fail, few blocks, preemption, aborts; the
+    machine checks every step that the ledger is whole and that contexts stay apart."""
     requests = chosen = 0
     for seed in range(first_seed, first_seed + 10):
         watched = Watched(make, seed)

@@ -33,9 +33,9 @@ def _keys() -> typer.Typer:
 
 
 def _tenants() -> typer.Typer:
-    import prefixes.cli.keys
+    import prefixes.cli.tenants
 
-    return prefixes.cli.keys.tenants_app
+    return prefixes.cli.tenants.tenants_app
 
 
 def _train() -> typer.Typer:

@@ -5,7 +5,7 @@ Owns the caller's side of ``/tenants``, ``/keys`` and a task's share. Answers ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +26,10 @@ class RemoteDirectory:
         """Every tenant."""
         return list(self._server.json("GET", "/tenants")["tenants"])
 
+    def tenant(self, name: str) -> dict[str, Any]:
+        """One tenant."""
+        return dict(self._server.json("GET", f"/tenants/{quote(name, safe='')}"))
+
     def create_tenant(self, name: str) -> dict[str, Any]:
         """Make a tenant."""
         return dict(self._server.json("POST", "/tenants", json={"name": name}))
@@ -34,9 +38,10 @@ class RemoteDirectory:
         """Refuse all its keys, or no longer."""
         return dict(self._server.json("POST", f"/tenants/{quote(name, safe='')}/block", json={"blocked": blocked}))
 
-    def set_weight(self, name: str, weight: float) -> dict[str, Any]:
-        """Give it another weight."""
-        return dict(self._server.json("POST", f"/tenants/{quote(name, safe='')}/limits", json={"weight": weight}))
+    def limit_tenant(self, name: str, limits: Mapping[str, int | None], weight: float | None) -> dict[str, Any]:
+        """Set limits of it (None unsets one), and its weight if one is given."""
+        body = {"limits": dict(limits), **({} if weight is None else {"weight": weight})}
+        return dict(self._server.json("POST", f"/tenants/{quote(name, safe='')}/limits", json=body))
 
     def keys(self, tenant: str | None) -> list[dict[str, Any]]:
         """A tenant's keys, or all that the caller may see."""
@@ -47,11 +52,22 @@ class RemoteDirectory:
         return dict(self._server.json("GET", f"/keys/{quote(key_id, safe='')}"))
 
     def create_key(
-        self, tenant: str | None, name: str, scopes: Iterable[str], expires_at: str | None
+        self,
+        tenant: str | None,
+        name: str,
+        scopes: Iterable[str],
+        expires_at: str | None,
+        limits: Mapping[str, int | None],
     ) -> dict[str, Any]:
         """Make a key, of the caller's own tenant if none is named; the answer has its secret."""
-        body = {"name": name, "scopes": list(scopes), "tenant": tenant, "expires_at": expires_at}
+        body = {
+            "name": name, "scopes": list(scopes), "tenant": tenant, "expires_at": expires_at, "limits": dict(limits)
+        }  # fmt: skip
         return dict(self._server.json("POST", "/keys", json=body))
+
+    def limit_key(self, key_id: str, limits: Mapping[str, int | None]) -> dict[str, Any]:
+        """Set limits of a key; None unsets one."""
+        return dict(self._server.json("POST", f"/keys/{quote(key_id, safe='')}/limits", json={"limits": dict(limits)}))
 
     def rotate(self, key_id: str, grace_s: float) -> dict[str, Any]:
         """A new secret."""

@@ -5,7 +5,7 @@ Owns the choice, and gives both the same form: the JSON that a server answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.remote_directory import RemoteDirectory
 from prefixes.spec import DEFAULT_TENANT
-from prefixes.tenancy.changes import key_of
+from prefixes.tenancy.changes import key_of, tenant_of
 from prefixes.tenancy.directory import Directory, NewKey
 from prefixes.tenancy.model import Share
 from prefixes.tenancy.records import key_to_dict, share_to_dict, tenant_to_dict
@@ -32,6 +32,10 @@ class LocalDirectory:
         state = self._directory.load()
         return [tenant_to_dict(state, state.tenants[name]) for name in sorted(state.tenants)]
 
+    def tenant(self, name: str) -> dict[str, Any]:
+        state = self._directory.load()
+        return tenant_to_dict(state, tenant_of(state, name))
+
     def create_tenant(self, name: str) -> dict[str, Any]:
         made = self._directory.create_tenant(name, actor=self._actor)
         return tenant_to_dict(self._directory.load(), made)
@@ -40,31 +44,41 @@ class LocalDirectory:
         tenant = self._directory.block(name, blocked, actor=self._actor)
         return tenant_to_dict(self._directory.load(), tenant)
 
-    def set_weight(self, name: str, weight: float) -> dict[str, Any]:
-        tenant = self._directory.set_weight(name, weight, actor=self._actor)
+    def limit_tenant(self, name: str, limits: Mapping[str, int | None], weight: float | None) -> dict[str, Any]:
+        tenant = self._directory.limit_tenant(name, limits, weight=weight, actor=self._actor)
         return tenant_to_dict(self._directory.load(), tenant)
 
     def keys(self, tenant: str | None) -> list[dict[str, Any]]:
-        used = self._directory.used()
-        return [key_to_dict(key, used) for key in self._directory.load().keys_of(tenant)]
+        state, used = self._directory.load(), self._directory.used()
+        return [key_to_dict(state, key, used) for key in state.keys_of(tenant)]
 
     def key(self, key_id: str) -> dict[str, Any]:
-        return key_to_dict(key_of(self._directory.load(), key_id), self._directory.used())
+        state = self._directory.load()
+        return key_to_dict(state, key_of(state, key_id), self._directory.used())
 
     def create_key(
-        self, tenant: str | None, name: str, scopes: Iterable[str], expires_at: str | None
+        self,
+        tenant: str | None,
+        name: str,
+        scopes: Iterable[str],
+        expires_at: str | None,
+        limits: Mapping[str, int | None],
     ) -> dict[str, Any]:
-        return _with_secret(
-            self._directory.create_key(
-                tenant or DEFAULT_TENANT, name, scopes, expires_at=expires_at, actor=self._actor
-            )
+        made = self._directory.create_key(
+            tenant or DEFAULT_TENANT, name, scopes, expires_at=expires_at, limits=limits, actor=self._actor
         )
+        return _with_secret(made)
+
+    def limit_key(self, key_id: str, limits: Mapping[str, int | None]) -> dict[str, Any]:
+        key = self._directory.limit_key(key_id, limits, actor=self._actor)
+        return key_to_dict(self._directory.load(), key, self._directory.used())
 
     def rotate(self, key_id: str, grace_s: float) -> dict[str, Any]:
         return _with_secret(self._directory.rotate(key_id, grace_s=grace_s, actor=self._actor))
 
     def revoke(self, key_id: str) -> dict[str, Any]:
-        return key_to_dict(self._directory.revoke(key_id, actor=self._actor), self._directory.used())
+        key = self._directory.revoke(key_id, actor=self._actor)
+        return key_to_dict(self._directory.load(), key, self._directory.used())
 
     def share(
         self, tenant: str, name: str, *, everyone: bool, tenants: Iterable[str], download: bool
@@ -90,4 +104,4 @@ def opened_directory(
 
 
 def _with_secret(made: NewKey) -> dict[str, Any]:
-    return {**key_to_dict(made.key, {}), "secret": made.secret}
+    return {**key_to_dict(made.tenancy, made.key, {}), "secret": made.secret}

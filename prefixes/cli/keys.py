@@ -1,4 +1,4 @@
-"""``prefixd keys create | list | show | rotate | revoke | new-secret``; ``tenants create | list | limits | block``.
+"""``prefixd keys create | list | show | limits | rotate | revoke | new-secret``.
 
 Owns these commands and their output. ``directory`` does their work, on a registry or through a server.
 """
@@ -14,6 +14,8 @@ import typer
 
 from prefixes.cli import show
 from prefixes.cli.directory import opened_directory
+from prefixes.cli.limit_options import NO_CHANGES, LimitChanges, show_limits, tell_held, with_limit_options
+from prefixes.cli.show import show_record
 from prefixes.cli.target import JsonOption, RegistryOption, ServerOption, application, command
 from prefixes.tenancy.directory import shown
 from prefixes.tenancy.hash_file import write_new
@@ -21,14 +23,13 @@ from prefixes.tenancy.model import Scope
 from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
 
 keys_app = application("Make, rotate and revoke the keys that callers of a server or trainer need.")
-tenants_app = application("Make, list and block tenants.")
 
 UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `list` shows it.")]
-TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 
 
 @command(keys_app, "create")
+@with_limit_options(unset=False)
 def create(
     scopes: Annotated[str, typer.Option(metavar="LIST", help=f"What it may do, with commas: {', '.join(Scope)}.")],
     tenant: Annotated[
@@ -38,6 +39,7 @@ def create(
     expires: Annotated[
         str | None, typer.Option(metavar="WHEN", help="When it ends: 30d, 12h, or 2030-01-31T00:00:00Z.")
     ] = None,
+    limits: LimitChanges = NO_CHANGES,
     registry: RegistryOption = None,
     server: ServerOption = None,
     as_json: JsonOption = False,
@@ -49,7 +51,8 @@ def create(
     """
     end = None if expires is None else _end(expires)
     with opened_directory(registry, server, create=True) as directory:
-        made = directory.create_key(tenant, name, [one.strip() for one in scopes.split(",") if one.strip()], end)
+        given = [one.strip() for one in scopes.split(",") if one.strip()]
+        made = directory.create_key(tenant, name, given, end, limits)
     _show_secret(made, as_json)
 
 
@@ -80,7 +83,23 @@ def show_key(
 ) -> None:
     """Show a key: everything but its secret."""
     with opened_directory(registry, server) as directory:
-        _show(directory.key(key_id), as_json)
+        show_record(directory.key(key_id), as_json)
+
+
+@command(keys_app, "limits")
+@with_limit_options(unset=True)
+def limits(
+    key_id: KeyArgument,
+    limits: LimitChanges = NO_CHANGES,
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set what a key may take, or show it. Its tenant's limits hold as well. A limit of 0 forbids."""
+    with opened_directory(registry, server) as directory:
+        key = directory.limit_key(key_id, limits) if limits else directory.key(key_id)
+    show_limits(key, as_json)
+    tell_held(key)
 
 
 @command(keys_app, "rotate")
@@ -106,7 +125,7 @@ def revoke(
 ) -> None:
     """End a key for good, on every replica within a second."""
     with opened_directory(registry, server) as directory:
-        _show(directory.revoke(key_id), as_json)
+        show_record(directory.revoke(key_id), as_json)
 
 
 @command(keys_app, "new-secret")
@@ -121,64 +140,6 @@ def new_secret_files(
     write_new(secret_file, secret + "\n", 0o600)
     write_new(hash_file, hash_line(presented), 0o644)
     typer.echo(f"wrote {secret_file} and {hash_file}: key {presented.key_id}")
-
-
-@command(tenants_app, "create")
-def create_tenant(
-    tenant: TenantArgument,
-    registry: RegistryOption = None,
-    server: ServerOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a tenant. `keys create` makes one as well."""
-    with opened_directory(registry, server, create=True) as directory:
-        _show(directory.create_tenant(tenant), as_json)
-
-
-@command(tenants_app, "list")
-def list_tenants(
-    registry: RegistryOption = None, server: ServerOption = None, as_json: JsonOption = False
-) -> None:
-    """List tenants and how many keys each has."""
-    with opened_directory(registry, server) as directory:
-        found = directory.tenants()
-    if as_json:
-        show.show_json({"tenants": found})
-        return
-    rows = [
-        [
-            tenant["name"], str(tenant["keys"]), f"{tenant['weight']:g}", "blocked" if tenant["blocked"] else "-",
-            tenant["created_at"],
-        ]
-        for tenant in found
-    ]  # fmt: skip
-    show.show_table(["tenant", "keys", "weight", "state", "created"], rows)
-
-
-@command(tenants_app, "limits")
-def limits(
-    tenant: TenantArgument,
-    weight: Annotated[float, typer.Option(help="Its share of a busy engine beside the others', which have 1.")],
-    registry: RegistryOption = None,
-    server: ServerOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Set what a tenant may take: with --weight 2 twice the tokens of another, where both have work waiting."""
-    with opened_directory(registry, server) as directory:
-        _show(directory.set_weight(tenant, weight), as_json)
-
-
-@command(tenants_app, "block")
-def block(
-    tenant: TenantArgument,
-    undo: Annotated[bool, typer.Option("--undo", help="Let its keys work again.")] = False,
-    registry: RegistryOption = None,
-    server: ServerOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Refuse all keys of a tenant with 403, on every replica within a second."""
-    with opened_directory(registry, server) as directory:
-        _show(directory.block(tenant, not undo), as_json)
 
 
 def _end(text: str) -> str:
@@ -200,14 +161,6 @@ def _state(key: dict[str, Any]) -> str:
     return f"until {key['expires_at']}" if key["expires_at"] else "works"
 
 
-def _show(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        show.show_json(found)
-    else:
-        shown_values = ((name, ",".join(value) if isinstance(value, list) else value) for name, value in found.items())
-        show.show_table(["", ""], [[name, "-" if value is None else str(value)] for name, value in shown_values])
-
-
 def _show_secret(made: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show.show_json(made)
@@ -215,3 +168,4 @@ def _show_secret(made: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"key {made['id']} of tenant {made['tenant']}: {', '.join(made['scopes'])}", err=True)
     typer.echo("Its secret, which is not shown again:", err=True)
     typer.echo(made["secret"])
+    tell_held(made)

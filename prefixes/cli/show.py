@@ -113,6 +113,14 @@ def published(task: TaskInfo, version: str, *, as_json: bool) -> None:
         show_aliases(task, as_json=False)
 
 
+def show_record(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print a tenant or a key."""
+    if as_json:
+        show_json(found)
+    else:
+        show_table(["", ""], [[name, _in_words(value)] for name, value in found.items()])
+
+
 def show_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a plain table. Outside a terminal it is up to 1,000 columns wide."""
     console = Console(highlight=False)
@@ -131,6 +139,14 @@ def size(count: int) -> str:
     if count < 1024:
         return f"{count} B"
     return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.1f} MiB"
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{name} {one}" for name, one in value.items()]
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    return "-" if value is None else str(value)
 
 
 def _brief(values: Mapping[str, Any]) -> str:

@@ -6,10 +6,12 @@ Owns the rules. Knows no store and makes no secret; ``at`` is now, and ``actor``
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from prefixes.errors import Conflict
 from prefixes.spec import check_name
+from prefixes.tenancy.limits import MAX_LIMIT, NAMES, NO_LIMITS, Limits
 from prefixes.tenancy.model import (
     CHANGES_KEPT,
     MAX_KEYS,
@@ -53,16 +55,57 @@ def with_block(state: Tenancy, name: str, blocked: bool, *, at: str, actor: str)
     return _noted(replace(state, tenants=tenants), Change(at, actor, action, name, name))
 
 
-def with_weight(state: Tenancy, name: str, weight: float, *, at: str, actor: str) -> Tenancy:
-    """``state`` with another weight of the tenant. Raises InvalidKey for one beyond ``WEIGHTS``."""
-    least, most = WEIGHTS
-    if not least <= weight <= most:
-        raise InvalidKey(f"weight: expected {least:g} to {most:g}, got {weight:g}")
+def with_tenant_limits(
+    state: Tenancy,
+    name: str,
+    given: Mapping[str, int | None],
+    *,
+    weight: float | None = None,
+    at: str,
+    actor: str,
+) -> Tenancy:
+    """``state`` with these limits of the tenant, and that weight if one is given. Raises InvalidKey, KeyNotFound."""
     tenant = tenant_of(state, name)
-    if tenant.weight == weight:
+    changed = replace(tenant, limits=limits_with(tenant.limits, given))
+    told = _told(tenant.limits, changed.limits)
+    if weight is not None:
+        least, most = WEIGHTS
+        if not least <= weight <= most:
+            raise InvalidKey(f"weight: expected {least:g} to {most:g}, got {weight:g}")
+        if weight != tenant.weight:
+            changed, told = replace(changed, weight=float(weight)), [f"weight {weight:g}", *told]
+    if changed == tenant:
         return state
-    tenants = {**state.tenants, name: replace(tenant, weight=float(weight))}
-    return _noted(replace(state, tenants=tenants), Change(at, actor, "tenant-limits", name, name, f"weight {weight:g}"))
+    change = Change(at, actor, "tenant-limits", name, name, ", ".join(told))
+    return _noted(replace(state, tenants={**state.tenants, name: changed}), change)
+
+
+def with_key_limits(
+    state: Tenancy, key_id: str, given: Mapping[str, int | None], *, at: str, actor: str, tenant: str | None = None
+) -> Tenancy:
+    """``state`` with these limits of the key. One above its tenant's is taken; the tenant's holds beside it.
+
+    Raises InvalidKey, KeyNotFound.
+    """
+    key = key_of(state, key_id, tenant)
+    changed = replace(key, limits=limits_with(key.limits, given))
+    if changed == key:
+        return state
+    detail = ", ".join(_told(key.limits, changed.limits))
+    return _with(state, changed, Change(at, actor, "key-limits", key.tenant, key_id, detail))
+
+
+def limits_with(own: Limits, given: Mapping[str, int | None]) -> Limits:
+    """``own`` with what is given; None takes a limit away, and 0 forbids. Raises InvalidKey."""
+    for name, value in given.items():
+        if name not in NAMES:
+            raise InvalidKey(f"limits: expected some of {', '.join(NAMES)}; got {name[:60]}")
+        if value is not None and (isinstance(value, bool) or not 0 <= value <= MAX_LIMIT):
+            raise InvalidKey(
+                f"{name}: expected a whole number from 0 to {MAX_LIMIT}, or nothing; got {value}",
+                parameter=name, expected=[0, MAX_LIMIT], got=value,
+            )  # fmt: skip
+    return replace(own, **given)
 
 
 def with_key(state: Tenancy, key: Key) -> Tenancy:
@@ -81,9 +124,9 @@ def with_key(state: Tenancy, key: Key) -> Tenancy:
     keys = _with_room(state, key.tenant, at)
     if key.tenant not in state.tenants:
         state = with_tenant(state, key.tenant, at=at, actor=actor)
-    scopes = ",".join(sorted(key.scopes))
+    detail = ", ".join([",".join(sorted(key.scopes)), *_told(NO_LIMITS, key.limits)])
     return _noted(
-        replace(state, keys={**keys, key.id: key}), Change(at, actor, "key-create", key.tenant, key.id, scopes)
+        replace(state, keys={**keys, key.id: key}), Change(at, actor, "key-create", key.tenant, key.id, detail)
     )
 
 
@@ -163,6 +206,11 @@ def _with_room(state: Tenancy, tenant: str, at: str) -> dict[str, Key]:
             del keys[ended.id]
     _bounded("keys", len(keys) + 1, MAX_KEYS)
     return keys
+
+def _told(before: Limits, after: Limits) -> list[str]:
+    """The limits that differ and what they are now, for the history."""
+    now, past = dict(after.given()), dict(before.given())
+    return [f"{name} {now.get(name, 'unset')}" for name in NAMES if now.get(name) != past.get(name)]
 
 
 def _noted(state: Tenancy, change: Change) -> Tenancy:

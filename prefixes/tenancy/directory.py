@@ -6,13 +6,14 @@ neither HTTP nor who may ask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.tenancy import changes
+from prefixes.tenancy.limits import NO_LIMITS
 from prefixes.tenancy.model import InvalidKey, Key, Secret, Share, Tenancy, Tenant, scopes_of
 from prefixes.tenancy.records import tenancy_from_json, tenancy_to_json
 from prefixes.tenancy.secret import digest_of, new_id, new_secret
@@ -26,10 +27,11 @@ MAX_GRACE_S: Final = 90 * 86_400.0
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key, and its secret, which is shown once."""
+    """A key, its secret, which is shown once, and what it was made in."""
 
     key: Key
     secret: str = field(repr=False)
+    tenancy: Tenancy = field(repr=False)
 
 
 class Directory:
@@ -60,24 +62,48 @@ class Directory:
         after = self._change(lambda state, at: changes.with_block(state, name, blocked, at=at, actor=actor))
         return after.tenants[name]
 
-    def set_weight(self, name: str, weight: float, *, actor: str) -> Tenant:
-        """Give the tenant another weight in busy engines. Raises KeyNotFound, InvalidKey."""
-        after = self._change(lambda state, at: changes.with_weight(state, name, weight, at=at, actor=actor))
-        return after.tenants[name]
+    def limit_tenant(
+        self, name: str, limits: Mapping[str, int | None], *, weight: float | None = None, actor: str
+    ) -> Tenant:
+        """Set limits of the tenant (None unsets one), and a weight that is given. Raises KeyNotFound, InvalidKey."""
+
+        def plan(state: Tenancy, at: str) -> Tenancy:
+            return changes.with_tenant_limits(state, name, limits, weight=weight, at=at, actor=actor)
+
+        return self._change(plan).tenants[name]
+
+    def limit_key(
+        self, key_id: str, limits: Mapping[str, int | None], *, actor: str, tenant: str | None = None
+    ) -> Key:
+        """Set limits of the key (None unsets one). Raises KeyNotFound, InvalidKey."""
+
+        def plan(state: Tenancy, at: str) -> Tenancy:
+            return changes.with_key_limits(state, key_id, limits, at=at, actor=actor, tenant=tenant)
+
+        return self._change(plan).keys[key_id]
 
     def create_key(
-        self, tenant: str, name: str, scopes: Iterable[str], *, expires_at: str | None = None, actor: str
+        self,
+        tenant: str,
+        name: str,
+        scopes: Iterable[str],
+        *,
+        expires_at: str | None = None,
+        limits: Mapping[str, int | None] | None = None,
+        actor: str,
     ) -> NewKey:
         """A new key, and its tenant if that is new. Raises InvalidKey, InvalidName."""
         key_id = new_id()
         secret = new_secret(key_id)
         given, end = scopes_of(scopes), moment(expires_at) if expires_at is not None else None
+        own = changes.limits_with(NO_LIMITS, limits or {})
 
         def plan(state: Tenancy, at: str) -> Tenancy:
             secrets = (Secret(digest_of(secret)),)
-            return changes.with_key(state, Key(key_id, tenant, name, given, at, actor, secrets, end))
+            return changes.with_key(state, Key(key_id, tenant, name, given, at, actor, secrets, end, limits=own))
 
-        return NewKey(self._change(plan, closing=True).keys[key_id], secret)
+        after = self._change(plan, closing=True)
+        return NewKey(after.keys[key_id], secret, after)
 
     def adopt(self, key_id: str, digest: str, tenant: str, name: str, scopes: Iterable[str], *, actor: str) -> Key:
         """A key whose secret was made elsewhere. One that is here, revoked or not, is left as it is."""
@@ -102,7 +128,8 @@ class Directory:
                 state, key_id, digest_of(secret), old_until=until, at=at, actor=actor, tenant=tenant
             )
 
-        return NewKey(self._change(plan).keys[key_id], secret)
+        after = self._change(plan)
+        return NewKey(after.keys[key_id], secret, after)
 
     def revoke(self, key_id: str, *, actor: str, tenant: str | None = None) -> Key:
         """End the key for good. Raises KeyNotFound."""

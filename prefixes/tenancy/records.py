@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.spec_json import canonical_json
+from prefixes.tenancy.limits import NO_LIMITS, effective
 from prefixes.tenancy.model import FORMAT, Change, Key, Share, Tenancy, Tenant
 
 _ADAPTER: Final = TypeAdapter(Tenancy)
@@ -47,19 +48,25 @@ def tenant_to_dict(state: Tenancy, tenant: Tenant) -> dict[str, Any]:
         "name": tenant.name,
         "blocked": tenant.blocked,
         "weight": tenant.weight,
+        "limits": dict(tenant.limits.given()),
+        "limits_in_force": dict(effective(tenant.limits).given()),
         "created_at": tenant.created_at,
         "created_by": tenant.created_by,
         "keys": sum(key.revoked_at is None for key in state.keys_of(tenant.name)),
     }
 
 
-def key_to_dict(key: Key, used: Mapping[str, str]) -> dict[str, Any]:
-    """A key as it is shown: without its secrets, and with when it was last used."""
+def key_to_dict(state: Tenancy, key: Key, used: Mapping[str, str]) -> dict[str, Any]:
+    """A key as it is shown: without its secrets, and with when it was last used. Its tenant's limits hold it too."""
+    tenant = state.tenants.get(key.tenant)
+    of_tenant = effective(tenant.limits if tenant else NO_LIMITS)
     return {
         "id": key.id,
         "tenant": key.tenant,
         "name": key.name,
         "scopes": sorted(key.scopes),
+        "limits": dict(key.limits.given()),
+        "limits_in_force": dict(key.limits.within(of_tenant).given()),
         "created_at": key.created_at,
         "created_by": key.created_by,
         "expires_at": key.expires_at,

@@ -17,12 +17,14 @@ from prefixes.errors import Conflict, InvalidName, RegistryFull
 from prefixes.spec import NAME_PATTERN, check_name
 from prefixes.tenancy.changes import key_of, tenant_of
 from prefixes.tenancy.directory import Directory, NewKey
+from prefixes.tenancy.limits import NO_LIMITS
 from prefixes.tenancy.model import SERVICE_SCOPES, InvalidKey, KeyNotFound, Tenancy
 from prefixes.tenancy.records import key_to_dict, tenant_to_dict
 from prefixes.tenancy.secret import ID_PATTERN
 from server.key_schemas import (
     BlockRequest,
     CallerRecord,
+    KeyLimitsRequest,
     KeyList,
     KeyRecord,
     KeyRequest,
@@ -53,9 +55,15 @@ CHANGE = (*BODY, RegistryFull)
 
 @router.get("/caller", summary="Whom the server takes you for", responses=answers(CallerRecord))
 async def caller(request: Request) -> Response:
-    """The tenant that names without one belong to, and what the key may do; no key where none is needed."""
+    """The tenant that names without one belong to, what the key may do, and the limits; no key where none is needed."""
     found = caller_of(request)
-    return json_response({"tenant": found.tenant, "key_id": found.key_id, "scopes": sorted(found.scopes)})
+    of_tenant, of_key = NO_LIMITS, NO_LIMITS
+    if found.key_id is not None:
+        of_tenant, of_key = runtime_of(request).keyring.both_limits_of(found.tenant, found.key_id)
+    limits = {"tenant": dict(of_tenant.given()), "key": dict(of_key.given())}
+    return json_response(
+        {"tenant": found.tenant, "key_id": found.key_id, "scopes": sorted(found.scopes), "limits": limits}
+    )
 
 
 @router.get("/tenants", summary="List tenants", responses=answers(TenantList))
@@ -80,6 +88,15 @@ async def create_tenant(body: TenantRequest, request: Request) -> Response:
     return json_response(_tenant(await _call(request, Directory.load), body.name), status=201)
 
 
+@router.get(
+    "/tenants/{tenant}", summary="Show a tenant", responses=answers(TenantRecord, InvalidName, KeyNotFound)
+)
+async def show_tenant(request: Request, tenant: Annotated[str, TENANT]) -> Response:
+    """Its limits too: those that were set, and those in force."""
+    authorize(_keyed(request), Action.OPERATE, None)
+    return json_response(_tenant(await _call(request, Directory.load), tenant))
+
+
 @router.post(
     "/tenants/{tenant}/block",
     summary="Refuse all keys of a tenant, or no longer",
@@ -102,7 +119,9 @@ async def limits(body: LimitsRequest, request: Request, tenant: Annotated[str, T
     """On every replica within a second."""
     caller = _keyed(request)
     authorize(caller, Action.OPERATE, None)
-    await _changed(request, Directory.set_weight, tenant, body.weight, actor=caller.actor)
+    await _changed(
+        request, Directory.limit_tenant, tenant, body.limits, weight=body.weight, actor=caller.actor
+    )
     return json_response(_tenant(await _call(request, Directory.load), tenant))
 
 
@@ -113,7 +132,7 @@ async def keys(request: Request, query: Annotated[KeysQuery, Query()]) -> Respon
     tenant = _own(caller, query.tenant)
     state = await _call(request, Directory.load)
     used = await _call(request, Directory.used)
-    return json_response({"keys": [key_to_dict(key, used) for key in state.keys_of(tenant)]})
+    return json_response({"keys": [key_to_dict(state, key, used) for key in state.keys_of(tenant)]})
 
 
 @router.post(
@@ -129,8 +148,9 @@ async def create_key(body: KeyRequest, request: Request) -> Response:
     if not caller.operates and (beyond := SERVICE_SCOPES & set(body.scopes)):
         raise Forbidden(f"scopes: expected an operator's key for {', '.join(sorted(beyond))}")
     made = await _changed(
-        request, Directory.create_key, tenant, body.name, body.scopes, expires_at=body.expires_at, actor=caller.actor
-    )
+        request, Directory.create_key, tenant, body.name, body.scopes,
+        expires_at=body.expires_at, limits=body.limits, actor=caller.actor,
+    )  # fmt: skip
     return json_response(_with_secret(made), status=201)
 
 
@@ -140,7 +160,24 @@ async def show(request: Request, key_id: Annotated[str, KEY_ID]) -> Response:
     caller = _keyed(request)
     tenant = _own(caller, None)
     state = await _call(request, Directory.load)
-    return json_response(key_to_dict(key_of(state, key_id, tenant), await _call(request, Directory.used)))
+    return json_response(key_to_dict(state, key_of(state, key_id, tenant), await _call(request, Directory.used)))
+
+
+@router.post(
+    "/keys/{key_id}/limits",
+    summary="Set what a key may take",
+    responses=answers(KeyRecord, *CHANGE, KeyNotFound, InvalidKey),
+)
+async def limit_key(body: KeyLimitsRequest, request: Request, key_id: Annotated[str, KEY_ID]) -> Response:
+    """On every replica within a second. Its tenant's hold as well, so that one above them is taken and never met."""
+    caller = _keyed(request)
+    tenant = _own(caller, None)
+    _check_service_key(await _call(request, Directory.load), key_id, caller)
+    limited = await _changed(
+        request, Directory.limit_key, key_id, body.limits, actor=caller.actor, tenant=tenant
+    )
+    state = await _call(request, Directory.load)
+    return json_response(key_to_dict(state, limited, await _call(request, Directory.used)))
 
 
 @router.post(
@@ -166,7 +203,8 @@ async def revoke(request: Request, key_id: Annotated[str, KEY_ID]) -> Response:
     tenant = _own(caller, None)
     _check_service_key(await _call(request, Directory.load), key_id, caller)
     revoked = await _changed(request, Directory.revoke, key_id, actor=caller.actor, tenant=tenant)
-    return json_response(key_to_dict(revoked, await _call(request, Directory.used)))
+    state = await _call(request, Directory.load)
+    return json_response(key_to_dict(state, revoked, await _call(request, Directory.used)))
 
 
 def _keyed(request: Request) -> Caller:
@@ -211,4 +249,4 @@ def _tenant(state: Tenancy, name: str) -> dict[str, Any]:
 
 
 def _with_secret(made: NewKey) -> dict[str, Any]:
-    return {**key_to_dict(made.key, {}), "secret": made.secret}
+    return {**key_to_dict(made.tenancy, made.key, {}), "secret": made.secret}

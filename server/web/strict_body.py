@@ -17,5 +17,10 @@ class Body(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
-        whole = isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT
-        return int(value) if whole else value
+        return whole(value)
+
+
+def whole(value: Any) -> Any:
+    """The integer that a float is, if it is one; else ``value``."""
+    integer = isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT
+    return int(value) if integer else value

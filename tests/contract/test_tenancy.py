@@ -15,6 +15,7 @@ from prefixes.registry.base import Store
 from prefixes.tenancy import changes
 from prefixes.tenancy.directory import Directory, later, utc_now
 from prefixes.tenancy.keyring import Keyring
+from prefixes.tenancy.limits import MAX_LIMIT, Limits
 from prefixes.tenancy.model import InvalidKey, Key, KeyNotFound, Scope, Share
 from prefixes.tenancy.secret import new_id, new_secret, parse_secret
 
@@ -158,6 +159,56 @@ def test_unknown_keys_tenants_and_foreign_keys_are_not_found(directory: Director
         directory.revoke(made.key.id, actor="ops", tenant="other")
     with pytest.raises(KeyNotFound):
         directory.block("other", True, actor="ops")
+
+
+def test_limits_are_kept_with_their_history(directory: Directory) -> None:
+    made = directory.create_key("acme", "ci", ["read"], limits={"num_beams": 2}, actor="ops")
+    directory.limit_tenant("acme", {"requests_per_minute": 60, "num_beams": 1}, weight=2, actor="ops")
+    directory.limit_tenant("acme", {"num_beams": None}, actor="ops")
+    directory.limit_key(made.key.id, {"open_jobs": 0, "num_beams": None}, actor="acme-key", tenant="acme")
+    state = directory.load()
+    assert (state.tenants["acme"].limits, state.tenants["acme"].weight) == (Limits(requests_per_minute=60), 2)
+    assert state.keys[made.key.id].limits == Limits(open_jobs=0)
+    assert [(change.action, change.detail) for change in state.changes[1:]] == [
+        ("key-create", "read, num_beams 2"),
+        ("tenant-limits", "weight 2, requests_per_minute 60, num_beams 1"),
+        ("tenant-limits", "num_beams unset"),
+        ("key-limits", "num_beams unset, open_jobs 0"),
+    ]
+    directory.limit_tenant("acme", {"requests_per_minute": 60}, weight=2, actor="ops")
+    assert directory.load() == state  # the same again is no change
+    rotated = directory.rotate(made.key.id, actor="ops")
+    assert rotated.key.limits == Limits(open_jobs=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"num_beams": -1}, "num_beams: expected a whole number from 0 to 1000000000000000, or nothing; got -1"),
+        ({"num_beams": MAX_LIMIT + 1}, "got 1000000000000001"),
+        ({"num_beams": True}, "got True"),
+        ({"requests": 1}, "expected some of requests_per_minute, .*; got requests"),
+    ],
+)
+def test_limits_that_are_none_change_nothing(directory: Directory, given: dict[str, int | None], told: str) -> None:
+    made = directory.create_key("acme", "ci", ["read"], actor="ops")
+    before = directory.load()
+    for change in (
+        lambda: directory.limit_tenant("acme", {"open_jobs": 1, **given}, weight=2, actor="ops"),
+        lambda: directory.limit_key(made.key.id, {"open_jobs": 1, **given}, actor="ops"),
+        lambda: directory.create_key("acme", "more", ["read"], limits=given, actor="ops"),
+    ):
+        with pytest.raises(InvalidKey, match=told):
+            change()
+    assert directory.load() == before
+
+
+def test_a_key_of_another_tenant_is_not_limited(directory: Directory) -> None:
+    made = directory.create_key("acme", "ci", ["read"], actor="ops")
+    with pytest.raises(KeyNotFound):
+        directory.limit_key(made.key.id, {"num_beams": 1}, actor="globex-key", tenant="globex")
+    with pytest.raises(KeyNotFound):
+        directory.limit_tenant("nobody", {"num_beams": 1}, actor="ops")
 
 
 def test_shares_are_kept_with_their_history(directory: Directory) -> None:

@@ -56,10 +56,12 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "POST", "/keys"): (Scope.KEYS, OWN),
     ("public", "GET", "/keys/{key_id}"): (Scope.KEYS, KEY),
     ("public", "POST", "/keys/{key_id}/rotate"): (Scope.KEYS, KEY),
+    ("public", "POST", "/keys/{key_id}/limits"): (Scope.KEYS, KEY),
     ("public", "DELETE", "/keys/{key_id}"): (Scope.KEYS, KEY),
     ("public", "GET", "/audit"): (Scope.KEYS, OWN),
     ("public", "GET", "/tenants"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants"): (Scope.OPERATOR, SERVICE),
+    ("public", "GET", "/tenants/{tenant}"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants/{tenant}/block"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants/{tenant}/limits"): (Scope.OPERATOR, SERVICE),
     ("admin", "GET", "/health"): OPEN,
@@ -94,7 +96,7 @@ def bodies(served: Served) -> dict[str, dict[str, Any]]:
         "/keys": {"json": {"name": "one more", "scopes": ["read"]}},
         "/tenants": {"json": {"name": "umbrella"}},
         "block": {"json": {"blocked": False}},
-        "limits": {"json": {"weight": 1}},
+        "limits": {"json": {"limits": {"open_jobs": 9}}},
         "gc": {"json": {"dry_run": True}},
     }
 

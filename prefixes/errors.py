@@ -63,12 +63,6 @@ class LimitReached(PrefixdError):
     code = "limit_reached"
 
 
-class QuotaExceeded(PrefixdError):
-    """A tenant or a key has all that its limit allows; waiting alone does not help."""
-
-    code = "quota_exceeded"
-
-
 class DiskFull(PrefixdError):
     """There is no room or quota for a file. No half-written file is left."""
 
@@ -115,6 +109,20 @@ class InputTooLong(PrefixdError):
     """The input leaves no room for one token in the window or in memory."""
 
     code = "input_too_long"
+
+
+class RateLimited(PrefixdError):
+    """A limit of a minute is used up; ``detail['retry_after_s']`` says when to come back."""
+
+    code = "rate_limited"
+
+
+class QuotaExceeded(PrefixdError):
+    """A tenant or a key has all that its limit allows; of one of a day or month ``detail['resets_in_s']`` says when it
+    is new.
+    """
+
+    code = "quota_exceeded"
 
 
 class QueueFull(PrefixdError):

@@ -64,7 +64,10 @@ class LimitReached(PrefixdError):
 
 
 class QuotaExceeded(PrefixdError):
-    """A tenant or a key has all that its limit allows; ``detail`` has ``limit``, ``expected`` and ``got``."""
+    """A tenant or a key has all that its limit allows; ``detail`` has ``limit``, ``expected`` and ``got``.
+
+    Of a limit of a day or month ``detail['resets_in_s']`` says when it is new.
+    """
 
     code = "quota_exceeded"
 

@@ -34,7 +34,8 @@ class Served:
     def limit(self, tenant: Limits = NO_LIMITS, **keys: Limits) -> None:
         """Give acme and its keys these limits."""
         tenancy = self.trainer.worker.registry.tenancy  # type: ignore[attr-defined]
-        set_limits(tenancy, tenants={"acme": tenant}, keys={self.keys[name][0]: one for name, one in keys.items()})
+        own = {self.keys[name][0]: one for name, one in keys.items()}
+        set_limits(tenancy, tenants={"acme": tenant}, keys=own)
         self.trainer.runtime.keyring.look()
 
     async def upload(self, content: bytes = SMALL, key: str = "one") -> httpx.Response:

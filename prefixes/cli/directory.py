@@ -69,10 +69,10 @@ class LocalDirectory:
     def share(
         self, tenant: str, name: str, *, everyone: bool, tenants: Iterable[str], download: bool
     ) -> dict[str, Any]:
-        self._store.inspect(tenant, name)
         wanted = Share(everyone, frozenset(tenants), download)
-        given = wanted if wanted.everyone or wanted.tenants else None
-        return share_to_dict(self._directory.share(f"{tenant}/{name}", given, actor=self._actor))
+        if not wanted.private:  # a share stays when its task is deleted, and can be ended then
+            self._store.inspect(tenant, name)
+        return share_to_dict(self._directory.share(f"{tenant}/{name}", wanted, actor=self._actor))
 
 
 @contextmanager

@@ -110,10 +110,11 @@ class Directory:
             lambda state, at: changes.with_revocation(state, key_id, at=at, actor=actor, tenant=tenant)
         ).keys[key_id]
 
-    def share(self, task: str, share: Share | None, *, actor: str) -> Share | None:
-        """Share ``tenant/task`` so, or no more."""
-        after = self._change(lambda state, at: changes.with_share(state, task, share, at=at, actor=actor))
-        return after.shares.get(task)
+    def share(self, task: str, share: Share, *, actor: str) -> Share:
+        """Share ``tenant/task`` so; a private share ends its share."""
+        wanted = Share() if share.private else share
+        self._change(lambda state, at: changes.with_share(state, task, wanted, at=at, actor=actor))
+        return wanted
 
     def _change(self, plan: Callable[[Tenancy, str], Tenancy], *, closing: bool = False) -> Tenancy:
         for _ in range(ATTEMPTS):

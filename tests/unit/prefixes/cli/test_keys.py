@@ -121,8 +121,10 @@ def test_a_task_is_shared_and_private_again(shell: Shell, directory: Directory) 
     shared = shell.json("prefixes", "share", "e2e", "--tenant", "acme", "--tenant", "globex", "--download")
     assert shared == {"task": "default/e2e", "everyone": False, "tenants": ["acme", "globex"], "download": True}
     assert directory.load().shares["default/e2e"].reaches("acme")
-    assert "with nobody" in shell.run("prefixes", "share", "e2e", "--nobody").stdout
+    shell.run("prefixes", "delete", "e2e", "--yes")
+    assert "with nobody" in shell.run("prefixes", "share", "e2e", "--nobody").stdout  # the name's share was left
     assert directory.load().shares == {}
+    assert "with nobody" in shell.run("prefixes", "share", "none", "--nobody").stdout
 
 
 def test_an_operators_secret_is_for_its_owner_and_its_hash_for_services(shell: Shell, tmp_path: Path) -> None:

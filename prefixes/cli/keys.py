@@ -15,7 +15,7 @@ import typer
 from prefixes.cli import show
 from prefixes.cli.directory import opened_directory
 from prefixes.cli.target import JsonOption, RegistryOption, ServerOption, application, command
-from prefixes.tenancy.directory import shown
+from prefixes.tenancy.directory import shown, utc_now
 from prefixes.tenancy.hash_file import write_new
 from prefixes.tenancy.model import Scope
 from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
@@ -197,7 +197,9 @@ def _duration(option: str, text: str) -> timedelta:
 def _state(key: dict[str, Any]) -> str:
     if key["revoked_at"]:
         return f"revoked {key['revoked_at'][:10]}"
-    return f"until {key['expires_at']}" if key["expires_at"] else "works"
+    if not key["expires_at"]:
+        return "works"
+    return f"{'until' if key['expires_at'] > utc_now() else 'expired'} {key['expires_at']}"
 
 
 def _show(found: dict[str, Any], as_json: bool) -> None:

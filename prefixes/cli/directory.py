@@ -17,7 +17,7 @@ from prefixes.registry.base import Store
 from prefixes.remote_directory import RemoteDirectory
 from prefixes.spec import DEFAULT_TENANT
 from prefixes.tenancy.changes import key_of, tenant_of
-from prefixes.tenancy.directory import Directory, NewKey
+from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.model import Share
 from prefixes.tenancy.records import key_to_dict, share_to_dict, tenant_to_dict
 
@@ -67,14 +67,14 @@ class LocalDirectory:
         made = self._directory.create_key(
             tenant or DEFAULT_TENANT, name, scopes, expires_at=expires_at, limits=limits, actor=self._actor
         )
-        return _with_secret(made)
+        return made.as_dict()
 
     def limit_key(self, key_id: str, limits: Mapping[str, int | None]) -> dict[str, Any]:
         key = self._directory.limit_key(key_id, limits, actor=self._actor)
         return key_to_dict(self._directory.load(), key, self._directory.used())
 
     def rotate(self, key_id: str, grace_s: float) -> dict[str, Any]:
-        return _with_secret(self._directory.rotate(key_id, grace_s=grace_s, actor=self._actor))
+        return self._directory.rotate(key_id, grace_s=grace_s, actor=self._actor).as_dict()
 
     def revoke(self, key_id: str) -> dict[str, Any]:
         key = self._directory.revoke(key_id, actor=self._actor)
@@ -83,10 +83,10 @@ class LocalDirectory:
     def share(
         self, tenant: str, name: str, *, everyone: bool, tenants: Iterable[str], download: bool
     ) -> dict[str, Any]:
-        self._store.inspect(tenant, name)
         wanted = Share(everyone, frozenset(tenants), download)
-        given = wanted if wanted.everyone or wanted.tenants else None
-        return share_to_dict(self._directory.share(f"{tenant}/{name}", given, actor=self._actor))
+        if not wanted.private:  # a share stays when its task is deleted, and can be ended then
+            self._store.inspect(tenant, name)
+        return share_to_dict(self._directory.share(f"{tenant}/{name}", wanted, actor=self._actor))
 
 
 @contextmanager
@@ -101,7 +101,3 @@ def opened_directory(
         return
     with telling(registry) as url, closing(open_registry(url, create=create)) as store:
         yield LocalDirectory(store)
-
-
-def _with_secret(made: NewKey) -> dict[str, Any]:
-    return {**key_to_dict(made.tenancy, made.key, {}), "secret": made.secret}

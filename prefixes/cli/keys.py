@@ -17,7 +17,7 @@ from prefixes.cli.directory import opened_directory
 from prefixes.cli.limit_options import NO_CHANGES, LimitChanges, show_limits, tell_held, with_limit_options
 from prefixes.cli.show import show_record
 from prefixes.cli.target import JsonOption, RegistryOption, ServerOption, application, command
-from prefixes.tenancy.directory import shown
+from prefixes.tenancy.directory import shown, utc_now
 from prefixes.tenancy.hash_file import write_new
 from prefixes.tenancy.model import Scope
 from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
@@ -158,7 +158,9 @@ def _duration(option: str, text: str) -> timedelta:
 def _state(key: dict[str, Any]) -> str:
     if key["revoked_at"]:
         return f"revoked {key['revoked_at'][:10]}"
-    return f"until {key['expires_at']}" if key["expires_at"] else "works"
+    if not key["expires_at"]:
+        return "works"
+    return f"{'until' if key['expires_at'] > utc_now() else 'expired'} {key['expires_at']}"
 
 
 def _show_secret(made: dict[str, Any], as_json: bool) -> None:

@@ -152,27 +152,23 @@ def with_revocation(state: Tenancy, key_id: str, *, at: str, actor: str, tenant:
     return _with(state, replace(key, revoked_at=at), Change(at, actor, "key-revoke", key.tenant, key_id))
 
 
-def with_share(state: Tenancy, task: str, share: Share | None, *, at: str, actor: str) -> Tenancy:
-    """``state`` with the task shared so, or (None) no more. Whether a tenant of that name exists is not told."""
+def with_share(state: Tenancy, task: str, share: Share, *, at: str, actor: str) -> Tenancy:
+    """``state`` with the task shared so; a private share ends its share. Whether there are such tenants is not told."""
     owner = task.partition("/")[0]
-    if share is not None:
-        for name in share.tenants:
-            check_name("tenant", name)
-        if not (share.everyone or share.tenants):
-            raise InvalidKey("share: expected everyone or some tenants, got neither")
-    if state.shares.get(task) == share:
+    for name in share.tenants:
+        check_name("tenant", name)
+    if state.shares.get(task, Share()) == share:
         return state
     shares = {name: one for name, one in state.shares.items() if name != task}
-    if share is not None:
-        shares[task] = share
-        own = sum(one.size for name, one in shares.items() if name.partition("/")[0] == owner)
-        _bounded(f"shares of {owner}", own, MAX_SHARES_OF_A_TENANT)
-        _bounded("shares", sum(one.size for one in shares.values()), MAX_SHARES)
-        whom = "everyone" if share.everyone else ", ".join(sorted(share.tenants))
-        change = Change(at, actor, "share", owner, task, f"with {whom}{', download' if share.download else ''}"[:500])
-    else:
-        change = Change(at, actor, "unshare", owner, task)
-    return _noted(replace(state, shares=shares), change)
+    if share.private:
+        return _noted(replace(state, shares=shares), Change(at, actor, "unshare", owner, task))
+    shares[task] = share
+    own = sum(one.size for name, one in shares.items() if name.partition("/")[0] == owner)
+    _bounded(f"shares of {owner}", own, MAX_SHARES_OF_A_TENANT)
+    _bounded("shares", sum(one.size for one in shares.values()), MAX_SHARES)
+    whom = "everyone" if share.everyone else ", ".join(sorted(share.tenants))
+    detail = f"with {whom}{', download' if share.download else ''}"[:500]
+    return _noted(replace(state, shares=shares), Change(at, actor, "share", owner, task, detail))
 
 
 def tenant_of(state: Tenancy, name: str) -> Tenant:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.tenancy import changes
 from prefixes.tenancy.limits import NO_LIMITS
 from prefixes.tenancy.model import InvalidKey, Key, Secret, Share, Tenancy, Tenant, scopes_of
-from prefixes.tenancy.records import tenancy_from_json, tenancy_to_json
+from prefixes.tenancy.records import key_to_dict, tenancy_from_json, tenancy_to_json
 from prefixes.tenancy.secret import digest_of, new_id, new_secret
 from prefixes.tenancy.store import TenancyStore
 
@@ -32,6 +32,10 @@ class NewKey:
     key: Key
     secret: str = field(repr=False)
     tenancy: Tenancy = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The key as it is shown, and the only time with its secret."""
+        return {**key_to_dict(self.tenancy, self.key, {}), "secret": self.secret}
 
 
 class Directory:
@@ -119,7 +123,7 @@ class Directory:
     def rotate(self, key_id: str, *, grace_s: float = GRACE_S, actor: str, tenant: str | None = None) -> NewKey:
         """A new secret for the key; the one before works for ``grace_s`` more. Raises KeyNotFound, Conflict."""
         if not 0 <= grace_s <= MAX_GRACE_S:
-            raise InvalidKey(f"grace: expected 0 to {MAX_GRACE_S:g} seconds, got {grace_s:g}")
+            raise InvalidKey(f"grace: expected 0 to {MAX_GRACE_S:.0f} seconds, got {grace_s:.0f}")
         secret = new_secret(key_id)
 
         def plan(state: Tenancy, at: str) -> Tenancy:
@@ -137,10 +141,11 @@ class Directory:
             lambda state, at: changes.with_revocation(state, key_id, at=at, actor=actor, tenant=tenant)
         ).keys[key_id]
 
-    def share(self, task: str, share: Share | None, *, actor: str) -> Share | None:
-        """Share ``tenant/task`` so, or no more."""
-        after = self._change(lambda state, at: changes.with_share(state, task, share, at=at, actor=actor))
-        return after.shares.get(task)
+    def share(self, task: str, share: Share, *, actor: str) -> Share:
+        """Share ``tenant/task`` so; a private share ends its share."""
+        wanted = Share() if share.private else share
+        self._change(lambda state, at: changes.with_share(state, task, wanted, at=at, actor=actor))
+        return wanted
 
     def _change(self, plan: Callable[[Tenancy, str], Tenancy], *, closing: bool = False) -> Tenancy:
         for _ in range(ATTEMPTS):

@@ -133,6 +133,11 @@ class Share:
         return self.everyone or tenant in self.tenants
 
     @property
+    def private(self) -> bool:
+        """Whether it reaches nobody."""
+        return not (self.everyone or self.tenants)
+
+    @property
     def size(self) -> int:
         """What it counts for among ``MAX_SHARES``."""
         return 1 + len(self.tenants)

@@ -80,9 +80,8 @@ def change_to_dict(change: Change) -> dict[str, Any]:
     return {name: getattr(change, name) for name in ("at", "actor", "action", "what", "detail")}
 
 
-def share_to_dict(share: Share | None) -> dict[str, Any]:
+def share_to_dict(share: Share) -> dict[str, Any]:
     """A share as it is shown."""
-    share = share or Share()
     return {"everyone": share.everyone, "tenants": sorted(share.tenants), "download": share.download}
 
 

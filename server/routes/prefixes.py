@@ -135,7 +135,7 @@ def _summary(task: TaskInfo, residents: frozenset[PrefixKey]) -> dict[str, Any]:
 async def inspect(request: Request) -> Response:
     """Aliases, their moves, and every version with its metadata and record."""
     runtime = runtime_of(request)
-    tenant, name = target(request, Action.READ)
+    tenant, name = target(request, Action.INSPECT)
     return json_response(task_to_dict(await runtime.catalog.call(runtime.catalog.registry.inspect, tenant, name)))
 
 

@@ -147,13 +147,11 @@ async def share(body: ShareRequest, request: Request) -> Response:
     runtime = runtime_of(request)
     tenant, name = target(request, Action.SHARE)
     registry = runtime.catalog.registry
-    await runtime.catalog.call(registry.inspect, tenant, name)
     wanted = Share(body.everyone, frozenset(body.tenants), body.download)
+    if not wanted.private:  # a share stays when its task is deleted, and can be ended then
+        await runtime.catalog.call(registry.inspect, tenant, name)
     shared = await runtime.catalog.call(
-        Directory(registry.tenancy).share,
-        f"{tenant}/{name}",
-        wanted if wanted.everyone or wanted.tenants else None,
-        actor=caller_of(request).actor,
+        Directory(registry.tenancy).share, f"{tenant}/{name}", wanted, actor=caller_of(request).actor
     )
     await anyio.to_thread.run_sync(runtime.keyring.look)
     return json_response(share_to_dict(shared))

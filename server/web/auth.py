@@ -26,7 +26,8 @@ class Action(StrEnum):
     """What a caller asks to do: with a task, with its own tenant, or (the last two) with the service."""
 
     GENERATE = "generate"
-    READ = "read"  # list, inspect
+    READ = "read"  # lists
+    INSPECT = "inspect"  # a task's card
     DOWNLOAD = "download"
     PUBLISH = "publish"
     PROMOTE = "promote"  # and roll back
@@ -38,21 +39,22 @@ class Action(StrEnum):
     OPERATE = "operate"
 
 
-SCOPES: Final[Mapping[Action, Scope]] = {
-    Action.GENERATE: Scope.GENERATE,
-    Action.READ: Scope.READ,
-    Action.DOWNLOAD: Scope.READ,
-    Action.PUBLISH: Scope.PUBLISH,
-    Action.PROMOTE: Scope.PUBLISH,
-    Action.SHARE: Scope.PUBLISH,
-    Action.DELETE: Scope.DELETE,
-    Action.TRAIN: Scope.TRAIN,
-    Action.KEYS: Scope.KEYS,
-    Action.METRICS: Scope.METRICS,
-    Action.OPERATE: Scope.OPERATOR,
+SCOPES: Final[Mapping[Action, frozenset[Scope]]] = {
+    Action.GENERATE: frozenset({Scope.GENERATE}),
+    Action.READ: frozenset({Scope.READ}),
+    Action.INSPECT: frozenset({Scope.READ, Scope.PUBLISH, Scope.DELETE}),  # who changes a task sees what it changes
+    Action.DOWNLOAD: frozenset({Scope.READ}),
+    Action.PUBLISH: frozenset({Scope.PUBLISH}),
+    Action.PROMOTE: frozenset({Scope.PUBLISH}),
+    Action.SHARE: frozenset({Scope.PUBLISH}),
+    Action.DELETE: frozenset({Scope.DELETE}),
+    Action.TRAIN: frozenset({Scope.TRAIN}),
+    Action.KEYS: frozenset({Scope.KEYS}),
+    Action.METRICS: frozenset({Scope.METRICS}),
+    Action.OPERATE: frozenset({Scope.OPERATOR}),
 }
-"""The scope that each action takes; ``operator`` may do everything."""
-SHARED: Final = frozenset({Action.GENERATE, Action.READ})
+"""The scopes of which each action takes one; ``operator`` may do everything."""
+SHARED: Final = frozenset({Action.GENERATE, Action.READ, Action.INSPECT})
 """What a share allows; ``download`` comes with it only where the owner says so."""
 
 
@@ -118,10 +120,9 @@ def _decide(caller: Caller, action: Action, tenant: str | None, name: str | None
             raise TaskNotFound(f"task {tenant}/{name}: expected a published task, found none", task=f"{tenant}/{name}")
         if action not in SHARED and not (action is Action.DOWNLOAD and share.download):
             raise Forbidden(f"task {tenant}/{name}: it is shared, and its owner does not let others {action.value} it")
-    scope = SCOPES[action]
-    if scope not in caller.scopes:
-        got = ", ".join(sorted(caller.scopes))
-        raise Forbidden(f"{action.value}: expected a key with the scope {scope.value}, got one with {got}")
+    if not SCOPES[action] & caller.scopes:
+        wanted, got = " or ".join(sorted(SCOPES[action])), ", ".join(sorted(caller.scopes))
+        raise Forbidden(f"{action.value}: expected a key with the scope {wanted}, got one with {got}")
 
 
 def may(caller: Caller, action: Action, tenant: str | None, name: str | None = None) -> bool:

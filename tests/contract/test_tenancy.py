@@ -215,7 +215,7 @@ def test_shares_are_kept_with_their_history(directory: Directory) -> None:
     share = Share(tenants=frozenset({"globex"}), download=True)
     assert directory.share("acme/e2e", share, actor="acme-key") == share
     assert directory.load().shares == {"acme/e2e": share}
-    assert directory.share("acme/e2e", None, actor="acme-key") is None
+    assert directory.share("acme/e2e", Share(download=True), actor="acme-key") == Share()
     assert directory.load().shares == {}
     assert [change.action for change in directory.load().changes] == ["share", "unshare"]
 

@@ -71,8 +71,8 @@ def make_callers(store: TenancyStore) -> Callers:
     return Callers(headers, key("acme", "read")[0], foreign_id)
 
 
-def expected(caller: str, scope: Scope | None, *, foreign: int) -> int | None:
-    """The status of a refusal, None for none: of a route that needs ``scope``, or any key, for what is acme's.
+def expected(caller: str, needs: Scope | frozenset[Scope] | None, *, foreign: int) -> int | None:
+    """The status of a refusal, None for none: of a route that needs a scope, one of some, or any key.
 
     ``foreign`` is what a stranger is told: 404 for what is acme's, 0 where it is about one's own.
     """
@@ -80,10 +80,11 @@ def expected(caller: str, scope: Scope | None, *, foreign: int) -> int | None:
         return 401
     if caller == "blocked":
         return 403
-    if caller == "operator" or scope is None:
+    if caller == "operator" or needs is None:
         return None
+    scopes = frozenset({needs}) if isinstance(needs, Scope) else needs
     if caller == "foreign" and foreign:
         return foreign
     if caller in ("owner", "foreign"):
-        return None if scope.value in TENANT_SCOPES else 403
-    return None if caller in (f"only {scope}", "only operator") else 403
+        return None if scopes & set(TENANT_SCOPES) else 403
+    return None if caller in ("only operator", *(f"only {scope}" for scope in scopes)) else 403

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 import prefixd
 from prefixes.artifact import write_prefix
 from prefixes.registry import open_registry
-from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.directory import Directory, later, utc_now
 from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.secret import new_id, parse_secret
 from tests.support.prefixes import make_prefix
@@ -78,6 +79,16 @@ def test_rotate_and_revoke(shell: Shell, directory: Directory) -> None:
     assert "expected one that works" in shell.run("keys", "rotate", made["id"], code=1).stderr
 
 
+def test_the_list_says_which_keys_have_expired(shell: Shell, directory: Directory) -> None:
+    end = later(utc_now(), 0.05)
+    directory.create_key("acme", "short", ["read"], expires_at=end, actor="t")
+    directory.create_key("acme", "long", ["read"], expires_at=later(end, 600), actor="t")
+    while utc_now() <= end:
+        time.sleep(0.01)
+    listed = shell.run("keys", "list").stdout
+    assert f"expired {end}" in listed and f"until {later(end, 600)}" in listed
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -87,6 +98,7 @@ def test_rotate_and_revoke(shell: Shell, directory: Directory) -> None:
         (("keys", "create", "--scopes", "read", "--tenant", "A B"), 1, "tenant name"),
         (("keys", "create"), 2, "--scopes"),
         (("keys", "rotate", "AAAAAAAAAAAA", "--grace", "1"), 2, "such as 24h"),
+        (("keys", "rotate", "AAAAAAAAAAAA", "--grace", "91d"), 1, "expected 0 to 7776000 seconds, got 7862400"),
         (("keys", "revoke", "AAAAAAAAAAAA"), 1, "found none of that id"),
         (("tenants", "block", "nobody"), 1, "found none of that name"),
         (("keys", "create", "--scopes", "read", "--num-beams", "-1"), 1, "num_beams: expected a whole number from 0"),
@@ -126,8 +138,10 @@ def test_a_task_is_shared_and_private_again(shell: Shell, directory: Directory) 
     shared = shell.json("prefixes", "share", "e2e", "--tenant", "acme", "--tenant", "globex", "--download")
     assert shared == {"task": "default/e2e", "everyone": False, "tenants": ["acme", "globex"], "download": True}
     assert directory.load().shares["default/e2e"].reaches("acme")
-    assert "with nobody" in shell.run("prefixes", "share", "e2e", "--nobody").stdout
+    shell.run("prefixes", "delete", "e2e", "--yes")
+    assert "with nobody" in shell.run("prefixes", "share", "e2e", "--nobody").stdout  # the name's share was left
     assert directory.load().shares == {}
+    assert "with nobody" in shell.run("prefixes", "share", "none", "--nobody").stdout
 
 
 def test_an_operators_secret_is_for_its_owner_and_its_hash_for_services(shell: Shell, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_tenant_shares_so_much_and_others_have_their_room(monkeypatch: pytest.
         share("acme/c")
     assert share("acme/a", "y", "z").shares["acme/a"].tenants == {"y", "z"}
     assert "globex/c" in share("globex/c", "x").shares
-    state = with_share(state, "acme/a", None, at=AT, actor="t")
+    state = with_share(state, "acme/a", Share(), at=AT, actor="t")
     assert "acme/c" in share("acme/c", "x").shares
 
 

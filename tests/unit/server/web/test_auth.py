@@ -20,6 +20,7 @@ from tests.support.callers import TENANT_SCOPES, bearer, expected, make_callers
 OPEN: Final = "open"
 OWN, TASK, KEY, SERVICE = "one's own", "acme's task", "acme's key", "the service"
 ANY_KEY: Final = (None, OWN)
+CARD: Final = frozenset({Scope.READ, Scope.PUBLISH, Scope.DELETE})
 
 TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "GET", "/health"): OPEN,
@@ -35,7 +36,7 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "GET", "/v1/models/{model:path}"): (Scope.READ, TASK),
     ("public", "GET", "/prefixes"): (Scope.READ, OWN),
     ("public", "POST", "/prefixes"): (Scope.PUBLISH, TASK),
-    ("public", "GET", "/prefixes/{tenant}/{name}"): (Scope.READ, TASK),
+    ("public", "GET", "/prefixes/{tenant}/{name}"): (CARD, TASK),
     ("public", "GET", "/prefixes/{tenant}/{name}/versions/{version}"): (Scope.READ, TASK),
     ("public", "POST", "/prefixes/{tenant}/{name}/promote"): (Scope.PUBLISH, TASK),
     ("public", "POST", "/prefixes/{tenant}/{name}/rollback"): (Scope.PUBLISH, TASK),
@@ -44,7 +45,7 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "DELETE", "/prefixes/{tenant}/{name}"): (Scope.DELETE, TASK),
     ("public", "DELETE", "/prefixes/{tenant}/{name}/versions/{version}"): (Scope.DELETE, TASK),
     ("public", "DELETE", "/prefixes/{name}/versions/{version}"): (Scope.DELETE, OWN),
-    ("public", "GET", "/prefixes/{name}"): (Scope.READ, OWN),
+    ("public", "GET", "/prefixes/{name}"): (CARD, OWN),
     ("public", "GET", "/prefixes/{name}/versions/{version}"): (Scope.READ, OWN),
     ("public", "POST", "/prefixes/{name}/promote"): (Scope.PUBLISH, OWN),
     ("public", "POST", "/prefixes/{name}/rollback"): (Scope.PUBLISH, OWN),
@@ -71,7 +72,7 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("admin", "GET", "/admin/residents"): (Scope.OPERATOR, SERVICE),
     ("admin", "POST", "/admin/gc"): (Scope.OPERATOR, SERVICE),
 }
-"""Port, method and path: open to everybody, or the scope that it takes, and what it is about."""
+"""Port, method and path: open to everybody, or the scope that it takes, or one of some, and what it is about."""
 
 
 def routes(port: str, routed: FastAPI | APIRouter) -> Iterator[tuple[str, str, str]]:

@@ -63,6 +63,12 @@ class LimitReached(PrefixdError):
     code = "limit_reached"
 
 
+class QuotaExceeded(PrefixdError):
+    """A tenant or a key has all that its limit allows; ``detail`` has ``limit``, ``expected`` and ``got``."""
+
+    code = "quota_exceeded"
+
+
 class DiskFull(PrefixdError):
     """There is no room or quota for a file. No half-written file is left."""
 
@@ -115,12 +121,6 @@ class RateLimited(PrefixdError):
     """A limit of a minute is used up; ``detail['retry_after_s']`` says when to come back."""
 
     code = "rate_limited"
-
-
-class QuotaExceeded(PrefixdError):
-    """A limit of a day or month is used up; ``detail['resets_in_s']`` says when it is new."""
-
-    code = "quota_exceeded"
 
 
 class QueueFull(PrefixdError):

@@ -15,7 +15,7 @@ from typing import Final
 
 from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.tenancy.directory import utc_now
-from prefixes.tenancy.limits import NO_LIMITS, TENANT_LIMITS, Limits
+from prefixes.tenancy.limits import NO_LIMITS, Limits, effective
 from prefixes.tenancy.model import Key, Tenancy
 from prefixes.tenancy.records import tenancy_from_json
 from prefixes.tenancy.secret import Presented
@@ -95,10 +95,7 @@ class Keyring:
         """Those of the tenant, defaults included, and those of its key. Any thread may ask."""
         tenancy = self._known.tenancy
         of_tenant, of_key = tenancy.tenants.get(tenant), tenancy.keys.get(key_id)
-        return (
-            (of_tenant.limits if of_tenant else NO_LIMITS).over(TENANT_LIMITS),
-            of_key.limits if of_key else NO_LIMITS,
-        )
+        return effective(of_tenant.limits if of_tenant else NO_LIMITS), of_key.limits if of_key else NO_LIMITS
 
     @property
     def asked_at(self) -> float:

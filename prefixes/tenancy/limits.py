@@ -6,7 +6,7 @@ unless told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -51,13 +51,41 @@ class Limits:
         """These, and those of ``lower`` for what is not set here."""
         return replace(lower, **dict(self.given()))
 
+    def within(self, upper: Limits) -> Limits:
+        """What both allow: of each the smaller one."""
+        both = {name: min(value, own) for name, value in upper.given() if (own := getattr(self, name)) is not None}
+        return replace(self.over(upper), **both)
+
 
 NAMES: Final = tuple(one.name for one in fields(Limits))
 NO_LIMITS: Final = Limits()
+DESCRIPTIONS: Final[Mapping[str, str]] = {
+    "requests_per_minute": "Requests in any minute.",
+    "tokens_per_minute": "Tokens of input, prefix and output in any minute.",
+    "tokens_per_day": "The same in a day, UTC.",
+    "tokens_per_month": "The same in a month, UTC.",
+    "rows_running": "Rows that run at once; each beam and each sample is one.",
+    "requests_waiting": "Requests that wait at once.",
+    "max_new_tokens": "The most that a request may ask for.",
+    "num_beams": "The most that a request may ask for.",
+    "registry_bytes": "Bytes of artifacts in the registry.",
+    "registry_tasks": "Tasks in the registry.",
+    "registry_versions": "Versions of all tasks in the registry.",
+    "dataset_bytes": "Bytes of datasets at the trainer.",
+    "open_jobs": "Jobs that wait or run at the trainer.",
+    "training_steps_per_day": "Training steps in a day, UTC.",
+}
 TENANT_LIMITS: Final = Limits(
-    requests_per_minute=60_000,
-    tokens_per_minute=10_000_000,
-    tokens_per_day=2_000_000_000,
-    tokens_per_month=20_000_000_000,
+    requests_waiting=1_000,
+    registry_bytes=100 << 30,
+    registry_tasks=10_000,
+    registry_versions=100_000,
+    dataset_bytes=100 << 30,
+    open_jobs=1_000,
 )
-"""A tenant's where it has no other: more than one server computes, so that they stop a runaway and nobody else."""
+"""A tenant's where it has no other: what is kept or piles up is bounded, and what fairness shares out is not."""
+
+
+def effective(own: Limits) -> Limits:
+    """What holds for a tenant with these limits: its own, and the defaults for all else."""
+    return own.over(TENANT_LIMITS)

@@ -30,7 +30,7 @@ TTL_S: Final = 600.0
 RENEW_S: Final = 200.0
 THREADS: Final = 16
 """Calls of a remote limiter at once."""
-CLOSE_S: Final = 10.0
+CLOSE_S: Final = 3.0
 """How long the last settlements may take."""
 
 Told = Callable[[Sequence[State]], None]

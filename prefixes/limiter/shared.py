@@ -21,6 +21,8 @@ from prefixes.limiter.memory import MemoryLimiter
 ANNOUNCE_S: Final = 1.0
 EXPIRES_S: Final = 10.0
 """A replica that was not heard of for so long is gone."""
+CLOSE_S: Final = 3.0
+"""How long ``close`` waits for a call that is under way."""
 MAX_UNSETTLED: Final = 10_000
 """Settlements that are kept for a limiter that is away. Reservations of further ones expire."""
 
@@ -117,7 +119,7 @@ class SharedLimiter:
     def close(self) -> None:
         self._closing.set()
         if self._thread:
-            self._thread.join(timeout=EXPIRES_S)
+            self._thread.join(timeout=CLOSE_S)
         try:
             if self._up:
                 self._remote.announce(self._replica, 0)

@@ -77,10 +77,6 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "training_steps_per_day": "Training steps in a day, UTC.",
 }
 TENANT_LIMITS: Final = Limits(
-    requests_per_minute=60_000,
-    tokens_per_minute=10_000_000,
-    tokens_per_day=2_000_000_000,
-    tokens_per_month=20_000_000_000,
     requests_waiting=1_000,
     registry_bytes=100 << 30,
     registry_tasks=10_000,
@@ -88,7 +84,7 @@ TENANT_LIMITS: Final = Limits(
     dataset_bytes=100 << 30,
     open_jobs=1_000,
 )
-"""A tenant's where it has no other. Rates and quotas are beyond what one server computes: they stop a runaway."""
+"""A tenant's where it has no other: what is kept or piles up is bounded, and what fairness shares out is not."""
 
 
 @lru_cache(maxsize=4096)

@@ -151,7 +151,7 @@ def test_a_rate_that_is_used_up_is_429_with_when_to_come_back(with_limits: WithL
 @pytest.mark.parametrize(("name", "window"), [("tokens_per_day", Window.DAY), ("tokens_per_month", Window.MONTH)])
 def test_a_quota_warns_and_then_is_403(with_limits: WithLimits, name: str, window: Window) -> None:
     async def test(limited: Limited) -> None:
-        limited.limit()
+        limited.limit(Limits(**{name: 10**9}))
         size = total((await limited.post()).json())
         used = limited.used("tokens", window)
         assert used == size

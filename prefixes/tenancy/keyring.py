@@ -97,6 +97,13 @@ class Keyring:
         of_tenant, of_key = tenancy.tenants.get(tenant), tenancy.keys.get(key_id)
         return effective(of_tenant.limits if of_tenant else NO_LIMITS), of_key.limits if of_key else NO_LIMITS
 
+    def registry_quota(self, tenant: str, key_id: str | None) -> Limits | None:
+        """What the tenant may have in the registry for the key to add to it; None where nobody needs a key."""
+        if key_id is None:
+            return None
+        of_tenant, of_key = self.limits_of(tenant, key_id)
+        return of_key.within(of_tenant)
+
     @property
     def asked_at(self) -> float:
         """When the registry was last asked, in time.monotonic() seconds, whatever it answered."""

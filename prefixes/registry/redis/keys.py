@@ -15,6 +15,7 @@
     prefixd:{<tenant>}:names:<hex>  set of the tasks and deleted tasks that have an artifact
     prefixd:{<tenant>}:lease:<hex>  sorted set of publishers that hold a lease on an artifact, by its end
     prefixd:{<tenant>}:audit        stream of the tenant's changes
+    prefixd:{<tenant>}:total        hash: tasks, versions and bytes of all of it after the change "at" in that stream
     prefixd:{<tenant>}:done:<id>    the id of a change that was made, for 600 s: a repetition does not make it twice
 
 All keys of a change have one hash tag, ``{<tenant>}``, and so lie in one slot of a Cluster. No two tenants, tasks or
@@ -42,7 +43,7 @@ class TenantKeys:
         base = f"prefixd:{{{tenant}}}:"
         self._base = base
         self.id, self.tasks, self.deleted = f"{base}id", f"{base}tasks", f"{base}deleted"
-        self.blobs, self.audit = f"{base}blobs", f"{base}audit"
+        self.blobs, self.audit, self.total = f"{base}blobs", f"{base}audit", f"{base}total"
         self.unfinished = f"{base}unfinished"
 
     @staticmethod

@@ -18,6 +18,7 @@ from prefixes.registry.records import task_from_dict
 from prefixes.registry.transitions import resolved, version_of_task
 from prefixes.remote import Remote, RemoteError
 from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
+from prefixes.tenancy.limits import Limits
 
 __all__ = ["RemoteError", "RemoteRegistry"]
 
@@ -82,8 +83,9 @@ class RemoteRegistry:
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
+        quota: Limits | None = None,
     ) -> VersionInfo:
-        """As in the Protocol. The server knows the caller by the API key, so no method here sends ``actor``."""
+        """As in the Protocol. The server knows the caller by the API key, so no method sends ``actor`` or ``quota``."""
         _path(tenant, name)
         fields = {"task": f"{tenant}/{name}", "alias": alias or "", "record": json.dumps(dict(record))}
         if idempotency_key is not None:
@@ -129,7 +131,9 @@ class RemoteRegistry:
     def delete_version(self, tenant: str, name: str, version: str, *, actor: str = UNKNOWN_ACTOR) -> None:
         self._server.send("DELETE", f"{_path(tenant, name)}/versions/{check_version(version)}")
 
-    def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
+    def undelete(
+        self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR, quota: Limits | None = None
+    ) -> TaskInfo:
         return self._task(self._server.json("POST", f"{_path(tenant, name)}/undelete"))
 
     def check(self) -> None:

@@ -13,17 +13,13 @@ from typing import Any, Final, Protocol
 
 from prefixes.registry.subscription import Subscription
 from prefixes.spec import DEFAULT_ALIAS, PrefixSpec, TaskRef
+from prefixes.tenancy.limits import Limits
 from prefixes.tenancy.store import TenancyStore
 from prefixes.usage.store import UsageStore
 
 UNKNOWN_ACTOR: Final = "unknown"
 RETENTION_S: Final = 7 * 86400.0
 """How long a deleted task can be brought back, by default."""
-KEYS_KEPT: Final = 100
-"""How many idempotency keys a task remembers: the newest ones."""
-REPLACED_KEPT: Final = 16
-REPLACED_BYTES: Final = 64 << 10
-"""How many replaced entries a version keeps, and how much JSON they take together: the oldest ones."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +153,13 @@ class Registry(Protocol):
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
+        quota: Limits | None = None,
     ) -> VersionInfo:
         """Validate ``data``, store it, then move ``alias`` (None moves none). Idempotent for the same content.
 
-        Known content keeps its time and its record, to which the entries of ``record`` are added: see VersionInfo.
-
-        The artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
-        InvalidArtifact, and LimitReached for more than a registry keeps (``limits``).
+        Known content keeps its time and its record, to which the entries of ``record`` are added: see VersionInfo. The
+        artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
+        InvalidArtifact, LimitReached, and QuotaExceeded for more than ``quota`` allows the tenant, judged in one step.
 
         ``idempotency_key`` has the form of a name. The first publish to the task with a key does its work. A later one
         with the same key changes nothing, whatever it brings and wherever the aliases point by then; it answers what
@@ -195,8 +191,8 @@ class Registry(Protocol):
     ) -> TaskInfo:
         """Point ``alias`` at the version before the current one. Raises Conflict when there is none.
 
-        Raises Conflict also where the alias does not point at a given ``expected_current``. With it a rollback can be
-        repeated after a lost answer: of one that was made already, the Conflict says where the alias is now.
+        Also where the alias does not point at a given ``expected_current``. With it a rollback can be repeated after a
+        lost answer: of one that was made already, the Conflict says where the alias is now.
         """
 
     def delete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> None:
@@ -208,8 +204,10 @@ class Registry(Protocol):
         Its artifact stays for rows that were admitted before, as a deleted task's does. A rollback passes it over.
         """
 
-    def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
-        """Bring back the last deleted task of that name. Raises TaskNotFound, or Conflict when a task has the name."""
+    def undelete(
+        self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR, quota: Limits | None = None
+    ) -> TaskInfo:
+        """Bring back the last deleted task of that name. Raises TaskNotFound, QuotaExceeded, Conflict for a task."""
 
     def inspect(self, tenant: str, name: str) -> TaskInfo:
         """One task. Raises TaskNotFound."""

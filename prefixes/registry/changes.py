@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prefixes.registry.base import DeletedTask, TaskInfo
+from prefixes.tenancy.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Edit:
     alias: str | None
     plan: Callable[[TaskInfo | None], Change]
     version: str | None = None  # of a publish, or of a delete of one version
+    quota: Limits | None = None  # what the tenant may have in all, judged in the step that makes the change
 
 
 class Writer(Protocol):

@@ -26,6 +26,11 @@ HISTORY_KEPT: Final = 200
 """How many entries an alias's history has; what a rollback needs of older ones stays."""
 MAX_TASKS: Final = 100_000
 """Of a tenant. Publishers at work at the same moment may pass it by as many as they are."""
+KEYS_KEPT: Final = 100
+"""How many idempotency keys a task remembers: the newest ones."""
+REPLACED_KEPT: Final = 16
+REPLACED_BYTES: Final = 64 << 10
+"""How many replaced entries a version keeps, and how much JSON they take together: the oldest ones."""
 _PRUNE: Final = "`prefixd prefixes prune {task} --keep N` makes room"
 
 

@@ -24,6 +24,7 @@ from prefixes.registry.base import (
 from prefixes.registry.changes import Change, Edit, Writer
 from prefixes.registry.failed_tenants import FailedTenants
 from prefixes.registry.limits import check_tasks
+from prefixes.registry.quota import Kept, added_by, check_quota
 from prefixes.registry.transitions import (
     check_key_not_deleted,
     no_task,
@@ -38,6 +39,7 @@ from prefixes.registry.transitions import (
 )
 from prefixes.spec import DEFAULT_ALIAS, TaskRef, check_name, check_version
 from prefixes.spec_json import check_json
+from prefixes.tenancy.limits import Limits
 
 if TYPE_CHECKING:
     from prefixes.artifact import Prefix
@@ -57,6 +59,10 @@ class TaskStore(ABC):
     @abstractmethod
     def _task_count(self, tenant: str) -> int:
         """How many tasks the tenant has."""
+
+    @abstractmethod
+    def _kept(self, tenant: str) -> Kept:
+        """What the tenant has, by a total where one is noted, else by counting."""
 
     @abstractmethod
     def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
@@ -91,6 +97,7 @@ class TaskStore(ABC):
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
+        quota: Limits | None = None,
     ) -> VersionInfo:
         check_names(tenant, name, alias)
         check_json("record", record)
@@ -114,10 +121,12 @@ class TaskStore(ABC):
             after = published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key)
             return Change(after, adds=True)
 
-        plan(current)  # what is refused stores no artifact
+        planned = plan(current)  # what is refused stores no artifact
+        if quota is not None:
+            check_quota(tenant, quota, self._kept(tenant), added_by(current, planned))
         with self._writing(tenant) as writer:
             writer.put(version, canonical)
-            after = writer.edit(name, Edit("publish", actor, alias, plan, version))
+            after = writer.edit(name, Edit("publish", actor, alias, plan, version, quota))
         assert after is not None
         return published_with(after, idempotency_key) or version_of_task(after, version)
 
@@ -170,7 +179,9 @@ class TaskStore(ABC):
 
         self._changed(tenant, name, Edit("delete_version", actor, None, plan, version))
 
-    def undelete(self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR) -> TaskInfo:
+    def undelete(
+        self, tenant: str, name: str, *, actor: str = UNKNOWN_ACTOR, quota: Limits | None = None
+    ) -> TaskInfo:
         def plan(before: TaskInfo | None) -> Change:
             if before is not None:
                 raise Conflict(f"undelete of {tenant}/{name}: expected no task of that name, found one")
@@ -180,7 +191,7 @@ class TaskStore(ABC):
             check_tasks(tenant, self._task_count(tenant) + 1)
             return Change(found.task, removes_deleted=found)
 
-        return self._edit(tenant, name, Edit("undelete", actor, None, plan))
+        return self._edit(tenant, name, Edit("undelete", actor, None, plan, quota=quota))
 
     def adopt(
         self,

@@ -13,9 +13,6 @@ from typing import Any, Final
 
 from prefixes.errors import Conflict, TaskNotFound
 from prefixes.registry.base import (
-    KEYS_KEPT,
-    REPLACED_BYTES,
-    REPLACED_KEPT,
     AuditEntry,
     HistoryEntry,
     IdempotencyKey,
@@ -25,7 +22,14 @@ from prefixes.registry.base import (
     VersionInfo,
 )
 from prefixes.registry.history import rollback_entries, trimmed
-from prefixes.registry.limits import check_aliases, check_record, check_versions
+from prefixes.registry.limits import (
+    KEYS_KEPT,
+    REPLACED_BYTES,
+    REPLACED_KEPT,
+    check_aliases,
+    check_record,
+    check_versions,
+)
 from prefixes.spec import DEFAULT_ALIAS, TaskRef
 
 ACTIONS: Final = ("publish", "promote", "rollback")

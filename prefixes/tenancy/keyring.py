@@ -106,6 +106,13 @@ class Keyring:
         """Those of the tenant, defaults included, and those of its key: both hold."""
         return self.limits_of(tenant), self.limits_of(tenant, key_id)
 
+    def registry_quota(self, tenant: str, key_id: str | None) -> Limits | None:
+        """What the tenant may have in the registry for the key to add to it; None where nobody needs a key."""
+        if key_id is None:
+            return None
+        of_tenant, of_key = self.limits_of(tenant, key_id)
+        return of_key.within(of_tenant)
+
     @property
     def asked_at(self) -> float:
         """When the registry was last asked, in time.monotonic() seconds, whatever it answered."""

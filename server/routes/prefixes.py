@@ -14,6 +14,7 @@ from prefixes.errors import (
     InvalidArtifact,
     LimitReached,
     NotReady,
+    QuotaExceeded,
     RegistryUnavailable,
     TaskNotFound,
 )
@@ -27,7 +28,7 @@ from server.registry.listing import visible_tasks
 from server.routes.task_paths import ANY, CHANGE, FIND, OWN, target
 from server.runtime import Runtime, runtime_of
 from server.uploads import FORM, Upload, read_upload, validate_upload
-from server.web.auth import Action, authorize, caller_of
+from server.web.auth import Action, Caller, authorize, caller_of
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
@@ -45,8 +46,8 @@ ARTIFACT_HEADERS = {
 }
 
 UPLOADED = answers(
-    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, LimitReached, DiskFull,
-    NotReady,
+    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, LimitReached, QuotaExceeded,
+    DiskFull, NotReady,
     status=201,
 )  # fmt: skip
 LISTED = answers(TaskList, RegistryUnavailable)
@@ -67,7 +68,7 @@ async def upload(request: Request) -> Response:
         async with runtime.transfers:
             data = await form.file.read()
             try:
-                published = await runtime.catalog.call(_publish, runtime, form, data, caller.actor)
+                published = await runtime.catalog.call(_publish, runtime, form, data, caller)
                 runtime.catalog.forget(form.tenant, form.name)
             except BaseException:
                 runtime.catalog.changed(form.tenant, form.name)  # it may have been: the answer may be lost
@@ -77,7 +78,7 @@ async def upload(request: Request) -> Response:
     return json_response(published, status=201)
 
 
-def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[str, Any]:
+def _publish(runtime: Runtime, form: Upload, data: bytes, caller: Caller) -> dict[str, Any]:
     registry = runtime.catalog.registry
     if not _was_published(registry, form):
         validate_upload(data, runtime.backbone, runtime.service.limits, runtime.engine)
@@ -87,8 +88,9 @@ def _publish(runtime: Runtime, form: Upload, data: bytes, actor: str) -> dict[st
         data,
         alias=form.alias,
         record=form.record,
-        actor=actor,
+        actor=caller.actor,
         idempotency_key=form.idempotency_key,
+        quota=runtime.keyring.registry_quota(form.tenant, caller.key_id),
     )
     task = registry.inspect(form.tenant, form.name)
     return {

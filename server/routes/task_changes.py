@@ -8,7 +8,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from prefixes.errors import Conflict, LimitReached
+from prefixes.errors import Conflict, LimitReached, QuotaExceeded
 from prefixes.registry.records import task_to_dict
 from prefixes.spec import VERSION_PATTERN
 from prefixes.tenancy.directory import Directory
@@ -31,7 +31,7 @@ MOVED = answers(Task, *BODY, *CHANGE, Conflict, LimitReached)
 DELETED = answers(None, *CHANGE, status=204)
 SHARED = answers(Shared, *BODY, *CHANGE, Conflict)
 VERSION_DELETED = answers(None, *CHANGE, Conflict, status=204)
-UNDELETED = answers(Task, *CHANGE, Conflict, LimitReached)
+UNDELETED = answers(Task, *CHANGE, Conflict, LimitReached, QuotaExceeded)
 
 
 @router.post(
@@ -132,8 +132,11 @@ async def undelete(request: Request) -> Response:
     """The one of that name deleted last, with its aliases and versions. 409 `conflict` when there is one again."""
     runtime = runtime_of(request)
     tenant, name = target(request, Action.DELETE)
-    actor = caller_of(request).actor
-    task = await runtime.catalog.call(runtime.catalog.registry.undelete, tenant, name, actor=actor)
+    caller = caller_of(request)
+    quota = runtime.keyring.registry_quota(tenant, caller.key_id)
+    task = await runtime.catalog.call(
+        runtime.catalog.registry.undelete, tenant, name, actor=caller.actor, quota=quota
+    )
     runtime.catalog.forget(tenant, name)
     return json_response(task_to_dict(task))
 

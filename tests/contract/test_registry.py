@@ -8,7 +8,8 @@ import pytest
 
 from prefixes.errors import Conflict, InvalidArtifact, InvalidName, RegistryUnavailable, TaskNotFound
 from prefixes.registry import open_registry
-from prefixes.registry.base import REPLACED_BYTES, REPLACED_KEPT, Registry, Store
+from prefixes.registry.base import Registry, Store
+from prefixes.registry.limits import REPLACED_BYTES, REPLACED_KEPT
 from prefixes.spec import TaskRef
 from tests.support.redis_registry import DATA, PREFIXES, VERSIONS, publish, resolve
 

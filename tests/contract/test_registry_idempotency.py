@@ -15,7 +15,8 @@ import pytest
 
 from prefixes.errors import Conflict, InvalidName, TaskNotFound
 from prefixes.registry import open_registry
-from prefixes.registry.base import KEYS_KEPT, AuditEntry, IdempotencyKey, Registry, Store, TaskInfo, VersionInfo
+from prefixes.registry.base import AuditEntry, IdempotencyKey, Registry, Store, TaskInfo, VersionInfo
+from prefixes.registry.limits import KEYS_KEPT
 from prefixes.spec import TaskRef
 from tests.support.processes import FORK, in_processes
 from tests.support.redis_registry import DATA, VERSIONS, publish

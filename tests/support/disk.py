@@ -18,6 +18,7 @@ from prefixes.artifact import version_of, write_prefix
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import HistoryEntry, TaskInfo, VersionInfo
 from prefixes.registry.disk.registry import DiskRegistry
+from prefixes.tenancy.limits import Limits
 from tests.support.prefixes import make_prefix
 
 PREFIXES = [make_prefix(seed=seed) for seed in range(3)]
@@ -47,7 +48,7 @@ def prepare(root: Path) -> DiskRegistry:
     registry = DiskRegistry(root)
     publish(registry, 0)
     publish(registry, 1)
-    publish(registry, 2, "old")
+    registry.publish("default", "old", DATA[2], record={}, actor="ci", quota=Limits())  # notes how much there is
     registry.delete("default", "old", actor="ci")
     return registry
 

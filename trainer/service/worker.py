@@ -223,6 +223,7 @@ class Worker:
                     record={**record, "job": job.id},
                     actor=job.actor,
                     idempotency_key=job.id,
+                    quota=self.keyring.registry_quota(task.tenant, job.key_id),
                 )
             except RegistryUnavailable as error:
                 await retry.wait(error)

@@ -1,7 +1,8 @@
 """ChangeLog: a tenant's audit on disk, which agrees with its tasks even after a writer was killed.
 
     tenants/<tenant>/audit.jsonl        one JSON object per change, oldest first
-    tenants/<tenant>/last-change.json   the last change, begun or made: its entry, and the task's file after it
+    tenants/<tenant>/last-change.json   the last change, begun or made: its entry, the task's file after it, and how
+                                        much the tenant has, if somebody has counted
 
 Owns these two files. A change has three steps: ``begin`` writes last-change.json, the writer writes or removes the
 task's file, ``finish`` appends the entry to the audit. The second step makes the change. A writer that finds a last
@@ -16,13 +17,14 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain, islice
 from typing import Any, Final
 
 from prefixes.errors import InvalidName, RegistryUnavailable
 from prefixes.registry.base import AuditEntry
 from prefixes.registry.disk.files import Files
+from prefixes.registry.quota import Kept
 from prefixes.registry.records import audit_from_dict, audit_to_dict
 from prefixes.spec import check_name
 from prefixes.spec_json import canonical_json
@@ -39,6 +41,7 @@ class LastChange:
     after: str | None  # sha256 of the task's file after the change, None where it is removed
     remove_if_made: tuple[tuple[str, ...], ...]
     remove_if_not: tuple[tuple[str, ...], ...]
+    kept: tuple[Kept, Kept] | None  # what the tenant has without the change, and with it
 
 
 class ChangeLog:
@@ -56,14 +59,19 @@ class ChangeLog:
         *,
         remove_if_made: Sequence[tuple[str, ...]] = (),
         remove_if_not: Sequence[tuple[str, ...]] = (),
+        kept: tuple[Kept, Kept] | None = None,
     ) -> None:
-        """Write down a change of task ``name``. ``after`` is the digest of its file after the change, None no file."""
+        """Write down a change of task ``name``. ``after`` is the digest of its file after the change, None no file.
+
+        ``kept`` is what the tenant has without the change and with it, None where nobody has counted.
+        """
         raw = {
             "line": {"id": uuid.uuid4().hex, **audit_to_dict(entry)},
             "name": name,
             "after": after,
             "remove_if_made": list(remove_if_made),
             "remove_if_not": list(remove_if_not),
+            **({"kept": [astuple(one) for one in kept]} if kept else {}),
         }
         self._files.write(canonical_json(raw).encode(), *_last(tenant))
 
@@ -90,6 +98,14 @@ class ChangeLog:
                 found = chain(due, [newest] if newest else [], lines)
                 return [audit_from_dict(line) for line in islice(found, limit)]
 
+    def kept(self, tenant: str) -> Kept | None:
+        """What the tenant has, None where nobody has counted since an older release made a change."""
+        last = self._last_change(tenant)
+        if last is None or last.kept is None:
+            return None
+        without, with_it = last.kept
+        return with_it if self._is_made(tenant, last) else without
+
     def leftovers(self, tenant: str) -> frozenset[tuple[str, ...]]:
         """Files that ``finish`` would remove; readers ignore them."""
         last = self._last_change(tenant)
@@ -112,7 +128,8 @@ class ChangeLog:
             raw = json.loads(self._files.read(*_last(tenant)))
             removals = [tuple(_removable(tenant, parts) for parts in raw[key]) for key in _REMOVALS]
             audit_from_dict(raw["line"])
-            return LastChange(raw["line"], check_name("task", raw["name"]), raw["after"], *removals)
+            name, kept = check_name("task", raw["name"]), _kept(raw.get("kept"))
+            return LastChange(raw["line"], name, raw["after"], removals[0], removals[1], kept)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, RecursionError, InvalidName) as error:
@@ -148,6 +165,14 @@ def _removable(tenant: str, parts: Any) -> tuple[str, ...]:
     if depths.get(folder) != len(inner) or not all(_PART.fullmatch(part) for part in inner):
         raise ValueError(f"expected a file among the tenant's deleted tasks or references, got {'/'.join(parts)}")
     return tuple(parts)
+
+
+def _kept(raw: Any) -> tuple[Kept, Kept] | None:
+    """The two counts of a change. Raises ValueError, TypeError."""
+    if raw is None:
+        return None
+    without, with_it = (Kept(*(int(count) for count in one)) for one in raw)
+    return without, with_it
 
 
 def _last(tenant: str) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from prefixes.registry.disk.usage import DiskUsage
 from prefixes.registry.disk.writer import DiskWriter
 from prefixes.registry.disk.writer import blob_name as _blob
 from prefixes.registry.identity import Mark, check_id, mark_from_json, mark_to_json
+from prefixes.registry.quota import Kept, kept_by
 from prefixes.registry.records import deleted_from_dict, task_from_dict
 from prefixes.registry.store import TaskStore
 from prefixes.registry.stored_json import parsed
@@ -185,6 +186,10 @@ class DiskRegistry(TaskStore):
     def _task_count(self, tenant: str) -> int:
         return len(self._files.names("tenants", tenant, "tasks"))
 
+    def _kept(self, tenant: str) -> Kept:
+        noted = self._log.kept(tenant)
+        return kept_by(self._tasks_of(tenant), self._deleted_seen(tenant)) if noted is None else noted
+
     def _find(self, tenant: str, name: str) -> TaskInfo | None:
         parts = ("tenants", tenant, "tasks", f"{name}.json")
         try:
@@ -255,7 +260,7 @@ class DiskRegistry(TaskStore):
             for folder in ("blobs", "tasks", "deleted", ""):
                 self._files.sweep("tenants", tenant, *([folder] if folder else []))
             self._log.finish(tenant)
-            yield DiskWriter(self._files, self._log, tenant, self._find)
+            yield DiskWriter(self._files, self._log, tenant, self._find, self._kept)
 
     def _gc_of(self, tenant: str, retention_s: float, dry_run: bool, actor: str) -> GcReport:
         with self._writing(tenant) as writer:

@@ -41,10 +41,14 @@ class RedisCommands:
             self._client = target.connect()
             self._reads, self._writes = (target.connect(patience=wait) for wait in (READ_PATIENCE, WRITE_PATIENCE))
             self._blobs = RedisBlobs(self._reads, self._writes)
-        self._begin, self._commit, self._lease, self._collect, self._task_head, self._version_head = (
+        (
+            self._begin, self._commit, self._lease, self._collect, self._task_head, self._version_head, self._total,
+            self._note_total,
+        ) = (
             self._client.register_script(text)
             for text in (
                 scripts.BEGIN, scripts.COMMIT, scripts.LEASE, scripts.COLLECT, scripts.TASK_HEAD, scripts.VERSION_HEAD,
+                scripts.TOTAL, scripts.NOTE_TOTAL,
             )
         )  # fmt: skip
         self.identity = RedisIdentity(self._client, create=create, registry_id=registry_id, restoring=restoring)
@@ -111,6 +115,25 @@ class RedisCommands:
         """How many tasks the tenant has."""
         with guarded():
             return int(self._client.scard(TenantKeys(tenant).tasks))
+
+    def total(self, tenant: str) -> tuple[str, tuple[int, int, int] | None]:
+        """The last change, and the tenant's tasks, versions and bytes after it, None where nobody has counted."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            last, *total = self._total(keys=[keys.audit, keys.total])
+        if not total:
+            return last.decode(), None
+        tasks, versions, size = (int(count) for count in total)
+        return last.decode(), (tasks, versions, size)
+
+    def note_total(self, tenant: str, last: str, tasks: int, versions: int, size: int) -> bool:
+        """Keep the total as of the change ``last``; False if that is no longer the last one."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            noted = self._note_total(
+                keys=[keys.id, keys.audit, keys.total], args=[self.id, last, tasks, versions, size]
+            )
+        return bool(noted)
 
     def deleted(self, tenant: str) -> dict[str, bytes]:
         """The JSON of every deleted task, by ``deleted.deleted_key``."""
@@ -186,6 +209,8 @@ class RedisCommands:
         needed_keys: Sequence[int],
         channel: str,
         message: str,
+        added: Sequence[int],
+        limits: Sequence[int] | None,
     ) -> str:
         """Run ``scripts.COMMIT``: "made", "again", "gone", "late", "missing" or "foreign"."""
         if self._is_cluster:
@@ -194,8 +219,11 @@ class RedisCommands:
         with guarded():
             outcome = self._commit(
                 keys=list(keys),
-                args=[self.id, latest_ms, planned_on, needed_deleted, operations, numbers, channel, message],
-            )
+                args=[
+                    self.id, latest_ms, planned_on, needed_deleted, operations, numbers, channel, message,
+                    json.dumps(list(added)), json.dumps(list(limits)) if limits is not None else "",
+                ],
+            )  # fmt: skip
         return bytes(outcome).decode()
 
     def collect(self, tenant: str, version: str, *, remove: bool) -> int:

@@ -24,6 +24,7 @@
     prefixd:{<tenant>}:counters     hash: <key or none>/<counter>/<window> -> what was used, for the limits
     prefixd:{<tenant>}:reservations  hash: id of a reservation -> what it has taken of the counters
     prefixd:{<tenant>}:reserved     sorted set of these ids, by their end
+    prefixd:{<tenant>}:total        hash: tasks, versions and bytes of all of it after the change "at" in that stream
     prefixd:{<tenant>}:done:<id>    the id of a change that was made, for 600 s: a repetition does not make it twice
 
 All keys of a change have one hash tag, ``{<tenant>}``, and so lie in one slot of a Cluster. No two tenants, tasks or
@@ -63,7 +64,7 @@ class TenantKeys:
         base = f"prefixd:{{{tenant}}}:"
         self._base = base
         self.id, self.tasks, self.deleted = f"{base}id", f"{base}tasks", f"{base}deleted"
-        self.blobs, self.audit = f"{base}blobs", f"{base}audit"
+        self.blobs, self.audit, self.total = f"{base}blobs", f"{base}audit", f"{base}total"
         self.unfinished = f"{base}unfinished"
         self.counters, self.reservations = f"{base}counters", f"{base}reservations"
         self.reserved = f"{base}reserved"

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import AuditEntry, DeletedTask, GcReport, Resolved, TaskInfo
 from prefixes.registry.deleted import latest_first
+from prefixes.registry.quota import Kept
 from prefixes.registry.redis.commands import RedisCommands
 from prefixes.registry.redis.gc import collect
+from prefixes.registry.redis.kept import kept_of
 from prefixes.registry.redis.reader import RedisReader
 from prefixes.registry.redis.url import RedisTarget
 from prefixes.registry.redis.watch import RedisSubscription
@@ -99,6 +101,9 @@ class RedisRegistry(TaskStore):
 
     def _task_count(self, tenant: str) -> int:
         return self.commands.task_count(tenant)
+
+    def _kept(self, tenant: str) -> Kept:
+        return kept_of(self.commands, tenant)
 
     @contextmanager
     def _writing(self, tenant: str) -> Iterator[RedisWriter]:

@@ -93,11 +93,37 @@ local time = redis.call('TIME')
 return {time[1] * 1000 + math.floor(time[2] / 1000), redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])}
 """
 
+TOTAL: Final = """
+-- KEYS: the audit, the total. Answers the last change ('' for none), then tasks, versions and bytes if the total is of
+--       that change. A tenant without a change has nothing.
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+last = last[1] and last[1][1] or ''
+if (redis.call('HGET', KEYS[2], 'at') or '') ~= last then return {last} end
+local answer = {last}
+for _, name in ipairs({'tasks', 'versions', 'bytes'}) do
+  answer[#answer + 1] = redis.call('HGET', KEYS[2], name) or '0'
+end
+return answer
+"""
+
+NOTE_TOTAL: Final = """
+-- KEYS: the tenant's id, the audit, the total. ARGV: the registry's id, the last change when the counting began, tasks,
+--       versions, bytes. Answers 0 where there was a change meanwhile, or the data is another registry's.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+if (last[1] and last[1][1] or '') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[3], 'at', ARGV[2], 'tasks', ARGV[3], 'versions', ARGV[4], 'bytes', ARGV[5])
+return 1
+"""
+
 COMMIT: Final = """
--- KEYS: the change's id (keys.done), the tenant's id, the task, the deleted, then those of the operations.
+-- KEYS: the change's id (keys.done), the tenant's id, the task, the deleted, the audit, the total, then those of the
+--       operations, of which the first adds to the audit.
 -- ARGV: the registry's id, the latest time in milliseconds, sha1 of the task as it was planned on ('' for none),
 --       a deleted task that must be there (or ''), operations as JSON, keys that must be there as JSON,
---       channel (or '') and message of the announcement.
+--       channel (or '') and message of the announcement, what is added in tasks, versions and bytes as JSON, how many
+--       of each the tenant may have (-1 for any number) or ''.
+-- A total that is not of the last change, which an older release has made, is removed: the tenant is counted anew.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'made' end
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'foreign' end
 local time = redis.call('TIME')
@@ -108,12 +134,31 @@ if ARGV[4] ~= '' and redis.call('HEXISTS', KEYS[4], ARGV[4]) == 0 then return 'g
 for _, key in ipairs(cjson.decode(ARGV[6])) do
   if redis.call('EXISTS', KEYS[key]) == 0 then return 'missing' end
 end
-local operations = cjson.decode(ARGV[5])
+local added, names, total = cjson.decode(ARGV[9]), {'tasks', 'versions', 'bytes'}, {}
+local last = redis.call('XREVRANGE', KEYS[5], '+', '-', 'COUNT', 1)
+local counted = (redis.call('HGET', KEYS[6], 'at') or '') == (last[1] and last[1][1] or '')
+for index, name in ipairs(names) do
+  total[index] = tonumber(redis.call('HGET', KEYS[6], name) or 0) + added[index]
+end
+if ARGV[10] ~= '' then
+  if not counted then return 'again' end
+  for index, most in ipairs(cjson.decode(ARGV[10])) do
+    if added[index] > 0 and most >= 0 and total[index] > most then return 'again' end
+  end
+end
+local operations, change = cjson.decode(ARGV[5]), nil
 -- A full Redis refuses a script whose first write may need memory. This DEL needs none, so a clean-up, a delete and a
 -- rollback are made. A publish was refused before, with its lease.
 redis.call('DEL', KEYS[1])
 for _, operation in ipairs(operations) do
-  redis.call(operation[1], KEYS[operation[2]], unpack(operation, 3))
+  local answer = redis.call(operation[1], KEYS[operation[2]], unpack(operation, 3))
+  change = change or answer
+end
+if counted then
+  redis.call('HSET', KEYS[6], 'at', change)
+  for index, name in ipairs(names) do redis.call('HSET', KEYS[6], name, string.format('%.0f', total[index])) end
+else
+  redis.call('DEL', KEYS[6])
 end
 redis.call('SET', KEYS[1], '1', 'EX', 600)
 -- The change is made. A user without the right to announce it gets no error; listeners poll then.

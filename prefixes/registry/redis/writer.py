@@ -13,6 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import astuple
 from typing import Any, Final
 
 from prefixes.errors import RegistryUnavailable, TaskNotFound
@@ -20,11 +21,14 @@ from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
 from prefixes.registry.changes import Change, Edit
 from prefixes.registry.deleted import deleted_key, deleted_now
 from prefixes.registry.limits import check_task_bytes
+from prefixes.registry.quota import added_by, check_quota, limits_of
 from prefixes.registry.records import audit_to_dict, deleted_to_dict, task_from_dict, task_to_dict
 from prefixes.registry.redis.commands import RedisCommands
+from prefixes.registry.redis.kept import kept_of
 from prefixes.registry.redis.keys import CHANGES, TenantKeys
 from prefixes.registry.stored_json import encoded, parsed
 from prefixes.registry.transitions import audit_entry
+from prefixes.tenancy.limits import Limits
 
 LEASE_S: Final = 600.0
 EDIT_S: Final = 5.0
@@ -57,7 +61,7 @@ class RedisWriter:
                 edit.action, edit.actor, self._tenant, name, edit.alias, before, change.after, version=edit.version
             )
 
-        return self._make(name, attempt)
+        return self._make(name, attempt, edit.quota)
 
     def purge(self, item: DeletedTask, actor: str) -> bool:
         """Remove a deleted task for good; False if it is gone. The clean-up takes its artifacts."""
@@ -73,7 +77,10 @@ class RedisWriter:
         self._commands.release(self._tenant, self._leased, self._token)
 
     def _make(
-        self, name: str, attempt: Callable[[TaskInfo | None], tuple[Change, AuditEntry]]
+        self,
+        name: str,
+        attempt: Callable[[TaskInfo | None], tuple[Change, AuditEntry]],
+        quota: Limits | None = None,
     ) -> TaskInfo | None:
         change_id, give_up = uuid.uuid4().hex, time.monotonic() + EDIT_S
         while time.monotonic() < give_up:
@@ -82,7 +89,9 @@ class RedisWriter:
             change, entry = attempt(before)
             if change.after == before and change.removes_deleted is None:
                 return before
-            outcome = self._commit(name, entry, before, raw, change, change_id, clock_ms)
+            if quota is not None:
+                check_quota(self._tenant, quota, kept_of(self._commands, self._tenant), added_by(before, change))
+            outcome = self._commit(name, entry, before, raw, change, change_id, clock_ms, quota)
             if outcome == "made":
                 return change.after
             if outcome == "gone" and change.after == before:  # a purge; an undelete plans again
@@ -104,9 +113,10 @@ class RedisWriter:
         change: Change,
         change_id: str,
         clock_ms: int,
+        quota: Limits | None,
     ) -> str:
         keys, after = self._keys, change.after
-        batch = _Batch([keys.done(change_id), keys.id, keys.task(name), keys.deleted])
+        batch = _Batch([keys.done(change_id), keys.id, keys.task(name), keys.deleted, keys.audit, keys.total])
         fields = [part for key, text in audit_to_dict(entry).items() if text is not None for part in (key, text)]
         # First: Redis may refuse a caller's text, and then nothing has changed yet.
         batch.add("XADD", keys.audit, "MAXLEN", "~", str(AUDIT_LENGTH), "*", *fields)
@@ -145,6 +155,8 @@ class RedisWriter:
             needed_keys=needed_keys,
             channel=CHANGES,
             message=f"{self._tenant}/{name}",
+            added=astuple(added_by(before, change)),
+            limits=[-1 if most is None else most for most in limits_of(quota)] if quota is not None else None,
         )
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from prefixes.errors import BackboneError, TaskNotFound
+from prefixes.errors import BackboneError, QuotaExceeded, TaskNotFound
 from prefixes.files import write_bytes, write_json
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
+from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.keyring import Keyring
 from server.web.settings_sources import load_settings
 from tests.support.server import TinyWorld, make_world
@@ -71,9 +72,10 @@ async def a_worker(settings: TrainerSettings, registry: Store) -> AsyncIterator[
     await store.close()
 
 
-async def finished_job(worker: Worker, artifact: bytes) -> tuple[Job, Path]:
+async def finished_job(worker: Worker, artifact: bytes, key_id: str | None = None) -> tuple[Job, Path]:
     """A job whose training has ended and whose publish comes next, and its folder."""
-    job = await worker.store.create(new_job("default", "me", {"task": "default/e2e", "alias": "production"}))
+    spec = {"task": "default/e2e", "alias": "production"}
+    job = await worker.store.create(new_job("default", "me", spec, key_id))
     job = await worker.store.change("default", job.id, lambda found: claimed(found, 1, NAME))
     folder = worker.folders.enter(job)
     write_bytes(folder / ARTIFACT, artifact)
@@ -121,6 +123,28 @@ def test_a_worker_that_slept_before_its_publish_publishes_nothing(
     asyncio.run(test())
     with pytest.raises(TaskNotFound):
         registry.inspect("default", "e2e")
+
+
+def test_a_job_publishes_no_more_than_its_tenant_may_have(
+    settings: TrainerSettings, registry: Store, world: TinyWorld
+) -> None:
+    """Else whoever may not upload would train. The result is kept, and a retry publishes it once there is room."""
+
+    async def test() -> None:
+        directory = Directory(registry.tenancy)
+        key = directory.create_key("default", "ci", ["train", "publish"], actor="test").key
+        directory.limit_tenant("default", {"registry_tasks": 0}, actor="test")
+        async with a_worker(settings, registry) as worker:
+            job, folder = await finished_job(worker, world.prefix(), key.id)
+            with worker.store.watch(job.id) as watch, pytest.raises(QuotaExceeded, match="registry_tasks"):
+                await worker._publish(job, folder, watch)
+            assert registry.tasks() == [] and (folder / ARTIFACT).exists()
+            directory.limit_tenant("default", {"registry_tasks": 1}, actor="test")
+            with worker.store.watch(job.id) as watch:
+                await worker._publish(job, folder, watch)
+        assert [task.name for task in registry.tasks()] == ["e2e"]
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("asked", ["while it was trained", "while it was published"])

@@ -21,6 +21,7 @@ import pytest
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry.disk.registry import DiskRegistry
+from prefixes.registry.quota import kept_by
 from tests.support.disk import AUDIT, DATA, INDEX, LAST, VERSIONS, Seen, bring, clean, elsewhere, prepare, publish, see
 
 FORK = multiprocessing.get_context("fork")
@@ -80,10 +81,18 @@ def write_next(root: Path) -> None:
             assert json.loads(lines[-1]) == json.loads(last.read_text())["line"]
 
 
+def check_total(root: Path) -> None:
+    """What is noted of how much a tenant has is what it has."""
+    registry = DiskRegistry(root)
+    for tenant in registry.tenants():
+        assert registry._kept(tenant) == kept_by(registry.tasks(tenant), registry.deleted(tenant))
+
+
 def check_in_step(root: Path, operation: str, before: Seen, after: Seen) -> bool:
     """The state is the one before or the one after, and stays so when the next writer has been; whether it was made."""
     found = see(root, reachable=REACHABLE.get(operation, frozenset()))
     assert found in (before, after)
+    check_total(root)
     write_next(root)
     assert see(root) == found
     if found != after:

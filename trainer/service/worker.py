@@ -57,11 +57,7 @@ class Worker:
     registry: Registry
     keyring: Keyring
     metrics: JobMetrics
-
-    @property
-    def settling(self) -> Settling:
-        """What is left to do for a job that has ended."""
-        return Settling(self.store, self.queue)
+    settling: Settling
 
     async def handle(self, tenant: str, job_id: str, token: int) -> None:
         """See base.Handler. When cancelled, it first hands the job back."""

@@ -32,8 +32,8 @@ from trainer.service.outcome import Cancelled, JobFailed, failure_of
 from trainer.service.process import ChildProcess, started
 from trainer.service.progress_writer import ProgressWriter
 from trainer.service.registry_retry import RETRY_S, RegistryRetry
-from trainer.service.request import finished, prepare
-from trainer.service.rights import check_rights
+from trainer.service.request import START, finished, prepare
+from trainer.service.rights import check_rights, check_start
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
 
@@ -131,6 +131,8 @@ class Worker:
         retry = self._registry_retry(job, watch)
         while True:
             try:
+                if not (folder / START).exists():
+                    await asyncio.to_thread(check_start, self.keyring, job)
                 return await asyncio.to_thread(prepare, job, folder, self.settings, self.registry)
             except RegistryUnavailable as error:
                 await retry.wait(error)

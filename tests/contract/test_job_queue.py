@@ -208,11 +208,10 @@ def test_what_was_cancelled_is_dead_and_comes_to_nobody_again(place: Place) -> N
             await until(lambda: hands.got)
         assert not await alive(queue, one)
         await queue.put(other)
-        async with place.open("two") as second:
-            async with working(queue if place.kind == "local" else second, later):
-                await until(lambda: later.got)
-                later.open.set()
-                await asyncio.sleep(0.1)
+        async with place.open("two") as second, working(queue if place.kind == "local" else second, later):
+            await until(lambda: later.got)
+            later.open.set()
+            await asyncio.sleep(0.1)
         assert [got[1] for got in later.got] == [other.id]
 
     place.run(test)

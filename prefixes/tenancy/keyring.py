@@ -110,7 +110,7 @@ class Keyring:
         """What the tenant may have in the registry for the key to add to it; None where nobody needs a key."""
         if key_id is None:
             return None
-        of_tenant, of_key = self.limits_of(tenant, key_id)
+        of_tenant, of_key = self.both_limits_of(tenant, key_id)
         return of_key.within(of_tenant)
 
     @property

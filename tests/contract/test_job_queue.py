@@ -198,6 +198,25 @@ def test_what_runs_when_the_work_is_cancelled_is_cancelled_and_awaited(place: Pl
     place.run(test)
 
 
+def test_what_was_cancelled_is_dead_and_comes_to_nobody_again(place: Place) -> None:
+    """Its job was handed back under the next token; the old delivery waited all the same, and took a turn."""
+
+    async def test(queue: Queue) -> None:
+        one, other, hands, later = job(), job(), Hands(), Hands()
+        await queue.put(one)
+        async with working(queue, hands):
+            await until(lambda: hands.got)
+        assert not await alive(queue, one)
+        await queue.put(other)
+        async with place.open("two") as second, working(queue if place.kind == "local" else second, later):
+            await until(lambda: later.got)
+            later.open.set()
+            await asyncio.sleep(0.1)
+        assert [got[1] for got in later.got] == [other.id]
+
+    place.run(test)
+
+
 def test_of_many_deliveries_the_dead_are_told_in_their_order(place: Place) -> None:
     async def test(queue: Queue) -> None:
         jobs = [job() for _ in range(9)]

@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -194,6 +195,29 @@ def test_events_go_on_behind_any_of_them(place: Place) -> None:
             assert len(await store.events("acme", job.id, nonsense)) in (0, len(whole))
 
     place.run(test)
+
+
+def test_a_long_history_is_not_read_on_the_event_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever watched a job of 10,000 events from the first held up everybody while they were parsed."""
+    threads: set[int] = set()
+
+    def noted(*fields: Any, **named: Any) -> Event:
+        threads.add(threading.get_ident())
+        return Event(*fields, **named)
+
+    async def write(store: JobStore) -> None:
+        ended.append(await add(store))
+        await store.change("acme", ended[0].id, cancelled)
+
+    async def read(store: JobStore) -> None:
+        monkeypatch.setattr(redis_store, "Event", noted)
+        monkeypatch.setattr(disk_store, "Event", noted)
+        assert names(await store.events("acme", ended[0].id)) == ["queued", "cancelled"]
+        assert threads and threading.get_ident() not in threads
+
+    ended: list[Job] = []
+    place.run(write)
+    place.run(read)
 
 
 def test_who_watches_hears_of_every_change_and_misses_none_between_two_looks(place: Place) -> None:

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from prefixes.errors import TaskNotFound
+from prefixes.limiter.memory import MemoryLimiter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.registry.redis.url import parse_redis_url
@@ -36,6 +37,8 @@ from trainer.jobs.redis_store import PREFIX, RedisJobStore
 from trainer.jobs.saq_queue import NAME, PATIENCE, SaqQueue
 from trainer.service.metrics import JobMetrics
 from trainer.service.settings import TrainerSettings
+from trainer.service.settling import Settling
+from trainer.service.steps import StepReservations
 from trainer.service.worker import Worker
 
 LEASE_S = 4
@@ -114,7 +117,8 @@ def test_jobs_whose_worker_is_gone_are_taken_over_and_finished_and_those_that_wa
             TrainerSettings, {"data": trainer.root, "registry": "unused", "backbone": ["tiny=/unused"]}, config=None
         )
         keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
-        worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics)
+        settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring))
+        worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics, settling)
         lost = {job.id for job in await queue.dead(await store.open_jobs()) if trainer.redis or job.state == "running"}
         assert lost == trainer.left("running")
         assert [job.id for job in await worker.reconcile()] == trainer.told["open"]

@@ -40,7 +40,12 @@ MAX_LOST_TRAINED: Final = 10
 
 
 def new_job(
-    tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None = None, planned_steps: int = 0
+    tenant: str,
+    actor: str,
+    spec: Mapping[str, Any],
+    key_id: str | None = None,
+    planned_steps: int = 0,
+    reservation: str | None = None,
 ) -> Change:
     """Create a queued job. Ids sort by time and cannot be guessed."""
     made = now()
@@ -56,6 +61,7 @@ def new_job(
         queued_at=made,
         key_id=key_id,
         planned_steps=planned_steps,
+        reservation=reservation,
     )
     return _told(job)
 
@@ -77,7 +83,9 @@ def cancelled(job: Job) -> Change:
     raise JobConflict(f"cancel: expected a queued or running job, got one that {job.state}", state=job.state)
 
 
-def retried(job: Job, actor: str | None = None, key_id: str | None = None) -> Change:
+def retried(
+    job: Job, actor: str | None = None, key_id: str | None = None, reservation: str | None = None
+) -> Change:
     """Queue the job again, now in the name of ``actor`` if one is given; it resumes from its last checkpoint.
 
     Raises JobConflict unless it failed or was cancelled.
@@ -85,8 +93,9 @@ def retried(job: Job, actor: str | None = None, key_id: str | None = None) -> Ch
     if job.state not in ("failed", "cancelled"):
         raise JobConflict(f"retry: expected a failed or cancelled job, got one that is {job.state}", state=job.state)
     fresh = replace(
-        job, attempt=job.attempt + 1, lost=0, cancel_requested=False, failure=None, finished_at=None, version=None
-    )
+        job, attempt=job.attempt + 1, lost=0, cancel_requested=False, failure=None, finished_at=None, version=None,
+        steps_before=job.steps, reservation=reservation,
+    )  # fmt: skip
     if actor is not None:
         fresh = replace(fresh, actor=actor, key_id=key_id)
     return _queued(fresh)

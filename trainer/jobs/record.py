@@ -47,6 +47,8 @@ class Job:
     key_id: str | None = None  # of the key with whose rights it publishes
     planned_steps: int = 0  # the most that it can take; 0 where nobody counted
     steps: int = 0  # the highest step that any of its workers reached, over all attempts
+    steps_before: int = 0  # the same when this attempt began
+    reservation: str | None = None  # of this attempt's steps, with the limiter
 
     @property
     def delivery(self) -> str:
@@ -66,7 +68,7 @@ class Job:
     def as_dict(self) -> dict[str, Any]:
         """JSON values; ``job_from`` takes them back."""
         values = asdict(self)
-        for name in ("key_id", "planned_steps", "steps"):
+        for name in ("key_id", "planned_steps", "steps", "steps_before", "reservation"):
             if not values[name]:
                 del values[name]  # as in the records of a time without them
         return values

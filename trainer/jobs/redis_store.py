@@ -170,7 +170,7 @@ class RedisJobStore:
         past = f"({after}" if after is not None and re.fullmatch(r"[0-9]{1,16}-[0-9]{1,10}", after) else "-"
         async with redis_call():
             entries = await self._client.xrange(_events_key(job_id), min=past)
-        return [Event(e[b"name"].decode(), json.loads(e[b"data"]), event_id.decode()) for event_id, e in entries]
+        return await asyncio.to_thread(_events_of, entries)  # 3 MB of a long job, for whoever watches from the first
 
     def watch(self, job_id: str) -> AbstractContextManager[Watch]:
         """See JobStore."""
@@ -275,6 +275,10 @@ class RedisJobStore:
             except JobStoreUnavailable as error:
                 _log.warning("job announcements interrupted", extra={"facts": {"error": error.message}})
                 await asyncio.sleep(RECONNECT_S)
+
+
+def _events_of(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
+    return [Event(e[b"name"].decode(), json.loads(e[b"data"]), event_id.decode()) for event_id, e in entries]
 
 
 def _key(tenant: str, job_id: str) -> str:

@@ -150,8 +150,8 @@ class _Worker(Worker[Any]):
 
 
 class _Deliveries(RedisQueue):
-    """SAQ's queue but for three things: tenants take turns, it waits for a Redis that is away, and a sweep never
-    delivers again.
+    """SAQ's queue but for three things: tenants take turns, it waits for a Redis that is away, and it delivers nothing
+    again.
     """
 
     def __init__(self, client: Redis, name: str, weight_of: WeightOf) -> None:
@@ -220,6 +220,10 @@ class _Deliveries(RedisQueue):
     async def update(self, job: Delivery, **fields: Any) -> None:
         async with redis_call():
             await super().update(job, **fields)
+
+    async def _retry(self, job: Delivery, error: str | None) -> None:
+        """End the delivery of a worker that shuts down: its handler has handed the job back under the next token."""
+        await self.finish(job, Status.ABORTED, error=error)
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
         """Delete the deliveries of lost workers.

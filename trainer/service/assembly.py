@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_to_serve
+from prefixes.registry.limiter import open_limiter
 from prefixes.registry.redis.url import parse_redis_url
 from prefixes.tenancy.keyring import Keyring
 from server.web.denials import DenialLog
@@ -35,6 +36,8 @@ from trainer.service.metrics import JobMetrics, QueueCollector
 from trainer.service.quotas import Quotas
 from trainer.service.runtime import MAX_WRITES_AT_ONCE, TrainerRuntime
 from trainer.service.settings import TrainerSettings
+from trainer.service.settling import Settling
+from trainer.service.steps import StepReservations
 from trainer.service.worker import Worker
 
 _log = logging.getLogger("prefixd.trainer")
@@ -52,6 +55,7 @@ class AssembledTrainer:
         """Release connections and locks."""
         await asyncio.to_thread(self.runtime.denials.close)
         await asyncio.to_thread(self.runtime.keyring.close)
+        await self.worker.settling.steps.close()
         await self.worker.queue.close()
         await self.worker.store.close()
         self.worker.registry.close()
@@ -77,13 +81,16 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     for collector in (ProcessCollector(registry=None), PlatformCollector(registry=None), waiting):
         metrics.register(collector)
     folders = JobFolders(settings.data)
-    quotas = Quotas(settings, keyring)
-    service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry, quotas)
+    limiter = open_limiter(settings.registry, service="trainer")
+    settling = Settling(store, queue, StepReservations(limiter, keyring))
+    service = JobService(
+        settings, store, queue, folders, DatasetStore(settings.data), registry, Quotas(settings, keyring), settling
+    )
     places = UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s)
     writes = anyio.CapacityLimiter(MAX_WRITES_AT_ONCE)
     denials = DenialLog(registry.tenancy)
     runtime = TrainerRuntime(settings, service, keyring, denials, metrics, places, writes)
-    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics))
+    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics), settling)
     keyring.start()
     denials.start()
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})

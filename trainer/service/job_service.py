@@ -29,6 +29,7 @@ from trainer.jobs.record import Job
 from trainer.service.quotas import Quotas
 from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
+from trainer.service.settling import Settling
 from trainer.training.config import PRESETS, TrainConfig, steps_of
 
 
@@ -43,6 +44,7 @@ class JobService:
     datasets: DatasetStore
     registry: Registry
     quotas: Quotas
+    settling: Settling
 
     async def submit(self, caller: Caller, body: JobBody) -> Job:
         """Check ``body`` and queue a job.
@@ -50,8 +52,10 @@ class JobService:
         Raises what is wrong with it, DatasetNotFound, TaskNotFound, QuotaExceeded, QueueFull.
         """
         spec, steps = await asyncio.to_thread(self._spec, caller, body)
-        change = new_job(caller.tenant, caller.actor, spec, caller.key_id, steps)
-        job = await self.store.create(change, self.quotas.room(caller.tenant, caller.key_id))
+        tenant, key_id = caller.tenant, caller.key_id
+        async with self.settling.steps.reserved(tenant, key_id, steps) as reservation:
+            change = new_job(tenant, caller.actor, spec, key_id, steps, reservation)
+            job = await self.store.create(change, self.quotas.room(tenant, key_id))
         await self._deliver(job)
         return job
 
@@ -67,13 +71,18 @@ class JobService:
     async def cancel(self, caller: Caller, job_id: str) -> Job:
         """See ``job.cancelled``; a running job stops before its next training step."""
         found = await self.find(caller, job_id)
-        return await self.store.change(found.tenant, job_id, cancelled)
+        job = await self.store.change(found.tenant, job_id, cancelled)
+        await self.settling.settle(job.tenant, job_id)  # if it waited: a running one is its worker's to end
+        return job
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
-        """See ``job.retried``. Raises QuotaExceeded, QueueFull."""
+        """See ``job.retried``. Raises InvalidParameter for more steps than a day has, QuotaExceeded, QueueFull."""
         found = await self.find(caller, job_id)
-        again = partial(retried, actor=caller.actor, key_id=caller.key_id)
-        job = await self.store.change(found.tenant, job_id, again, self.quotas.room(found.tenant, caller.key_id))
+        retried(found)  # raises JobConflict, before anything is reserved
+        left = max(0, found.planned_steps - found.steps)
+        async with self.settling.steps.reserved(found.tenant, caller.key_id, left) as reservation:
+            again = partial(retried, actor=caller.actor, key_id=caller.key_id, reservation=reservation)
+            job = await self.store.change(found.tenant, job_id, again, self.quotas.room(found.tenant, caller.key_id))
         await self._deliver(job)
         return job
 

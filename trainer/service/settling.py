@@ -1,4 +1,4 @@
-"""What is settled once a job has ended: its turns in the queue.
+"""What is settled once a job has ended: its steps of the day, and its turn in the queue.
 
 Whoever ends a job settles it at once. Whoever finds that it ended elsewhere does it again, which changes nothing if it
 was done: a process may die between the two. Knows neither process nor registry.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.open_job import OpenJob
+from trainer.service.steps import StepReservations
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,13 @@ class Settling:
 
     store: JobStore
     queue: Queue
+    steps: StepReservations
 
     async def settle(self, tenant: str, job_id: str) -> None:
-        """Give back what the job was charged for and did not take. Does nothing for one that has not ended."""
+        """Give back what the job was charged for and did not take. Does nothing for one that has not ended.
+
+        The queue comes last: by its charge the job is found again.
+        """
         with contextlib.suppress(JobStoreUnavailable):  # it is found again
             try:
                 job = await self.store.get(tenant, job_id)
@@ -31,6 +36,7 @@ class Settling:
                 await self.queue.settle(job_id, 0)
             else:
                 if job.ended:
+                    await self.steps.settle(job)
                     await self.queue.settle(job_id, job.steps)
 
     async def settle_ended(self, still_open: Sequence[OpenJob]) -> None:

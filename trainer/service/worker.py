@@ -32,8 +32,8 @@ from trainer.service.outcome import Cancelled, JobFailed, failure_of
 from trainer.service.process import ChildProcess, started
 from trainer.service.progress_writer import ProgressWriter
 from trainer.service.registry_retry import RETRY_S, RegistryRetry
-from trainer.service.request import finished, prepare
-from trainer.service.rights import check_rights
+from trainer.service.request import START, finished, prepare
+from trainer.service.rights import check_rights, check_start
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
 
@@ -57,11 +57,7 @@ class Worker:
     registry: Registry
     keyring: Keyring
     metrics: JobMetrics
-
-    @property
-    def settling(self) -> Settling:
-        """What is left to do for a job that has ended."""
-        return Settling(self.store, self.queue)
+    settling: Settling
 
     async def handle(self, tenant: str, job_id: str, token: int) -> None:
         """See base.Handler. When cancelled, it first hands the job back."""
@@ -135,6 +131,8 @@ class Worker:
         retry = self._registry_retry(job, watch)
         while True:
             try:
+                if not (folder / START).exists():
+                    await asyncio.to_thread(check_start, self.keyring, job)
                 return await asyncio.to_thread(prepare, job, folder, self.settings, self.registry)
             except RegistryUnavailable as error:
                 await retry.wait(error)

@@ -45,7 +45,10 @@ SAFE = {
     "referrer-policy": "no-referrer",
 }
 
-INNER = ("token", "worker", "claimed_at", "ran_s", "lost", "actor", "key_id", "planned_steps", "steps")
+INNER = (
+    "token", "worker", "claimed_at", "ran_s", "lost", "actor", "key_id", "planned_steps", "steps", "steps_before",
+    "reservation",
+)  # fmt: skip
 """Fields of the record that concern only workers."""
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], default_response_class=Response, route_class=JsonRoute)
@@ -137,7 +140,7 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.post(
     "/{job_id}/retry",
     summary="Run a failed or cancelled job again",
-    responses=answers(JobRecord, *FIND, JobConflict, QuotaExceeded, QueueFull),
+    responses=answers(JobRecord, *FIND, JobConflict, InvalidParameter, QuotaExceeded, QueueFull),
 )
 async def retry(request: Request, job_id: str) -> Response:
     """From its last checkpoint on. 409 for any other. It counts as an open job, as a new one does."""

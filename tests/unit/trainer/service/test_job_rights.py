@@ -1,0 +1,151 @@
+"""A worker judges a job's rights when they count: before it reads another tenant's version, and before it publishes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefixes.errors import PrefixdError, TaskNotFound
+from prefixes.files import write_bytes, write_json
+from prefixes.registry.base import Store
+from prefixes.tenancy.directory import Directory, later, utc_now
+from prefixes.tenancy.model import Share
+from server.web.errors import Forbidden
+from tests.support.server import TinyWorld
+from tests.unit.trainer.service.test_worker import a_spec, a_worker, registry, settings, world
+from trainer.jobs.job import claimed, new_job, retried
+from trainer.jobs.record import Job
+from trainer.jobs.signals import Watch
+from trainer.service.request import ARTIFACT, RECORD, START
+from trainer.service.settings import TrainerSettings
+from trainer.service.worker import Worker
+
+__all__ = ["registry", "settings", "world"]
+
+SPEC: Mapping[str, Any] = {"task": "acme/e2e", "alias": "production"}
+
+
+class Quick(Worker):
+    """Its jobs are trained as soon as they begin, into ``made``."""
+
+    made = b""
+
+    async def _prepare(self, job: Job, folder: Path, watch: Watch) -> None:
+        write_bytes(folder / ARTIFACT, self.made)
+        write_json(folder / RECORD, {"scores": {}})
+
+    async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
+        return "sha256:1"
+
+
+@pytest.mark.parametrize("spoil", ["revoked", "expired", "without the scope", "blocked"])
+def test_a_job_whose_key_may_publish_no_more_fails_by_name_and_a_retry_publishes_what_was_kept(
+    world: TinyWorld, settings: TrainerSettings, registry: Store, spoil: str
+) -> None:
+    directory = Directory(registry.tenancy)
+    other = directory.create_key("acme", "other", ["train", "publish"], actor="t").key
+    scopes = ["train"] if spoil == "without the scope" else ["train", "publish"]
+    expires_at = later(utc_now(), 0.5) if spoil == "expired" else None
+    key = directory.create_key("acme", "ci", scopes, expires_at=expires_at, actor="t").key
+
+    class Trained(Quick):
+        made = world.prefix()
+
+        async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
+            if spoil == "revoked":
+                directory.revoke(key.id, actor="t")
+            while spoil == "expired" and key.works(utc_now()):
+                await asyncio.sleep(0.01)
+            if spoil == "blocked" and job.attempt == 1:
+                directory.block("acme", True, actor="t")
+            return await super()._train(job, folder, watch)
+
+    async def test() -> None:
+        async with a_worker(settings, registry) as made:
+            worker = Trained(**vars(made))
+            job = await worker.store.create(new_job("acme", "me", SPEC, key.id))
+            await worker.handle("acme", job.id, 1)
+            found = await worker.store.get("acme", job.id)
+            assert found.state == "failed" and found.failure is not None
+            assert found.failure.code == "forbidden"
+            assert {"blocked": "blocked", "without the scope": "scope publish"}.get(spoil, "no more") in (
+                found.failure.message
+            )
+            folder = worker.folders.result(found)
+            assert folder is not None and (folder / ARTIFACT).read_bytes() == Trained.made
+            with pytest.raises(TaskNotFound):
+                registry.inspect("acme", "e2e")
+
+            directory.block("acme", False, actor="t")
+            again = await worker.store.change("acme", job.id, lambda found: retried(found, "other", other.id))
+            await worker.handle("acme", job.id, again.token)
+            assert (await worker.store.get("acme", job.id)).state == "succeeded"
+            assert registry.inspect("acme", "e2e").aliases["production"]
+
+    asyncio.run(test())
+
+
+def test_a_job_publishes_with_a_key_that_was_rotated_meanwhile(
+    world: TinyWorld, settings: TrainerSettings, registry: Store
+) -> None:
+    directory = Directory(registry.tenancy)
+    key = directory.create_key("acme", "ci", ["train", "publish"], actor="t").key
+
+    class Rotated(Quick):
+        made = world.prefix()
+
+        async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
+            directory.rotate(key.id, grace_s=0, actor="t")
+            return await super()._train(job, folder, watch)
+
+    async def test() -> None:
+        async with a_worker(settings, registry) as made:
+            worker = Rotated(**vars(made))
+            job = await worker.store.create(new_job("acme", "me", SPEC, key.id))
+            await worker.handle("acme", job.id, 1)
+            assert (await worker.store.get("acme", job.id)).state == "succeeded"
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("then", "error"),
+    [
+        (Share(tenants=frozenset({"default"}), download=True), None),
+        (Share(tenants=frozenset({"default"})), Forbidden),
+        (Share(tenants=frozenset({"initech"}), download=True), TaskNotFound),
+        (None, TaskNotFound),
+    ],
+    ids=["shared", "without downloads", "with others", "no more"],
+)
+def test_a_version_that_is_shared_no_more_is_read_by_no_job_that_waited_meanwhile(
+    world: TinyWorld, settings: TrainerSettings, registry: Store, then: Share | None, error: type[PrefixdError] | None
+) -> None:
+    """Who might start from it was asked when the job was submitted, and its worker read it days later."""
+    directory = Directory(registry.tenancy)
+    key = directory.create_key("default", "ci", ["train", "publish", "read"], actor="t").key
+    directory.create_tenant("globex", actor="t")
+    directory.create_tenant("initech", actor="t")
+    version = registry.publish("globex", "from", world.prefix(), record={}).version
+    directory.share("globex/from", Share(everyone=True, download=True), actor="t")
+
+    async def test() -> None:
+        async with a_worker(settings, registry) as worker:
+            spec = a_spec(settings, start_from=f"globex/from@{version}")
+            job = await worker.store.create(new_job("default", "me", spec, key.id))
+            job = await worker.store.change("default", job.id, lambda found: claimed(found, 1, worker.name))
+            folder = worker.folders.enter(job)
+            directory.share("globex/from", then, actor="t")
+            with worker.store.watch(job.id) as watch:
+                if error is None:
+                    await worker._prepare(job, folder, watch)
+                else:
+                    with pytest.raises(error):
+                        await worker._prepare(job, folder, watch)
+            assert (folder / START).exists() == (error is None)
+
+    asyncio.run(test())

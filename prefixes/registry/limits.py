@@ -1,4 +1,4 @@
-"""Limits: how much a registry keeps of a tenant, a task and a version.
+"""Limits: how much a registry keeps of a tenant, its audit, a task and a version.
 
 Owns the numbers and the errors that name them. What an older release stored beyond a limit stays readable; only what
 would add to it is refused. Knows no store.
@@ -26,6 +26,11 @@ HISTORY_KEPT: Final = 200
 """How many entries an alias's history has; what a rollback needs of older ones stays."""
 MAX_TASKS: Final = 100_000
 """Of a tenant. Publishers at work at the same moment may pass it by as many as they are."""
+AUDIT_KEPT: Final = 10_000
+"""How many entries a tenant's audit has, the latest. Redis drops older ones in nodes of a hundred, so it may have more.
+"""
+AUDIT_BYTES: Final = 8 << 20
+"""Of a tenant's audit on disk. A file that grows beyond keeps its latest half."""
 _PRUNE: Final = "`prefixd prefixes prune {task} --keep N` makes room"
 
 

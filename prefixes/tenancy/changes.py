@@ -5,6 +5,7 @@ Owns the rules. Knows no store and makes no secret; ``at`` is now, and ``actor``
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -146,7 +147,12 @@ def _with(state: Tenancy, key: Key, change: Change) -> Tenancy:
 
 
 def _noted(state: Tenancy, change: Change) -> Tenancy:
-    return replace(state, changes=(*state.changes, change)[-CHANGES_KEPT:])
+    """Beyond CHANGES_KEPT the oldest of the tenant that has the most goes: no tenant pushes out another's."""
+    kept = [*state.changes, change]
+    if len(kept) > CHANGES_KEPT:
+        ((most, _),) = Counter(one.tenant for one in kept).most_common(1)
+        kept.remove(next(one for one in kept if one.tenant == most))
+    return replace(state, changes=tuple(kept))
 
 
 def _bounded(what: str, there: Mapping[str, object], most: int) -> None:

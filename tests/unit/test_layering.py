@@ -42,7 +42,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transitions", "deleted", "identity", "failed_tenants"),
         ("records", "store", "stored_json", "listing"),
         ("disk", "redis"),
-        ("__init__",),
+        ("__init__", "audit_transfer"),
         ("transfer",),
     ),
     "prefixes.tenancy": (

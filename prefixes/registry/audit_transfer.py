@@ -1,7 +1,7 @@
 """Copies a registry's audit into its backup, and back where it is gone. Owns when it is; knows no store.
 
 A backup has the audit as it is, without entries of its own making. A restore brings a tenant's audit back where there
-is none, before its tasks, and leaves one that is there: it may be newer. Denials go the same way.
+is none, and leaves one that is there: it may be newer. Denials go the same way.
 """
 
 from __future__ import annotations
@@ -33,19 +33,43 @@ def back_up_audit(source: Store, target: Store, passed: Collection[str]) -> Fail
     return _copied(source, passed, copy, copy_denials)
 
 
-def restore_audit(source: Store, target: Store, passed: Collection[str]) -> Failures:
-    """Bring back what the target has none of."""
+class AuditRestore:
+    """Made before the first task is restored: what the target has of its own then stays as it is."""
 
-    def copy(tenant: str) -> None:
-        if not target.audit(tenant, limit=1):
-            target.replace_audit(tenant, source.audit(tenant, limit=AUDIT_KEPT)[::-1])
+    def __init__(self, source: Store, target: Store) -> None:
+        self._source, self._target = source, target
+        # While a registry is being restored nobody else writes to it: all that is there is a restore's.
+        self._empty = None if target.restoring else {name for name in source.tenants() if _is_empty(target, name)}
 
-    def copy_denials(tenant: str | None) -> None:
-        kept = source.tenancy.denials(tenant)
-        if kept and not target.tenancy.denials(tenant):
-            target.tenancy.note_denials(tenant, kept[::-1])
+    def finish(self, passed: Collection[str]) -> Failures:
+        """Bring back what there was none of, before the entries of the restore, but that of tenants to be ``passed``.
 
-    return _copied(source, passed, copy, copy_denials)
+        Call it after the tasks: a tenant that lost its data and got none of it back stays lost.
+        """
+        source, target = self._source, self._target
+
+        def copy(tenant: str) -> None:
+            if self._empty is None or tenant in self._empty:
+                entries = source.audit(tenant, limit=AUDIT_KEPT)
+                known = set(entries)
+                new = [entry for entry in target.audit(tenant, limit=AUDIT_KEPT) if entry not in known]
+                if entries:
+                    target.replace_audit(tenant, [*entries[::-1], *new[::-1]])
+
+        def copy_denials(tenant: str | None) -> None:
+            there = set(target.tenancy.denials(tenant))
+            missing = [denial for denial in source.tenancy.denials(tenant) if denial not in there]
+            if missing and (self._empty is None or not there):
+                target.tenancy.note_denials(tenant, missing[::-1])
+
+        return _copied(source, passed, copy, copy_denials)
+
+
+def _is_empty(target: Store, tenant: str) -> bool:
+    try:
+        return not target.audit(tenant, limit=1)
+    except RegistryUnavailable:  # of a tenant whose data is damaged: the restore of its tasks tells
+        return False
 
 
 def _copied(

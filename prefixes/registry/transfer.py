@@ -25,7 +25,7 @@ from prefixes.errors import (
     WrongRegistry,
 )
 from prefixes.registry import open_registry
-from prefixes.registry.audit_transfer import back_up_audit, restore_audit
+from prefixes.registry.audit_transfer import AuditRestore, back_up_audit
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
 from prefixes.registry.listing import list_tasks
 from prefixes.registry.store import check_artifact
@@ -124,15 +124,16 @@ def transfer(
         due += [_failure(name, f"in the target: {why}") for name, why in there.failures]
         surplus = [task for task in there.tasks if (task.tenant, task.name) not in wanted]
         due += [partial(copier.remove, task) for task in surplus if task.tenant not in listing.damaged]
-    if target is not None and same and not mirror:
-        due += [_failure(name, why) for name, why in restore_audit(source, target, kept | listing.damaged.keys())]
+    restore = AuditRestore(source, target) if target is not None and same and not mirror else None
     outcomes = []
     for done, act in enumerate(due, 1):
         outcomes.append(act())
         if progress is not None:
             progress(outcomes[-1], done, len(due))
-    if target is not None and same and mirror and not copier.broken:
-        outcomes += [_failure(name, why)() for name, why in back_up_audit(source, target, listing.damaged)]
+    if target is not None and same and not copier.broken:
+        passed = kept | (listing.tenants - {outcome.task.partition("/")[0] for outcome in outcomes if not outcome.bad})
+        failed = restore.finish(passed) if restore else back_up_audit(source, target, listing.damaged)
+        outcomes += [_failure(name, why)() for name, why in failed]
     forgotten: list[str] = []
     if target is not None and target.restoring and not copier.broken:
         lost = target.lost_tenants()

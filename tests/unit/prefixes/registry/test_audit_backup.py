@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from prefixes.registry.base import Store
-from prefixes.registry.transfer import open_target
+from prefixes.registry.transfer import Outcome, open_target
 from prefixes.registry.transfer import transfer as run
 from prefixes.tenancy.denial import Denial
 from prefixes.tenancy.directory import Directory
@@ -107,3 +107,29 @@ def test_a_dry_run_writes_no_audit(places: Places, opened: Callable[..., Store],
     kept = opened(Folder(tmp_path / "backup"), registry_id=registry.id)
     run(registry, kept, mirror=True, dry_run=True)
     assert kept.audit("acme") == [] and kept.tenancy.denials("acme") == []
+
+
+def test_a_restore_that_is_cut_short_brings_the_audit_back_at_the_next_try(
+    places: Places, opened: Callable[..., Store], tmp_path: Path
+) -> None:
+    place, backup = places.new("a"), Folder(tmp_path / "backup")
+    registry = prepare(opened(place))
+    kept = opened(backup, registry_id=registry.id)
+    run(registry, kept, mirror=True)
+    before = registry.audit("default", limit=1000)
+    place.wipe()
+
+    def cut(outcome: Outcome, done: int, due: int) -> None:
+        if done == due - 1:
+            raise KeyboardInterrupt
+
+    for progress in (cut, cut, None):
+        target = open_target(place.url, kept.id)
+        assert target is not None
+        with closing(target), suppress(KeyboardInterrupt):
+            run(kept, target, progress=progress)
+    restored = opened(place, create=False, registry_id=kept.id)
+    found = restored.audit("default", limit=1000)
+    assert found[-len(before) :] == before
+    assert [entry.action for entry in found[: -len(before)]] == ["copy"] * 2
+    assert restored.tenancy.denials("acme") == DENIALS[1::-1]

@@ -3,16 +3,19 @@
 Each reader has a folder in FOLDER, a volume that it alone mounts, with what it needs and nothing else. For each secret:
 the compose secret of that name where it is not empty, else what its first reader has from an earlier start, else a new
 random one. So nobody runs with a secret that stands in a repository, and a first start needs no preparation. Of a key
-the services get its hash, which they make it from. Owns files and their modes. Prints names, never values.
+the services get its hash, which they make it from; of its users' passwords Redis gets hashes. Owns files, their modes,
+and what each user of Redis may do. Prints names, never values.
 
 Of the package it takes nothing but the form of a key, which needs no library.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
@@ -21,7 +24,10 @@ OURS, THEIRS = 0o400, 0o444
 """For a reader that runs as this program's user, and for one whose image has a user of its own, which alone mounts it.
 """
 READERS = {
-    "redis_password": {"redis": THEIRS, "server": OURS, "trainer": OURS},
+    "redis_password": {"redis": THEIRS},  # of Redis' own default user, who may do everything
+    "redis_probe_password": {"redis": THEIRS},
+    "redis_server_password": {"server": OURS},
+    "redis_trainer_password": {"trainer": OURS},
     "grafana_password": {"grafana": THEIRS},
     "operator_key": {"operator": OURS},
     "metrics_key": {"prometheus": THEIRS},
@@ -30,6 +36,20 @@ READERS = {
 HASHES = {"operator_key": "operator_hash", "metrics_key": "metrics_hash"}
 SERVICES = ("server", "trainer")
 """Who gets the hashes."""
+ONCE = {"server": ("redis_password",), "trainer": ("redis_password",)}
+"""What readers had in an earlier release and may no longer see."""
+REGISTRY = (
+    "~prefixd:* ~{prefixd}:* &prefixd:changes +@read +@write -@dangerous +eval +evalsha +script|load +ping +time +info "
+    "+publish +subscribe +unsubscribe +client|setname +client|setinfo"
+)
+JOBS = "~prefixd-trainer:* ~saq:* &prefixd-trainer:* &saq:* +@transaction +psubscribe +punsubscribe +select"
+USERS = {
+    "default": ("redis_password", "~* &* +@all"),
+    "probe": ("redis_probe_password", "+ping"),
+    "server": ("redis_server_password", REGISTRY),
+    "trainer": ("redis_trainer_password", f"{REGISTRY} {JOBS}"),
+}
+"""Redis' users: whose password each has, and what it may do, as in an ACL file. The order matters in a rule."""
 GIVEN = Path("/run/secrets")
 
 
@@ -39,19 +59,33 @@ class Unusable(Exception):
 
 def main(folder: Path, given: Path = GIVEN) -> int:
     """Write what is missing or has been changed; returns the exit code."""
+    values: dict[str, str] = {}
     try:
         for name, readers in READERS.items():
-            value = _put(name, {folder / reader / name: mode for reader, mode in readers.items()}, _given(given / name))
+            targets = {folder / reader / name: mode for reader, mode in readers.items()}
+            values[name] = value = _put(name, targets, _given(given / name))
             if name in HASHES:
                 presented = parse_secret(value)
                 if presented is None:
                     raise Unusable(f"{name}: expected what `prefixd keys new-secret` writes, pfx_…, got something else")
                 for service in SERVICES:
                     _write(folder / service / HASHES[name], hash_line(presented), OURS)
+        _write(folder / "redis" / "users.acl", _users(values), THEIRS)
+        for reader, names in ONCE.items():
+            for name in names:
+                (folder / reader / name).unlink(missing_ok=True)
     except Unusable as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _users(values: Mapping[str, str]) -> str:
+    """Redis' ACL file."""
+    return "".join(
+        f"user {user} on #{hashlib.sha256(values[secret].encode()).hexdigest()} resetchannels {rules}\n"
+        for user, (secret, rules) in USERS.items()
+    )
 
 
 def _given(source: Path) -> str:

@@ -1,10 +1,9 @@
 #!/bin/sh
-# Starts redis with its password from a file: not in the environment, not among the arguments.
+# Starts redis with its users from a file, which has hashes of their passwords.
 set -eu
-secret=/run/prefixd/secrets/redis_password
-until [ -s "$secret" ]; do sleep 0.2; done # where the composer does not wait for the service `setup`
-password="$(cat "$secret")"
+users=/run/prefixd/secrets/users.acl
+until [ -s "$users" ]; do sleep 0.2; done # where the composer does not wait for the service `setup`
 exec redis-server /etc/prefixd/redis.conf - <<CONFIG
-requirepass "$password"
+aclfile $users
 maxmemory ${REDIS_MAXMEMORY:-1gb}
 CONFIG

@@ -283,6 +283,9 @@ class Store(Registry, Protocol):
     def audit(self, tenant: str, *, limit: int = 100) -> list[AuditEntry]:
         """The tenant's last changes, the latest first."""
 
+    def replace_audit(self, tenant: str, entries: Sequence[AuditEntry]) -> None:
+        """Make the tenant's audit these, the oldest first: one from elsewhere. Makes the tenant known."""
+
     def gc(
         self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
     ) -> GcReport:

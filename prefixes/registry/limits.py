@@ -1,4 +1,4 @@
-"""Limits: how much a registry keeps of a tenant, a task and a version.
+"""Limits: how much a registry keeps of a tenant, its audit, a task and a version.
 
 Owns the numbers and the errors that name them. What an older release stored beyond a limit stays readable; only what
 would add to it is refused. Knows no store.
@@ -31,6 +31,11 @@ KEYS_KEPT: Final = 100
 REPLACED_KEPT: Final = 16
 REPLACED_BYTES: Final = 64 << 10
 """How many replaced entries a version keeps, and how much JSON they take together: the oldest ones."""
+AUDIT_KEPT: Final = 10_000
+"""How many entries a tenant's audit has, the latest. Redis drops older ones in nodes of a hundred, so it may have more.
+"""
+AUDIT_BYTES: Final = 8 << 20
+"""Of a tenant's audit on disk. A file that grows beyond keeps its latest half."""
 _PRUNE: Final = "`prefixd prefixes prune {task} --keep N` makes room"
 
 

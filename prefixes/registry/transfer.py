@@ -2,9 +2,9 @@
 
 Owns what happens to each task and the report of it; knows no store. A task is copied with its aliases, history, times
 and records, or not at all: every artifact is read and compared with its digest before the first write. Deleted tasks
-and the audit are not copied. Tenants, keys and usage go with the whole of a registry, to its backup and back. A backup
-is a registry in a folder, with the id of its source: a server that had opened the source takes the restored registry
-for the same one.
+are not copied. Tenants, keys, usage and the audit go with the whole of a registry, to its backup and back. A backup is
+a registry in a folder, with the id of its source: a server that had opened the source takes the restored registry for
+the same one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prefixes.errors import (
     WrongRegistry,
 )
 from prefixes.registry import open_registry
+from prefixes.registry.audit_transfer import AuditRestore, back_up_audit
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
 from prefixes.registry.copied_usage import copy_usage
 from prefixes.registry.listing import list_tasks
@@ -112,6 +113,7 @@ def transfer(
     if target is None and not dry_run:
         raise ValueError("expected a target, or a dry run")
     whole = tenant is None and name is None
+    same = whole and not dry_run and target is not None and target.id == source.id
     keys = whole and _copy_keys(source, target, mirror=mirror, dry_run=dry_run)
     usage_days = copy_usage(source, target, mirror=mirror, dry_run=dry_run) if whole else 0
     copier, listing = _Copier(source, target, replace or mirror, dry_run, actor), list_tasks(source, tenant, name)
@@ -127,11 +129,16 @@ def transfer(
         due += [_failure(name, f"in the target: {why}") for name, why in there.failures]
         surplus = [task for task in there.tasks if (task.tenant, task.name) not in wanted]
         due += [partial(copier.remove, task) for task in surplus if task.tenant not in listing.damaged]
+    restore = AuditRestore(source, target) if target is not None and same and not mirror else None
     outcomes = []
     for done, act in enumerate(due, 1):
         outcomes.append(act())
         if progress is not None:
             progress(outcomes[-1], done, len(due))
+    if target is not None and same and not copier.broken:
+        passed = kept | (listing.tenants - {outcome.task.partition("/")[0] for outcome in outcomes if not outcome.bad})
+        failed = restore.finish(passed) if restore else back_up_audit(source, target, listing.damaged)
+        outcomes += [_failure(name, why)() for name, why in failed]
     forgotten: list[str] = []
     if target is not None and target.restoring and not copier.broken:
         lost = target.lost_tenants()

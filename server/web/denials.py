@@ -25,6 +25,8 @@ BURST: Final = 20
 PAUSE_S: Final = 6.0
 """After so long it is one more."""
 WRITE_S: Final = 1.0
+MOST_FAILURES: Final = 3
+"""Of tenants at one time: each may take as long as a registry that is away is waited for."""
 
 _log = logging.getLogger("prefixd.keys")
 
@@ -100,17 +102,20 @@ class DenialLog:
         self.write(last=True)
 
     def write(self, *, last: bool = False) -> None:
-        """Write what waits. Raises nothing: what cannot be written waits on."""
+        """Write what waits. Raises nothing: what cannot be written waits on, also what comes after MOST_FAILURES."""
+        failures = 0
         for tenant, denials in self._taken(last).items():
             try:
-                self._store.note_denials(tenant, denials)
-                self._failed = False
+                if failures < MOST_FAILURES:
+                    self._store.note_denials(tenant, denials)
+                    continue
             except Exception as error:  # no fault of this one may end the thread
                 if not self._failed:
                     reason = error.message if isinstance(error, PrefixdError) else type(error).__name__
                     _log.warning("denials were not written", extra={"facts": {"reason": reason}})
-                self._failed = True
-                self._give_back(tenant, denials)
+                failures, self._failed = failures + 1, True
+            self._give_back(tenant, denials)
+        self._failed = failures > 0
 
     def _run(self) -> None:
         while not self._closing.wait(WRITE_S):

@@ -112,14 +112,14 @@ class RequestMiddleware:
                 _log.info("request", extra={"facts": facts})
 
     def _audit(self, scope: Scope, refused: Refused, tenant: str | None, key: str | None) -> None:
-        request_id = scope["state"]["request_id"]
-        self._denials.note(
-            tenant,
-            lambda: Denial(
-                utc_now(), key, refused.action, _route(scope), refused.what, _SECRET.sub("pfx_…", refused.reason),
-                request_id,
-            ),
-        )
+        request_id, reason = scope["state"]["request_id"], _SECRET.sub("pfx_…", refused.reason)
+        try:
+            self._denials.note(
+                tenant,
+                lambda: Denial(utc_now(), key, refused.action, _route(scope), refused.what, reason, request_id),
+            )
+        except Exception:  # the request is answered, and shall not suffer for it
+            _log.exception("a denial was not noted")
 
 
 def _route(scope: Scope) -> str:

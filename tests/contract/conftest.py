@@ -17,6 +17,7 @@ from prefixes.registry.base import Store
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_sentinel import RedisSentinel
 from tests.support.redis_server import SERVERS, RedisServer
+from tests.support.redis_users import RedisWithUsers
 from tests.support.stored import Stored
 
 
@@ -40,6 +41,7 @@ def shared() -> Iterator[Callable[[str], Place]]:
                 made: dict[str, Callable[[], AbstractContextManager[Place]]] = {
                     "cluster": RedisCluster,
                     "sentinel": RedisSentinel,
+                    "users": RedisWithUsers,
                 }
                 places[kind] = stack.enter_context(made.get(kind, lambda: RedisServer(SERVERS[kind]))())
             return places[kind]
@@ -51,6 +53,7 @@ def shared() -> Iterator[Callable[[str], Place]]:
     params=[
         "disk",
         *SERVERS,
+        "users",  # as the deployment's server, which has few rights
         pytest.param("cluster", marks=pytest.mark.slow),
         pytest.param("sentinel", marks=pytest.mark.slow),
     ]

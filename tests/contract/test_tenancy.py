@@ -269,3 +269,19 @@ def test_a_damaged_document_is_an_outage_and_no_open_door(registry: Store, direc
         directory.load()
     with pytest.raises(RegistryUnavailable):
         Keyring(registry.tenancy, 60)
+
+
+def test_one_tenants_changes_push_out_no_others(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant that rotates its keys for ever left no trace of what was done to the others'."""
+    monkeypatch.setattr(changes, "CHANGES_KEPT", 20)
+    quiet = directory.create_key("acme", "ci", ["read"], actor="acme")
+    busy = directory.create_key("globex", "ci", ["read"], actor="globex")
+    directory.revoke(quiet.key.id, actor="acme")
+    for number in range(40):
+        directory.rotate(busy.key.id, grace_s=0, actor=f"globex-{number}")
+    kept = directory.load().changes
+    assert len(kept) == 20
+    assert [change.action for change in kept if change.tenant == "acme"] == [
+        "tenant-create", "key-create", "key-revoke"
+    ]  # fmt: skip
+    assert [change.actor for change in kept if change.tenant == "globex"] == [f"globex-{n}" for n in range(23, 40)]

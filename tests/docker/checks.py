@@ -112,18 +112,22 @@ def alert_rules_fire_when_they_should(stack: Stack) -> None:
     assert "SUCCESS" in said and "FAILED" not in said, said
 
 
-def the_password_is_in_no_environment_argument_or_log(stack: Stack) -> None:
-    """And without it redis tells nothing."""
+def no_password_of_redis_is_in_an_environment_argument_or_log(stack: Stack) -> None:
+    """And without one redis tells nothing."""
     (redis,) = stack.containers("redis")
-    password = stack.execute(redis, "cat", "/run/prefixd/secrets/redis_password").strip()
-    assert len(password) >= 32, "expected a password made at start"
     assert "NOAUTH" in stack.execute(redis, "redis-cli", "ping", check=False)
-    for service in stack.services:
-        for container in stack.containers(service, stopped=True):
-            assert password not in json.dumps(stack.inspect(container)), f"{container}: the engine shows the password"
-            assert password not in stack.logs(container), f"{container}: the log shows the password"
-    for container in (redis, *stack.containers("server"), *stack.containers("trainer")):
-        assert password not in stack.execute(container, "cat", "/proc/1/cmdline", "/proc/1/environ"), container
+    holders = {"redis_password": redis, "redis_probe_password": redis} | {
+        f"redis_{service}_password": stack.containers(service)[0] for service in ("server", "trainer")
+    }
+    for name, holder in holders.items():
+        password = stack.execute(holder, "cat", f"/run/prefixd/secrets/{name}").strip()
+        assert len(password) >= 32, f"{name}: expected a password made at start"
+        for service in stack.services:
+            for container in stack.containers(service, stopped=True):
+                assert password not in json.dumps(stack.inspect(container)), f"{container}: the engine shows {name}"
+                assert password not in stack.logs(container), f"{container}: the log shows {name}"
+        for container in (redis, *stack.containers("server"), *stack.containers("trainer")):
+            assert password not in stack.execute(container, "cat", "/proc/1/cmdline", "/proc/1/environ"), container
 
 
 def bodies_beyond_their_limit_are_refused(stack: Stack) -> None:
@@ -243,7 +247,7 @@ SEEN_AT_FIRST: Final[tuple[Callable[[Stack], None], ...]] = (
     prometheus_finds_every_replica_and_not_the_proxy,
     alert_rules_fire_when_they_should,
     grafana_has_the_dashboard,
-    the_password_is_in_no_environment_argument_or_log,
+    no_password_of_redis_is_in_an_environment_argument_or_log,
     bodies_beyond_their_limit_are_refused,
     a_request_id_goes_through_everything,
     streams_are_not_held_back,

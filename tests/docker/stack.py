@@ -25,7 +25,7 @@ TRAINERS: Final = SCALE["trainer"]
 START_S: Final = 240
 LEASE_S: Final = 5
 ADMIN_PORTS: Final = {"server": 8001, "trainer": 8101}
-REGISTRY: Final = "redis://redis:6379/0?password_file=/run/prefixd/secrets/redis_password"
+REGISTRY: Final = "redis://trainer@redis:6379/0?password_file=/run/prefixd/secrets/redis_trainer_password"
 
 _FETCH: Final = """
 import sys, urllib.request

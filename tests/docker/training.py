@@ -70,7 +70,8 @@ def two_trainers_share_the_jobs(stack: Stack) -> None:
     jobs = [_submit(stack, f"shared-{n}", dataset, hyperparameters={**SETTINGS, "epochs": MANY}) for n in range(2)]
     try:
         wait_for("both trainers work", lambda: len(_working(stack)) == TRAINERS, 90)
-        password = stack.execute(stack.containers("redis")[0], "cat", "/run/prefixd/secrets/redis_password").strip()
+        secret = "/run/prefixd/secrets/redis_trainer_password"
+        password = stack.execute(stack.containers("trainer")[0], "cat", secret).strip()
         for container in stack.containers("trainer"):
             of_child = "cd $(dirname $(grep -al '[t]rainer.service.child' /proc/[0-9]*/cmdline)) && cat environ cmdline"
             said = stack.execute(container, "sh", "-c", of_child)

@@ -44,7 +44,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transitions", "deleted", "identity", "failed_tenants"),
         ("records", "store", "stored_json", "listing", "copied_usage"),
         ("disk", "redis"),
-        ("__init__",),
+        ("__init__", "audit_transfer"),
         ("transfer", "limiter"),
     ),
     "prefixes.tenancy": (

@@ -7,7 +7,7 @@
 Owns these two files. A change has three steps: ``begin`` writes last-change.json, the writer writes or removes the
 task's file, ``finish`` appends the entry to the audit. The second step makes the change. A writer that finds a last
 change without its entry compares the task's file: if it is as after the change, the change was made and its entry is
-due; if it is not, nothing happened.
+due; if it is not, nothing happened. A file that grows beyond AUDIT_BYTES keeps its latest half.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import chain, islice
 from typing import Any, Final
 
-from prefixes.errors import InvalidName, RegistryUnavailable
+from prefixes.errors import InvalidName, PrefixdError, RegistryUnavailable
 from prefixes.registry.base import AuditEntry
 from prefixes.registry.disk.files import Files
+from prefixes.registry.limits import AUDIT_BYTES
 from prefixes.registry.quota import Kept
 from prefixes.registry.records import audit_from_dict, audit_to_dict
 from prefixes.spec import check_name
@@ -85,8 +87,28 @@ class ChangeLog:
             self._files.remove(*parts)
         if made:
             self._files.append_line(canonical_json(last.line).encode(), *_audit(tenant))
+            with suppress(PrefixdError):  # the change is made; the next one tries again
+                self._bound(tenant)
         else:
             self._files.remove(*_last(tenant))
+
+    def replace(self, tenant: str, entries: Sequence[AuditEntry]) -> None:
+        """Make the audit these entries, oldest first. The last change must be finished; from now on there is none."""
+        lines = [canonical_json({"id": uuid.uuid4().hex, **audit_to_dict(entry)}).encode() for entry in entries]
+        self._files.remove(*_last(tenant))
+        self._files.write(b"\n".join([*lines, b""]), *_audit(tenant))
+        self._bound(tenant)
+
+    def _bound(self, tenant: str) -> None:
+        if self._files.size(*_audit(tenant)) <= AUDIT_BYTES:
+            return
+        kept, size = list[bytes](), 0
+        for line in self._files.lines_reversed(_TAIL, *_audit(tenant)):
+            size += len(line) + 1
+            if size > AUDIT_BYTES // 2:
+                break
+            kept.append(line)
+        self._files.write(b"\n".join([*reversed(kept), b""]), *_audit(tenant))
 
     def entries(self, tenant: str, limit: int) -> list[AuditEntry]:
         """The last ``limit`` entries, the latest first, with the entry that is due."""

@@ -102,6 +102,10 @@ class DiskRegistry(TaskStore):
         self.check()
         return entries
 
+    def replace_audit(self, tenant: str, entries: Sequence[AuditEntry]) -> None:
+        with self._writing(tenant):
+            self._log.replace(tenant, entries)
+
     def check(self) -> None:
         self._checked()
 

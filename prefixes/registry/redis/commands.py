@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
+from prefixes.registry.limits import AUDIT_KEPT
 from prefixes.registry.redis import scripts
 from prefixes.registry.redis.blobs import RedisBlobs
 from prefixes.registry.redis.errors import FAILURES, guarded
@@ -51,6 +52,7 @@ class RedisCommands:
                 scripts.TOTAL, scripts.NOTE_TOTAL,
             )
         )  # fmt: skip
+        self._replace_audit = self._writes.register_script(scripts.REPLACE_AUDIT)
         self.identity = RedisIdentity(self._client, create=create, registry_id=registry_id, restoring=restoring)
         self.id = self.identity.id
         self.tenancy = RedisTenancy(self._client, self.identity)
@@ -225,6 +227,14 @@ class RedisCommands:
                 ],
             )  # fmt: skip
         return bytes(outcome).decode()
+
+    def replace_audit(self, tenant: str, entries: Sequence[Sequence[str]]) -> None:
+        """Make the tenant's audit these: the fields of each entry, the oldest first."""
+        keys = TenantKeys(tenant)
+        with guarded():
+            made = self._replace_audit(keys=[keys.id, keys.audit], args=[self.id, AUDIT_KEPT, json.dumps(entries)])
+        if not made:
+            raise self.identity.lost()
 
     def collect(self, tenant: str, version: str, *, remove: bool) -> int:
         """Run ``scripts.COLLECT``: the artifact's bytes, -1 where a task or a lease keeps it."""

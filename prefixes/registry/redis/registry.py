@@ -20,7 +20,7 @@ from prefixes.registry.redis.kept import kept_of
 from prefixes.registry.redis.reader import RedisReader
 from prefixes.registry.redis.url import RedisTarget
 from prefixes.registry.redis.watch import RedisSubscription
-from prefixes.registry.redis.writer import RedisWriter
+from prefixes.registry.redis.writer import RedisWriter, audit_fields
 from prefixes.registry.store import TaskStore, check_names
 from prefixes.spec import TaskRef, check_name, check_version
 
@@ -67,6 +67,10 @@ class RedisRegistry(TaskStore):
 
     def audit(self, tenant: str, *, limit: int = 100) -> list[AuditEntry]:
         return self._reader.audit(check_name("tenant", tenant), limit)
+
+    def replace_audit(self, tenant: str, entries: Sequence[AuditEntry]) -> None:
+        self._identity.enter(check_name("tenant", tenant))
+        self.commands.replace_audit(tenant, [audit_fields(entry) for entry in entries])
 
     def check(self) -> None:
         self._identity.check()

@@ -166,6 +166,17 @@ if ARGV[7] ~= '' then redis.pcall('PUBLISH', ARGV[7], ARGV[8]) end
 return 'made'
 """
 
+REPLACE_AUDIT: Final = """
+-- KEYS: the tenant's id, its audit. ARGV: the registry's id, how many entries are kept, entries as JSON, the oldest
+--       first. Answers 0 where the data is another registry's.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2])
+for _, fields in ipairs(cjson.decode(ARGV[3])) do
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(fields))
+end
+return 1
+"""
+
 LEASE: Final = """
 -- KEYS: the tenant's id, the lease, the blobs. ARGV: the registry's id, the publisher, milliseconds, the digest.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end

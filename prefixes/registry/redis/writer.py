@@ -20,7 +20,7 @@ from prefixes.errors import RegistryUnavailable, TaskNotFound
 from prefixes.registry.base import AuditEntry, DeletedTask, TaskInfo
 from prefixes.registry.changes import Change, Edit
 from prefixes.registry.deleted import deleted_key, deleted_now
-from prefixes.registry.limits import check_task_bytes
+from prefixes.registry.limits import AUDIT_KEPT, check_task_bytes
 from prefixes.registry.quota import added_by, check_quota, limits_of
 from prefixes.registry.records import audit_to_dict, deleted_to_dict, task_from_dict, task_to_dict
 from prefixes.registry.redis.commands import RedisCommands
@@ -33,8 +33,6 @@ from prefixes.tenancy.limits import Limits
 LEASE_S: Final = 600.0
 EDIT_S: Final = 5.0
 """A change is given up when other writers were quicker for so long."""
-AUDIT_LENGTH: Final = 100_000
-"""A tenant's audit keeps at least so many entries; Redis drops older ones in whole nodes."""
 
 
 class RedisWriter:
@@ -117,9 +115,8 @@ class RedisWriter:
     ) -> str:
         keys, after = self._keys, change.after
         batch = _Batch([keys.done(change_id), keys.id, keys.task(name), keys.deleted, keys.audit, keys.total])
-        fields = [part for key, text in audit_to_dict(entry).items() if text is not None for part in (key, text)]
         # First: Redis may refuse a caller's text, and then nothing has changed yet.
-        batch.add("XADD", keys.audit, "MAXLEN", "~", str(AUDIT_LENGTH), "*", *fields)
+        batch.add("XADD", keys.audit, "MAXLEN", "~", str(AUDIT_KEPT), "*", *audit_fields(entry))
         if after is None:
             batch.add("DEL", keys.task(name))
             batch.add("SREM", keys.tasks, name)
@@ -180,6 +177,11 @@ class _Batch:
     @property
     def operations(self) -> str:
         return json.dumps(self._operations)
+
+
+def audit_fields(entry: AuditEntry) -> list[str]:
+    """An entry of the stream: names and values by turns."""
+    return [part for key, text in audit_to_dict(entry).items() if text is not None for part in (key, text)]
 
 
 def _versions(task: TaskInfo | None) -> set[str]:

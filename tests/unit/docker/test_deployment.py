@@ -25,6 +25,7 @@ from trainer.service.settings import TrainerSettings
 PROXY: Final = (ROOT / "docker/proxy/haproxy.cfg").read_text()
 DOCKERFILE: Final = (ROOT / "docker/Dockerfile").read_text()
 SERVICES: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+SECRETS: Final = "/run/prefixd/secrets"
 ALSO: Final = {"PREFIXD_REGISTRY"}
 """What commands in the trainer's image read besides its settings."""
 
@@ -76,18 +77,23 @@ def test_every_variable_that_a_container_gets_is_a_setting(service: str, setting
     given = set(in_image) | {name for name in SERVICES[service]["environment"] if name.startswith("PREFIXD_")}
     known = {settings.variable(name) for name in (*settings.model_fields, "config")}
     assert given - known - (ALSO if service == "trainer" else set()) == set()
-    ports = {in_image[settings.variable("port")], in_image[settings.variable("admin_port")]}
     exposed = re.search(r"^EXPOSE (.+)$", stage[1], re.M)
-    assert exposed is not None and set(exposed[1].split()) == ports
+    # `docker run --publish-all` publishes what is exposed, and an image has no network for monitoring.
+    assert exposed is not None and exposed[1].split() == [in_image[settings.variable("port")]]
+    assert settings.variable("admin_host") not in in_image and settings.variable("admin_port") in in_image
+    assert SERVICES[service]["environment"][settings.variable("admin_host")] == "0.0.0.0"
     check = re.search(r'healthcheck.py", "(\w+)"', stage[1])
     assert check is not None and check[1] in in_image
 
 
-def test_servers_and_trainers_have_one_registry_and_the_jobs_a_database_of_their_own() -> None:
+def test_servers_and_trainers_have_one_registry_as_users_of_their_own_and_the_jobs_a_database() -> None:
     environment = SERVICES["trainer"]["environment"]
     registry = SERVICES["server"]["environment"]["PREFIXD_REGISTRY"]
-    assert environment["PREFIXD_TRAINER_REGISTRY"] == environment["PREFIXD_REGISTRY"] == registry
-    assert environment["PREFIXD_TRAINER_REDIS"] == registry.replace(":6379/0?", ":6379/1?") != registry
+    assert SERVICES["identity"]["environment"]["PREFIXD_REGISTRY"] == registry
+    assert registry == f"redis://server@redis:6379/0?password_file={SECRETS}/redis_server_password"
+    assert environment["PREFIXD_TRAINER_REGISTRY"] == environment["PREFIXD_REGISTRY"]
+    assert environment["PREFIXD_REGISTRY"] == registry.replace("server", "trainer")
+    assert environment["PREFIXD_TRAINER_REDIS"] == environment["PREFIXD_REGISTRY"].replace(":6379/0?", ":6379/1?")
 
 
 def test_only_the_proxy_and_grafana_publish_ports_and_every_service_is_hardened() -> None:

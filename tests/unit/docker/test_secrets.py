@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import stat
 from contextlib import closing
@@ -22,9 +23,9 @@ from tests.support.paths import ROOT
 SERVICES: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 PLACE: Final = "/run/prefixd/secrets"
 NEEDED: Final = {
-    "redis": {"redis_password"}, "grafana": {"grafana_password"},
-    "server": {"redis_password", "operator_hash", "metrics_hash"},
-    "trainer": {"redis_password", "operator_hash", "metrics_hash"},
+    "redis": {"redis_password", "redis_probe_password", "users.acl"}, "grafana": {"grafana_password"},
+    "server": {"redis_server_password", "operator_hash", "metrics_hash"},
+    "trainer": {"redis_trainer_password", "operator_hash", "metrics_hash"},
     "prometheus": {"metrics_key"}, "operator": {"operator_key"},
 }  # fmt: skip
 THEIRS: Final = {"redis", "grafana", "prometheus"}
@@ -55,28 +56,38 @@ def test_every_reader_gets_what_it_needs_and_nothing_else(setup: ModuleType, fol
     """One volume had all passwords, readable for all: Grafana's container had the password of Redis."""
     assert setup.main(folder, tmp_path) == 0
     assert found(folder) == NEEDED
-    values = {(folder / reader / "redis_password").read_text() for reader in ("redis", "server", "trainer")}
-    assert len(values) == 1 and len(values.pop()) > 30
+    values = [path.read_text() for path in folder.rglob("redis*_password")]
+    assert len(values) == len(set(values)) == 4 and min(map(len, values)) > 30
+    assert not any(value in (folder / "redis/users.acl").read_text() for value in values)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
     assert all(mode == (0o444 if path.parent.name in THEIRS else 0o400) for path, mode in modes.items()), modes
 
 
-def test_passwords_stay_and_one_that_is_given_reaches_all_its_readers(
+def test_passwords_stay_and_one_that_is_given_reaches_its_reader(
     setup: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup.main(folder, tmp_path)
     before = {path: path.read_text() for path in folder.rglob("*_*")}
     setup.main(folder, tmp_path)
-    assert {path: path.read_text() for path in folder.rglob("*_*")} == before
-    (folder / "trainer" / "redis_password").unlink()  # a reader that is new
-    setup.main(folder, tmp_path)
-    assert {path: path.read_text() for path in folder.rglob("*_*")} == before
+    assert len(before) > 8 and {path: path.read_text() for path in folder.rglob("*_*")} == before
     (tmp_path / "redis_password").write_text("of-mine\n")
     setup.main(folder, tmp_path)
-    told = {path.parent.name: path.read_text() for path in folder.rglob("redis_password")}
-    assert told == {"redis": "of-mine", "server": "of-mine", "trainer": "of-mine"}
+    changed = {path for path, text in before.items() if path.read_text() != text}
+    assert changed == {folder / "redis/redis_password"} and (folder / "redis/redis_password").read_text() == "of-mine"
+    assert hashlib.sha256(b"of-mine").hexdigest() in (folder / "redis/users.acl").read_text()
     printed = capsys.readouterr().out
     assert "redis_password: taken from the compose secret" in printed and "of-mine" not in printed
+
+
+def test_what_an_earlier_release_gave_to_readers_is_taken_back(
+    setup: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    """It had one password of Redis for all, which may do everything."""
+    for reader in ("redis", "server", "trainer"):
+        (folder / reader / "redis_password").write_text("of-all")
+    setup.main(folder, tmp_path)
+    assert found(folder) == NEEDED
+    assert [path.parent.name for path in folder.rglob("*_password") if path.read_text() == "of-all"] == ["redis"]
 
 
 def test_ones_own_key_takes_the_place_and_what_is_none_is_refused(

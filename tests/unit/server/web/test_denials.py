@@ -11,7 +11,7 @@ from unittest.mock import Mock
 from prefixes.errors import RegistryUnavailable
 from prefixes.tenancy.denial import DENIALS_KEPT, Denial
 from prefixes.tenancy.directory import Directory
-from server.web.denials import BURST, PAUSE_S, DenialLog
+from server.web.denials import BURST, MOST_FAILURES, PAUSE_S, DenialLog
 from tests.support.apps import Served, with_apps
 from tests.support.callers import NOBODY, bearer, make_callers
 
@@ -21,11 +21,12 @@ class Store:
 
     def __init__(self) -> None:
         self.written: dict[str | None, list[Denial]] = {}
-        self.away = False
+        self.away, self.asked = False, 0
         self.gate: threading.Event | None = None
         self.reached = threading.Event()
 
     def note_denials(self, tenant: str | None, denials: Sequence[Denial]) -> None:
+        self.asked += 1
         self.reached.set()
         if self.gate:
             assert self.gate.wait(60)
@@ -89,6 +90,19 @@ def test_what_cannot_be_written_waits_in_a_bounded_place_and_is_counted() -> Non
     log.close()
     assert store.total("acme") == 3 * DENIALS_KEPT
     assert len(store.written["acme"]) <= DENIALS_KEPT + 1
+
+
+def test_a_registry_that_is_away_is_not_asked_for_each_tenant() -> None:
+    """Each takes as long as a registry is waited for, and a shutdown waits for all."""
+    store, log = make_log()
+    for tenant in range(100):
+        log.note(f"t{tenant}", denial)
+    store.away = True
+    log.write()
+    assert store.asked == MOST_FAILURES
+    store.away = False
+    log.write()
+    assert sum(map(store.total, store.written)) == 100
 
 
 def test_a_registry_that_stands_still_holds_up_no_request() -> None:

@@ -118,12 +118,12 @@ def test_a_job_publishes_with_a_key_that_was_rotated_meanwhile(
         (Share(tenants=frozenset({"default"}), download=True), None),
         (Share(tenants=frozenset({"default"})), Forbidden),
         (Share(tenants=frozenset({"initech"}), download=True), TaskNotFound),
-        (None, TaskNotFound),
+        (Share(), TaskNotFound),
     ],
     ids=["shared", "without downloads", "with others", "no more"],
 )
 def test_a_version_that_is_shared_no_more_is_read_by_no_job_that_waited_meanwhile(
-    world: TinyWorld, settings: TrainerSettings, registry: Store, then: Share | None, error: type[PrefixdError] | None
+    world: TinyWorld, settings: TrainerSettings, registry: Store, then: Share, error: type[PrefixdError] | None
 ) -> None:
     """Who might start from it was asked when the job was submitted, and its worker read it days later."""
     directory = Directory(registry.tenancy)

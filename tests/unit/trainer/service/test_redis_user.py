@@ -1,4 +1,7 @@
-"""The user of Redis that docs/deploy.md names for the trainer can do all that jobs need, and nothing elsewhere."""
+"""The deployment's trainer, and the user that docs/deploy.md names for jobs alone, can do all that jobs need.
+
+What the trainer must not do is in ``tests/unit/docker/test_redis_users.py``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import redis
 
 from prefixes.registry.redis.url import parse_redis_url
 from tests.support.paths import ROOT
-from tests.support.redis_server import SERVERS, RedisServer
+from tests.support.redis_server import SERVERS
+from tests.support.redis_users import RedisWithUsers
 from trainer.jobs.job import claimed, new_job, progressed, stopped
 from trainer.jobs.record import Job
 from trainer.jobs.redis_store import RedisJobStore
@@ -22,19 +26,21 @@ PASSWORD: Final = "of-the-trainer"
 
 
 @pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+def server(request: pytest.FixtureRequest) -> Iterator[RedisWithUsers]:
     found = re.search(r"^(~prefixd-trainer:.*)$", (ROOT / "docs/deploy.md").read_text(), re.M)
     assert found is not None
-    with RedisServer(SERVERS[request.param]) as server:
+    with RedisWithUsers(SERVERS[request.param]) as server:
+        server.passwords["jobs"] = PASSWORD
         with server.client() as client:
             rules = ("on", f">{PASSWORD}", "resetchannels", *found[1].split())
-            client.execute_command("ACL", "SETUSER", "trainer", *rules)
+            client.execute_command("ACL", "SETUSER", "jobs", *rules)
         yield server
 
 
-def test_the_documented_user_takes_a_job_from_its_queue_to_its_end(server: RedisServer) -> None:
+@pytest.mark.parametrize("user", ["trainer", "jobs"])
+def test_the_user_takes_a_job_from_its_queue_to_its_end(server: RedisWithUsers, user: str) -> None:
     async def work() -> Job:
-        target = parse_redis_url(f"redis://trainer:{PASSWORD}@{server.address}/1")
+        target = parse_redis_url(server.url_of(user, db=1))
         store = RedisJobStore(target.connect_asyncio())
         queue = SaqQueue(target.connect_asyncio(patience=PATIENCE), "worker", lambda tenant: 1.0, lease_s=2)
         ended = asyncio.Event()
@@ -72,11 +78,11 @@ def test_the_documented_user_takes_a_job_from_its_queue_to_its_end(server: Redis
     assert asyncio.run(work()).state == "cancelled"
 
 
-def test_the_documented_user_reads_and_flushes_nothing_else(server: RedisServer) -> None:
+def test_the_documented_user_reads_and_flushes_nothing_else(server: RedisWithUsers) -> None:
     host, port = server.address.split(":")
     with server.client() as client:
         client.set("prefixd:registry", "x")
-    with redis.Redis(host, int(port), username="trainer", password=PASSWORD) as client:
+    with redis.Redis(host, int(port), username="jobs", password=PASSWORD) as client:
         for command in (("GET", "prefixd:registry"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command)

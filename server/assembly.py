@@ -36,6 +36,7 @@ from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
 from server.engine.kernels.threads import configure_threads
 from server.engine.memory.heap import trim_heap
+from server.engine.memory.shares import Shares
 from server.engine.types import Failed, Finished, GenerationRequest, PrefixKey, SamplingParams
 from server.metrics import EngineMetrics
 from server.parameters import ParameterLimits, merge_parameters
@@ -102,7 +103,7 @@ def assemble(settings: Settings) -> Assembled:
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=metrics_registry)
     link = RegistryLink(registry, RegistryMetrics(metrics_registry))
-    tiers = _tiers(settings, link)
+    tiers = _tiers(settings, link, keyring)
     catalog = Catalog(
         link, backbone.spec, tiers, alias_ttl_s=settings.alias_ttl_s, max_stale_s=settings.max_stale_s
     )
@@ -209,10 +210,10 @@ def _check_defaults(backbone: Backbone, settings: Settings) -> None:
         ) from None
 
 
-def _tiers(settings: Settings, link: RegistryLink) -> PrefixTiers:
+def _tiers(settings: Settings, link: RegistryLink, keyring: Keyring) -> PrefixTiers:
     """The caches, the nearest first, and behind them the registry."""
     registry = link.registry
-    caches: list[Cache] = [HostCache(settings.host_cache_bytes)]
+    caches: list[Cache] = [HostCache(settings.host_cache_bytes, Shares(keyring.weight_of))]
     if settings.disk_cache is not None:
         caches.append(DiskCache(settings.disk_cache, registry.id, settings.disk_cache_bytes))
     return PrefixTiers(lambda tenant, version: link.call("fetch", registry.fetch, tenant, version), tuple(caches))

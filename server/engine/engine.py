@@ -27,6 +27,7 @@ from server.engine.grouping import GroupMaker
 from server.engine.kernels.base import Kernels
 from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse
+from server.engine.memory.shares import Shares
 from server.engine.observer import EngineObserver, GuardedObserver, SilentObserver
 from server.engine.postprocess import Postprocess
 from server.engine.prefixes.placement import Placement
@@ -67,7 +68,7 @@ class Engine:
                 f"kv_cache_bytes: expected at least {2 * self._runner.bytes_per_block} for two blocks of this "
                 f"backbone, got {config.kv_cache_bytes}"
             )
-        self._ledger = BlockLedger(self._runner.blocks, config.block_size)
+        self._ledger = BlockLedger(self._runner.blocks, config.block_size, Shares(config.weight_of))
         self._wake: Callable[[], None] = lambda: None
         self._prefixes = PrefixStore(
             self._ledger,

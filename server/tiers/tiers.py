@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from prefixes.errors import InvalidArtifact
+from server.engine.memory.shares import Kept, Shares
 
 REGISTRY: Final = "registry"
 
@@ -59,13 +60,14 @@ class Cache(Protocol):
 
 
 class HostCache:
-    """Artifacts in this process's memory. The least recently used is evicted first."""
+    """Artifacts in this process's memory. Evicts a tenant's least recently used first; whose, ``Shares`` says."""
 
     name: Final = "host"
     failures: Final = 0
 
-    def __init__(self, max_bytes: int) -> None:
-        self.limit_bytes = max_bytes
+    def __init__(self, max_bytes: int, shares: Shares | None = None) -> None:
+        """``shares`` counts bytes."""
+        self.limit_bytes, self._shares = max_bytes, shares or Shares()
         self._data: dict[tuple[str, str], bytes] = {}  # least recently used first
         self._nbytes = 0
         self._lock = threading.Lock()
@@ -91,6 +93,7 @@ class HostCache:
             data = self._data.pop((tenant, version), None)
             if data is not None:
                 self._data[tenant, version] = data
+                self._shares.used(Kept.PREFIXES, tenant, 0, 0)
             return data
 
     def put(self, tenant: str, version: str, data: bytes) -> None:
@@ -99,8 +102,9 @@ class HostCache:
             return
         with self._lock:
             self._forget((tenant, version))
+            self._shares.used(Kept.PREFIXES, tenant, len(data), len(data))  # before room is made for it
             while self._nbytes + len(data) > self.limit_bytes:
-                self._forget(next(iter(self._data)))
+                self._evict()
             self._data[tenant, version] = data
             self._nbytes += len(data)
 
@@ -109,8 +113,14 @@ class HostCache:
         with self._lock:
             self._forget((tenant, version))
 
+    def _evict(self) -> None:
+        yielding = self._shares.first_to_yield({tenant for tenant, _ in self._data})
+        self._forget(next(key for key in self._data if key[0] == yielding))
+
     def _forget(self, key: tuple[str, str]) -> None:
-        self._nbytes -= len(self._data.pop(key, b""))
+        if (data := self._data.pop(key, None)) is not None:
+            self._nbytes -= len(data)
+            self._shares.gone(Kept.PREFIXES, key[0], len(data))
 
 
 @dataclass(frozen=True)

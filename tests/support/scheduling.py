@@ -20,6 +20,7 @@ from server.engine.decoding.state import DecodingState
 from server.engine.decoding.token_rules import TokenRules
 from server.engine.memory.blocks import BlockLedger
 from server.engine.memory.prompt_reuse import PromptReuse, chain_root
+from server.engine.memory.shares import Shares
 from server.engine.observer import SilentObserver
 from server.engine.prefixes.placement import Placement
 from server.engine.prefixes.store import PrefixStore
@@ -54,13 +55,15 @@ class Machine(SilentObserver):
     def __init__(self, blocks: int, *, size: int = 4, reuse: bool = True, seed: int = 0,
                  lengths: Mapping[PrefixKey, int] | None = None, max_prefix_bytes: int | None = None,
                  units: int = 0, token_seconds: float = 0.0, call_seconds: float = 0.0,
-                 **config: Any) -> None:
+                 shares: Shares | None = None, **config: Any) -> None:
         self.size, self.rng = size, random.Random(seed)
         self.config = EngineConfig(block_size=size, **{"max_rows": 16, "max_step_tokens": 16, **config})
-        self.ledger = BlockLedger(blocks + 1, size)
+        self.shares = shares or Shares(self.config.weight_of)
+        self.ledger = BlockLedger(blocks + 1, size, self.shares)
         self.prefixes = {key: make_prefix(length=length) for key, length in (lengths or {}).items()}
         self.failures: dict[PrefixKey, PrefixdError] = {}
         self.gates: dict[PrefixKey, queue.Queue[None]] = {}
+        self.loads: list[PrefixKey] = []
         self.woken: queue.Queue[None] = queue.Queue()
         self.store = PrefixStore(self.ledger, self._load, Placement(self.ledger, self._write, self._read),
                                  bytes_per_block=1, max_bytes=max_prefix_bytes,
@@ -87,6 +90,7 @@ class Machine(SilentObserver):
     # --- what the store calls ---
 
     def _load(self, key: PrefixKey) -> Prefix:
+        self.loads.append(key)
         if key in self.gates:
             self.gates[key].get(timeout=30)
         if key in self.failures:

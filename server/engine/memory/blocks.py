@@ -3,8 +3,8 @@
 Owns block numbers, reference counts and the order in which idle content yields; knows neither tensors nor rows.
 Block 0 is never handed out: padded table entries point at it.
 
-A block is *held* (reference count above 0), *idle* (unheld, but its content is kept for reuse) or *free*. Idle prompt
-blocks yield first, least recently used first, then idle prefixes.
+A block is *held* (reference count above 0), *idle* (unheld, but its content is kept for reuse) or *free*. ``shares``
+says which tenant's idle content yields next: first its prompt blocks, least recently used first, then its prefixes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
+
+from server.engine.memory.shares import Kept, Shares
 
 
 class OutOfBlocks(Exception):
@@ -24,22 +26,25 @@ class Reclaimer(Protocol):
     def reclaimable(self) -> int:
         """Blocks it could give back now."""
 
-    def reclaim(self, blocks: int) -> None:
-        """Give back at least ``blocks`` (or all it can)."""
+    def reclaim(self, tenant: str) -> None:
+        """Give back the blocks of an idle prefix of ``tenant``, which has one."""
 
 
 class BlockLedger:
     """Reference-counted blocks of ``block_size`` token positions each."""
 
-    def __init__(self, blocks: int, block_size: int) -> None:
+    def __init__(self, blocks: int, block_size: int, shares: Shares | None = None) -> None:
+        """``shares`` counts blocks; the reclaimer enters its own there."""
         if blocks < 2:
             raise ValueError(f"blocks: expected at least 2 (one is padding), got {blocks}")
         self.block_size = block_size
         self.capacity = blocks - 1
         self._references = [0] * blocks
         self._free = list(range(blocks - 1, 0, -1))
-        self._kept: set[int] = set()
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self.shares = shares or Shares()
+        self._kept: dict[int, str] = {}  # the tenant that keeps it
+        self._idle: dict[str, OrderedDict[int, None]] = {}  # by tenant; none is empty
+        self._idle_count = 0
         self._forget: Callable[[int], None] = lambda block: None
         self._reclaimer: Reclaimer | None = None
 
@@ -54,12 +59,17 @@ class BlockLedger:
     @property
     def available(self) -> int:
         """Blocks that ``allocate`` could hand out now."""
-        return len(self._free) + len(self._idle) + (self._reclaimer.reclaimable() if self._reclaimer else 0)
+        return len(self._free) + self._idle_count + (self._reclaimer.reclaimable() if self._reclaimer else 0)
+
+    @property
+    def free(self) -> int:
+        """Blocks that ``allocate`` could hand out without taking idle content."""
+        return len(self._free)
 
     @property
     def held(self) -> int:
         """Blocks with at least one holder (rows and resident prefixes)."""
-        return self.capacity - len(self._free) - len(self._idle)
+        return self.capacity - len(self._free) - self._idle_count
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that ``tokens`` positions take."""
@@ -77,19 +87,25 @@ class BlockLedger:
     def _make_room(self, count: int) -> None:
         if count > self.available:
             raise OutOfBlocks(f"{count} blocks asked for, {self.available} available")
-        while len(self._free) < count and self._idle:
-            block, _ = self._idle.popitem(last=False)
-            self._kept.discard(block)
-            self._forget(block)
-            self._free.append(block)
-        if len(self._free) < count and self._reclaimer:
-            self._reclaimer.reclaim(count - len(self._free))
+        while len(self._free) < count:
+            tenant = self.shares.first_to_yield()
+            if idle := self._idle.get(tenant):
+                block = next(iter(idle))
+                self._take_from_idle(block)
+                self.shares.gone(Kept.PROMPTS, tenant, 1)
+                del self._kept[block]
+                self._forget(block)
+                self._free.append(block)
+            else:
+                assert self._reclaimer is not None
+                self._reclaimer.reclaim(tenant)
 
     def share(self, blocks: Iterable[int]) -> None:
         """Add a reference to each block; an idle one is held again."""
         for block in blocks:
             if self._references[block] == 0:
-                del self._idle[block]
+                self._take_from_idle(block)
+                self.shares.used(Kept.PROMPTS, self._kept[block], -1, -1)
             self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -102,14 +118,16 @@ class BlockLedger:
             if self._references[block] > 0:
                 continue
             assert self._references[block] == 0, f"block {block} released once too often"
-            if block in self._kept:
-                self._idle[block] = None
+            if (tenant := self._kept.get(block)) is not None:
+                self._idle.setdefault(tenant, OrderedDict())[block] = None
+                self._idle_count += 1
+                self.shares.used(Kept.PROMPTS, tenant, 1, 1)
             else:
                 self._free.append(block)
 
-    def keep(self, block: int) -> None:
-        """Mark a held block's content as worth keeping once nobody holds it."""
-        self._kept.add(block)
+    def keep(self, block: int, tenant: str) -> None:
+        """Mark a held block's content as worth keeping for ``tenant`` once nobody holds it."""
+        self._kept[block] = tenant
 
     def shared(self, block: int) -> bool:
         """Whether writing into ``block`` would be seen by another holder or spoil kept content."""
@@ -121,7 +139,8 @@ class BlockLedger:
         for blocks in holders:
             for block in blocks:
                 self._references[block] += 1
-        self._kept, self._idle = set(), OrderedDict()
+        self._kept, self._idle, self._idle_count = {}, {}, 0
+        self.shares.forget(Kept.PROMPTS)
         self._free = [block for block in range(self.capacity, 0, -1) if self._references[block] == 0]
 
     def check(self, holders: Iterable[Sequence[int]]) -> None:
@@ -132,7 +151,14 @@ class BlockLedger:
                 expected[block] += 1
         for block, (want, got) in enumerate(zip(expected, self._references, strict=True)):
             assert want == got, f"block {block}: {want} holders, {got} references"
-        free, idle = set(self._free), set(self._idle)
+        free, idle = set(self._free), {block for blocks in self._idle.values() for block in blocks}
         unheld = {block for block in range(1, len(expected)) if expected[block] == 0}
         assert len(free) == len(self._free) and not free & idle, "a block stands twice among the unheld"
         assert free | idle == unheld, f"blocks lost: {sorted(unheld - free - idle)[:8]}"
+
+    def _take_from_idle(self, block: int) -> None:
+        tenant = self._kept[block]
+        del self._idle[tenant][block]
+        self._idle_count -= 1
+        if not self._idle[tenant]:
+            del self._idle[tenant]

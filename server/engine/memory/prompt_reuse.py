@@ -67,17 +67,17 @@ class PromptReuse:
         self._ledger.share(found)
         return found
 
-    def remember_input(self, root: bytes, blocks: Sequence[int]) -> None:
-        """Keep the blocks of an input that has been encoded."""
+    def remember_input(self, root: bytes, blocks: Sequence[int], caller: str) -> None:
+        """Keep the blocks of an input of ``caller`` that has been encoded."""
         for index, block in enumerate(blocks):
-            self.remember(_of_input(root, index), block)
+            self.remember(_of_input(root, index), block, caller)
 
-    def remember(self, digest: bytes, block: int) -> None:
-        """Keep ``block`` under ``digest`` unless another block already holds the same content."""
+    def remember(self, digest: bytes, block: int, caller: str) -> None:
+        """Keep ``block`` under ``digest`` for ``caller`` unless another block already holds the same content."""
         if digest not in self._blocks:
             self._blocks[digest] = block
             self._digests[block] = digest
-            self._ledger.keep(block)
+            self._ledger.keep(block, caller)
 
     def clear(self) -> None:
         """Know no block any more; the ledger must forget them as well."""

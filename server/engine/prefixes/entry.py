@@ -68,6 +68,11 @@ class Entry:
         return self.resident and self.users == 0 and not self.pinned
 
     @property
+    def shared_out(self) -> bool:
+        """Whether its blocks count in its owner's share."""
+        return self.resident and not self.pinned
+
+    @property
     def unused(self) -> bool:
         """Whether the entry can be forgotten."""
         return not (self.waiters or self.users or self.claims or self.resident or self.pinned)
@@ -84,10 +89,12 @@ class EntrySet:
         self.entries: dict[PrefixKey, Entry] = {}
         self.blocks = 0
 
-    def put(self, key: PrefixKey, entry: Entry, belongs: bool) -> None:
-        """Add ``entry``, as the last to join, if it ``belongs``; else remove it."""
+    def put(self, key: PrefixKey, entry: Entry, belongs: bool) -> int:
+        """Add ``entry``, as the last to join, if it ``belongs``; else remove it. Returns the blocks that this adds."""
+        before = self.blocks
         if self.entries.pop(key, None):
             self.blocks -= entry.block_count
         if belongs:
             self.entries[key] = entry
             self.blocks += entry.block_count
+        return self.blocks - before

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from prefixes.spec import PrefixSpec
 from server.engine.memory.blocks import BlockLedger
+from server.engine.memory.shares import Kept
 from server.engine.prefixes.entry import Entry, EntrySet
 from server.engine.types import GenerationRequest, PrefixKey
 
@@ -26,7 +27,9 @@ class PrefixSets:
         self._max_claimed = self._max_blocks if max_claimed_bytes is None else max_claimed_bytes // bytes_per_block
         self._entries: dict[PrefixKey, Entry] = {}
         self._resident = EntrySet()
+        self._shared = EntrySet()  # those that count in their owners' shares
         self._idle = EntrySet()  # least recently used first
+        self._idle_of: dict[str, EntrySet] = {}  # by owner; none is empty
         self._pinned = EntrySet()  # in blocks or not
         self._claimed = EntrySet()  # in blocks or not
         self._unsettled: dict[PrefixKey, Entry] = {}  # pinned, not in blocks, and in host memory
@@ -103,15 +106,29 @@ class PrefixSets:
     def _file(self, key: PrefixKey, entry: Entry) -> None:
         """Put the entry into the sets that its place decides, as the last to join, and remove it from the others."""
         self._resident.put(key, entry, entry.resident)
-        self._idle.put(key, entry, entry.idle)
+        self._share_out(key, entry, counts=entry.shared_out)
         self._unsettled.pop(key, None)
         if entry.pinned and entry.host is not None:
             self._unsettled[key] = entry
 
+    def _share_out(self, key: PrefixKey, entry: Entry, *, counts: bool) -> None:
+        """Note whether the entry ``counts`` in its owner's share, and whether it can yield."""
+        own = self._idle_of.setdefault(key.tenant, EntrySet())
+        own.put(key, entry, entry.idle)
+        if not own.entries:
+            del self._idle_of[key.tenant]
+        kept, idle = self._shared.put(key, entry, counts), self._idle.put(key, entry, entry.idle)
+        if kept == idle < 0:
+            self._ledger.shares.gone(Kept.PREFIXES, key.tenant, -idle)
+        else:
+            self._ledger.shares.used(Kept.PREFIXES, key.tenant, kept, idle)
+
     def _file_all(self) -> None:
         """Make all sets and sums anew of the entries; idle ones keep their order."""
         order = dict.fromkeys([*self._idle.entries, *self._entries])
-        self._resident, self._idle, self._pinned, self._claimed = (EntrySet() for _ in range(4))
+        self._resident, self._idle, self._pinned, self._claimed, self._shared = (EntrySet() for _ in range(5))
+        self._idle_of = {}
+        self._ledger.shares.forget(Kept.PREFIXES)
         self._unsettled, self._copy_bytes = {}, sum(entry.copy_bytes for entry in self._entries.values())
         for key in order:
             if entry := self._entries.get(key):
@@ -119,10 +136,28 @@ class PrefixSets:
                 self._pinned.put(key, entry, entry.pinned)
                 self._claimed.put(key, entry, entry.claims > 0)
 
-    def _fits(self, entry: Entry, extra_blocks: int) -> bool:
+    def _fits(self, key: PrefixKey, entry: Entry, extra_blocks: int) -> bool:
         """Whether the entry's blocks, if it has none yet, and so many more can be had."""
         if entry.resident:
             return self._ledger.available >= extra_blocks
         busy = self._resident.blocks - self._idle.blocks
         fits = busy + entry.block_count <= self._max_blocks
-        return fits and self._ledger.available >= entry.block_count + extra_blocks
+        fits = fits and self._ledger.available >= entry.block_count + extra_blocks
+        return fits and (entry.pinned or self._may_take(key.tenant, entry.block_count))
+
+    def _may_take(self, owner: str, blocks: int) -> bool:
+        """Whether ``owner`` may have room for one more prefix now. Where it may not, it waits for rows that run.
+
+        It waits for its own rows rather than push out what tenants keep that keep less. It waits for rows of a tenant
+        that keeps more rather than push out a prefix of its own.
+        """
+        shares, prefixes, prompts = self._ledger.shares, Kept.PREFIXES, Kept.PROMPTS
+        too_many, lacking = self._resident.blocks + blocks - self._max_blocks, blocks - self._ledger.free
+        lacking -= shares.idle(prompts, owner)
+        for needed, kinds in ((too_many, (prefixes,)), (lacking, (prefixes, prompts))):
+            if needed > 0 and needed > (others := shares.yielding_to(owner, blocks, kinds)):
+                if shares.outdone(owner, blocks):
+                    return False
+                if needed > others + shares.idle(prefixes, owner) and shares.in_use(prefixes, owner):
+                    return False
+        return True

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class PrefixStore(PrefixSets):
-    """Bounded by bytes. Evicts the least recently used first, never one that a running group uses or a pin keeps."""
+    """Bounded by bytes. Evicts what nobody uses or pins, of an owner the least recently used first."""
 
     def __init__(
         self,
@@ -84,12 +84,9 @@ class PrefixStore(PrefixSets):
         assert error is not None
         return error
 
-    def reclaim(self, blocks: int) -> None:
-        """Evict idle prefixes, at least ``blocks`` or all; the ledger asks."""
-        while blocks > 0 and self._idle.entries:
-            key, entry = next(iter(self._idle.entries.items()))
-            blocks -= entry.block_count
-            self._evict(key, entry)
+    def reclaim(self, tenant: str) -> None:
+        """Evict ``tenant``'s least recently used idle prefix; the ledger asks."""
+        self._evict(*next(iter(self._idle_of[tenant].entries.items())))
 
     # --- running groups ---
 
@@ -102,9 +99,9 @@ class PrefixStore(PrefixSets):
         entry = self._entries[key]
         entry.users += 1
         self._file(key, entry)  # no longer idle: making room must not evict it
-        if not entry.resident and self._fits(entry, extra_blocks):
+        if not entry.resident and self._fits(key, entry, extra_blocks):
             self._make_resident(key, entry)
-        if entry.resident and self._fits(entry, extra_blocks):
+        if entry.resident and self._fits(key, entry, extra_blocks):
             return entry.blocks
         self.release(key)
         return None
@@ -167,7 +164,7 @@ class PrefixStore(PrefixSets):
     @property
     def has_news(self) -> bool:
         """Whether ``settle`` would do anything."""
-        return self._loader.has_ended or any(self._fits(entry, 0) for entry in self._unsettled.values())
+        return self._loader.has_ended or any(self._fits(key, entry, 0) for key, entry in self._unsettled.items())
 
     def settle(self) -> list[PrefixKey]:
         """Take in loads that have ended, and move loaded pins into blocks where there is room.
@@ -177,7 +174,7 @@ class PrefixStore(PrefixSets):
         """
         ended = [key for key in self._loader.take_ended() if self._take_in(key)]
         for key, entry in list(self._unsettled.items()):
-            if self._fits(entry, 0):
+            if self._fits(key, entry, 0):
                 self._make_resident(key, entry)
                 if not entry.resident and key not in ended:
                     ended.append(key)
@@ -256,7 +253,9 @@ class PrefixStore(PrefixSets):
 
     def _make_resident(self, key: PrefixKey, entry: Entry) -> None:
         assert entry.host is not None
-        self.reclaim(self._resident.blocks + entry.block_count - self._max_blocks)
+        self._share_out(key, entry, counts=not entry.pinned)  # before room is made for it
+        while self._resident.blocks + entry.block_count > self._max_blocks:
+            self.reclaim(self._ledger.shares.first_to_yield(self._idle_of))
         try:
             entry.blocks = self._placement.place(entry.host)
         except Exception as error:

@@ -109,7 +109,7 @@ class RowBlocks:
     def encoded(self, group: Group) -> None:
         """Make the group's input, which is encoded now, reusable."""
         if self._reuse and group.input:
-            self._reuse.remember_input(group.chain_root, group.input.blocks)
+            self._reuse.remember_input(group.chain_root, group.input.blocks, group.request.caller)
 
     def continue_beams(self, group: Group, beams: Sequence[tuple[Row, Row]]) -> None:
         """Give each new row the blocks of the row that it continues, and replace the group's rows by the new ones."""
@@ -132,7 +132,7 @@ class RowBlocks:
             parent = row.digests[-1] if row.digests else group.chain_root
             digest = chain(parent, row.token_ids[index * size : (index + 1) * size])
             row.digests.append(digest)
-            reuse.remember(digest, row.blocks[index])
+            reuse.remember(digest, row.blocks[index], group.request.caller)
 
     # --- giving back ---
 

@@ -20,6 +20,7 @@ import pytest
 
 from prefixes.artifact import Prefix, read_prefix, version_of, write_prefix
 from prefixes.errors import InvalidArtifact, InvalidName, RegistryUnavailable, TaskNotFound
+from server.engine.memory.shares import ACTIVE_S, Shares
 from server.tiers import disk_cache
 from server.tiers.disk_cache import MARKER, DiskCache
 from server.tiers.tiers import HostCache, PrefixTiers
@@ -213,6 +214,36 @@ def test_host_memory_stays_within_its_bytes_and_the_least_recently_used_yields()
     host.drop("default", A)
     host.drop("default", C)
     assert host.nbytes == 0
+
+
+def test_a_tenants_flood_leaves_what_others_have_in_host_memory() -> None:
+    """A thousand artifacts of one tenant pushed out everybody else's."""
+    host = HostCache(6 * SIZE)
+    for version, data in ((A, DATA[0]), (B, DATA[1])):
+        host.put("quiet", version, data)
+    for index in range(1_000):
+        host.put("flood", f"v{index}", DATA[2])
+    assert [entry[:2] for entry in host.entries()] == [
+        ("quiet", A), ("quiet", B), *(("flood", f"v{index}") for index in range(996, 1_000))
+    ]  # fmt: skip
+    host.put("large", C, b"x" * (6 * SIZE))
+    assert [entry[:2] for entry in host.entries()] == [("large", C)], "what must be evicted can be"
+    assert host.nbytes == 6 * SIZE
+
+
+def test_a_tenants_weight_is_its_share_of_host_memory_and_one_that_is_gone_has_none() -> None:
+    now = [0.0]
+    host = HostCache(6 * SIZE, Shares(lambda tenant: 2.0 if tenant == "heavy" else 1.0, lambda: now[0]))
+    for index in range(6):
+        host.put("heavy", f"h{index}", DATA[0])
+    for index in range(6):
+        host.put("light", f"l{index}", DATA[0])
+    assert [tenant for tenant, _, _ in host.entries()] == ["heavy"] * 4 + ["light"] * 2
+    now[0] = ACTIVE_S + 1
+    assert host.get("light", "l5") is not None
+    for index in range(6, 10):
+        host.put("light", f"l{index}", DATA[0])
+    assert [tenant for tenant, _, _ in host.entries()] == ["light"] * 6
 
 
 def test_no_host_memory_keeps_nothing() -> None:

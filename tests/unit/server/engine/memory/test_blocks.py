@@ -8,24 +8,33 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.memory.blocks import BlockLedger, OutOfBlocks
+from server.engine.memory.shares import Kept
 
 
 class Prefixes:
-    """A holder of idle prefixes, each a list of blocks, that gives the oldest back first."""
+    """A holder of idle prefixes, each a tenant's list of blocks, that gives a tenant's oldest back first."""
 
     def __init__(self, ledger: BlockLedger) -> None:
         self.ledger = ledger
-        self.resident: list[list[int]] = []
+        self.owned: list[tuple[str, list[int]]] = []
         ledger.set_reclaimer(self)
+
+    @property
+    def resident(self) -> list[list[int]]:
+        return [blocks for _, blocks in self.owned]
+
+    def put(self, blocks: list[int], tenant: str = "t") -> None:
+        self.owned.append((tenant, blocks))
+        self.ledger.shares.used(Kept.PREFIXES, tenant, len(blocks), len(blocks))
 
     def reclaimable(self) -> int:
         return sum(map(len, self.resident))
 
-    def reclaim(self, blocks: int) -> None:
-        while blocks > 0 and self.resident:
-            oldest = self.resident.pop(0)
-            self.ledger.release(oldest)
-            blocks -= len(oldest)
+    def reclaim(self, tenant: str) -> None:
+        oldest = next(owned for owned in self.owned if owned[0] == tenant)
+        self.owned.remove(oldest)
+        self.ledger.shares.gone(Kept.PREFIXES, tenant, len(oldest[1]))
+        self.ledger.release(oldest[1])
 
 
 def test_block_zero_is_never_handed_out() -> None:
@@ -70,7 +79,7 @@ def test_kept_content_counts_as_available_and_yields_deepest_first_and_least_rec
     ledger.on_forget(forgotten.append)
     old, young = ledger.allocate(3), ledger.allocate(2)
     for block in (*old, *young):
-        ledger.keep(block)
+        ledger.keep(block, "t")
     ledger.release(old)
     ledger.release(young)
     assert ledger.available == 7
@@ -86,7 +95,7 @@ def test_sharing_idle_content_takes_it_out_of_the_queue() -> None:
     ledger = BlockLedger(3, 16)
     first, second = ledger.allocate(2)
     for block in (first, second):
-        ledger.keep(block)
+        ledger.keep(block, "t")
         ledger.release([block])
     ledger.share([first])
     assert ledger.allocate(1) == [second]
@@ -97,17 +106,17 @@ def test_sharing_idle_content_takes_it_out_of_the_queue() -> None:
 def test_writing_into_kept_content_would_spoil_it_even_for_its_only_holder() -> None:
     ledger = BlockLedger(3, 16)
     [block] = ledger.allocate(1)
-    ledger.keep(block)
+    ledger.keep(block, "t")
     assert ledger.shared(block)
 
 
 def test_idle_prompts_yield_before_idle_prefixes() -> None:
     ledger = BlockLedger(5, 16)
     prefixes = Prefixes(ledger)
-    prefixes.resident.append(ledger.allocate(2))
+    prefixes.put(ledger.allocate(2))
     prompt = ledger.allocate(2)
     for block in prompt:
-        ledger.keep(block)
+        ledger.keep(block, "t")
     ledger.release(prompt)
     assert sorted(ledger.allocate(2)) == sorted(prompt)
     assert len(prefixes.resident) == 1
@@ -189,11 +198,11 @@ class LedgerWalk(RuleBasedStateMachine):
         self.ledger.share([block])
         self.holders.append([block])
 
-    @precondition(lambda self: any(self.holders))
-    @rule(data=st.data())
-    def keep(self, data: st.DataObject) -> None:
-        block = data.draw(st.sampled_from(sorted({block for held in self.holders for block in held})))
-        self.ledger.keep(block)
+    @precondition(lambda self: {block for held in self.holders for block in held} - self.kept)
+    @rule(data=st.data(), tenant=st.sampled_from(["", "a", "b"]))
+    def keep(self, data: st.DataObject, tenant: str) -> None:
+        block = data.draw(st.sampled_from(sorted({block for held in self.holders for block in held} - self.kept)))
+        self.ledger.keep(block, tenant)
         self.kept.add(block)
 
     @precondition(lambda self: self.holders)
@@ -201,11 +210,10 @@ class LedgerWalk(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         self.ledger.release(self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1))))
 
-    @rule(count=st.integers(1, 3))
-    def make_a_prefix_resident(self, count: int) -> None:
+    @rule(count=st.integers(1, 3), tenant=st.sampled_from(["a", "b"]))
+    def make_a_prefix_resident(self, count: int, tenant: str) -> None:
         if count <= self.ledger.available:
-            blocks = self.ledger.allocate(count)
-            self.prefixes.resident.append(blocks)
+            self.prefixes.put(self.ledger.allocate(count), tenant)
 
     @invariant()
     def counts_are_those_of_the_holders(self) -> None:

@@ -22,7 +22,7 @@ def remember(reuse: PromptReuse, ledger: BlockLedger, root: bytes, tokens: list[
     blocks, parent = ledger.allocate(len(tokens) // SIZE), root
     for index, block in enumerate(blocks):
         parent = chain(parent, tokens[index * SIZE : (index + 1) * SIZE])
-        reuse.remember(parent, block)
+        reuse.remember(parent, block, "default")
     return blocks
 
 

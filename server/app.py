@@ -20,11 +20,12 @@ from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
 from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
+from server.metering import UsageMeter
 from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
-from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes
+from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes, usage
 from server.runtime import MAX_TRANSFERS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
@@ -68,7 +69,9 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         for key, spec in assembled.pinned.items():
             assembled.engine.pin(key, spec)
         inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant)
-        engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s))
+        meter = UsageMeter(link.registry.usage, settings.usage_flush_s)
+        engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s), meter.ended)
+        meter.start()
         assembled.keyring.start()
         keeping = asyncio.create_task(assembled.catalog.keep_known())
         try:
@@ -77,6 +80,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         finally:
             keeping.cancel()
             await engine.close()
+            await anyio.to_thread.run_sync(meter.close)
             await anyio.to_thread.run_sync(assembled.keyring.close)
             await anyio.to_thread.run_sync(link.close)
             link.registry.close()
@@ -88,7 +92,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         version=package_version(),
         lifespan=lifespan,
     )
-    for module in (generate, prefixes, task_changes, openai, keys, audit, operations):
+    for module in (generate, prefixes, task_changes, openai, keys, audit, usage, operations):
         app.include_router(module.router)
     _install(app, assembled, intake, HttpMetrics(assembled.metrics_registry))
     return app
@@ -146,6 +150,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         uploads=UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s),
         transfers=anyio.CapacityLimiter(MAX_TRANSFERS_AT_ONCE),
         trim_soon=TrimSoon(),
+        prices=assembled.prices,
     )
 
 

@@ -32,7 +32,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("artifact", "backbone"),
         ("registry", "formats"),
         ("remote",),
-        ("client", "remote_directory"),
+        ("client", "remote_directory", "remote_usage"),
         ("cli",),
     ),
     "prefixes.registry": (
@@ -67,12 +67,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "server": (
         ("web", "engine", "task_labels"),
         ("task_series",),
-        ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing"),
+        ("answers", "answer_schemas", "metering", "metrics", "parameters", "settings", "tokenizing"),
         ("parameter_schemas",),
         ("tiers",),
         ("registry",),
         ("schemas",),
-        ("service", "key_schemas"),
+        ("service", "key_schemas", "usage_schemas"),
         ("openai",),
         ("request_fields",),
         ("runtime", "uploads"),

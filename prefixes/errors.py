@@ -111,6 +111,20 @@ class InputTooLong(PrefixdError):
     code = "input_too_long"
 
 
+class RateLimited(PrefixdError):
+    """A limit of a minute is used up; ``detail['retry_after_s']`` says when to come back."""
+
+    code = "rate_limited"
+
+
+class QuotaExceeded(PrefixdError):
+    """A tenant or a key has all that its limit allows; of one of a day or month ``detail['resets_in_s']`` says when it
+    is new.
+    """
+
+    code = "quota_exceeded"
+
+
 class QueueFull(PrefixdError):
     """More requests wait than the server accepts; ``detail['retry_after_s']`` says when to come back."""
 

@@ -16,15 +16,18 @@ from typing import Any
 import anyio
 from fastapi import FastAPI
 
+from prefixes.registry.limiter import open_limiter
 from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
 from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
+from server.limit_headers import HEADERS
 from server.metering import UsageMeter
 from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
+from server.reservations import Reservations
 from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes, usage
 from server.runtime import MAX_TRANSFERS_AT_ONCE, Runtime
 from server.service import GenerationService
@@ -73,13 +76,16 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s), meter.ended)
         meter.start()
         assembled.keyring.start()
-        keeping = asyncio.create_task(assembled.catalog.keep_known())
+        reservations = Reservations(open_limiter(settings.registry, service="server"), assembled.keyring)
+        keeping = [asyncio.create_task(keep()) for keep in (assembled.catalog.keep_known, reservations.keep)]
         try:
-            app.state.runtime = _runtime(assembled, engine)
+            app.state.runtime = _runtime(assembled, engine, reservations)
             yield
         finally:
-            keeping.cancel()
+            for task in keeping:
+                task.cancel()
             await engine.close()
+            await reservations.close()
             await anyio.to_thread.run_sync(meter.close)
             await anyio.to_thread.run_sync(assembled.keyring.close)
             await anyio.to_thread.run_sync(link.close)
@@ -117,7 +123,7 @@ def _install(app: FastAPI, assembled: Assembled, intake: Intake, metrics: HttpMe
         intake=intake, max_bytes=settings.max_body_bytes, uploads={"/prefixes": settings.max_upload_bytes},
         upload_timeout_s=settings.upload_timeout_s,
     )  # fmt: skip
-    install_access(app, assembled.keyring, settings)
+    install_access(app, assembled.keyring, settings, HEADERS)
     app.add_middleware(  # added last, runs first
         RequestMiddleware, intake=intake, metrics=metrics, access_log=settings.access_log
     )
@@ -133,7 +139,7 @@ def _documented(assembled: Assembled) -> dict[str, dict[str, Any]]:
     }
 
 
-def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
+def _runtime(assembled: Assembled, engine: AsyncEngine, reservations: Reservations) -> Runtime:
     settings, catalog = assembled.settings, assembled.catalog
     assembled.metrics_registry.register(EngineStateCollector(engine.stats, lambda: engine.step_running_s))
     assembled.metrics_registry.register(LinkCollector(assembled.link.state))
@@ -145,7 +151,9 @@ def _runtime(assembled: Assembled, engine: AsyncEngine) -> Runtime:
         keyring=assembled.keyring,
         tiers=assembled.tiers,
         engine=engine,
-        service=GenerationService(assembled.backbone, catalog, engine, limits_of(settings), _tokenizing(settings)),
+        service=GenerationService(
+            assembled.backbone, catalog, engine, limits_of(settings), _tokenizing(settings), reservations
+        ),
         metrics=assembled.metrics_registry,
         uploads=UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s),
         transfers=anyio.CapacityLimiter(MAX_TRANSFERS_AT_ONCE),

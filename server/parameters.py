@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from prefixes.errors import InvalidArtifact, InvalidParameter
@@ -31,12 +31,33 @@ NOT_WITH_BEAMS: Final = frozenset({"stop", "logprobs"})
 
 @dataclass(frozen=True)
 class ParameterLimits:
-    """The server's default output length, and the most that any request gets."""
+    """The server's default output length, and the most that any request gets.
+
+    ``of_caller`` are those of them that the caller's own limits have lowered.
+    """
 
     default_max_new_tokens: int
     max_new_tokens: int
     num_beams: int
     num_return_sequences: int
+    of_caller: frozenset[str] = frozenset()
+
+    def within(self, max_new_tokens: int | None, num_beams: int | None) -> ParameterLimits:
+        """These, lowered to a caller's; None is no limit of its own."""
+        tokens = self.max_new_tokens if max_new_tokens is None else min(self.max_new_tokens, max_new_tokens)
+        beams = self.num_beams if num_beams is None else min(self.num_beams, num_beams)
+        lowered = set(self.of_caller)
+        if tokens < self.max_new_tokens:
+            lowered |= {"max_new_tokens", "min_new_tokens"}
+        if beams < self.num_beams:
+            lowered.add("num_beams")
+        return replace(
+            self,
+            default_max_new_tokens=min(self.default_max_new_tokens, tokens),
+            max_new_tokens=tokens,
+            num_beams=beams,
+            of_caller=frozenset(lowered),
+        )
 
     def most(self) -> Mapping[str, int]:
         return {
@@ -130,8 +151,9 @@ def _check_request(request: Mapping[str, Any], limits: ParameterLimits) -> None:
         )
     for name, most in limits.most().items():
         if name in request and request[name] > most:
+            whose = "the caller's" if name in limits.of_caller else "this server's"
             raise InvalidParameter(
-                f"{name}: expected at most {most}, this server's limit; got {request[name]}",
+                f"{name}: expected at most {most}, {whose} limit; got {request[name]}",
                 parameter=name,
                 expected=most,
                 got=request[name],

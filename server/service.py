@@ -1,13 +1,14 @@
 """Turns what a caller asks into a running request. Every route admits its requests here.
 
-Owns the order of admission: who, which version, which parameters, which tokens, does it fit, is there room. Each step
-raises its own named error, and only the last one changes anything. Knows no HTTP.
+Owns the order of admission: who, which version, which parameters, which tokens, is it within the caller's limits, does
+it fit, is there room. Each step raises its own named error. Only the last two change anything, and what was reserved is
+given back where the last one refuses. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from server.engine.async_engine import AsyncEngine, EventStream
 from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
 from server.parameters import ParameterLimits, merge_parameters
 from server.registry.catalog import Catalog
+from server.reservations import Reservation, Reservations, Told
 from server.tokenizing import Tokenizing
 from server.web.auth import Action, Caller, authorize
 
@@ -51,18 +53,20 @@ class GenerationService:
         engine: AsyncEngine,
         limits: ParameterLimits,
         tokenizing: Tokenizing,
+        reservations: Reservations,
     ) -> None:
         self.backbone = backbone
         self._catalog = catalog
         self._engine = engine
         self.limits = limits
         self._tokenizing = tokenizing
+        self._reservations = reservations
         self._numbers = itertools.count()
 
     async def prepare(
         self, caller: Caller, task: str | None, text: str, parameters: Mapping[str, Any], request_id: str
     ) -> Prepared:
-        """Do every step of the admission but the engine's own.
+        """Do every step of the admission that changes nothing.
 
         Raises InvalidName, Forbidden, TaskNotFound, RegistryUnavailable, IncompatiblePrefix, InvalidParameter,
         InputTooLong, QueueFull.
@@ -73,7 +77,10 @@ class GenerationService:
         if key:
             self._catalog.require_loadable(key, lambda: key in self._engine.residents())
         params, truncate = merge_parameters(
-            parameters, spec.defaults if spec else {}, self.backbone.generation_defaults, self.limits
+            parameters,
+            spec.defaults if spec else {},
+            self.backbone.generation_defaults,
+            self._reservations.parameter_limits(caller, self.limits),
         )
         token_ids, truncated = await self._tokenize(spec, text, truncate)
         label = f"{resolved.tenant}/{resolved.name}" if resolved else None
@@ -89,15 +96,26 @@ class GenerationService:
         )
         return Prepared(Identity(request_id, label, resolved.version if resolved else None, truncated), request)
 
-    def submit(self, prepared: Prepared) -> Running:
-        """Submit it to the engine. Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter."""
-        return Running(prepared.identity, self._engine.submit(prepared.request), prepared.request.params)
+    async def reserve(self, caller: Caller, prepared: Sequence[Prepared], told: Told) -> Reservation:
+        """Take from the caller's limits what they may need together, see ``Reservations.reserve``."""
+        return await self._reservations.reserve(caller, [one.request for one in prepared], told)
+
+    def submit(self, prepared: Prepared, reservation: Reservation) -> Running:
+        """Submit it to the engine, within the ``with`` of its reservation.
+
+        Raises QueueFull, ShuttingDown, InputTooLong, InvalidParameter.
+        """
+        stream = self._engine.submit(prepared.request, reservation.ended)
+        reservation.begun()
+        return Running(prepared.identity, stream, prepared.request.params)
 
     async def admit(
-        self, caller: Caller, task: str | None, text: str, parameters: Mapping[str, Any], request_id: str
+        self, caller: Caller, task: str | None, text: str, parameters: Mapping[str, Any], request_id: str, told: Told
     ) -> Running:
-        """``prepare`` and ``submit``."""
-        return self.submit(await self.prepare(caller, task, text, parameters, request_id))
+        """``prepare``, ``reserve`` and ``submit``."""
+        prepared = await self.prepare(caller, task, text, parameters, request_id)
+        with await self.reserve(caller, [prepared], told) as reservation:
+            return self.submit(prepared, reservation)
 
     async def _resolve(self, caller: Caller, task: str | None) -> Resolved | None:
         if task is None:

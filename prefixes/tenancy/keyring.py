@@ -15,6 +15,7 @@ from typing import Final
 
 from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.tenancy.directory import utc_now
+from prefixes.tenancy.limits import NO_LIMITS, TENANT_LIMITS, Limits
 from prefixes.tenancy.model import Key, Tenancy
 from prefixes.tenancy.records import tenancy_from_json
 from prefixes.tenancy.secret import Presented
@@ -89,6 +90,15 @@ class Keyring:
         """The tenant's weight, 1 for one that nobody made. Any thread may ask."""
         found = self._known.tenancy.tenants.get(tenant)
         return found.weight if found is not None else 1.0
+
+    def limits_of(self, tenant: str, key_id: str) -> tuple[Limits, Limits]:
+        """Those of the tenant, defaults included, and those of its key. Any thread may ask."""
+        tenancy = self._known.tenancy
+        of_tenant, of_key = tenancy.tenants.get(tenant), tenancy.keys.get(key_id)
+        return (
+            (of_tenant.limits if of_tenant else NO_LIMITS).over(TENANT_LIMITS),
+            of_key.limits if of_key else NO_LIMITS,
+        )
 
     @property
     def asked_at(self) -> float:

@@ -7,7 +7,7 @@ unless told.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from pydantic import ConfigDict
@@ -47,6 +47,17 @@ class Limits:
             if value is not None:
                 yield one.name, value
 
+    def over(self, lower: Limits) -> Limits:
+        """These, and those of ``lower`` for what is not set here."""
+        return replace(lower, **dict(self.given()))
+
 
 NAMES: Final = tuple(one.name for one in fields(Limits))
 NO_LIMITS: Final = Limits()
+TENANT_LIMITS: Final = Limits(
+    requests_per_minute=60_000,
+    tokens_per_minute=10_000_000,
+    tokens_per_day=2_000_000_000,
+    tokens_per_month=20_000_000_000,
+)
+"""A tenant's where it has no other: more than one server computes, so that they stop a runaway and nobody else."""

@@ -19,13 +19,17 @@ from prefixes.errors import (
     InvalidParameter,
     NotReady,
     QueueFull,
+    QuotaExceeded,
+    RateLimited,
     RegistryUnavailable,
     TaskNotFound,
 )
 from server.answer_schemas import Generated, GeneratedBatch
 from server.answers import answer, token_body
 from server.engine.types import Event, Failed, TokenEvent
+from server.limit_headers import documented, told_of
 from server.request_fields import item_problems
+from server.reservations import Told
 from server.runtime import Runtime, request_id_of, runtime_of
 from server.schemas import BatchRequest, GenerateItem, GenerateRequest
 from server.service import Running
@@ -39,21 +43,21 @@ from server.web.sse import EventStreamResponse, event, unless_disconnected, unti
 router = APIRouter(tags=["generate"], default_response_class=Response, route_class=JsonRoute)
 
 ERRORS = (
-    *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, EngineFailure,
-    RegistryUnavailable, NotReady,
+    *BODY, InvalidName, InvalidParameter, InputTooLong, TaskNotFound, IncompatiblePrefix, QueueFull, RateLimited,
+    QuotaExceeded, EngineFailure, RegistryUnavailable, NotReady,
 )  # fmt: skip
 
 
 @router.post(
     "/generate",
     summary="Generate text for a task, or from the bare backbone",
-    responses=answers(Generated, *ERRORS, content=events("token", "done", "error")),
+    responses=documented(answers(Generated, *ERRORS, content=events("token", "done", "error"))),
 )
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """One answer as JSON, or a stream of `token` events ended by one `done` or one `error`."""
     runtime, request_id = runtime_of(request), request_id_of(request)
     admission = runtime.service.admit(
-        caller_of(request), body.task, body.input, body.parameters.given(), request_id
+        caller_of(request), body.task, body.input, body.parameters.given(), request_id, told_of(request)
     )
     running: Running = await unless_disconnected(request.receive, admission)
     if body.stream:
@@ -67,10 +71,13 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 @router.post(
     "/generate/batch",
     summary="Generate for many items, each its own task",
-    responses=answers(GeneratedBatch, *BODY, NotReady),
+    responses=documented(answers(GeneratedBatch, *BODY, NotReady)),
 )
 async def generate_batch(body: BatchRequest, request: Request) -> Response:
-    """`{"items": [...]}` in the order asked, each an answer or `{"error": ...}`; a bad item never harms others."""
+    """`{"items": [...]}` in the order asked, each an answer or `{"error": ...}`; a bad item never harms others.
+
+    Each is a request of its own for limits; the headers are those of the last one.
+    """
     runtime = runtime_of(request)
     runtime.check_taking_work()
     most = runtime.settings.max_batch_items
@@ -78,7 +85,7 @@ async def generate_batch(body: BatchRequest, request: Request) -> Response:
         raise InvalidRequest(
             f"items: expected at most {most}, got {len(body.items)}", expected=most, got=len(body.items)
         )
-    batch = _Batch(runtime, caller_of(request), request_id_of(request))
+    batch = _Batch(runtime, caller_of(request), request_id_of(request), told_of(request))
     items = await until_disconnect(request.receive, batch.run(body.items), batch.abort)
     return Response(b'{"items":[' + b",".join(items) + b"]}", media_type="application/json")
 
@@ -89,9 +96,9 @@ class _Batch:
     Each answer is encoded by itself: one that cannot be is its own item's error.
     """
 
-    def __init__(self, runtime: Runtime, caller: Caller, request_id: str) -> None:
+    def __init__(self, runtime: Runtime, caller: Caller, request_id: str, told: Told) -> None:
         self._runtime = runtime
-        self._caller = caller
+        self._caller, self._told = caller, told
         self._request_id = request_id
         self._running: set[asyncio.Task[None]] = set()
         self._streams: dict[int, Running] = {}
@@ -129,13 +136,14 @@ class _Batch:
         prepared = await service.prepare(
             self._caller, body.task, body.input, body.parameters.given(), f"{self._request_id}-{index}"
         )
-        while True:
-            try:
-                return service.submit(prepared)
-            except QueueFull:
-                if not self._running:
-                    raise
-                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        with await service.reserve(self._caller, [prepared], self._told) as reservation:
+            while True:
+                try:
+                    return service.submit(prepared, reservation)
+                except QueueFull:
+                    if not self._running:
+                        raise
+                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
     async def _finish(self, index: int) -> None:
         running = self._streams[index]

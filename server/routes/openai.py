@@ -16,6 +16,7 @@ from prefixes.errors import (
     TaskNotFound,
 )
 from prefixes.spec import DEFAULT_ALIAS, DEFAULT_TENANT, REFERENCE_PATTERN, TaskRef
+from server.limit_headers import documented, told_of
 from server.openai.answer_schemas import Model, ModelList, TextCompletion
 from server.openai.answers import model_body
 from server.openai.completion import Completion
@@ -39,10 +40,13 @@ MODEL = Path(json_schema_extra={"anyOf": [{"pattern": REFERENCE_PATTERN}, {SETTI
 @router.post(
     "/completions",
     summary="OpenAI's completions",
-    responses=answers(TextCompletion, *ERRORS, content=events(), openai=True),
+    responses=documented(answers(TextCompletion, *ERRORS, content=events(), openai=True)),
 )
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """All prompts are admitted, or none is. What OpenAI has and this server has not is an error, never ignored."""
+    """All prompts are admitted, or none is; each is a request for limits.
+
+    What OpenAI has and this server has not is an error, never ignored.
+    """
     runtime, request_id = runtime_of(request), request_id_of(request)
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options: expected only with stream", parameter="stream_options")
@@ -64,13 +68,14 @@ async def _admit_all(runtime: Runtime, body: CompletionRequest, request: Request
         for index, text in enumerate(body.prompts(runtime.settings.max_batch_items))
     ]
     running: list[Running] = []
-    try:
-        for one in prepared:
-            running.append(service.submit(one))
-    except PrefixdError:
-        for admitted in running:
-            admitted.stream.abort()
-        raise
+    with await service.reserve(caller, prepared, told_of(request)) as reservation:
+        try:
+            for one in prepared:
+                running.append(service.submit(one, reservation))
+        except PrefixdError:
+            for admitted in running:
+                admitted.stream.abort()
+            raise
     return running
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -145,13 +146,18 @@ def _sent(headers: Headers) -> str | None:
     return found.pop() if found else None
 
 
-def install_access(app: FastAPI, keyring: Keyring, settings: AccessSettings) -> None:
-    """Let ``app`` take requests as ``settings`` say: first what browsers ask of other sites, then who it is."""
+def install_access(
+    app: FastAPI, keyring: Keyring, settings: AccessSettings, exposed: Sequence[str] = ()
+) -> None:
+    """Let ``app`` take requests as ``settings`` say: first what browsers ask of other sites, then who it is.
+
+    ``exposed`` are further headers of answers that web pages of allowed origins may read.
+    """
     app.add_middleware(Authentication, keyring=keyring, access=Access.of(settings))
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins, allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "x-api-key", "content-type", "x-request-id", "last-event-id"],
-            expose_headers=["x-request-id", "retry-after", "x-prefixd-version"],
+            expose_headers=["x-request-id", "retry-after", "x-prefixd-version", *exposed],
         )  # fmt: skip

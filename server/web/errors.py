@@ -25,6 +25,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "invalid_data": 422,
     "unauthorized": 401,
     "forbidden": 403,
+    "quota_exceeded": 403,
     "not_found": 404,
     "task_not_found": 404,
     "key_not_found": 404,
@@ -37,6 +38,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "limit_reached": 409,
     "body_too_large": 413,
     "queue_full": 429,
+    "rate_limited": 429,
     "internal": 500,
     "engine_failure": 500,
     "backbone_error": 500,
@@ -51,7 +53,7 @@ STATUSES: Final[Mapping[str, int]] = {
 """Every code that an answer can carry, and its status."""
 
 RETRY_AFTER_S: Final[Mapping[str, float]] = {
-    "queue_full": 1, "registry_unavailable": 1, "shutting_down": 5, "not_ready": 1,
+    "queue_full": 1, "rate_limited": 1, "registry_unavailable": 1, "shutting_down": 5, "not_ready": 1,
     "overloaded": 1, "datasets_unavailable": 1, "jobs_unavailable": 1,
 }
 

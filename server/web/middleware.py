@@ -1,6 +1,7 @@
 """The middleware around every request, in pure ASGI: its id, its metrics, its log line, its end in a shutdown.
 
-Owns what is the same for all routes and knows none of them. It adds only one function call per sent piece of a body,
+Owns what is the same for all routes and knows none of them. Headers that a request's state has as ``answer_headers`` go
+out with its answer, whatever that is. It adds only one function call per sent piece of a body,
 because streams pass through here.
 """
 
@@ -65,6 +66,7 @@ class RequestMiddleware:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
+                headers.update(scope["state"].get("answer_headers", {}))
                 if self._intake.draining:
                     headers["connection"] = "close"
             await send(message)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,13 +52,19 @@ class Hands:
 
 
 class Place:
-    def __init__(self, kind: str, redis: RedisServer) -> None:
-        self.kind, self._redis = kind, redis
+    """``weights`` are the tenants' that have another than 1."""
+
+    def __init__(self, kind: str, redis: RedisServer, folder: Path) -> None:
+        self.kind, self._redis, self._file = kind, redis, folder / "turns.json"
+        self.weights: dict[str, float] = {}
         redis.flush()
+
+    def weight_of(self, tenant: str) -> float:
+        return self.weights.get(tenant, 1.0)
 
     @asynccontextmanager
     async def open(self, worker: str = "one") -> AsyncIterator[Queue]:
-        queue: Queue = LocalQueue() if self.kind == "local" else self._saq(worker)
+        queue: Queue = LocalQueue(self._file, self.weight_of) if self.kind == "local" else self._saq(worker)
         try:
             yield queue
         finally:
@@ -65,7 +72,7 @@ class Place:
 
     def _saq(self, worker: str) -> SaqQueue:
         client = parse_redis_url(self._redis.url).connect_asyncio(patience=PATIENCE)
-        return SaqQueue(client, worker, lease_s=LEASE_S)
+        return SaqQueue(client, worker, self.weight_of, lease_s=LEASE_S)
 
     def run(self, test: Callable[[Queue], Awaitable[None]]) -> None:
         async def body() -> None:
@@ -76,8 +83,8 @@ class Place:
 
 
 @pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, redis: RedisServer) -> Place:
-    return Place(request.param, redis)
+def place(request: pytest.FixtureRequest, redis: RedisServer, tmp_path: Path) -> Place:
+    return Place(request.param, redis, tmp_path)
 
 
 def job(name: str = "acme") -> Job:
@@ -205,8 +212,8 @@ def test_of_many_deliveries_the_dead_are_told_in_their_order(place: Place) -> No
 # --- Redis alone ---
 
 
-def test_who_beats_lives_and_who_falls_silent_is_lost(redis: RedisServer) -> None:
-    place = Place("redis", redis)
+def test_who_beats_lives_and_who_falls_silent_is_lost(redis: RedisServer, tmp_path: Path) -> None:
+    place = Place("redis", redis, tmp_path)
 
     async def test(queue: Queue) -> None:
         one, hands = job(), Hands()
@@ -226,8 +233,8 @@ def test_who_beats_lives_and_who_falls_silent_is_lost(redis: RedisServer) -> Non
     place.run(test)
 
 
-def test_a_delivery_taken_by_a_worker_that_dies_in_that_moment_is_found(redis: RedisServer) -> None:
-    place = Place("redis", redis)
+def test_a_delivery_taken_by_a_worker_that_dies_in_that_moment_is_found(redis: RedisServer, tmp_path: Path) -> None:
+    place = Place("redis", redis, tmp_path)
 
     async def test(queue: Queue) -> None:
         one, hands = job(), Hands()
@@ -243,8 +250,8 @@ def test_a_delivery_taken_by_a_worker_that_dies_in_that_moment_is_found(redis: R
     place.run(test)
 
 
-def test_two_workers_share_what_waits_and_nothing_is_a_pickle(redis: RedisServer) -> None:
-    place = Place("redis", redis)
+def test_two_workers_share_what_waits_and_nothing_is_a_pickle(redis: RedisServer, tmp_path: Path) -> None:
+    place = Place("redis", redis, tmp_path)
 
     async def test(queue: Queue) -> None:
         async with place.open("two") as second:
@@ -261,8 +268,8 @@ def test_two_workers_share_what_waits_and_nothing_is_a_pickle(redis: RedisServer
     place.run(test)
 
 
-def test_a_redis_that_was_away_is_worked_for_again(redis: RedisServer) -> None:
-    place = Place("redis", redis)
+def test_a_redis_that_was_away_is_worked_for_again(redis: RedisServer, tmp_path: Path) -> None:
+    place = Place("redis", redis, tmp_path)
 
     async def test(queue: Queue) -> None:
         hands = Hands()

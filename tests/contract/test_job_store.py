@@ -227,6 +227,27 @@ def test_pages_of_jobs_hold_each_once_the_newest_first(place: Place) -> None:
     place.run(test)
 
 
+def test_pages_of_all_tenants_hold_each_job_once_the_newest_first(place: Place) -> None:
+    async def test(store: JobStore) -> None:
+        made = [await add(store, f"tenant-{number % 4}") for number in range(11)]
+        made += [await add(store, "tenant-1") for _ in range(4)]
+        newest = sorted((job.id for job in made), reverse=True)
+        pages: list[list[str]] = []
+        while not pages or len(pages[-1]) == 4:
+            before = pages[-1][-1] if pages else None
+            pages.append([job.id for job in await store.jobs(None, limit=4, before=before)])
+        assert [job_id for page in pages for job_id in page] == newest
+        await store.change("tenant-3", made[3].id, cancelled)
+        assert [job.id for job in await store.jobs(None, limit=9, state="cancelled")] == [made[3].id]
+        for job in made:
+            assert await store.owner(job.id) == job.tenant
+        for unknown in ("job-0", made[0].id[:-1], "tenant-1", "*"):
+            with pytest.raises(JobNotFound):
+                await store.owner(unknown)
+
+    place.run(test)
+
+
 def test_pages_of_a_state_are_full_however_many_jobs_of_others_lie_between(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

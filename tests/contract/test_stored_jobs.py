@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from prefixes.errors import TaskNotFound
+from prefixes.limiter.memory import MemoryLimiter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.registry.redis.url import parse_redis_url
@@ -36,6 +37,8 @@ from trainer.jobs.redis_store import PREFIX, RedisJobStore
 from trainer.jobs.saq_queue import NAME, PATIENCE, SaqQueue
 from trainer.service.metrics import JobMetrics
 from trainer.service.settings import TrainerSettings
+from trainer.service.settling import Settling
+from trainer.service.steps import StepReservations
 from trainer.service.worker import Worker
 
 LEASE_S = 4
@@ -68,8 +71,9 @@ class Trainer:
 
     def queue(self) -> Queue:
         if self.redis is None:
-            return LocalQueue()
-        return SaqQueue(self.redis.connect_asyncio(patience=PATIENCE), "today", lease_s=LEASE_S)
+            return LocalQueue(self.root / "turns.json", lambda tenant: 1.0)
+        client = self.redis.connect_asyncio(patience=PATIENCE)
+        return SaqQueue(client, "today", lambda tenant: 1.0, lease_s=LEASE_S)
 
     def id(self, name: str) -> str:
         job_id: str = self.told["names"][name]
@@ -113,7 +117,8 @@ def test_jobs_whose_worker_is_gone_are_taken_over_and_finished_and_those_that_wa
             TrainerSettings, {"data": trainer.root, "registry": "unused", "backbone": ["tiny=/unused"]}, config=None
         )
         keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
-        worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics)
+        settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring))
+        worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics, settling)
         lost = {job.id for job in await queue.dead(await store.open_jobs()) if trainer.redis or job.state == "running"}
         assert lost == trainer.left("running")
         assert [job.id for job in await worker.reconcile()] == trainer.told["open"]
@@ -210,7 +215,7 @@ def test_owners_cancel_retry_and_delete_what_was_stored(trainer: Trainer, stored
 def test_datasets_are_read_known_again_and_deleted(trainer: Trainer) -> None:
     store = DatasetStore(trainer.root)
     (info,) = store.list("acme")
-    assert [asdict(info)] == trainer.told["datasets"]
+    assert [asdict(info)] == [{**told, "key_id": None} for told in trainer.told["datasets"]]
     data = read_dataset(store.path("acme", info.digest))
     assert (data.digest, len(data.examples)) == (info.digest, info.lines)
     assert data.examples[0].target == "A coffee shop, é."

@@ -77,9 +77,9 @@ class TrainerClient:
         except DatasetNotFound:
             return None
 
-    def datasets(self) -> list[dict[str, Any]]:
-        """Return the facts of every dataset, newest first."""
-        return self._listed(self._trainer.json("GET", "/datasets"), "datasets", "dataset")
+    def datasets(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
+        """Return the facts of every dataset, newest first: one's own, an operator's those of ``tenant`` or of all."""
+        return self._listed(self._trainer.json("GET", "/datasets", params=_of(tenant)), "datasets", "dataset")
 
     def upload(
         self, path: Path, size: int, *, name: str | None = None, sent: Callable[[int], object] = lambda count: None
@@ -97,9 +97,11 @@ class TrainerClient:
         )
         return self._object(answer, "dataset", str)
 
-    def delete_dataset(self, digest: str) -> None:
-        """Delete a dataset. Raises DatasetNotFound, and Conflict if a job needs it."""
-        self._trainer.send("DELETE", f"/datasets/{check_digest(digest)}")
+    def delete_dataset(self, digest: str, *, tenant: str | None = None) -> None:
+        """Delete a dataset, one's own or for an operator ``tenant``'s. Raises DatasetNotFound, Conflict if a job needs
+        it.
+        """
+        self._trainer.send("DELETE", f"/datasets/{check_digest(digest)}", params=_of(tenant))
 
     # --- jobs ---
 
@@ -111,15 +113,17 @@ class TrainerClient:
         """Return a job. Raises JobNotFound."""
         return self._job(self._trainer.json("GET", _path(job_id)))
 
-    def jobs(self, *, state: str | None = None, limit: int) -> list[dict[str, Any]]:
-        """Return the newest ``limit`` jobs, or the newest in ``state``, from as many pages as it takes."""
+    def jobs(self, *, state: str | None = None, tenant: str | None = None, limit: int) -> list[dict[str, Any]]:
+        """Return the newest ``limit`` jobs, or the newest in ``state``, from as many pages as it takes.
+
+        One's own tenant's; an operator's those of ``tenant`` or of all.
+        """
         found: list[dict[str, Any]] = []
         before = None
         while len(found) < limit:
             wanted = {"state": state, "limit": min(1000, limit - len(found)), "before": before}
-            page = self._trainer.json(
-                "GET", "/jobs", params={name: value for name, value in wanted.items() if value is not None}
-            )
+            given = {name: value for name, value in wanted.items() if value is not None}
+            page = self._trainer.json("GET", "/jobs", params={**given, **_of(tenant)})
             found += map(self._job, self._listed(page, "jobs", "id"))
             before = page.get("next")
             if before is None:
@@ -183,6 +187,10 @@ class TrainerClient:
     def _listed(self, answer: Any, field: str, within: str) -> list[dict[str, Any]]:
         items: list[Any] = self._object(answer, field, list)[field]
         return [self._object(item, within, str) for item in items]
+
+
+def _of(tenant: str | None) -> dict[str, str]:
+    return {} if tenant is None else {"tenant": tenant}
 
 
 def _path(job_id: str) -> str:

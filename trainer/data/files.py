@@ -55,11 +55,12 @@ class DatasetInfo:
     bytes: int
     created_at: str  # UTC, ISO 8601
     name: str | None = None
+    key_id: str | None = None  # with which it was uploaded
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON values, for an answer; the tenant is the caller's."""
         values = asdict(self)
-        del values["tenant"]
+        del values["tenant"], values["key_id"]
         return values
 
 
@@ -82,12 +83,12 @@ class DatasetFiles(Files):
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise self.failed(f"{'/'.join(parts)} tells of no dataset: {reason}") from None
 
-    def known(self, tenant: str) -> list[DatasetInfo]:
-        """The descriptions of all of the tenant's datasets, in no order."""
+    def known(self, tenant: str, *, apart_from: str | None = None) -> list[DatasetInfo]:
+        """The descriptions of all of the tenant's datasets, apart from one if it is named, in no order."""
         found = []
         for file in self.names(*folder(tenant)):
             digest = f"sha256:{file.removesuffix('.json')}"
-            if file.endswith(".json") and _DIGEST.fullmatch(digest):
+            if file.endswith(".json") and _DIGEST.fullmatch(digest) and digest != apart_from:
                 try:
                     found.append(self.info(tenant, digest))
                 except DatasetNotFound:  # deleted since the folder was listed
@@ -96,7 +97,9 @@ class DatasetFiles(Files):
 
     def write_info(self, info: DatasetInfo) -> None:
         """Write the description of a dataset whose bytes are there."""
-        self.write(json.dumps(info.as_dict(), indent=1).encode(), *info_parts(info.tenant, info.digest))
+        key = {} if info.key_id is None else {"key": info.key_id}
+        text = json.dumps({**info.as_dict(), **key}, indent=1)
+        self.write(text.encode(), *info_parts(info.tenant, info.digest))
 
     def tidy(self, tenant: str) -> None:
         """Remove what killed writers left half-done. Call it under the folder's lock."""
@@ -131,9 +134,11 @@ def info_parts(tenant: str, digest: str) -> tuple[str, ...]:
 
 
 def _info_from(raw: Any, tenant: str, digest: str) -> DatasetInfo:
-    info = DatasetInfo(tenant, raw["digest"], raw["lines"], raw["bytes"], raw["created_at"], raw["name"])
+    info = DatasetInfo(
+        tenant, raw["digest"], raw["lines"], raw["bytes"], raw["created_at"], raw["name"], raw.get("key")
+    )
     counts = all(isinstance(value, int) and not isinstance(value, bool) for value in (info.lines, info.bytes))
-    texts = isinstance(info.created_at, str) and isinstance(info.name, str | None)
+    texts = isinstance(info.created_at, str) and all(isinstance(text, str | None) for text in (info.name, info.key_id))
     if info.digest != digest or not counts or not texts:
         raise ValueError("expected digest, lines, bytes, created_at and name")
     return info

@@ -22,6 +22,7 @@ from trainer.data.files import (
     folder,
     info_parts,
 )
+from trainer.data.quota import NO_QUOTA, ByteQuota
 from trainer.data.upload import Upload
 
 __all__ = ["DatasetInfo", "DatasetNotFound", "DatasetStore", "Upload"]
@@ -34,27 +35,32 @@ class DatasetStore:
         """The store in ``root``, which the first upload makes."""
         self._files = DatasetFiles(root, lock_timeout_s)
 
-    def begin(self, tenant: str, *, max_bytes: int, name: str | None = None) -> Upload:
+    def begin(
+        self, tenant: str, *, max_bytes: int, name: str | None = None, quota: ByteQuota = NO_QUOTA
+    ) -> Upload:
         """Begin an upload of at most ``max_bytes``. Lists show ``name``, which has the form of a task's name.
 
-        Raises DiskFull.
+        A dataset that is new must have room within ``quota``, which is looked at once its bytes are there. Raises
+        DiskFull.
         """
         if name is not None:
             check_name("dataset", name)
         self._files.sweep(*folder(tenant), prefix=UPLOAD, older_s=UPLOAD_S)
 
         def keep(source: tuple[str, ...], digest: str, lines: int, size: int) -> DatasetInfo:
-            return self._keep(source, DatasetInfo(tenant, digest, lines, size, now(), name))
+            return self._keep(source, DatasetInfo(tenant, digest, lines, size, now(), name, quota.key_id), quota)
 
-        return Upload(self._files, tenant, max_bytes=max_bytes, keep=keep)
+        return Upload(self._files, tenant, max_bytes=max_bytes, quota=quota, keep=keep)
 
     def info(self, tenant: str, digest: str) -> DatasetInfo:
         """The description of a dataset. Raises DatasetNotFound for an unknown one, or another tenant's."""
         return self._files.info(tenant, digest)
 
-    def list(self, tenant: str) -> list[DatasetInfo]:
-        """Every dataset of the tenant, the newest first."""
-        return sorted(self._files.known(tenant), key=lambda info: (info.created_at, info.digest), reverse=True)
+    def list(self, tenant: str | None) -> list[DatasetInfo]:
+        """Every dataset of a tenant or of all, the newest first."""
+        tenants = [tenant] if tenant is not None else self._files.names("tenants")
+        found = [info for tenant in tenants for info in self._files.known(tenant)]
+        return sorted(found, key=lambda info: (info.created_at, info.tenant, info.digest), reverse=True)
 
     def path(self, tenant: str, digest: str) -> Path:
         """The file with a dataset's bytes, for this machine alone. Raises DatasetNotFound as ``info`` does.
@@ -78,8 +84,11 @@ class DatasetStore:
             self._files.remove(*parts)
             self._files.tidy(tenant)
 
-    def _keep(self, source: tuple[str, ...], info: DatasetInfo) -> DatasetInfo:
-        """Make the synced file ``source`` a dataset, or keep the same dataset that is already there."""
+    def _keep(self, source: tuple[str, ...], info: DatasetInfo, quota: ByteQuota) -> DatasetInfo:
+        """Make the synced file ``source`` a dataset, or keep the same dataset that is already there.
+
+        Uploads of a tenant come here one after the other, so that none passes beside another.
+        """
         with self._files.lock(*folder(info.tenant)):
             self._files.tidy(info.tenant)
             parts = data_parts(info.tenant, info.digest)
@@ -89,6 +98,8 @@ class DatasetStore:
                     return known
             except PrefixdError:
                 pass  # there is none, or it is damaged: this upload repairs it
+            if quota.bounded:
+                quota.check(info.bytes, self._files.known(info.tenant, apart_from=info.digest))
             try:
                 self._files.place(source[-1], *parts)
                 self._files.write_info(info)

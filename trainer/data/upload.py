@@ -18,6 +18,7 @@ from prefixes.errors import PrefixdError
 from prefixes.files.folder import write_all
 from trainer.data.files import UPLOAD, DatasetFiles, DatasetInfo, DatasetTooLarge, folder
 from trainer.data.lines import LineReader
+from trainer.data.quota import ByteQuota
 
 Keep = Callable[[tuple[str, ...], str, int, int], DatasetInfo]
 """``(parts of the written file, its digest, lines, bytes)`` -> the dataset."""
@@ -30,10 +31,10 @@ class Upload:
     file behind. A killed process leaves one, which a later upload of the tenant removes after a day.
     """
 
-    def __init__(self, files: DatasetFiles, tenant: str, *, max_bytes: int, keep: Keep) -> None:
+    def __init__(self, files: DatasetFiles, tenant: str, *, max_bytes: int, quota: ByteQuota, keep: Keep) -> None:
         """Make the file. Raises InvalidName, DiskFull, DatasetsUnavailable."""
         self.bytes = 0
-        self._files, self._keep, self._max_bytes = files, keep, max_bytes
+        self._files, self._keep, self._max_bytes, self._quota = files, keep, max_bytes, quota
         self._reader = LineReader("dataset")
         self._digest = hashlib.sha256()
         self._parts = (*folder(tenant), f"{UPLOAD}{secrets.token_hex(16)}")
@@ -48,8 +49,8 @@ class Upload:
     def write(self, chunk: bytes) -> None:
         """Take the next bytes, cut anywhere.
 
-        Raises InvalidData for a bad line that ends in them, DatasetTooLarge, DiskFull, DatasetsUnavailable; each ends
-        the upload.
+        Raises InvalidData for a bad line that ends in them, DatasetTooLarge, QuotaExceeded for more than all that the
+        tenant or key may have, DiskFull, DatasetsUnavailable; each ends the upload.
         """
         with self._lock:
             descriptor = self._open()
@@ -59,6 +60,7 @@ class Upload:
                     raise DatasetTooLarge(
                         f"dataset: expected at most {self._max_bytes} bytes, got more", limit_bytes=self._max_bytes
                     )
+                self._quota.check(self.bytes)
                 for _ in self._reader.feed(chunk):
                     pass
                 self._digest.update(chunk)

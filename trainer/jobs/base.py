@@ -12,7 +12,9 @@ from typing import Final, Protocol, TypeVar
 
 from trainer.jobs.open_job import OpenJob
 from trainer.jobs.record import Change, Event, Job, State
+from trainer.jobs.room import UNBOUNDED, Room
 from trainer.jobs.signals import Watch
+from trainer.jobs.turns import Work
 
 Plan = Callable[[Job], Change]
 """A pure function, such as ``job.claimed``. A store calls it again if another change came first."""
@@ -33,26 +35,27 @@ AnyJob = TypeVar("AnyJob", Job, OpenJob)
 class JobStore(Protocol):
     """Jobs and their events. Every method raises JobStoreUnavailable when the store cannot be reached or read."""
 
-    async def create(self, change: Change, *, most_open: int | None = None) -> Job:
-        """Store a new job and its first events. Raises QueueFull if its tenant has ``most_open`` open jobs; the count
-        and the write are one step.
-        """
+    async def create(self, change: Change, room: Room = UNBOUNDED) -> Job:
+        """Store a new job and its first events. Raises what ``room`` raises; the count and the write are one step."""
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """Raises JobNotFound for an unknown job or another tenant's."""
 
-    async def change(self, tenant: str, job_id: str, plan: Plan, *, most_open: int | None = None) -> Job:
+    async def change(self, tenant: str, job_id: str, plan: Plan, room: Room = UNBOUNDED) -> Job:
         """Apply ``plan`` to the stored job, atomically with its events. Raises JobNotFound and what ``plan`` raises.
 
-        A job that it opens again counts against ``most_open`` as a new one does.
+        A job that it opens again needs ``room`` as a new one does.
         """
 
     async def jobs(
-        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+        self, tenant: str | None, *, limit: int, before: str | None = None, state: State | None = None
     ) -> list[Job]:
-        """Return the tenant's jobs, newest first; with ``before``, only those older than that job; with ``state``, only
-        those in it. Fewer than ``limit`` are all that there are.
+        """Return the jobs of a tenant or of all, newest first; with ``before``, only those older than that job; with
+        ``state``, only those in it. Fewer than ``limit`` are all that there are.
         """
+
+    async def owner(self, job_id: str) -> str:
+        """Return the tenant whose job it is. Raises JobNotFound. It may look at the names of all jobs."""
 
     async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """Return the queued and running jobs, of all tenants or of one, in the order in which they were queued.
@@ -77,7 +80,10 @@ class JobStore(Protocol):
 
 
 class Queue(Protocol):
-    """Delivers to workers, each delivery at most once. Raises JobStoreUnavailable when it cannot be reached."""
+    """Delivers to workers, each delivery at most once, in turn among tenants (``turns``).
+
+    Raises JobStoreUnavailable when it cannot be reached.
+    """
 
     async def put(self, job: Job) -> None:
         """Deliver ``job`` under its current token to one worker. Does nothing if that delivery is on its way."""
@@ -93,6 +99,15 @@ class Queue(Protocol):
 
     async def heartbeat(self, job: Job) -> None:
         """Report that the worker that has ``job`` is alive."""
+
+    async def settle(self, job_id: str, step: int) -> None:
+        """Give back to the tenant of a job that ended at ``step`` what the job was charged for and did not take.
+
+        Does nothing for a job that no worker took, and the second time.
+        """
+
+    async def unsettled(self) -> list[Work]:
+        """Return the work that workers took and that is not settled."""
 
     async def close(self) -> None:
         """Release connections."""

@@ -26,10 +26,11 @@ from filelock import FileLock, Timeout
 from prefixes.files import write_json
 from prefixes.files.folder import TEMPORARY, Folder
 from trainer.jobs.base import MAX_EVENTS, Plan
-from trainer.jobs.errors import JobNotFound, JobStoreUnavailable, too_many_open
+from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.job import require_deletable
 from trainer.jobs.open_job import OpenJob, open_job_of
 from trainer.jobs.record import Change, Event, Job, State, job_from
+from trainer.jobs.room import UNBOUNDED, Room
 from trainer.jobs.signals import Signals, Watch
 
 TAIL: Final = 1 << 16
@@ -71,9 +72,9 @@ class DiskJobStore:
         for folder in sorted((root / "jobs").iterdir()):
             self._load(folder)
 
-    async def create(self, change: Change, *, most_open: int | None = None) -> Job:
+    async def create(self, change: Change, room: Room = UNBOUNDED) -> Job:
         """See JobStore."""
-        return await self._whole(self._create(change, most_open))
+        return await self._whole(self._create(change, room))
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """See JobStore."""
@@ -82,17 +83,23 @@ class DiskJobStore:
             raise JobNotFound(job_id)
         return job
 
-    async def change(self, tenant: str, job_id: str, plan: Plan, *, most_open: int | None = None) -> Job:
+    async def change(self, tenant: str, job_id: str, plan: Plan, room: Room = UNBOUNDED) -> Job:
         """See JobStore."""
-        return await self._whole(self._change(tenant, job_id, plan, most_open))
+        return await self._whole(self._change(tenant, job_id, plan, room))
 
     async def jobs(
-        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+        self, tenant: str | None, *, limit: int, before: str | None = None, state: State | None = None
     ) -> list[Job]:
         """See JobStore."""
-        own = (job for job in self._jobs.values() if job.tenant == tenant and state in (None, job.state))
+        own = (job for job in self._jobs.values() if tenant in (None, job.tenant) and state in (None, job.state))
         older = (job for job in own if before is None or job.id < before)
         return sorted(older, key=lambda job: job.id, reverse=True)[:limit]
+
+    async def owner(self, job_id: str) -> str:
+        """See JobStore."""
+        if job_id not in self._jobs:
+            raise JobNotFound(job_id)
+        return self._jobs[job_id].tenant
 
     async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """See JobStore."""
@@ -132,10 +139,10 @@ class DiskJobStore:
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
-    async def _create(self, change: Change, most_open: int | None) -> Job:
+    async def _create(self, change: Change, room: Room) -> Job:
         folder = self._root / "jobs" / change.job.id
         async with self._writes:
-            self._require_room(change.job, most_open)
+            self._require_room(change.job, room)
             try:
                 await asyncio.to_thread(folder.mkdir)
             except OSError as error:
@@ -147,20 +154,20 @@ class DiskJobStore:
                 raise
         return change.job
 
-    async def _change(self, tenant: str, job_id: str, plan: Plan, most_open: int | None) -> Job:
+    async def _change(self, tenant: str, job_id: str, plan: Plan, room: Room) -> Job:
         async with self._writes:
             before = await self.get(tenant, job_id)
             change = plan(before)
             if before.ended and not change.job.ended:
-                self._require_room(change.job, most_open)
+                self._require_room(change.job, room)
             if change.job != before or change.events:
                 await self._write(before, change)
             return change.job
 
-    def _require_room(self, job: Job, most_open: int | None) -> None:
-        open_now = sum(found.tenant == job.tenant for found in self._open.values())
-        if most_open is not None and open_now >= most_open:
-            raise too_many_open(most_open)
+    def _require_room(self, job: Job, room: Room) -> None:
+        if room.bounded:
+            beside = [found.key_id for found in self._open.values() if found.tenant == job.tenant]
+            room.check(len(beside), 0 if job.key_id is None else beside.count(job.key_id))
 
     async def _delete(self, tenant: str, job_id: str) -> Job:
         async with self._writes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefixes.errors import PrefixdError, QueueFull
+from prefixes.errors import PrefixdError
 
 
 class JobNotFound(PrefixdError):
@@ -33,8 +33,3 @@ class Fenced(PrefixdError):
 
     def __init__(self, job: str, token: int, current: int, state: str) -> None:
         super().__init__(f"{job}: delivery {token} may not write: {current} is the newest, the job is {state}", job=job)
-
-
-def too_many_open(most: int) -> QueueFull:
-    """A tenant may have ``most`` queued and running jobs, and has them."""
-    return QueueFull(f"jobs: expected at most {most} queued and running, got {most} and one more", expected=most)

@@ -39,7 +39,14 @@ MAX_LOST_TRAINED: Final = 10
 """The same for a trained job. It is higher because the job may already be published; a retry finds what was."""
 
 
-def new_job(tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None = None) -> Change:
+def new_job(
+    tenant: str,
+    actor: str,
+    spec: Mapping[str, Any],
+    key_id: str | None = None,
+    planned_steps: int = 0,
+    reservation: str | None = None,
+) -> Change:
     """Create a queued job. Ids sort by time and cannot be guessed."""
     made = now()
     job = Job(
@@ -53,6 +60,8 @@ def new_job(tenant: str, actor: str, spec: Mapping[str, Any], key_id: str | None
         created_at=made,
         queued_at=made,
         key_id=key_id,
+        planned_steps=planned_steps,
+        reservation=reservation,
     )
     return _told(job)
 
@@ -74,7 +83,9 @@ def cancelled(job: Job) -> Change:
     raise JobConflict(f"cancel: expected a queued or running job, got one that {job.state}", state=job.state)
 
 
-def retried(job: Job, actor: str | None = None, key_id: str | None = None) -> Change:
+def retried(
+    job: Job, actor: str | None = None, key_id: str | None = None, reservation: str | None = None
+) -> Change:
     """Queue the job again, now in the name of ``actor`` if one is given; it resumes from its last checkpoint.
 
     Raises JobConflict unless it failed or was cancelled.
@@ -82,8 +93,9 @@ def retried(job: Job, actor: str | None = None, key_id: str | None = None) -> Ch
     if job.state not in ("failed", "cancelled"):
         raise JobConflict(f"retry: expected a failed or cancelled job, got one that is {job.state}", state=job.state)
     fresh = replace(
-        job, attempt=job.attempt + 1, lost=0, cancel_requested=False, failure=None, finished_at=None, version=None
-    )
+        job, attempt=job.attempt + 1, lost=0, cancel_requested=False, failure=None, finished_at=None, version=None,
+        steps_before=job.steps, reservation=reservation,
+    )  # fmt: skip
     if actor is not None:
         fresh = replace(fresh, actor=actor, key_id=key_id)
     return _queued(fresh)
@@ -112,10 +124,10 @@ def claimed(job: Job, token: int, worker: str) -> Change:
     )  # fmt: skip
 
 
-def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str) -> Change:
-    """Record progress and stage. Raises Fenced for an old token."""
+def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str, step: int = 0) -> Change:
+    """Record progress and stage, and ``step`` if no worker reached a higher one. Raises Fenced for an old token."""
     require_owner(job, token)
-    changed = replace(job, progress=dict(progress), stage=stage)
+    changed = replace(job, progress=dict(progress), stage=stage, steps=max(job.steps, step))
     events = [_state_event(changed)] if stage != job.stage else []
     if progress != job.progress:
         events.append(Event("progress", {"stage": stage, **progress}))

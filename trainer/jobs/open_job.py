@@ -25,6 +25,7 @@ class OpenJob:
     token: int
     queued_at: str
     datasets: tuple[str, ...]  # the job cannot be trained without them
+    key_id: str | None = None  # of the key with whose rights it publishes
 
     @property
     def delivery(self) -> str:
@@ -39,7 +40,7 @@ class OpenJob:
 def open_job_of(job: Job) -> OpenJob:
     """The part of ``job``'s record that a look needs."""
     datasets = tuple(job.spec[name] for name in NEEDED if job.spec.get(name) is not None)
-    return OpenJob(job.id, job.tenant, job.state, job.token, job.queued_at, datasets)
+    return OpenJob(job.id, job.tenant, job.state, job.token, job.queued_at, datasets, job.key_id)
 
 
 def open_job_from(text: bytes) -> OpenJob:

@@ -45,6 +45,10 @@ class Job:
     version: str | None = None  # of the finished prefix; set before it is published
     result: Mapping[str, Any] = field(default_factory=dict)  # once succeeded: task, version, alias, scores
     key_id: str | None = None  # of the key with whose rights it publishes
+    planned_steps: int = 0  # the most that it can take; 0 where nobody counted
+    steps: int = 0  # the highest step that any of its workers reached, over all attempts
+    steps_before: int = 0  # the same when this attempt began
+    reservation: str | None = None  # of this attempt's steps, with the limiter
 
     @property
     def delivery(self) -> str:
@@ -64,8 +68,9 @@ class Job:
     def as_dict(self) -> dict[str, Any]:
         """JSON values; ``job_from`` takes them back."""
         values = asdict(self)
-        if self.key_id is None:
-            del values["key_id"]  # as in the records of a time without keys
+        for name in ("key_id", "planned_steps", "steps", "steps_before", "reservation"):
+            if not values[name]:
+                del values[name]  # as in the records of a time without them
         return values
 
 

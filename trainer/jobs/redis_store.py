@@ -26,14 +26,17 @@ from typing import Final
 from redis.asyncio import Redis
 
 from trainer.jobs.base import MAX_EVENTS, PAGE, Plan
-from trainer.jobs.errors import JobNotFound, JobStoreUnavailable, too_many_open
+from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.job import require_deletable
 from trainer.jobs.open_job import OpenJob, open_job_from, open_job_of
 from trainer.jobs.record import Change, Event, Job, State, job_from
 from trainer.jobs.redis_call import redis_call
+from trainer.jobs.room import UNBOUNDED, Room
 from trainer.jobs.signals import Signals, Watch
 
 PREFIX: Final = "prefixd-trainer:"
+RECORD: Final = f"{PREFIX}job:"
+TENANT: Final = f"{PREFIX}jobs:"
 OPEN: Final = f"{PREFIX}open"
 CHANGED: Final = f"{PREFIX}changed"
 RECONNECT_S: Final = 0.5
@@ -41,19 +44,34 @@ OPEN_PAGE: Final = 1000
 """Open jobs that are looked at at once; each is a few hundred bytes."""
 
 # KEYS: record, the tenant's jobs, open jobs, events, the tenant's open jobs. ARGV: expected and new record ("" for
-# none), job id, member of the open jobs, its time ("" for a job that is not open), its OpenJob, the most open jobs of
-# the tenant ("" for any number), largest number of events, then name and JSON of each event. Returns 1, 0 if the record
-# is not the expected one, 2 if there are too many open jobs.
+# none), job id, member of the open jobs, its time ("" for a job that is not open), its OpenJob, "1" to count the open
+# jobs beside it, the job's key, the three bounds of Room ("" for any number), largest number of events, then name and
+# JSON of each event. Returns 1, or 0 if the record is not the expected one, or if there is no room the open jobs of the
+# tenant and of the key.
 CHANGE: Final = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return {0} end
 if ARGV[7] ~= '' and ARGV[5] ~= '' and not redis.call('ZSCORE', KEYS[3], ARGV[4]) then
-  local most = tonumber(ARGV[7])
-  if redis.call('HLEN', KEYS[5]) >= most then
+  local function beside()
+    local of_tenant, of_key = redis.call('HLEN', KEYS[5]), 0
+    if ARGV[11] ~= '' and ARGV[8] ~= '' then
+      for _, text in ipairs(redis.call('HVALS', KEYS[5])) do
+        if cjson.decode(text)['key_id'] == ARGV[8] then of_key = of_key + 1 end
+      end
+    end
+    return of_tenant, of_key
+  end
+  local function full(of_tenant, of_key)
+    local most, tenant, key = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+    return (most and of_tenant >= most) or (tenant and of_tenant >= tenant) or (key and of_key >= key)
+  end
+  local of_tenant, of_key = beside()
+  if full(of_tenant, of_key) then
     local tenant = string.sub(ARGV[4], 1, #ARGV[4] - #ARGV[3])
     for _, id in ipairs(redis.call('HKEYS', KEYS[5])) do
       if not redis.call('ZSCORE', KEYS[3], tenant .. id) then redis.call('HDEL', KEYS[5], id) end
     end
-    if redis.call('HLEN', KEYS[5]) >= most then return 2 end
+    of_tenant, of_key = beside()
+    if full(of_tenant, of_key) then return {0, of_tenant, of_key} end
   end
 end
 if ARGV[2] == '' then
@@ -70,14 +88,12 @@ else
   redis.call('ZADD', KEYS[3], ARGV[5], ARGV[4])
   redis.call('HSET', KEYS[5], ARGV[3], ARGV[6])
 end
-for i = 9, #ARGV, 2 do
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[8], '*', 'name', ARGV[i], 'data', ARGV[i + 1])
+for i = 13, #ARGV, 2 do
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[12], '*', 'name', ARGV[i], 'data', ARGV[i + 1])
 end
 redis.call('PUBLISH', 'prefixd-trainer:changed', ARGV[3])
-return 1
+return {1}
 """
-
-FULL: Final = 2
 
 _log = logging.getLogger("prefixd.trainer")
 
@@ -92,9 +108,9 @@ class RedisJobStore:
         self._signals = Signals()
         self._listening = asyncio.create_task(self._listen())
 
-    async def create(self, change: Change, *, most_open: int | None = None) -> Job:
+    async def create(self, change: Change, room: Room = UNBOUNDED) -> Job:
         """See JobStore."""
-        written = await self._write(None, change, most_open=most_open)
+        written = await self._write(None, change, room)
         if not written and await self.get(change.job.tenant, change.job.id) != change.job:
             raise JobStoreUnavailable(f"{change.job.id}: expected a new id, found a job that has it")
         return change.job  # also if the record was there: the first answer was lost, and the client sent it again
@@ -104,32 +120,39 @@ class RedisJobStore:
         job, _ = await self._read(tenant, job_id)
         return job
 
-    async def change(self, tenant: str, job_id: str, plan: Plan, *, most_open: int | None = None) -> Job:
+    async def change(self, tenant: str, job_id: str, plan: Plan, room: Room = UNBOUNDED) -> Job:
         """See JobStore."""
         while True:
             before, text = await self._read(tenant, job_id)
             change = plan(before)
             same = change.job == before and not change.events
-            if same or await self._write(text, change, most_open=most_open):
+            if same or await self._write(text, change, room):
                 return change.job
 
     async def jobs(
-        self, tenant: str, *, limit: int, before: str | None = None, state: State | None = None
+        self, tenant: str | None, *, limit: int, before: str | None = None, state: State | None = None
     ) -> list[Job]:
         """See JobStore."""
         found: list[Job] = []
+        tenants = [tenant] if tenant is not None else [key.removeprefix(TENANT) for key in await self._named(TENANT)]
         while len(found) < limit:
             size = min(PAGE, limit - len(found)) if state is None else PAGE
+            newest = await self._newest(tenants, before, size)
             async with redis_call():
-                ids = await self._client.zrevrangebylex(
-                    _tenant_key(tenant), f"({before}" if before is not None else "+", "-", start=0, num=size
-                )
-                read = await self._many([_key(tenant, job_id.decode()) for job_id in ids])
+                read = await self._many([_key(owner, job_id) for job_id, owner in newest])
             found += [job for job in read if state in (None, job.state)]
-            if len(ids) < size:
+            if len(newest) < size:
                 break
-            before = ids[-1].decode()
+            before = newest[-1][0]
         return found[:limit]
+
+    async def owner(self, job_id: str) -> str:
+        """See JobStore."""
+        for key in await self._named(RECORD):
+            tenant, _, name = key.removeprefix(RECORD).partition(":")
+            if name == job_id:
+                return tenant
+        raise JobNotFound(job_id)
 
     async def open_jobs(self, tenant: str | None = None) -> list[OpenJob]:
         """See JobStore."""
@@ -186,6 +209,21 @@ class RedisJobStore:
         texts = await self._client.mget(keys) if keys else []
         return await asyncio.to_thread(lambda: [job_from(json.loads(text)) for text in texts if text is not None])
 
+    async def _named(self, beginning: str) -> list[str]:
+        """Every key that begins so."""
+        async with redis_call():
+            return [key.decode() async for key in self._client.scan_iter(match=f"{beginning}*", count=PAGE * 10)]
+
+    async def _newest(self, tenants: list[str], before: str | None, size: int) -> list[tuple[str, str]]:
+        """The ids of the newest jobs of these tenants, ``size`` at most, each with its tenant."""
+        async with redis_call(), self._client.pipeline(transaction=False) as pipe:
+            for tenant in tenants:
+                newest = f"({before}" if before is not None else "+"
+                pipe.zrevrangebylex(_tenant_key(tenant), newest, "-", start=0, num=size)
+            listed = await pipe.execute()
+        found = [(i.decode(), tenant) for tenant, ids in zip(tenants, listed, strict=True) for i in ids]
+        return sorted(found, reverse=True)[:size]
+
     async def _open(self, wanted: list[tuple[str, str]]) -> list[OpenJob]:
         """What is known of these open jobs, given as tenant and id, and still exists."""
         async with self._client.pipeline(transaction=False) as pipe:
@@ -200,9 +238,9 @@ class RedisJobStore:
         return [found[one] for one in wanted if one in found]
 
     async def _write(
-        self, expected: bytes | None, change: Change, *, delete: bool = False, most_open: int | None = None
+        self, expected: bytes | None, change: Change, room: Room = UNBOUNDED, *, delete: bool = False
     ) -> bool:
-        """Whether the change was made; not if the record is another than ``expected``. Raises QueueFull."""
+        """Whether the change was made; not if the record is another than ``expected``. Raises what ``room`` does."""
         job = change.job
         queued = "" if job.ended else str(datetime.fromisoformat(job.queued_at).timestamp())
         told = [part for event in change.events for part in (event.name, json.dumps(event.data))]
@@ -210,14 +248,15 @@ class RedisJobStore:
             _key(job.tenant, job.id), _tenant_key(job.tenant), OPEN, _events_key(job.id), _open_key(job.tenant),
         ]  # fmt: skip
         record = "" if delete else json.dumps(job.as_dict())
+        bounds = ["" if most is None else most for most in (room.most, room.of_tenant, room.of_key)]
         arguments = [
             expected or "", record, job.id, f"{job.tenant}/{job.id}", queued, open_job_of(job).as_text(),
-            "" if most_open is None else most_open, MAX_EVENTS, *told,
+            "1" if room.bounded else "", job.key_id or "", *bounds, MAX_EVENTS, *told,
         ]  # fmt: skip
         async with redis_call():
-            done = await self._script(keys=keys, args=arguments)
-        if most_open is not None and done == FULL:
-            raise too_many_open(most_open)
+            done, *beside = await self._script(keys=keys, args=arguments)
+        if beside:
+            room.check(*beside)
         return bool(done)
 
     async def _listen(self) -> None:
@@ -239,11 +278,11 @@ class RedisJobStore:
 
 
 def _key(tenant: str, job_id: str) -> str:
-    return f"{PREFIX}job:{tenant}:{job_id}"
+    return f"{RECORD}{tenant}:{job_id}"
 
 
 def _tenant_key(tenant: str) -> str:
-    return f"{PREFIX}jobs:{tenant}"
+    return f"{TENANT}{tenant}"
 
 
 def _open_key(tenant: str) -> str:

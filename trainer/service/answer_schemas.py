@@ -14,6 +14,7 @@ from trainer.jobs.record import State
 class Dataset(TypedDict):
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     dataset: Version
+    tenant: str
     lines: Annotated[int, Field(ge=1)]
     bytes: int
     created_at: Time
@@ -36,6 +37,7 @@ class JobRecord(TypedDict):
 
     __pydantic_config__ = CLOSED  # type: ignore[misc]
     id: str
+    tenant: str
     spec: dict[str, Any]
     state: State
     attempt: Annotated[int, Field(ge=1)]

@@ -22,11 +22,12 @@ from server.web.openapi import DocumentedAPI
 from server.web.version import package_version
 from trainer.service.routes import datasets, jobs, operations
 from trainer.service.runtime import TrainerRuntime
-from trainer.service.schemas import Evaluation, Hyperparameters, JobBody, JobsQuery
+from trainer.service.schemas import DatasetsQuery, Evaluation, Hyperparameters, JobBody, JobsQuery
 from trainer.service.settings import TrainerSettings
 
 FIELDS: Final[Mapping[str, frozenset[str]]] = {
     "/jobs": frozenset(JobBody.model_fields) | frozenset(JobsQuery.model_fields),
+    "/datasets": frozenset(DatasetsQuery.model_fields),
     "hyperparameters": frozenset(Hyperparameters.model_fields),
     "evaluation": frozenset(Evaluation.model_fields),
 }

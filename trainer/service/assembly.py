@@ -17,7 +17,9 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_to_serve
+from prefixes.registry.limiter import open_limiter
 from prefixes.registry.redis.url import parse_redis_url
+from prefixes.tenancy.keyring import Keyring
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 from server.web.upload_places import UploadPlaces
@@ -30,8 +32,11 @@ from trainer.jobs.redis_store import RedisJobStore
 from trainer.jobs.saq_queue import PATIENCE, SaqQueue
 from trainer.service.job_service import JobService
 from trainer.service.metrics import JobMetrics, QueueCollector
+from trainer.service.quotas import Quotas
 from trainer.service.runtime import MAX_WRITES_AT_ONCE, TrainerRuntime
 from trainer.service.settings import TrainerSettings
+from trainer.service.settling import Settling
+from trainer.service.steps import StepReservations
 from trainer.service.worker import Worker
 
 _log = logging.getLogger("prefixd.trainer")
@@ -48,6 +53,7 @@ class AssembledTrainer:
     async def close(self) -> None:
         """Release connections and locks."""
         await asyncio.to_thread(self.runtime.keyring.close)
+        await self.worker.settling.steps.close()
         await self.worker.queue.close()
         await self.worker.store.close()
         self.worker.registry.close()
@@ -64,7 +70,7 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     hosts = (settings.admin_host, *((settings.host,) if settings.api else ()))
     try:
         keyring = open_keyring(registry.tenancy, settings, hosts)
-        store, queue = await _jobs(settings, name)
+        store, queue = await _jobs(settings, name, keyring)
     except BaseException:
         registry.close()
         raise
@@ -73,19 +79,23 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     for collector in (ProcessCollector(registry=None), PlatformCollector(registry=None), waiting):
         metrics.register(collector)
     folders = JobFolders(settings.data)
-    service = JobService(settings, store, queue, folders, DatasetStore(settings.data), registry)
+    limiter = open_limiter(settings.registry, service="trainer")
+    settling = Settling(store, queue, StepReservations(limiter, keyring))
+    service = JobService(
+        settings, store, queue, folders, DatasetStore(settings.data), registry, Quotas(settings, keyring), settling
+    )
     places = UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s)
     writes = anyio.CapacityLimiter(MAX_WRITES_AT_ONCE)
     runtime = TrainerRuntime(settings, service, keyring, metrics, places, writes)
-    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics))
+    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics), settling)
     keyring.start()
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})
     return AssembledTrainer(runtime, worker, waiting)
 
 
-async def _jobs(settings: TrainerSettings, worker: str) -> tuple[JobStore, Queue]:
+async def _jobs(settings: TrainerSettings, worker: str, keyring: Keyring) -> tuple[JobStore, Queue]:
     if settings.redis is None:
-        return DiskJobStore(settings.data), LocalQueue()
+        return DiskJobStore(settings.data), LocalQueue(settings.data / "turns.json", keyring.weight_of)
     try:
         target = parse_redis_url(settings.redis)
     except RegistryUnavailable as error:
@@ -96,7 +106,8 @@ async def _jobs(settings: TrainerSettings, worker: str) -> tuple[JobStore, Queue
     try:
         await store.check()
         client = target.connect_asyncio(patience=PATIENCE)
-        return store, SaqQueue(client, worker, lease_s=settings.lease_s, stop_s=settings.drain_timeout_s)
+        stop_s = settings.drain_timeout_s
+        return store, SaqQueue(client, worker, keyring.weight_of, lease_s=settings.lease_s, stop_s=stop_s)
     except BaseException:
         await store.close()
         raise

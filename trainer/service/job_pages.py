@@ -1,4 +1,4 @@
-"""Pages of a tenant's jobs: so many jobs, or so many bytes of them, whichever is less.
+"""Pages of jobs, a tenant's or all: so many jobs, or so many bytes of them, whichever is less.
 
 Owns how much one look reads and one answer holds; knows no HTTP.
 """
@@ -19,7 +19,7 @@ PAGE_BYTES: Final = 1 << 20
 
 
 async def page_of(
-    store: JobStore, tenant: str, query: JobsQuery, body: Callable[[Job], dict[str, Any]]
+    store: JobStore, tenant: str | None, query: JobsQuery, body: Callable[[Job], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return the jobs that ``query`` asks for, as ``body`` makes them, and the ``before`` of the next page, if any."""
     shown: list[dict[str, Any]] = []

@@ -22,13 +22,15 @@ from server.web.auth import Action, Caller, authorize
 from trainer.data.store import DatasetStore
 from trainer.evaluation.scores.presets import check_metrics
 from trainer.jobs.base import JobStore, Queue
-from trainer.jobs.errors import JobStoreUnavailable
+from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
 from trainer.jobs.job import cancelled, new_job, retried
 from trainer.jobs.record import Job
+from trainer.service.quotas import Quotas
 from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
-from trainer.training.config import PRESETS, TrainConfig
+from trainer.service.settling import Settling
+from trainer.training.config import PRESETS, TrainConfig, steps_of
 
 
 @dataclass(frozen=True)
@@ -41,37 +43,61 @@ class JobService:
     folders: JobFolders
     datasets: DatasetStore
     registry: Registry
+    quotas: Quotas
+    settling: Settling
 
     async def submit(self, caller: Caller, body: JobBody) -> Job:
-        """Check ``body`` and queue a job. Raises what is wrong with it, DatasetNotFound, TaskNotFound, QueueFull."""
-        spec = await asyncio.to_thread(self._spec, caller, body)
-        change = new_job(caller.tenant, caller.actor, spec, caller.key_id)
-        job = await self.store.create(change, most_open=self.settings.max_open_jobs)
+        """Check ``body`` and queue a job.
+
+        Raises what is wrong with it, DatasetNotFound, TaskNotFound, QuotaExceeded, QueueFull.
+        """
+        spec, steps = await asyncio.to_thread(self._spec, caller, body)
+        tenant, key_id = caller.tenant, caller.key_id
+        async with self.settling.steps.reserved(tenant, key_id, steps) as reservation:
+            change = new_job(tenant, caller.actor, spec, key_id, steps, reservation)
+            job = await self.store.create(change, self.quotas.room(tenant, key_id))
         await self._deliver(job)
         return job
 
+    async def find(self, caller: Caller, job_id: str) -> Job:
+        """Return a job of the caller's tenant, for an operator of any. Raises JobNotFound."""
+        try:
+            return await self.store.get(caller.tenant, job_id)
+        except JobNotFound:
+            if not caller.operates:
+                raise
+        return await self.store.get(await self.store.owner(job_id), job_id)
+
     async def cancel(self, caller: Caller, job_id: str) -> Job:
         """See ``job.cancelled``; a running job stops before its next training step."""
-        return await self.store.change(caller.tenant, job_id, cancelled)
+        found = await self.find(caller, job_id)
+        job = await self.store.change(found.tenant, job_id, cancelled)
+        await self.settling.settle(job.tenant, job_id)  # if it waited: a running one is its worker's to end
+        return job
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
-        """See ``job.retried``. Raises QueueFull."""
-        again = partial(retried, actor=caller.actor, key_id=caller.key_id)
-        job = await self.store.change(caller.tenant, job_id, again, most_open=self.settings.max_open_jobs)
+        """See ``job.retried``. Raises InvalidParameter for more steps than a day has, QuotaExceeded, QueueFull."""
+        found = await self.find(caller, job_id)
+        retried(found)  # raises JobConflict, before anything is reserved
+        left = max(0, found.planned_steps - found.steps)
+        async with self.settling.steps.reserved(found.tenant, caller.key_id, left) as reservation:
+            again = partial(retried, actor=caller.actor, key_id=caller.key_id, reservation=reservation)
+            job = await self.store.change(found.tenant, job_id, again, self.quotas.room(found.tenant, caller.key_id))
         await self._deliver(job)
         return job
 
     async def delete(self, caller: Caller, job_id: str) -> None:
         """Delete an ended job and its folder. What it published stays."""
-        job = await self.store.delete(caller.tenant, job_id)
+        found = await self.find(caller, job_id)
+        job = await self.store.delete(found.tenant, job_id)
         await asyncio.to_thread(self.folders.remove, job)
 
-    async def delete_dataset(self, caller: Caller, dataset: str) -> None:
+    async def delete_dataset(self, tenant: str, dataset: str) -> None:
         """Delete a dataset. Raises Conflict if a queued or running job needs it, DatasetNotFound."""
-        for job in await self.store.open_jobs(caller.tenant):
+        for job in await self.store.open_jobs(tenant):
             if dataset in job.datasets:
                 raise Conflict(f"dataset {dataset}: expected one that no job needs, {job.id} is {job.state}")
-        await asyncio.to_thread(self.datasets.delete, caller.tenant, dataset)
+        await asyncio.to_thread(self.datasets.delete, tenant, dataset)
 
     # --- inside ---
 
@@ -79,8 +105,11 @@ class JobService:
         with contextlib.suppress(JobStoreUnavailable):  # the job is stored: ``Worker.reconcile`` will deliver it
             await self.queue.put(job)
 
-    def _spec(self, caller: Caller, body: JobBody) -> Mapping[str, Any]:
-        """Return the job's spec. Names that may change their meaning later are resolved now."""
+    def _spec(self, caller: Caller, body: JobBody) -> tuple[Mapping[str, Any], int]:
+        """Return the job's spec, and the most steps that it can take: what is held out or dropped makes them fewer.
+
+        Names that may change their meaning later are resolved now.
+        """
         task = TaskRef.parse(body.task, caller.tenant)
         if "@" in body.task:
             raise InvalidParameter("task: expected [tenant/]name; alias has its own field", parameter="task")
@@ -98,8 +127,9 @@ class JobService:
             split_template(body.template)
         defaults = {**PRESETS[preset].decoding, **body.defaults}
         check_defaults(defaults, {}, WITHOUT_LIMITS)
-        for digest in filter(None, (body.dataset, body.validation_dataset)):
-            self.datasets.info(caller.tenant, digest)
+        lines = self.datasets.info(caller.tenant, body.dataset).lines
+        if body.validation_dataset is not None:
+            self.datasets.info(caller.tenant, body.validation_dataset)
         if body.evaluation is not None:
             check_metrics(body.evaluation.preset, body.evaluation.metrics)
         config = TrainConfig.of(preset, body.hyperparameters.given(), from_text=body.start_text is not None)
@@ -127,7 +157,7 @@ class JobService:
             "evaluation": None if body.evaluation is None else body.evaluation.model_dump(mode="json"),
         }
         check_size(spec)
-        return spec
+        return spec, steps_of(config, lines)
 
     def _start(self, caller: Caller, text: str | None) -> str | None:
         """Resolve the reference of a warm start to a version."""

@@ -29,6 +29,8 @@ MAX_SPEC_BYTES: Final = 1 << 16
 MAX_TEXT: Final = 10_000
 """Most characters of a text to start from, for the same reason; a prefix uses only its first tokens."""
 
+OTHERS: Final = "Of one's own, or for an operator any."
+
 
 def _storable(values: dict[str, Any]) -> dict[str, Any]:
     try:
@@ -145,3 +147,12 @@ class JobsQuery(BaseModel):
     state: State | None = None
     limit: int = Field(100, ge=1, le=1000)
     before: str | None = Field(None, max_length=64)
+    tenant: Name | None = Field(None, description=OTHERS)
+
+
+class DatasetsQuery(BaseModel):
+    """``/datasets?…``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tenant: Name | None = Field(None, description=OTHERS)

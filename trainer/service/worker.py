@@ -35,6 +35,7 @@ from trainer.service.registry_retry import RETRY_S, RegistryRetry
 from trainer.service.request import finished, prepare
 from trainer.service.rights import check_rights
 from trainer.service.settings import TrainerSettings
+from trainer.service.settling import Settling
 
 HAND_BACK_S: Final = 2.0
 """The part of the drain time that is kept for handing jobs back."""
@@ -56,13 +57,15 @@ class Worker:
     registry: Registry
     keyring: Keyring
     metrics: JobMetrics
+    settling: Settling
 
     async def handle(self, tenant: str, job_id: str, token: int) -> None:
         """See base.Handler. When cancelled, it first hands the job back."""
         try:
             job = await self.store.change(tenant, job_id, lambda job: claimed(job, token, self.name))
-        except (Fenced, JobNotFound):
-            return  # the delivery was replaced, or the job deleted
+        except (Fenced, JobNotFound):  # the delivery was replaced, or the job has ended, or was deleted
+            await self.settling.settle(tenant, job_id)
+            return
         except asyncio.CancelledError:  # the claim may have succeeded
             await asyncio.shield(self._hand_back(tenant, job_id, token))
             raise
@@ -85,8 +88,10 @@ class Worker:
             self.metrics.forget(job.id)
 
     async def reconcile(self) -> list[OpenJob]:
-        """Deliver lost jobs again. Return all open jobs as they were before."""
+        """Deliver lost jobs again, and settle those that ended elsewhere. Return all open jobs as they were before."""
         found = await self.store.open_jobs()
+        await self.settling.settle_ended(found)
+        again: list[Job] = []
         for suspect in await self.queue.dead(found):
             with contextlib.suppress(Fenced, JobNotFound):  # the job has changed meanwhile
                 job = await self.store.get(suspect.tenant, suspect.id)
@@ -98,7 +103,9 @@ class Worker:
                     if job.ended:
                         self.metrics.ended(job)
                 if job.state == "queued":
-                    await self.queue.put(job)
+                    again.append(job)
+        for job in again:  # all at once, so that tenants take turns from the first on
+            await self.queue.put(job)
         return found
 
     # --- inside ---
@@ -249,6 +256,7 @@ class Worker:
         except Fenced:
             self._tell(LOST, job)
         else:
+            await self.settling.settle(ended.tenant, ended.id)
             self.metrics.ended(ended)
             self._tell("job ended", ended, state=ended.state, code=ended.failure.code if ended.failure else None)
 

@@ -138,6 +138,11 @@ PRESETS: Final[Mapping[str, Preset]] = {
 """The paper's table of hyperparameters: GPT-2 medium and large for table-to-text, BART-large for summaries, by MLP."""
 
 
+def steps_of(config: TrainConfig, examples: int) -> int:
+    """The steps of a run over so many examples."""
+    return config.epochs * -(-examples // config.batch_size)
+
+
 def linear_schedule(step: int, total: int, warmup: int) -> float:
     """Factor on the learning rate at ``step`` (0-based): rises over ``warmup`` steps, then falls linearly to 0."""
     if step < warmup:

@@ -22,7 +22,7 @@ from server.engine.models import Model
 from trainer.data.errors import TrainingStopped
 from trainer.data.sequences import TokenExample, collate, epoch_batches, split_batch
 from trainer.training.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
-from trainer.training.config import TrainConfig, linear_schedule
+from trainer.training.config import TrainConfig, linear_schedule, steps_of
 from trainer.training.forward import Compute
 from trainer.training.initial import Initial
 from trainer.training.loss import batch_loss, denominator, token_loss
@@ -107,7 +107,7 @@ class Trainer:
         self._compute = Compute(autocast, config.checkpoint_activations)
         self._should_stop: Callable[[], bool] = lambda: False
         self._device = next(backbone.model.parameters()).device
-        self.total = config.epochs * -(-len(train) // config.batch_size)
+        self.total = steps_of(config, len(train))
         with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
             torch.manual_seed(config.seed)
             self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)

@@ -7,6 +7,7 @@
     {prefixd}:usage                 sorted set of <day>:<tenant> that have usage
     {prefixd}:usage:<day>:<tenant>  hash: what is summed -> its counts, until the day is no longer kept
     {prefixd}:usage-batches:<day>   hash: a writer -> the number of its last batch of the day, as long
+    {prefixd}:replicas:<service>    sorted set of the running replicas of a service, by the end of their announcement
     prefixd:{<tenant>}:id           the registry's id again: absent where this tenant's data was lost
     prefixd:{<tenant>}:unfinished   beside it while the tenant is being restored: some data may be missing
     prefixd:{<tenant>}:tasks        set of the tenant's task names
@@ -18,6 +19,9 @@
     prefixd:{<tenant>}:names:<hex>  set of the tasks and deleted tasks that have an artifact
     prefixd:{<tenant>}:lease:<hex>  sorted set of publishers that hold a lease on an artifact, by its end
     prefixd:{<tenant>}:audit        stream of the tenant's changes
+    prefixd:{<tenant>}:counters     hash: <key or none>/<counter>/<window> -> what was used, for the limits
+    prefixd:{<tenant>}:reservations  hash: id of a reservation -> what it has taken of the counters
+    prefixd:{<tenant>}:reserved     sorted set of these ids, by their end
     prefixd:{<tenant>}:done:<id>    the id of a change that was made, for 600 s: a repetition does not make it twice
 
 All keys of a change have one hash tag, ``{<tenant>}``, and so lie in one slot of a Cluster. No two tenants, tasks or
@@ -58,6 +62,8 @@ class TenantKeys:
         self.id, self.tasks, self.deleted = f"{base}id", f"{base}tasks", f"{base}deleted"
         self.blobs, self.audit = f"{base}blobs", f"{base}audit"
         self.unfinished = f"{base}unfinished"
+        self.counters, self.reservations = f"{base}counters", f"{base}reservations"
+        self.reserved = f"{base}reserved"
 
     @staticmethod
     def tenant_of(key: str) -> str:
@@ -81,6 +87,11 @@ class TenantKeys:
 
     def done(self, change: str) -> str:
         return f"{self._base}done:{change}"
+
+
+def replicas_key(service: str) -> str:
+    """The running replicas of a service."""
+    return f"{{prefixd}}:replicas:{service}"
 
 
 def _hex(version: str) -> str:

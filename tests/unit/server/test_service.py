@@ -11,13 +11,16 @@ import pytest
 from prefixes.artifact import write_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import InputTooLong, InvalidParameter
+from prefixes.limiter.memory import MemoryLimiter
 from prefixes.registry import open_registry
+from prefixes.tenancy.keyring import Keyring
 from server.engine.async_engine import AsyncEngine
 from server.engine.memory.prompt_reuse import chain_root
 from server.engine.types import PrefixKey
 from server.parameters import ParameterLimits
 from server.registry.catalog import Catalog
 from server.registry.link import RegistryLink
+from server.reservations import Reservations
 from server.service import GenerationService, Prepared
 from server.tiers.tiers import PrefixTiers
 from server.tokenizing import LONG_TEXT, Tokenizing
@@ -58,7 +61,8 @@ def prepare(
         no_engine = cast(AsyncEngine, None)  # preparing does not ask it
         link, tiers = RegistryLink(registry), PrefixTiers(registry.fetch, ())
         catalog = Catalog(link, backbone.spec, tiers, alias_ttl_s=0.5, max_stale_s=300)
-        service = GenerationService(backbone, catalog, no_engine, limits, Tokenizing(1, 1 << 20, 8))
+        reservations = Reservations(MemoryLimiter(), Keyring(registry.tenancy, 60))
+        service = GenerationService(backbone, catalog, no_engine, limits, Tokenizing(1, 1 << 20, 8), reservations)
         return await service.prepare(Caller(caller), task, text, parameters, "id")
 
     return asyncio.run(run())

@@ -21,7 +21,7 @@ from prefixes.cli import show
 from prefixes.cli.target import JsonOption, application, command
 from prefixes.errors import InvalidName
 from prefixes.spec import check_name
-from trainer.cli.jobs.target import TrainerOption, note, opened
+from trainer.cli.jobs.target import TenantOption, TrainerOption, note, opened
 from trainer.cli.options import named_errors
 from trainer.client.client import CHUNK, TrainerClient
 from trainer.data.files import check_digest
@@ -58,29 +58,32 @@ def upload(
 
 
 @command(app, "list", errors=named_errors)
-def list_datasets(trainer: TrainerOption = None, as_json: JsonOption = False) -> None:
-    """List datasets, the newest first."""
+def list_datasets(
+    tenant: TenantOption = None, trainer: TrainerOption = None, as_json: JsonOption = False
+) -> None:
+    """List datasets, the newest first. An operator sees those of all tenants."""
     with opened(trainer) as client:
-        found = client.datasets()
+        found = client.datasets(tenant=tenant)
     if as_json:
         show.show_json({"datasets": found})
         return
     rows = [
-        [item["dataset"], str(item.get("name") or "-"), str(item.get("lines")), show.size(int(item.get("bytes") or 0)),
-         str(item.get("created_at"))]
+        [item["dataset"], str(item.get("tenant")), str(item.get("name") or "-"), str(item.get("lines")),
+         show.size(int(item.get("bytes") or 0)), str(item.get("created_at"))]
         for item in found
     ]  # fmt: skip
-    show.show_table(["dataset", "name", "lines", "size", "uploaded"], rows)
+    show.show_table(["dataset", "tenant", "name", "lines", "size", "uploaded"], rows)
 
 
 @command(app, "delete", errors=named_errors)
 def delete(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its id, sha256:…", show_default=False)],
+    tenant: TenantOption = None,
     trainer: TrainerOption = None,
 ) -> None:
     """Delete a dataset that no queued or running job needs."""
     with opened(trainer) as client:
-        client.delete_dataset(dataset)
+        client.delete_dataset(dataset, tenant=tenant)
     note(f"deleted {dataset}")
 
 

@@ -15,7 +15,7 @@ from prefixes.cli import show
 from prefixes.cli.target import JsonOption, application, command
 from prefixes.errors import InvalidParameter
 from prefixes.files import write_bytes
-from trainer.cli.jobs.target import JobArgument, TrainerOption, note, opened
+from trainer.cli.jobs.target import JobArgument, TenantOption, TrainerOption, note, opened
 from trainer.cli.jobs.watch import follow
 from trainer.cli.options import named_errors
 from trainer.client.watch import JobWatch
@@ -30,14 +30,15 @@ def list_jobs(
         str | None, typer.Option(metavar="STATE", help=f"Only those that are {', '.join(STATES)}.", show_default=False)
     ] = None,
     limit: Annotated[int, typer.Option(help="So many, the newest.", min=1, max=100_000)] = 20,
+    tenant: TenantOption = None,
     trainer: TrainerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, the newest first. An operator sees those of all tenants."""
     if state is not None and state not in STATES:
         raise InvalidParameter(f"--state: expected one of {', '.join(STATES)}, got {state!r}", got=state)
     with opened(trainer) as client:
-        jobs = client.jobs(state=state, limit=limit)
+        jobs = client.jobs(state=state, tenant=tenant, limit=limit)
     if as_json:
         show.show_json({"jobs": jobs})
     else:

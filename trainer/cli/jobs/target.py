@@ -27,6 +27,12 @@ TrainerOption = Annotated[
         show_default=False,
     ),
 ]
+TenantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant", metavar="NAME", help="Another tenant's, with an operator's key.", show_default=False
+    ),
+]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id, job-…", show_default=False)]
 
 

@@ -7,11 +7,12 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
-from prefixes.errors import Conflict, DiskFull, InvalidName
+from prefixes.errors import Conflict, DiskFull, InvalidName, QuotaExceeded
 from prefixes.spec import NAME_PATTERN, VERSION_PATTERN, check_name
+from server.web.auth import Caller
 from server.web.errors import InvalidRequest
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
@@ -20,7 +21,8 @@ from trainer.data.lines import FIELDS, InvalidData
 from trainer.data.store import DatasetInfo, DatasetNotFound
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.service.answer_schemas import Dataset, DatasetList
-from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
+from trainer.service.runtime import TrainerRuntime, allowed, runtime_of, tenant_asked
+from trainer.service.schemas import DatasetsQuery
 
 CHUNK = 1 << 20
 """Bytes that are checked and written at a time, off the event loop."""
@@ -42,8 +44,10 @@ UPLOAD = {
 DIGEST = Path(json_schema_extra={"pattern": VERSION_PATTERN})
 FIND = (InvalidRequest, DatasetNotFound, DatasetsUnavailable)
 UPLOADED = answers(
-    Dataset, *BODY, InvalidName, InvalidData, DiskFull, DatasetsUnavailable, status=201
+    Dataset, *BODY, InvalidName, InvalidData, QuotaExceeded, DiskFull, DatasetsUnavailable, status=201
 )
+
+LISTED = answers(DatasetList, InvalidName, InvalidRequest, DatasetsUnavailable)
 
 
 @router.post("", status_code=201, summary="Upload a dataset", openapi_extra=UPLOAD, responses=UPLOADED)
@@ -61,41 +65,52 @@ async def upload(request: Request) -> Response:
     if name is not None:
         check_name("dataset", name)
     async with runtime.uploads.place(request, caller.tenant):
-        info = await _receive(request, runtime, caller.tenant, name)
+        info = await _receive(request, runtime, caller, name)
     return json_response(_body(info), status=201)
 
 
-@router.get("", summary="List datasets", responses=answers(DatasetList, DatasetsUnavailable))
-async def datasets(request: Request) -> Response:
-    """The newest first."""
-    store, caller = runtime_of(request).service.datasets, allowed(request)
-    listed = await asyncio.to_thread(store.list, caller.tenant)
+@router.get("", summary="List datasets", responses=LISTED)
+async def datasets(request: Request, query: Annotated[DatasetsQuery, Query()]) -> Response:
+    """The newest first: one's own tenant's; an operator's of all, or of `tenant`."""
+    store, tenant = runtime_of(request).service.datasets, tenant_asked(allowed(request), query.tenant)
+    listed = await asyncio.to_thread(store.list, tenant)
     return json_response({"datasets": [_body(info) for info in listed]})
 
 
-@router.get("/{digest}", summary="What is known of a dataset", responses=answers(Dataset, *FIND))
-async def dataset(request: Request, digest: Annotated[str, DIGEST]) -> Response:
-    """404 for none, and for another tenant's."""
-    store, caller = runtime_of(request).service.datasets, allowed(request)
-    return json_response(_body(await asyncio.to_thread(store.info, caller.tenant, _digest(digest))))
+@router.get("/{digest}", summary="What is known of a dataset", responses=answers(Dataset, InvalidName, *FIND))
+async def dataset(
+    request: Request, digest: Annotated[str, DIGEST], query: Annotated[DatasetsQuery, Query()]
+) -> Response:
+    """404 for none, and for another tenant's. An operator names the `tenant`."""
+    store, tenant = runtime_of(request).service.datasets, _tenant(request, query)
+    return json_response(_body(await asyncio.to_thread(store.info, tenant, _digest(digest))))
 
 
 @router.delete(
     "/{digest}",
     status_code=204,
     summary="Delete a dataset",
-    responses=answers(None, *FIND, Conflict, JobStoreUnavailable, status=204),
+    responses=answers(None, InvalidName, *FIND, Conflict, JobStoreUnavailable, status=204),
 )
-async def delete(request: Request, digest: Annotated[str, DIGEST]) -> Response:
-    """409 while a queued or running job needs it."""
-    service, caller = runtime_of(request).service, allowed(request)
-    await service.delete_dataset(caller, _digest(digest))
+async def delete(
+    request: Request, digest: Annotated[str, DIGEST], query: Annotated[DatasetsQuery, Query()]
+) -> Response:
+    """409 while a queued or running job needs it. An operator names the `tenant`."""
+    service, tenant = runtime_of(request).service, _tenant(request, query)
+    await service.delete_dataset(tenant, _digest(digest))
     return Response(status_code=204)
 
 
-async def _receive(request: Request, runtime: TrainerRuntime, tenant: str, name: str | None) -> DatasetInfo:
+def _tenant(request: Request, query: DatasetsQuery) -> str:
+    """The tenant whose dataset it is: two may have the same one."""
+    caller = allowed(request)
+    return tenant_asked(caller, query.tenant) or caller.tenant
+
+
+async def _receive(request: Request, runtime: TrainerRuntime, caller: Caller, name: str | None) -> DatasetInfo:
     store, most = runtime.service.datasets, runtime.settings.max_dataset_bytes
-    with await asyncio.to_thread(store.begin, tenant, max_bytes=most, name=name) as upload:
+    quota = runtime.service.quotas.dataset_bytes(caller.tenant, caller.key_id)
+    with await asyncio.to_thread(store.begin, caller.tenant, max_bytes=most, name=name, quota=quota) as upload:
         async for chunk in _chunks(request):
             async with runtime.writing:
                 await asyncio.to_thread(upload.write, chunk)
@@ -121,4 +136,5 @@ def _digest(text: str) -> str:
 
 
 def _body(info: DatasetInfo) -> dict[str, object]:
-    return {"dataset": info.digest, **{name: value for name, value in info.as_dict().items() if name != "digest"}}
+    told = {name: value for name, value in info.as_dict().items() if name != "digest"}
+    return {"dataset": info.digest, "tenant": info.tenant, **told}

@@ -15,10 +15,10 @@ from prefixes.errors import (
     InvalidName,
     InvalidParameter,
     QueueFull,
+    QuotaExceeded,
     RegistryUnavailable,
     TaskNotFound,
 )
-from server.web.auth import Caller
 from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
@@ -31,7 +31,7 @@ from trainer.jobs.errors import JobConflict, JobNotFound, JobStoreUnavailable
 from trainer.jobs.record import Job
 from trainer.service.answer_schemas import JobList, JobRecord
 from trainer.service.job_pages import page_of
-from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
+from trainer.service.runtime import TrainerRuntime, allowed, runtime_of, tenant_asked
 from trainer.service.schemas import JobBody, JobsQuery
 
 LOOK_S = 2.0
@@ -45,12 +45,18 @@ SAFE = {
     "referrer-policy": "no-referrer",
 }
 
+INNER = (
+    "token", "worker", "claimed_at", "ran_s", "lost", "actor", "key_id", "planned_steps", "steps", "steps_before",
+    "reservation",
+)  # fmt: skip
+"""Fields of the record that concern only workers."""
+
 router = APIRouter(prefix="/jobs", tags=["jobs"], default_response_class=Response, route_class=JsonRoute)
 
 FIND = (JobNotFound, JobStoreUnavailable)
 SUBMITTED = answers(
-    JobRecord, *BODY, InvalidName, InvalidParameter, InvalidArtifact, DatasetNotFound, TaskNotFound, QueueFull,
-    DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, status=201,
+    JobRecord, *BODY, InvalidName, InvalidParameter, InvalidArtifact, DatasetNotFound, TaskNotFound,
+    QuotaExceeded, QueueFull, DatasetsUnavailable, RegistryUnavailable, JobStoreUnavailable, status=201,
 )  # fmt: skip
 WATCHED = {
     **answers(None, *FIND, content=sent_events("state", "progress", numbered=True)),
@@ -80,11 +86,14 @@ async def submit(body: JobBody, request: Request) -> Response:
     return json_response(job_body(await runtime.service.submit(caller, body)), status=201)
 
 
-@router.get("", summary="List jobs", responses=answers(JobList, InvalidRequest, JobStoreUnavailable))
+@router.get("", summary="List jobs", responses=answers(JobList, InvalidRequest, InvalidName, JobStoreUnavailable))
 async def jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
-    """The newest first; `next` is the `before` of the next page. Large jobs make short pages."""
-    store, caller = runtime_of(request).service.store, allowed(request)
-    page, following = await page_of(store, caller.tenant, query, job_body)
+    """The newest first; `next` is the `before` of the next page. Large jobs make short pages.
+
+    One's own tenant's; an operator's of all, or of `tenant`.
+    """
+    store, tenant = runtime_of(request).service.store, tenant_asked(allowed(request), query.tenant)
+    page, following = await page_of(store, tenant, query, job_body)
     return json_response({"jobs": page, "next": following})
 
 
@@ -100,13 +109,13 @@ async def events(request: Request, job_id: str) -> Response:
 
     204 where it has ended and nothing is left to tell, so that an EventSource does not come back.
     """
-    runtime, caller = runtime_of(request), allowed(request)
+    runtime = runtime_of(request)
     found = await _job(request, job_id)
     after = request.headers.get("last-event-id")
-    if found.ended and not await runtime.service.store.events(caller.tenant, job_id, after):
+    if found.ended and not await runtime.service.store.events(found.tenant, job_id, after):
         return Response(status_code=204)
     left = asyncio.Event()
-    body = _events(runtime, caller, job_id, after, left)
+    body = _events(runtime, found.tenant, job_id, after, left)
     return EventStreamResponse(body, abort=left.set, heartbeat_s=runtime.settings.heartbeat_s)
 
 
@@ -131,7 +140,7 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.post(
     "/{job_id}/retry",
     summary="Run a failed or cancelled job again",
-    responses=answers(JobRecord, *FIND, JobConflict, QueueFull),
+    responses=answers(JobRecord, *FIND, JobConflict, InvalidParameter, QuotaExceeded, QueueFull),
 )
 async def retry(request: Request, job_id: str) -> Response:
     """From its last checkpoint on. 409 for any other. It counts as an open job, as a new one does."""
@@ -150,26 +159,26 @@ async def delete(request: Request, job_id: str) -> Response:
 
 
 def job_body(job: Job) -> dict[str, Any]:
-    """Return the job for the API, without the fields that concern only workers."""
+    """Return the job for the API."""
     told = job.as_dict()
-    for inner in ("token", "worker", "claimed_at", "ran_s", "lost", "actor", "tenant", "key_id"):
+    for inner in INNER:
         told.pop(inner, None)
     return told
 
 
 async def _job(request: Request, job_id: str) -> Job:
-    return await runtime_of(request).service.store.get(allowed(request).tenant, job_id)
+    return await runtime_of(request).service.find(allowed(request), job_id)
 
 
 async def _events(
-    runtime: TrainerRuntime, caller: Caller, job_id: str, after: str | None, left: asyncio.Event
+    runtime: TrainerRuntime, tenant: str, job_id: str, after: str | None, left: asyncio.Event
 ) -> AsyncIterator[bytes]:
     store = runtime.service.store
     with store.watch(job_id) as watch:
         while not (left.is_set() or runtime.draining):
             try:
-                found = await store.get(caller.tenant, job_id)
-                news = await store.events(caller.tenant, job_id, after)
+                found = await store.get(tenant, job_id)
+                news = await store.events(tenant, job_id, after)
             except JobStoreUnavailable:
                 news, ended = [], False
             except JobNotFound:

@@ -154,6 +154,27 @@ def test_a_state_is_looked_for_on_every_page_until_there_are_enough() -> None:
     assert len(client_of(page).jobs(state="failed", limit=50)) == 5
 
 
+def test_an_operator_names_the_tenant_and_others_send_none() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.raw_path.decode()}")
+        return httpx.Response(200, json={"jobs": [], "next": None, "datasets": []})
+
+    client = client_of(answer)
+    client.jobs(limit=1)
+    client.jobs(limit=1, tenant="acme")
+    client.datasets()
+    client.datasets(tenant="acme")
+    client.delete_dataset(DIGEST, tenant="acme")
+    digest = DIGEST.replace(":", "%3A")
+    told = [path.replace(digest, DIGEST) for path in asked]
+    assert told == [
+        "GET /jobs?limit=1", "GET /jobs?limit=1&tenant=acme", "GET /datasets", "GET /datasets?tenant=acme",
+        f"DELETE /datasets/{DIGEST}?tenant=acme",
+    ]  # fmt: skip
+
+
 def test_a_file_that_shrinks_while_it_is_sent_is_named(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"x" * 10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from starlette.routing import Route
 from prefixes.tenancy.model import Scope
 from server.web.intake import Intake
 from server.web.settings_sources import load_settings
-from tests.support.callers import expected, make_callers
+from tests.support.callers import Callers, expected, make_callers
 from tests.support.datasets import lines
 from trainer.service.app import create_admin, create_public
 from trainer.service.assembly import assemble
@@ -57,9 +57,28 @@ def routes(port: str, routed: FastAPI | APIRouter) -> Iterator[tuple[str, str, s
         else:
             yield from routes(port, route.original_router)  # type: ignore[attr-defined]
 
+Test = Callable[[FastAPI, FastAPI, Callers], Awaitable[None]]
+
+
+def with_trainer(tmp_path: Path, test: Test) -> None:
+    """Run ``test`` with both applications of a trainer, and every kind of caller."""
+
+    async def run() -> None:
+        given = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry")}
+        trainer = await assemble(load_settings(TrainerSettings, given, config=None))
+        try:
+            callers = make_callers(trainer.worker.registry.tenancy)  # type: ignore[attr-defined]
+            trainer.runtime.keyring.look()
+            intake = Intake(60, 1 << 20)
+            await test(create_public(trainer.runtime, intake), create_admin(trainer.runtime, intake), callers)
+        finally:
+            await trainer.close()
+
+    asyncio.run(run())
+
 
 def test_every_route_asks_every_caller(tmp_path: Path) -> None:
-    async def test(public: FastAPI, admin: FastAPI, callers: Any) -> None:
+    async def test(public: FastAPI, admin: FastAPI, callers: Callers) -> None:
         there = [*routes("public", public), *routes("admin", admin)]
         assert set(there) == set(TABLE), set(there) ^ set(TABLE)
         clients = {
@@ -94,15 +113,62 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
             told = (await clients["public"].get(what, headers=callers.headers["foreign"])).text
             assert digest not in told or what == "/datasets"
 
-    async def run() -> None:
-        given = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry")}
-        trainer = await assemble(load_settings(TrainerSettings, given, config=None))
-        try:
-            callers = make_callers(trainer.worker.registry.tenancy)  # type: ignore[attr-defined]
-            trainer.runtime.keyring.look()
-            intake = Intake(60, 1 << 20)
-            await test(create_public(trainer.runtime, intake), create_admin(trainer.runtime, intake), callers)
-        finally:
-            await trainer.close()
+    with_trainer(tmp_path, test)
 
-    asyncio.run(run())
+
+JOB: Final = "job-0"
+NO_DATASET: Final = f"sha256:{'0' * 64}"
+"""What nobody has."""
+OTHERS: Final = (
+    # method, path, status for the operator, for a stranger
+    ("GET", "/jobs/{job}", 200, 404),
+    ("GET", "/jobs/{job}/report", 409, 404),
+    ("POST", "/jobs/{job}/cancel", 200, 404),
+    ("GET", "/jobs/{job}/events", 200, 404),
+    ("POST", "/jobs/{job}/retry", 200, 404),
+    ("POST", "/jobs/{job}/cancel", 200, 404),
+    ("DELETE", "/jobs/{job}", 204, 404),
+    ("GET", "/jobs?tenant=acme", 200, 403),
+    ("GET", "/datasets?tenant=acme", 200, 403),
+    ("GET", "/datasets/{dataset}?tenant=acme", 200, 403),
+    ("GET", "/datasets/{dataset}", 404, 404),
+    ("DELETE", "/datasets/{dataset}?tenant=acme", 204, 403),
+)
+"""What an operator does with acme's jobs and datasets, one after the other, and what a stranger is told each time."""
+
+
+def test_an_operator_sees_and_moves_what_is_anybodys_and_a_stranger_learns_nothing(tmp_path: Path) -> None:
+    async def test(public: FastAPI, admin: FastAPI, callers: Callers) -> None:
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(public), base_url="http://localhost")
+        owner, stranger, operator = (callers.headers[name] for name in ("owner", "foreign", "operator"))
+        dataset = (await client.post("/datasets", content=lines(3), headers=owner)).json()["dataset"]
+        job = (await client.post("/jobs", json={"task": "e2e", "dataset": dataset}, headers=owner)).json()["id"]
+        for what, inside in (("/jobs", "jobs"), ("/datasets", "datasets")):
+            told = (await client.get(what, headers=operator)).json()[inside]
+            assert [one["tenant"] for one in told] == ["acme"]
+            assert (await client.get(f"{what}?tenant=globex", headers=operator)).json()[inside] == []
+            assert len((await client.get(f"{what}?tenant=acme", headers=owner)).json()[inside]) == 1
+            assert (await client.get(what, headers=stranger)).json()[inside] == []
+
+        for method, path, by_operator, by_stranger in OTHERS:
+            asked = path.format(job=job, dataset=dataset)
+            refused = await client.request(method, asked, headers=stranger)
+            assert refused.status_code == by_stranger, (method, path, refused.text)
+            # The same words are for what nobody has.
+            nothing = path.format(job=JOB, dataset=NO_DATASET).replace("acme", "nobody")
+            unknown = await client.request(method, nothing, headers=stranger)
+            assert words(refused).replace(job, JOB).replace(dataset, NO_DATASET) == words(unknown), (method, path)
+            if path.endswith("events"):
+                async with client.stream(method, asked, headers=operator) as answer:
+                    assert answer.status_code == by_operator
+                    continue
+            answer = await client.request(method, asked, headers=operator)
+            assert answer.status_code == by_operator, (method, path, answer.text)
+        for what, inside in (("/jobs", "jobs"), ("/datasets", "datasets")):
+            assert (await client.get(what, headers=owner)).json()[inside] == []
+
+    def words(answer: httpx.Response) -> str:
+        error = answer.json()["error"]
+        return f"{answer.status_code} {error['code']} {error['message']} {error['detail']}"
+
+    with_trainer(tmp_path, test)

@@ -36,7 +36,7 @@ def test_the_documented_user_takes_a_job_from_its_queue_to_its_end(server: Redis
     async def work() -> Job:
         target = parse_redis_url(f"redis://trainer:{PASSWORD}@{server.address}/1")
         store = RedisJobStore(target.connect_asyncio())
-        queue = SaqQueue(target.connect_asyncio(patience=PATIENCE), "worker", lease_s=2)
+        queue = SaqQueue(target.connect_asyncio(patience=PATIENCE), "worker", lambda tenant: 1.0, lease_s=2)
         ended = asyncio.Event()
         try:
             await store.check()
@@ -59,6 +59,11 @@ def test_the_documented_user_takes_a_job_from_its_queue_to_its_end(server: Redis
             await asyncio.gather(working, return_exceptions=True)
             assert [event.name for event in await store.events("default", job.id)].count("progress") == 1
             assert [found.id for found in await store.jobs("default", limit=9)] == [job.id]
+            assert [found.id for found in await store.jobs(None, limit=9)] == [job.id]
+            assert await store.owner(job.id) == "default"
+            assert [work.job_id for work in await queue.unsettled()] == [job.id]
+            await queue.settle(job.id, 1)
+            assert await queue.unsettled() == []
             return await store.delete("default", job.id)
         finally:
             await queue.close()

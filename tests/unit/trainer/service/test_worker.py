@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from prefixes.errors import BackboneError, TaskNotFound
 from prefixes.files import write_bytes, write_json
+from prefixes.limiter.memory import MemoryLimiter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.tenancy.keyring import Keyring
@@ -36,6 +37,8 @@ from trainer.service.outcome import Cancelled, JobFailed, public, version_of
 from trainer.service.process import ChildProcess
 from trainer.service.request import ARTIFACT, RECORD, REQUEST, prepare
 from trainer.service.settings import TrainerSettings
+from trainer.service.settling import Settling
+from trainer.service.steps import StepReservations
 from trainer.service.worker import Worker
 
 NAME = "machine-1"
@@ -66,7 +69,9 @@ def registry(settings: TrainerSettings) -> Iterator[Store]:
 async def a_worker(settings: TrainerSettings, registry: Store) -> AsyncIterator[Worker]:
     store = DiskJobStore(settings.data)
     keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
-    yield Worker(NAME, settings, store, LocalQueue(), JobFolders(settings.data), registry, keyring, metrics)
+    queue = LocalQueue(settings.data / "turns.json", keyring.weight_of)
+    settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring))
+    yield Worker(NAME, settings, store, queue, JobFolders(settings.data), registry, keyring, metrics, settling)
     await store.close()
 
 

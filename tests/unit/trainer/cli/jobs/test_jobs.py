@@ -41,6 +41,8 @@ class Trainer:
                     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
                     missing = {"error": {"code": "dataset_not_found", "message": "none"}}
                     status, answer = (201, {"dataset": digest}) if self.command == "POST" else (404, missing)
+                if self.path.startswith("/jobs?"):
+                    answer = {"jobs": [JOB], "next": None}
                 content = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(content)))
@@ -136,6 +138,12 @@ def test_what_is_not_given_is_the_trainers_to_choose(trainer: Trainer, data: Pat
 def test_none_can_be_asked_for(trainer: Trainer, data: Path, options: list[str], field: str, value: Any) -> None:
     assert prefixd_jobs("submit", "--task", "e2e", "--data", str(data), *options).exit_code == 0
     assert trainer.submitted()[field] == value
+
+
+def test_an_operator_lists_the_jobs_of_a_tenant(trainer: Trainer) -> None:
+    assert prefixd_jobs("list", "--tenant", "acme").exit_code == 0
+    assert prefixd_jobs("list").exit_code == 0
+    assert [path for _, path, _, _ in trainer.asked] == ["/jobs?limit=20&tenant=acme", "/jobs?limit=20"]
 
 
 def test_a_dataset_is_sent_as_it_is_under_its_files_name(trainer: Trainer, data: Path) -> None:

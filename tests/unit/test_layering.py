@@ -127,7 +127,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
-        ("quotas", "steps"),
+        ("quotas", "steps", "usage"),
         ("settling",),
         ("request", "outcome", "progress_writer", "job_service", "job_pages"),
         ("registry_retry", "rights", "run_job", "runtime", "guard"),

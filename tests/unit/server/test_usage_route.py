@@ -108,7 +108,8 @@ def test_a_stream_that_is_cut_is_billed_for_what_it_got(tmp_path: Path) -> None:
     async def test(served: Served) -> None:
         engine = served.apps.public.state.runtime.engine
         service = served.apps.public.state.runtime.service
-        running = await service.admit(ANYBODY, "e2e", "xy", {"max_new_tokens": 50, "min_new_tokens": 50}, "id")
+        wanted = {"max_new_tokens": 50, "min_new_tokens": 50}
+        running = await service.admit(ANYBODY, "e2e", "xy", wanted, "id", lambda _: None)
         got = len((await anext(running.stream)).token_ids)
         running.stream.abort()
         async for event in running.stream:

@@ -38,6 +38,12 @@ def _tenants() -> typer.Typer:
     return prefixes.cli.tenants.tenants_app
 
 
+def _usage() -> typer.Typer:
+    import prefixes.cli.usage
+
+    return prefixes.cli.usage.usage_app
+
+
 def _train() -> typer.Typer:
     import trainer.cli.train
 
@@ -79,6 +85,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {
     "prefixes": ("List, inspect, publish, import, export and move prefixes.", _prefixes),
     "keys": ("Make, rotate and revoke callers' keys.", _keys),
     "tenants": ("Make, list and block tenants.", _tenants),
+    "usage": ("Show what tenants used, and what it costs.", _usage),
     "train": ("Train a prefix on a frozen backbone and publish it.", _train),
     "evaluate": ("Score a prefix on a test set.", _evaluate),
     "trainer": ("Run training jobs as a service over HTTP.", _trainer),

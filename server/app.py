@@ -22,12 +22,13 @@ from server.engine.async_engine import AsyncEngine
 from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
 from server.limit_headers import HEADERS
+from server.metering import UsageMeter
 from server.metrics import EngineStateCollector
 from server.parameter_schemas import documented_limits
 from server.registry.metrics import LinkCollector
 from server.request_fields import FIELDS
 from server.reservations import Reservations
-from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes
+from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes, usage
 from server.runtime import MAX_TRANSFERS_AT_ONCE, Runtime
 from server.service import GenerationService
 from server.settings import Settings
@@ -71,7 +72,9 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         for key, spec in assembled.pinned.items():
             assembled.engine.pin(key, spec)
         inflow = Inflow(settings.max_waiting, settings.waiting_per_tenant, assembled.keyring.limits_of)
-        engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s))
+        meter = UsageMeter(link.registry.usage, settings.usage_flush_s)
+        engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s), meter.ended)
+        meter.start()
         assembled.keyring.start()
         reservations = Reservations(open_limiter(settings.registry, service="server"), assembled.keyring)
         keeping = [asyncio.create_task(keep()) for keep in (assembled.catalog.keep_known, reservations.keep)]
@@ -84,6 +87,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
                 task.cancel()
             await engine.close()
             await reservations.close()
+            await anyio.to_thread.run_sync(meter.close)
             await anyio.to_thread.run_sync(assembled.denials.close)
             await anyio.to_thread.run_sync(assembled.keyring.close)
             await anyio.to_thread.run_sync(link.close)
@@ -96,7 +100,7 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         version=package_version(),
         lifespan=lifespan,
     )
-    for module in (generate, prefixes, task_changes, openai, keys, audit, operations):
+    for module in (generate, prefixes, task_changes, openai, keys, audit, usage, operations):
         app.include_router(module.router)
     _install(app, assembled, intake, HttpMetrics(assembled.metrics_registry))
     return app
@@ -159,6 +163,7 @@ def _runtime(assembled: Assembled, engine: AsyncEngine, reservations: Reservatio
         uploads=UploadPlaces(settings.max_uploads, settings.max_uploads_of_a_tenant, settings.body_timeout_s),
         transfers=anyio.CapacityLimiter(MAX_TRANSFERS_AT_ONCE),
         trim_soon=TrimSoon(),
+        prices=assembled.prices,
     )
 
 

@@ -31,6 +31,7 @@ from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
 from prefixes.spec import PrefixSpec, TaskRef, check_compatible
 from prefixes.tenancy.keyring import Keyring
+from prefixes.usage.prices import PriceTable, read_prices
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
@@ -76,6 +77,7 @@ class Assembled:
     engine_metrics: EngineMetrics
     metrics_registry: CollectorRegistry
     pinned: Mapping[PrefixKey, PrefixSpec]
+    prices: PriceTable | None
 
 
 def assemble(settings: Settings) -> Assembled:
@@ -89,6 +91,7 @@ def assemble(settings: Settings) -> Assembled:
     dtype = _dtype(settings.dtype, device)
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
     keyring = open_keyring(registry.tenancy, settings, (settings.host, settings.admin_host))
+    prices = _prices(settings)
     began = time.monotonic()
     backbone = load_backbone(
         settings.backbone, dtype=dtype, device=device, ignore_generation_config=settings.ignore_generation_config
@@ -137,6 +140,7 @@ def assemble(settings: Settings) -> Assembled:
         engine_metrics=metrics,
         metrics_registry=metrics_registry,
         pinned=_reserve_pins(settings.pin, registry, backbone, engine),
+        prices=prices,
     )
 
 
@@ -208,6 +212,13 @@ def _check_defaults(backbone: Backbone, settings: Settings) -> None:
             f"backbone {backbone.name!r}: generation config: {error.message}. Without it: {OPTION} FIELD",
             **error.detail,
         ) from None
+
+
+def _prices(settings: Settings) -> PriceTable | None:
+    try:
+        return None if settings.price_file is None else read_prices(settings.price_file)
+    except InvalidParameter as error:
+        raise InvalidSettings(f"price_file: {error.message}") from None
 
 
 def _tiers(settings: Settings, link: RegistryLink, keyring: Keyring) -> PrefixTiers:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prefixes.backbone import Backbone
 from prefixes.errors import ShuttingDown
 from prefixes.tenancy.keyring import Keyring
+from prefixes.usage.prices import PriceTable
 from server.engine.async_engine import AsyncEngine
 from server.registry.catalog import Catalog
 from server.service import GenerationService
@@ -41,6 +42,7 @@ class Runtime:
     uploads: UploadPlaces
     transfers: anyio.CapacityLimiter
     trim_soon: TrimSoon
+    prices: PriceTable | None
 
     @property
     def backbone_name(self) -> str:

@@ -120,6 +120,12 @@ class Settings(AccessSettings):
         0.5, ge=0, le=0.9, description="Seconds for which an alias is believed; below 1, so that a promote is seen."
     )
     drain_timeout_s: Seconds = Field(120.0, description="Seconds that running rows get to finish after SIGTERM.")
+    usage_flush_s: Seconds = Field(
+        5.0, description="Seconds between two records of what tenants used; a killed server loses as much at most."
+    )
+    price_file: Path | None = Field(
+        None, description="Prices of tokens and training steps (TOML or JSON): `GET /usage` has costs then."
+    )
     step_timeout_s: Seconds = Field(
         60.0, description="Seconds after which a step that does not return makes /ready and /health fail."
     )

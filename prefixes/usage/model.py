@@ -136,6 +136,15 @@ def first_kept(now: str | None = None) -> str:
     return (date.fromisoformat(now or today()) - timedelta(days=DAYS_KEPT - 1)).isoformat()
 
 
+def asked_days(first: str | None, last: str | None) -> tuple[str, str]:
+    """From and to, both included: this month's first day and today, where nobody says. Raises InvalidParameter."""
+    end = today() if last is None else check_day("to", last)
+    begin = today()[:8] + "01" if first is None else check_day("from", first)
+    if begin > end:
+        raise InvalidParameter(f"from: expected a day up to {end}, got {begin}", parameter="from")
+    return begin, end
+
+
 def check_day(name: str, text: str) -> str:
     """``text``, if it is a day. Raises InvalidParameter."""
     try:

@@ -39,6 +39,7 @@ from trainer.service.metrics import JobMetrics
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
 from trainer.service.steps import StepReservations
+from trainer.service.usage import JobUsage
 from trainer.service.worker import Worker
 
 LEASE_S = 4
@@ -117,7 +118,7 @@ def test_jobs_whose_worker_is_gone_are_taken_over_and_finished_and_those_that_wa
             TrainerSettings, {"data": trainer.root, "registry": "unused", "backbone": ["tiny=/unused"]}, config=None
         )
         keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
-        settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring))
+        settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring), JobUsage(registry.usage))
         worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics, settling)
         lost = {job.id for job in await queue.dead(await store.open_jobs()) if trainer.redis or job.state == "running"}
         assert lost == trainer.left("running")

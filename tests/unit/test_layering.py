@@ -33,7 +33,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("artifact", "backbone"),
         ("registry", "formats"),
         ("remote",),
-        ("client", "remote_directory"),
+        ("client", "remote_directory", "remote_usage"),
         ("cli",),
     ),
     "prefixes.registry": (
@@ -71,12 +71,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "server": (
         ("web", "engine", "labels"),
         ("labelled_series",),
-        ("answers", "answer_schemas", "metrics", "parameters", "settings", "tokenizing", "limit_headers"),
+        ("answers", "answer_schemas", "metering", "metrics", "parameters", "settings", "tokenizing", "limit_headers"),
         ("parameter_schemas", "reservations"),
         ("tiers",),
         ("registry",),
         ("schemas",),
-        ("service", "key_schemas"),
+        ("service", "key_schemas", "usage_schemas"),
         ("openai",),
         ("request_fields",),
         ("runtime", "uploads"),
@@ -129,7 +129,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
         ("settings", "schemas", "answer_schemas", "process", "metrics"),
-        ("quotas", "steps"),
+        ("quotas", "steps", "usage"),
         ("settling",),
         ("request", "outcome", "progress_writer", "job_service", "job_pages"),
         ("registry_retry", "rights", "run_job", "runtime", "guard"),

@@ -94,7 +94,7 @@ def retried(
         raise JobConflict(f"retry: expected a failed or cancelled job, got one that is {job.state}", state=job.state)
     fresh = replace(
         job, attempt=job.attempt + 1, lost=0, cancel_requested=False, failure=None, finished_at=None, version=None,
-        steps_before=job.steps, reservation=reservation,
+        steps_before=job.steps, tokens_before=job.tokens, reservation=reservation,
     )  # fmt: skip
     if actor is not None:
         fresh = replace(fresh, actor=actor, key_id=key_id)
@@ -124,10 +124,13 @@ def claimed(job: Job, token: int, worker: str) -> Change:
     )  # fmt: skip
 
 
-def progressed(job: Job, token: int, progress: Mapping[str, Any], stage: str, step: int = 0) -> Change:
-    """Record progress and stage, and ``step`` if no worker reached a higher one. Raises Fenced for an old token."""
+def progressed(
+    job: Job, token: int, progress: Mapping[str, Any], stage: str, step: int = 0, tokens: int = 0
+) -> Change:
+    """Record progress and stage, and ``step`` and ``tokens`` if no worker had more. Raises Fenced for an old token."""
     require_owner(job, token)
-    changed = replace(job, progress=dict(progress), stage=stage, steps=max(job.steps, step))
+    steps, tokens = max(job.steps, step), max(job.tokens, tokens)
+    changed = replace(job, progress=dict(progress), stage=stage, steps=steps, tokens=tokens)
     events = [_state_event(changed)] if stage != job.stage else []
     if progress != job.progress:
         events.append(Event("progress", {"stage": stage, **progress}))

@@ -48,6 +48,8 @@ class Job:
     planned_steps: int = 0  # the most that it can take; 0 where nobody counted
     steps: int = 0  # the highest step that any of its workers reached, over all attempts
     steps_before: int = 0  # the same when this attempt began
+    tokens: int = 0  # trained on up to the highest step
+    tokens_before: int = 0  # the same when this attempt began
     reservation: str | None = None  # of this attempt's steps, with the limiter
 
     @property
@@ -68,7 +70,7 @@ class Job:
     def as_dict(self) -> dict[str, Any]:
         """JSON values; ``job_from`` takes them back."""
         values = asdict(self)
-        for name in ("key_id", "planned_steps", "steps", "steps_before", "reservation"):
+        for name in ("key_id", "planned_steps", "steps", "steps_before", "tokens", "tokens_before", "reservation"):
             if not values[name]:
                 del values[name]  # as in the records of a time without them
         return values

@@ -38,6 +38,7 @@ from trainer.service.runtime import MAX_WRITES_AT_ONCE, TrainerRuntime
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
 from trainer.service.steps import StepReservations
+from trainer.service.usage import JobUsage
 from trainer.service.worker import Worker
 
 _log = logging.getLogger("prefixd.trainer")
@@ -82,7 +83,7 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
         metrics.register(collector)
     folders = JobFolders(settings.data)
     limiter = open_limiter(settings.registry, service="trainer")
-    settling = Settling(store, queue, StepReservations(limiter, keyring))
+    settling = Settling(store, queue, StepReservations(limiter, keyring), JobUsage(registry.usage))
     service = JobService(
         settings, store, queue, folders, DatasetStore(settings.data), registry, Quotas(settings, keyring), settling
     )

@@ -76,9 +76,13 @@ class JobService:
         return job
 
     async def retry(self, caller: Caller, job_id: str) -> Job:
-        """See ``job.retried``. Raises InvalidParameter for more steps than a day has, QuotaExceeded, QueueFull."""
+        """See ``job.retried``. Raises InvalidParameter for more steps than a day has, QuotaExceeded, QueueFull.
+
+        What the attempt before took is recorded first: raises RegistryUnavailable.
+        """
         found = await self.find(caller, job_id)
         retried(found)  # raises JobConflict, before anything is reserved
+        await self.settling.usage.record(found)
         left = max(0, found.planned_steps - found.steps)
         async with self.settling.steps.reserved(found.tenant, caller.key_id, left) as reservation:
             again = partial(retried, actor=caller.actor, key_id=caller.key_id, reservation=reservation)
@@ -87,8 +91,12 @@ class JobService:
         return job
 
     async def delete(self, caller: Caller, job_id: str) -> None:
-        """Delete an ended job and its folder. What it published stays."""
+        """Delete an ended job and its folder. What it published stays, and what it took, which is recorded first.
+
+        Raises RegistryUnavailable where it cannot be.
+        """
         found = await self.find(caller, job_id)
+        await self.settling.usage.record(found)
         job = await self.store.delete(found.tenant, job_id)
         await asyncio.to_thread(self.folders.remove, job)
 

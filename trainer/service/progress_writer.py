@@ -23,6 +23,7 @@ class ProgressWriter:
     def __init__(self, job: Job, store: JobStore, metrics: JobMetrics, interval_s: float) -> None:
         self._job, self._store, self._metrics, self._interval_s = job, store, metrics, interval_s
         self._stage, self._progress, self._step = "loading", dict[str, Any](), 0
+        self._tokens = 0
         self._changed = asyncio.Event()
 
     def receive(self, message: Mapping[str, Any]) -> None:
@@ -34,6 +35,7 @@ class ProgressWriter:
             told = {name: value for name, value in message.items() if name != "event" and value is not None}
             self._progress = kept | told
             self._step = max(self._step, int(told.get("step", 0)))  # scores may come before it is written
+            self._tokens = max(self._tokens, int(told.get("tokens", 0)))
             self._metrics.progressed(self._job, self._progress)
         self._changed.set()
 
@@ -49,11 +51,11 @@ class ProgressWriter:
         if not self._changed.is_set():
             return
         self._changed.clear()
-        job, stage, progress, step = self._job, self._stage, self._progress, self._step
+        job, stage, progress, step, tokens = self._job, self._stage, self._progress, self._step, self._tokens
         with contextlib.suppress(JobNotFound, Fenced):  # ``Worker._guard`` handles both
             try:
                 await self._store.change(
-                    job.tenant, job.id, lambda found: progressed(found, job.token, progress, stage, step)
+                    job.tenant, job.id, lambda found: progressed(found, job.token, progress, stage, step, tokens)
                 )
             except JobStoreUnavailable:
                 self._changed.set()

@@ -1,4 +1,4 @@
-"""What is settled once a job has ended: its steps of the day, and its turn in the queue.
+"""What is settled once a job has ended: its steps of the day, its tenant's usage, and its turn in the queue.
 
 Whoever ends a job settles it at once. Whoever finds that it ended elsewhere does it again, which changes nothing if it
 was done: a process may die between the two. Knows neither process nor registry.
@@ -10,10 +10,12 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefixes.errors import RegistryUnavailable
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
 from trainer.jobs.open_job import OpenJob
 from trainer.service.steps import StepReservations
+from trainer.service.usage import JobUsage
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,14 @@ class Settling:
     store: JobStore
     queue: Queue
     steps: StepReservations
+    usage: JobUsage
 
     async def settle(self, tenant: str, job_id: str) -> None:
-        """Give back what the job was charged for and did not take. Does nothing for one that has not ended.
+        """Give back what the job was charged for and did not take, and record what it took, once it has ended.
 
         The queue comes last: by its charge the job is found again.
         """
-        with contextlib.suppress(JobStoreUnavailable):  # it is found again
+        with contextlib.suppress(JobStoreUnavailable, RegistryUnavailable):  # it is found again
             try:
                 job = await self.store.get(tenant, job_id)
             except JobNotFound:  # deleted while its delivery waited
@@ -37,6 +40,7 @@ class Settling:
             else:
                 if job.ended:
                     await self.steps.settle(job)
+                    await self.usage.record(job)
                     await self.queue.settle(job_id, job.steps)
 
     async def settle_ended(self, still_open: Sequence[OpenJob]) -> None:

@@ -11,7 +11,7 @@ from server.engine.types import EngineStats
 from server.metrics import EngineMetrics, EngineStateCollector
 from server.registry.link import LinkState
 from server.registry.metrics import LinkCollector, RegistryMetrics
-from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes
+from server.routes import admin, audit, generate, keys, openai, operations, prefixes, task_changes, usage
 from server.tiers.metrics import TierCollector
 from server.tiers.tiers import PrefixTiers
 from server.web.errors import STATUSES
@@ -35,7 +35,7 @@ def test_every_parameter_is_documented() -> None:
 
 def test_every_route_is_documented() -> None:
     app = FastAPI()
-    for module in (generate, prefixes, task_changes, openai, keys, audit, operations, admin):
+    for module in (generate, prefixes, task_changes, openai, keys, audit, usage, operations, admin):
         app.include_router(module.router)
     for path, methods in app.openapi()["paths"].items():
         documented = path.replace("/prefixes/{name}", "/prefixes/{tenant}/{name}")

@@ -47,7 +47,7 @@ SAFE = {
 
 INNER = (
     "token", "worker", "claimed_at", "ran_s", "lost", "actor", "key_id", "planned_steps", "steps", "steps_before",
-    "reservation",
+    "tokens", "tokens_before", "reservation",
 )  # fmt: skip
 """Fields of the record that concern only workers."""
 
@@ -140,7 +140,7 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.post(
     "/{job_id}/retry",
     summary="Run a failed or cancelled job again",
-    responses=answers(JobRecord, *FIND, JobConflict, InvalidParameter, QuotaExceeded, QueueFull),
+    responses=answers(JobRecord, *FIND, JobConflict, InvalidParameter, QuotaExceeded, QueueFull, RegistryUnavailable),
 )
 async def retry(request: Request, job_id: str) -> Response:
     """From its last checkpoint on. 409 for any other. It counts as an open job, as a new one does."""
@@ -150,7 +150,10 @@ async def retry(request: Request, job_id: str) -> Response:
 
 
 @router.delete(
-    "/{job_id}", status_code=204, summary="Forget a job", responses=answers(None, *FIND, JobConflict, status=204)
+    "/{job_id}",
+    status_code=204,
+    summary="Forget a job",
+    responses=answers(None, *FIND, JobConflict, RegistryUnavailable, status=204),
 )
 async def delete(request: Request, job_id: str) -> Response:
     """Its checkpoint and report go with it; what it published stays. 409 for one that has not ended."""

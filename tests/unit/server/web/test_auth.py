@@ -60,6 +60,7 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("public", "POST", "/keys/{key_id}/limits"): (Scope.KEYS, KEY),
     ("public", "DELETE", "/keys/{key_id}"): (Scope.KEYS, KEY),
     ("public", "GET", "/audit"): (Scope.KEYS, OWN),
+    ("public", "GET", "/usage"): (Scope.KEYS, OWN),
     ("public", "GET", "/tenants"): (Scope.OPERATOR, SERVICE),
     ("public", "POST", "/tenants"): (Scope.OPERATOR, SERVICE),
     ("public", "GET", "/tenants/{tenant}"): (Scope.OPERATOR, SERVICE),

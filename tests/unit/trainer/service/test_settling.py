@@ -25,7 +25,7 @@ from trainer.service.progress_writer import ProgressWriter
 from trainer.service.settings import TrainerSettings
 from trainer.service.worker import Worker
 
-CONFIG = {"config": {"batch_size": 2}}
+CONFIG = {"task": "acme/e2e", "config": {"batch_size": 2}}
 
 
 @pytest.fixture

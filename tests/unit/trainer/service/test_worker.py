@@ -40,6 +40,7 @@ from trainer.service.request import ARTIFACT, RECORD, REQUEST, prepare
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
 from trainer.service.steps import StepReservations
+from trainer.service.usage import JobUsage
 from trainer.service.worker import Worker
 
 NAME = "machine-1"
@@ -71,7 +72,7 @@ async def a_worker(settings: TrainerSettings, registry: Store) -> AsyncIterator[
     store = DiskJobStore(settings.data)
     keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
     queue = LocalQueue(settings.data / "turns.json", keyring.weight_of)
-    settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring))
+    settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring), JobUsage(registry.usage))
     yield Worker(NAME, settings, store, queue, JobFolders(settings.data), registry, keyring, metrics, settling)
     await store.close()
 

@@ -49,10 +49,11 @@ async def stream(client: httpx.AsyncClient, task: str, text: str) -> tuple[float
     return first, tokens
 
 
-async def load(url: str, seed: int) -> tuple[float, float]:
-    """Run all clients; return their total tokens per second and their median time to first token."""
+async def load(url: str, seed: int, secret: str | None = None) -> tuple[float, float]:
+    """Run all clients, with a key if need be; return total tokens per second and the median time to first token."""
     limits = httpx.Limits(max_connections=CLIENTS)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, headers=headers) as client:
         began = time.perf_counter()
         texts = text_prompts(WORK, CLIENTS, seed)
         answers = await asyncio.gather(*(stream(client, f"task{i}", text) for i, text in enumerate(texts)))
@@ -60,7 +61,7 @@ async def load(url: str, seed: int) -> tuple[float, float]:
     return sum(tokens for _, tokens in answers) / seconds, statistics.median(first for first, _ in answers)
 
 
-def start_server(folder: Path, registry: Path, threads: int) -> tuple[subprocess.Popen[bytes], str]:
+def start_server(folder: Path, registry: Path | str, threads: int) -> tuple[subprocess.Popen[bytes], str]:
     """Start a server on a free port and wait until it is ready; return its process and URL."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -2,90 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from tests.support.callers import bearer
-from tests.support.paths import ROOT
-from tests.support.redis_server import RedisServer, wait_until
-from tests.support.server import PLAIN, ServerProcess, TinyWorld, make_world
+from tests.support.deployment import Deployment, call, deployed_on, generated, published
+from tests.support.redis_server import wait_until
+from tests.support.server import ServerProcess
 from tests.support.traffic import Repeated
 
 SEEN_S = 1.0
 """Within this long a revocation has reached every replica."""
-SHORT = {"max_new_tokens": 4, "min_new_tokens": 4}
-
-
-@dataclass
-class Deployment:
-    """A registry, and the replicas on it."""
-
-    url: str
-    replicas: list[ServerProcess]
-    world: TinyWorld
-
-    def prefixd(self, *arguments: str, server: str | None = None, key: str | None = None, code: int = 0) -> Any:
-        """A command's JSON, on the registry or through a server."""
-        place = ("--registry", self.url) if server is None else ("--server", server)
-        done = subprocess.run(
-            [sys.executable, "-m", "prefixd", *arguments, *place, "--json"],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-            env={**os.environ, **({"PREFIXD_KEY": key} if key else {})},
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        return json.loads(done.stdout) if code == 0 else done.stderr
-
-    def key(self, tenant: str, scopes: str, *more: str) -> Any:
-        """A new key, made as an operator does."""
-        return self.prefixd("keys", "create", "--tenant", tenant, "--scopes", scopes, *more)
 
 
 @pytest.fixture(scope="module", params=["disk", "redis"])
 def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    folder = tmp_path_factory.mktemp("tenants")
-    world = make_world(folder / "backbone")
-    with ExitStack() as stack:
-        url = str(folder / "registry")
-        if request.param == "redis":
-            url = stack.enter_context(RedisServer(append_only=True)).url
-        arguments = (
-            *("--backbone", str(world.folder), "--registry", url, "--threads", "1"), "--deterministic", "--access-log"
-        )  # fmt: skip
-        made = Deployment(url, [], world)
-        made.operator = made.key("ops", "operator")  # type: ignore[attr-defined]
-        for number in range(2 if request.param == "redis" else 1):
-            (folder / str(number)).mkdir()
-            # Beyond this machine, as is only allowed once there is a key.
-            server = ServerProcess(folder / str(number), "--host", "0.0.0.0", *arguments)
-            made.replicas.append(stack.enter_context(server))
-        for server in made.replicas:
-            server.wait_ready()
+    with deployed_on(request.param, tmp_path_factory.mktemp("tenants"), "--access-log") as made:
         yield made
-
-
-def call(server: ServerProcess, method: str, path: str, secret: str | None, **given: Any) -> httpx.Response:
-    return httpx.request(
-        method, f"{server.url}{path}", headers=bearer(secret) if secret else {}, timeout=60, verify=PLAIN, **given
-    )
-
-
-def generated(server: ServerProcess, task: str, secret: str) -> httpx.Response:
-    return call(server, "POST", "/generate", secret, json={"task": task, "input": "Blue", "parameters": SHORT})
-
-
-def published(server: ServerProcess, task: str, data: bytes, secret: str) -> httpx.Response:
-    return call(server, "POST", "/prefixes", secret, data={"task": task}, files={"file": ("x.safetensors", data)})
 
 
 def test_two_customers_share_a_server_and_nothing_else(deployed: Deployment) -> None:
@@ -117,8 +53,7 @@ def test_two_customers_share_a_server_and_nothing_else(deployed: Deployment) -> 
     assert call(last, "GET", "/keys", globex["secret"]).json()["keys"][0]["tenant"] == "globex"
     # The same bytes as a task that one does not know of are as new as any others.
     assert published(last, "mine", data, globex["secret"]).status_code == 201
-    ops = deployed.operator["secret"]  # type: ignore[attr-defined]
-    assert {item["task"] for item in call(first, "GET", "/prefixes", ops).json()["prefixes"]} >= {
+    assert {item["task"] for item in call(first, "GET", "/prefixes", deployed.operator).json()["prefixes"]} >= {
         "acme/private", "globex/e2e"
     }  # fmt: skip
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from tests.support.server import PLAIN, ServerProcess, events
+from tests.support.callers import bearer
+from tests.support.server import ServerProcess, events
 
 PATIENCE_S = 90.0
 """For a job of some seconds on a busy machine."""
@@ -25,8 +26,17 @@ class TrainerProcess(ServerProcess):
 
     command = "trainer"
 
-    def __init__(self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None, secret: str | None = None
+    ) -> None:
         super().__init__(folder, "--progress-s", "0.05", "--threads", "1", *arguments, env=env)
+        self.secret = secret
+
+    def client(self) -> httpx.Client:
+        """A client for it, with the key's secret where there is one."""
+        made = super().client()
+        made.headers.update(bearer(self.secret) if self.secret else {})
+        return made
 
     def wait_working(self, timeout_s: float = 120) -> None:
         """Return once it is ready, for one without the API."""
@@ -78,8 +88,8 @@ class TrainerProcess(ServerProcess):
 
     def job(self, job_id: str) -> dict[str, Any]:
         """What the API says of a job."""
-        answer = httpx.get(f"{self.url}/jobs/{job_id}", timeout=60, verify=PLAIN).raise_for_status()
-        body: dict[str, Any] = answer.json()
+        with self.client() as client:
+            body: dict[str, Any] = client.get(f"/jobs/{job_id}").raise_for_status().json()
         return body
 
     def wait_for_job(self, job_id: str, state: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from prefixes.limiter.base import Window
 from prefixes.tenancy.directory import Directory, NewKey
 from prefixes.tenancy.limits import Limits
 from server.limit_headers import HEADERS, duration
+from server.reservations import Reservations
 from server.web.auth import Caller
 from server.web.authentication import caller_with
 from tests.support.apps import Served, with_apps
@@ -413,6 +414,20 @@ def test_what_is_open_is_renewed_and_nothing_else(with_limits: WithLimits) -> No
         with await service.reserve(limited.caller, [prepared], lambda states: None):
             await service._reservations.renew()
             assert [name.split(":")[1].split("#")[0] for name in limited.limiter.renewed] == ["mine"]
+
+    with_limits(test)
+
+
+def test_one_request_id_at_two_replicas_is_two_reservations(with_limits: WithLimits) -> None:
+    """Clients choose request ids. Were they the limiter's, whoever sends one twice would get the second for nothing."""
+
+    async def test(limited: Limited) -> None:
+        limited.limit(Limits(requests_per_minute=10))
+        prepared = await limited.served.apps.public.state.runtime.service.prepare(limited.caller, None, "x", {}, "mine")
+        for _ in range(2):
+            replica = Reservations(limited.limiter, limited.served.assembled.keyring)
+            await replica.reserve(limited.caller, [prepared.request], lambda states: None)
+        assert limited.used("requests", Window.MINUTE) == 2
 
     with_limits(test)
 

@@ -31,7 +31,7 @@ from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.registry import open_registry
 from prefixes.tenancy.directory import Directory
-from prefixes.tenancy.limits import NAMES, Limits
+from prefixes.tenancy.limits import NAMES
 from server.engine.kernels.threads import available_cores
 
 FAR: Final = 10**9
@@ -70,9 +70,9 @@ def start(name: str, folder: Path, registry: str, threads: int) -> Served:
     if name == "closed":
         directory = Directory(store.tenancy)
         made = directory.create_key("default", "bench", ["generate"], actor="bench")
-        secret, every = made.secret, Limits(**{name: FAR for name in NAMES})
-        directory.set_limits("default", every, actor="bench")
-        directory.set_key_limits(made.key.id, every, actor="bench")
+        secret, every = made.secret, dict.fromkeys(NAMES, FAR)
+        directory.limit_tenant("default", every, actor="bench")
+        directory.limit_key(made.key.id, every, actor="bench")
     store.close()
     process, url = start_server(folder, registry, threads)
     return Served(name, process, url, secret)

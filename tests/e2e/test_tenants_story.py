@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,8 @@ def test_two_customers_from_the_first_key_to_the_bill(deployed: Deployment, tmp_
     assert [theirs.generate(f"acme/{task}").status_code for task in ("learned", "hand", "none")] == [404, 404, 404]
     deployed.prefixd("prefixes", "share", "learned", "--tenant", "globex", server=last.url, key=acme)
     for server in deployed.replicas:
-        path = "/prefixes/acme/learned"
-        wait_until(lambda path=path, server=server: call(server, "GET", path, globex).is_success,  # type: ignore[misc]
-                   lambda: "the shared task is not seen", 20)
+        seen = partial(call, server, "GET", "/prefixes/acme/learned", globex)
+        wait_until(lambda seen=seen: seen().is_success, lambda: "the shared task is not seen", 20)  # type: ignore[misc]
     assert theirs.generate("acme/learned").json()["outputs"] == said[0].json()["outputs"]
     assert theirs.generate("acme/hand").status_code == 404
 
@@ -93,10 +93,8 @@ def test_two_customers_from_the_first_key_to_the_bill(deployed: Deployment, tmp_
             client.stream(task)
 
     # The bill: to the token what the programs were told, and nothing of one in the other's.
-    for secret, tenant, clients in ((acme, "acme", [ours]), (globex, "globex", [theirs, refused])):
-        wait_until(lambda secret=secret, clients=clients: _billed(deployed, secret) == sum(  # type: ignore[misc]
-            (client.counted for client in clients), Counter()), lambda secret=secret: str(_billed(deployed, secret)), 60)
-        assert tenant in str(deployed.prefixd("usage", "--by", "tenant", server=last.url, key=secret))
+    for secret, told in ((acme, ours.counted), (globex, theirs.counted + refused.counted)):
+        _wait_for_bill(deployed, secret, told)
 
 
 def _trained(deployed: Deployment, folder: Path, acme: str, globex: str) -> str:
@@ -136,15 +134,18 @@ def _limits_bite(deployed: Deployment, key: dict[str, Any], others: Client) -> C
     return client
 
 
+def _wait_for_bill(deployed: Deployment, secret: str, told: Counter[tuple[str, str]]) -> None:
+    wait_until(lambda: _billed(deployed, secret) == told, lambda: f"{_billed(deployed, secret)} is not {told}", 60)
+
+
 def _billed(deployed: Deployment, secret: str) -> Counter[tuple[str, str]]:
     """The usage of a customer by task, as its command shows it."""
-    rows = deployed.prefixd("usage", "--by", "task", server=deployed.replicas[0].url, key=secret)["usage"]
+    rows = deployed.prefixd("usage", "--by", "task", server=deployed.replicas[0].url, key=secret)["rows"]
     return Counter({(row["task"], kind): row[kind] for row in rows for kind in KINDS if row[kind]})
 
 
 def test_help_of_every_command_of_tenants_teaches() -> None:
     for command in (["keys"], ["tenants"], ["usage"], ["keys", "limits"], ["tenants", "limits"]):
-        shown = subprocess.run(
-            [sys.executable, "-m", "prefixd", *command, "--help"], capture_output=True, text=True, check=True, timeout=60
-        )
+        asked = [sys.executable, "-m", "prefixd", *command, "--help"]
+        shown = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
         assert len(shown.stdout) > 300

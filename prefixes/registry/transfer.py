@@ -27,11 +27,10 @@ from prefixes.errors import (
 from prefixes.registry import open_registry
 from prefixes.registry.audit_transfer import AuditRestore, back_up_audit
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
+from prefixes.registry.copied_keys import copy_keys
 from prefixes.registry.copied_usage import copy_usage
 from prefixes.registry.listing import list_tasks
 from prefixes.registry.store import check_artifact
-from prefixes.tenancy.model import Tenancy
-from prefixes.tenancy.records import tenancy_to_json
 
 Result = Literal["copied", "replaced", "unchanged", "removed", "conflict", "failed"]
 RESULTS: Final[tuple[Result, ...]] = ("copied", "replaced", "unchanged", "removed", "conflict", "failed")
@@ -114,7 +113,7 @@ def transfer(
         raise ValueError("expected a target, or a dry run")
     whole = tenant is None and name is None
     same = whole and not dry_run and target is not None and target.id == source.id
-    keys = whole and _copy_keys(source, target, mirror=mirror, dry_run=dry_run)
+    keys = whole and copy_keys(source, target, mirror=mirror, dry_run=dry_run)
     usage_days = copy_usage(source, target, mirror=mirror, dry_run=dry_run) if whole else 0
     copier, listing = _Copier(source, target, replace or mirror, dry_run, actor), list_tasks(source, tenant, name)
     kept: frozenset[str] = frozenset()
@@ -161,29 +160,6 @@ def transfer(
         keys=keys,
         usage_days=usage_days,
     )
-
-
-def _copy_keys(source: Store, target: Store | None, *, mirror: bool, dry_run: bool) -> bool:
-    """Copy tenants, keys and shares before any task, so that a restored registry is never open; whether it has to.
-
-    A backup takes them as they are. A restore leaves a registry that has some, since its revocations may be newer; but
-    not one that is open, where the backup is closed.
-    """
-    if target is not None and target.id != source.id:
-        return False
-    stored = source.tenancy.read()
-    there = target.tenancy.read() if target is not None else None
-    if stored.data is None and not stored.closed:
-        return False
-    if target is None or there is None:
-        return True
-    closing = stored.closed and not there.closed
-    data = stored.data or there.data or tenancy_to_json(Tenancy())
-    if not closing and (there.data == data or (there.data is not None and not mirror)):
-        return False
-    if not dry_run and not target.tenancy.replace(data, there.revision, closing=closing):
-        raise RegistryUnavailable("registry: the target's tenants and keys were changed meanwhile; try again")
-    return True
 
 
 def _failure(tenant: str, why: str) -> Callable[[], Outcome]:

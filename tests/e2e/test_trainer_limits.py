@@ -38,13 +38,13 @@ def start(world: TinyWorld, tmp_path: Path) -> Iterator[Start]:
 def test_a_job_that_does_not_end_gives_the_only_worker_back_and_keeps_its_checkpoint(
     start: Start, tmp_path: Path
 ) -> None:
-    trainer = start("--max-job-s", "20")
+    trainer = start("--max-job-s", "40")
     dataset = trainer.upload(restaurants(40))
     endless = trainer.submit("endless", dataset, hyperparameters=LONG)
     waiting = trainer.submit("e2e", dataset)
     failure = trainer.wait_for_job(endless, "failed")["failure"]
     assert failure["code"] == "time_limit"
-    assert "expected the job to end within 20 s" in failure["message"]
+    assert "expected the job to end within 40 s" in failure["message"]
     assert list((tmp_path / "data").rglob(f"{endless}/*/checkpoint.safetensors"))
     assert trainer.wait_for_job(waiting, "succeeded")["result"]
     reached = trainer.job(endless)["progress"]["step"]
@@ -53,7 +53,7 @@ def test_a_job_that_does_not_end_gives_the_only_worker_back_and_keeps_its_checkp
 
 
 def test_a_process_that_does_not_stop_in_time_is_killed_and_its_job_fails_for_its_time(start: Start) -> None:
-    trainer = start("--max-job-s", "12")
+    trainer = start("--max-job-s", "30")
     job = trainer.submit("e2e", trainer.upload(restaurants(40)), hyperparameters=LONG)
     trainer.wait_for_step(job, 1)
     trainer.signal_children(signal.SIGSTOP)

@@ -42,7 +42,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("limits", "changes"),
         ("history", "quota"),
         ("transitions", "deleted", "identity", "failed_tenants"),
-        ("records", "store", "stored_json", "listing", "copied_usage"),
+        ("records", "store", "stored_json", "listing", "copied_keys", "copied_usage"),
         ("disk", "redis"),
         ("__init__", "audit_transfer"),
         ("transfer", "limiter"),

@@ -5,8 +5,8 @@
 A flood of 150 long requests waits when another tenant sends 40 shorter ones. The same requests run twice: each under
 its tenant's name, and all under one name, which is the order of arrival. Prints how long the other tenant waits in
 steps, and the median of the pairs' ratios of tokens per second of processor time (A B B A ...; on a busy machine the
-clock tells nothing), also with the requests spread over 64 tenants. Writes benchmarks/results/fairness-<date>.json and
-the picture docs/images/fairness.svg.
+clock tells nothing), also with the requests spread over 64 tenants, and what the scheduler takes of a step. Writes
+benchmarks/results/fairness-<date>.json and the picture docs/images/fairness.svg.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import json
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.serve import RESULTS, ROOT, machine
 from server.engine.kernels.threads import configure_threads
+
+if TYPE_CHECKING:  # imports torch, after the threads are set
+    from server.engine.scheduling.plan import StepPlan
 
 FLOOD, OTHER, AT_STEP = 150, 40, 100
 LONG, SHORT = (60, 60), (20, 20)  # tokens of input and output
@@ -38,6 +41,7 @@ class Run:
     tokens: int = 0
     served: dict[str, list[int]] = field(default_factory=lambda: {"flood": [], "other": []})
     waits: list[int] = field(default_factory=list)  # steps from submission to the end
+    scheduling_us: float = 0.0  # of the processor, a step: the choice of its rows
 
 
 class Bench:
@@ -58,6 +62,9 @@ class Bench:
         config = EngineConfig(kv_cache_bytes=256 << 20, max_rows=ROWS, deterministic=True, reuse_prompts=False)
         self._vocab = backbone.spec.vocab_size
         self._engine = Engine(backbone, kernels, config, lambda key: [][0])
+        self._schedule = self._engine._scheduler.schedule
+        self._scheduling = 0.0
+        self._engine._scheduler.schedule = self._timed  # type: ignore[method-assign]
 
     def run(self, tenants: int) -> Run:
         """``tenants`` 1: all under one name. 2: flood and other. More: the requests in turn under so many names."""
@@ -66,6 +73,7 @@ class Bench:
         made, steps, arrived = Run(), 0, dict[str, int]()
         totals = {"flood": 0, "other": 0}
         self._add("flood", FLOOD, LONG, tenants, arrived, 0)
+        self._scheduling = 0.0
         began, cpu_began = time.perf_counter(), time.process_time()
         while self._engine.requests:
             if steps == AT_STEP:
@@ -82,8 +90,14 @@ class Bench:
             for side, total in totals.items():
                 made.served[side].append(total)
         made.seconds, made.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-        made.tokens = sum(totals.values())
+        made.tokens, made.scheduling_us = sum(totals.values()), 1e6 * self._scheduling / steps
         return made
+
+    def _timed(self) -> StepPlan:
+        began = time.thread_time()
+        plan = self._schedule()
+        self._scheduling += time.thread_time() - began
+        return plan
 
     def _add(self, side: str, count: int, sizes: tuple[int, int], tenants: int, arrived: dict[str, int], step: int
              ) -> None:
@@ -132,16 +146,22 @@ def main() -> None:
     for title, run in shown.items():
         print(f"{title:24} other waits {statistics.median(run.waits):.0f} steps (median), {max(run.waits)} at most")
     ratios: dict[int, list[tuple[float, float]]] = {2: [], 64: []}
+    scheduling: dict[int, list[float]] = {1: [], 2: [], 64: []}
     for repeat in range(options.repeats):
         for tenants, found in ratios.items():
             order = (1, tenants) if repeat % 2 else (tenants, 1)
             runs = {which: bench.run(which) for which in order}
+            for which, run in runs.items():
+                scheduling[which].append(run.scheduling_us)
             found.append((runs[1].cpu_seconds / runs[tenants].cpu_seconds, runs[1].seconds / runs[tenants].seconds))
     medians = {tenants: [statistics.median(each) for each in zip(*found, strict=True)]
                for tenants, found in ratios.items()}  # fmt: skip
     for tenants, (cpu, clock) in medians.items():
         print(f"tokens per second, {tenants} tenants / order of arrival: {cpu:.3f}, by the clock {clock:.3f}")
+    for tenants, costs in scheduling.items():
+        print(f"scheduling of a step, {tenants} tenants: {statistics.median(costs):.0f} us")
     result: dict[str, Any] = {
+        "scheduling_us_a_step": scheduling,
         "waits_in_steps": {title: sorted(run.waits) for title, run in shown.items()},
         "ratios_of_tokens_per_second_cpu_clock": ratios,
         "median_ratio_cpu_clock": medians,

@@ -125,7 +125,7 @@ def test_two_backlogged_tenants_are_served_by_their_weights(
     weights, rows = {"heavy": 2.0, "light": 1.0}, 6
     machine, groups = mixed_backlog(
         make, seed, rows, {"heavy": 250, "light": 125} if mixed else {"heavy": 100, "light": 50}, mixed,
-        weight_of=weights.__getitem__,
+        weight_of=lambda tenant: weights.get(tenant, 1.0),
     )  # fmt: skip
     service = Service(weights)
     while all(machine.scheduler.waiting.count(tenant) for tenant in weights):
@@ -139,6 +139,29 @@ def test_two_backlogged_tenants_are_served_by_their_weights(
     assert service.spread <= bound
     in_order_of_arrival = tokens.total() / 4  # with a token of each in turn one would be so much ahead of the other
     assert in_order_of_arrival > (0.9 if mixed else 2) * bound, "too short a run to show anything"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_holds_with_preemption_and_aborts_too(make: Make, seed: int) -> None:
+    """What is computed again is not charged, and a preempted group goes on at its tenant's turn, not before."""
+    weights, rows = {"heavy": 2.0, "light": 1.0}, 6
+    machine, groups = mixed_backlog(
+        make, seed, rows, {"heavy": 250, "light": 125}, True, weight_of=lambda tenant: weights.get(tenant, 1.0)
+    )
+    service, rng = Service(weights), random.Random(seed)
+    while all(machine.scheduler.waiting.count(tenant) for tenant in weights):
+        if machine.scheduler.running and rng.random() < 0.3:
+            machine.scheduler.preempt(rng.choice(machine.scheduler.running))
+        if rng.random() < 0.1:
+            alive = [group for group in groups if group.request.request_id not in machine.ended]
+            machine.abort(rng.choice(alive))
+        machine.step()
+        service.note(machine, groups)
+    assert len(machine.preempted) > 20 and "aborted" in machine.ended.values()
+    passing = PASSES * (LONGEST_INPUT + 2 * MOST_ROWS * LONGEST_OUTPUT)
+    bound = 2 * (LONGEST_INPUT + 2 * rows * LONGEST_OUTPUT + passing)
+    assert service.spread <= bound
+    assert served(machine, groups).total() / 4 > 0.75 * bound, "too short a run to show anything"
 
 
 def test_many_rows_are_not_starved_by_single_ones_that_always_fit(make: Make) -> None:

@@ -189,7 +189,7 @@ def test_a_floods_youngest_gives_way_and_not_the_newcomer_who_was_just_admitted(
 
 def test_the_oldest_group_never_gives_way_although_its_tenant_had_the_most(make: Make) -> None:
     weights = {"much": 1.0, "little": 10.0}
-    machine = make(9, reuse=False, weight_of=weights.__getitem__)
+    machine = make(9, reuse=False, weight_of=lambda tenant: weights.get(tenant, 1.0))
     oldest = add(machine, "oldest", "much", 24, length=4)
     machine.step()
     add(machine, "other", "little", 20, length=4)
@@ -208,6 +208,30 @@ def test_an_older_group_that_comes_in_late_takes_the_place_of_the_oldest_and_all
         machine.step()
     machine.run(limit=400)
     assert len(machine.ended) == 6
+
+
+def test_each_request_ends_although_blocks_are_short_and_new_ones_never_stop_coming(make: Make) -> None:
+    """The oldest that runs never gives way, so that what runs ends; whoever waits is passed so often and no more."""
+    machine = make(16, reuse=False, max_rows=6)
+    rng, began, longest = random.Random(0), dict[str, int](), 0
+    while machine.steps < 500:
+        for tenant in ("flood", "steady", "keys"):
+            while machine.scheduler.waiting.count(tenant) < 3:
+                name = f"{tenant}{len(began)}"
+                began[name] = machine.steps
+                params = {"num_beams": 3} if rng.random() < 0.2 else {}
+                request = machine.request(
+                    name, range(rng.choice([2, 6])), caller=tenant, caller_key=rng.choice("xy"),
+                    max_new_tokens=rng.choice([4, 16]), **params,
+                )  # fmt: skip
+                machine.add(request)
+        ended = len(machine.ended)
+        machine.step()
+        longest = max([longest, *(machine.steps - began[name] for name in list(machine.ended)[ended:])])
+    assert len(machine.preempted) > 20
+    waits = [machine.steps - began[name] for name in began if name not in machine.ended]
+    assert max(longest, *waits) < 250
+    machine.run()
 
 
 # --- random loads ---

@@ -17,7 +17,7 @@ from prefixes.registry.base import Store
 from prefixes.remote_directory import RemoteDirectory
 from prefixes.spec import DEFAULT_TENANT
 from prefixes.tenancy.changes import key_of
-from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.directory import Directory, NewKey
 from prefixes.tenancy.model import Share
 from prefixes.tenancy.records import key_to_dict, share_to_dict, tenant_to_dict
 
@@ -54,13 +54,14 @@ class LocalDirectory:
     def create_key(
         self, tenant: str | None, name: str, scopes: Iterable[str], expires_at: str | None
     ) -> dict[str, Any]:
-        made = self._directory.create_key(
-            tenant or DEFAULT_TENANT, name, scopes, expires_at=expires_at, actor=self._actor
+        return _with_secret(
+            self._directory.create_key(
+                tenant or DEFAULT_TENANT, name, scopes, expires_at=expires_at, actor=self._actor
+            )
         )
-        return made.as_dict()
 
     def rotate(self, key_id: str, grace_s: float) -> dict[str, Any]:
-        return self._directory.rotate(key_id, grace_s=grace_s, actor=self._actor).as_dict()
+        return _with_secret(self._directory.rotate(key_id, grace_s=grace_s, actor=self._actor))
 
     def revoke(self, key_id: str) -> dict[str, Any]:
         return key_to_dict(self._directory.revoke(key_id, actor=self._actor), self._directory.used())
@@ -86,3 +87,7 @@ def opened_directory(
         return
     with telling(registry) as url, closing(open_registry(url, create=create)) as store:
         yield LocalDirectory(store)
+
+
+def _with_secret(made: NewKey) -> dict[str, Any]:
+    return {**key_to_dict(made.key, {}), "secret": made.secret}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.tenancy import changes
 from prefixes.tenancy.model import InvalidKey, Key, Secret, Share, Tenancy, Tenant, scopes_of
-from prefixes.tenancy.records import key_to_dict, tenancy_from_json, tenancy_to_json
+from prefixes.tenancy.records import tenancy_from_json, tenancy_to_json
 from prefixes.tenancy.secret import digest_of, new_id, new_secret
 from prefixes.tenancy.store import TenancyStore
 
@@ -30,10 +30,6 @@ class NewKey:
 
     key: Key
     secret: str = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The key as it is shown, and the only time with its secret."""
-        return {**key_to_dict(self.key, {}), "secret": self.secret}
 
 
 class Directory:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from prefixes.errors import Conflict, InvalidName, RegistryFull
 from prefixes.spec import NAME_PATTERN, check_name
 from prefixes.tenancy.changes import key_of, tenant_of
-from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.directory import Directory, NewKey
 from prefixes.tenancy.model import SERVICE_SCOPES, InvalidKey, KeyNotFound, Tenancy
 from prefixes.tenancy.records import key_to_dict, tenant_to_dict
 from prefixes.tenancy.secret import ID_PATTERN
@@ -131,7 +131,7 @@ async def create_key(body: KeyRequest, request: Request) -> Response:
     made = await _changed(
         request, Directory.create_key, tenant, body.name, body.scopes, expires_at=body.expires_at, actor=caller.actor
     )
-    return json_response(made.as_dict(), status=201)
+    return json_response(_with_secret(made), status=201)
 
 
 @router.get("/keys/{key_id}", summary="Show a key", responses=answers(KeyRecord, KeyNotFound))
@@ -156,7 +156,7 @@ async def rotate(request: Request, key_id: Annotated[str, KEY_ID], body: RotateR
     made = await _changed(
         request, Directory.rotate, key_id, grace_s=given.grace_s, actor=caller.actor, tenant=tenant
     )
-    return json_response(made.as_dict())
+    return json_response(_with_secret(made))
 
 
 @router.delete("/keys/{key_id}", summary="Revoke a key", responses=answers(KeyRecord, RegistryFull, KeyNotFound))
@@ -208,3 +208,7 @@ async def _changed(request: Request, method: Callable[..., _T], *args: Any, **gi
 
 def _tenant(state: Tenancy, name: str) -> dict[str, Any]:
     return tenant_to_dict(state, tenant_of(state, name))
+
+
+def _with_secret(made: NewKey) -> dict[str, Any]:
+    return {**key_to_dict(made.key, {}), "secret": made.secret}

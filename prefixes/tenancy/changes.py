@@ -210,10 +210,11 @@ def _told(before: Limits, after: Limits) -> list[str]:
 
 
 def _noted(state: Tenancy, change: Change) -> Tenancy:
+    """Beyond CHANGES_KEPT the oldest of the tenant that has the most goes: no tenant pushes out another's."""
     kept = [*state.changes, change]
-    while len(kept) > CHANGES_KEPT:
-        (busiest, _), *_ = Counter(one.tenant for one in kept).most_common(1)
-        kept.remove(next(one for one in kept if one.tenant == busiest))
+    if len(kept) > CHANGES_KEPT:
+        ((most, _),) = Counter(one.tenant for one in kept).most_common(1)
+        kept.remove(next(one for one in kept if one.tenant == most))
     return replace(state, changes=tuple(kept))
 
 

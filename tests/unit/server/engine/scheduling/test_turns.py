@@ -219,7 +219,7 @@ def test_each_request_ends_although_blocks_are_short_and_new_ones_never_stop_com
             while machine.scheduler.waiting.count(tenant) < 3:
                 name = f"{tenant}{len(began)}"
                 began[name] = machine.steps
-                params = {"num_beams": 3} if rng.random() < 0.2 else {}
+                params: dict[str, Any] = {"num_beams": 3} if rng.random() < 0.2 else {}
                 request = machine.request(
                     name, range(rng.choice([2, 6])), caller=tenant, caller_key=rng.choice("xy"),
                     max_new_tokens=rng.choice([4, 16]), **params,

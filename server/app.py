@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -76,7 +77,10 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
         engine = AsyncEngine.start(assembled.engine, inflow, StepWatch(settings.step_timeout_s), meter.ended)
         meter.start()
         assembled.keyring.start()
-        reservations = Reservations(open_limiter(settings.registry, service="server"), assembled.keyring)
+        limiter = await anyio.to_thread.run_sync(
+            partial(open_limiter, settings.registry, link.registry.usage, service="server")
+        )
+        reservations = Reservations(limiter, assembled.keyring)
         keeping = [asyncio.create_task(keep()) for keep in (assembled.catalog.keep_known, reservations.keep)]
         assembled.denials.start()
         try:

@@ -38,7 +38,7 @@ class Charge:
     @property
     def field(self) -> str:
         """The counter's name within its tenant."""
-        return f"{self.key or ''}/{self.counter}/{self.window}"
+        return field_of(self.key, self.counter, self.window)
 
     @property
     def is_impossible(self) -> bool:
@@ -80,6 +80,11 @@ class Refused:
     @property
     def by(self) -> State:
         return max(self.states, key=lambda state: (state.charge.is_impossible, state.wait_s))
+
+
+def field_of(key: str | None, counter: str, window: Window) -> str:
+    """A counter's name within its tenant."""
+    return f"{key or ''}/{counter}/{window}"
 
 
 class Limiter(Protocol):

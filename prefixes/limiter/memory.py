@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from prefixes.limiter.base import Charge, Refused, Taken, Window
-from prefixes.limiter.windows import Bucket, Count, Held
+from prefixes.limiter.base import Charge, Refused, Taken, Window, field_of
+from prefixes.limiter.windows import Bucket, Count, Held, period_of
 
 
 @dataclass
@@ -47,6 +47,13 @@ class MemoryLimiter:
         self._clock = clock
         self._lock = threading.Lock()
         self._tenants: dict[str, _Tenant] = {}
+
+    def count_from(self, tenant: str, key: str | None, counter: str, window: Window, used: int) -> None:
+        """Let this day's or month's counter stand at ``used``: what an earlier process has counted."""
+        with self._lock:
+            known, now = self._known(tenant)
+            period, _ = period_of(window, now)
+            known.counters[field_of(key, counter, window)] = Count(period, used)
 
     def take(self, tenant: str, reservation_id: str, charges: Sequence[Charge], ttl_s: float) -> Taken | Refused:
         with self._lock:

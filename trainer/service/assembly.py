@@ -82,7 +82,7 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     for collector in (ProcessCollector(registry=None), PlatformCollector(registry=None), waiting):
         metrics.register(collector)
     folders = JobFolders(settings.data)
-    limiter = open_limiter(settings.registry, service="trainer")
+    limiter = open_limiter(settings.registry, registry.usage, service="trainer")
     settling = Settling(store, queue, StepReservations(limiter, keyring), JobUsage(registry.usage))
     service = JobService(
         settings, store, queue, folders, DatasetStore(settings.data), registry, Quotas(settings, keyring), settling

@@ -73,7 +73,7 @@ def with_limits(
 ) -> Callable[..., None]:
     def run(test: Callable[[Limited], Coroutine[Any, Any, None]], *, remote: bool = False, **settings: Any) -> None:
         limiter = CountedLimiter(remote)
-        monkeypatch.setattr(server.app, "open_limiter", lambda url, service: limiter)
+        monkeypatch.setattr(server.app, "open_limiter", lambda url, usage, service: limiter)
 
         async def limited(served: Served) -> None:
             await test(Limited(served, limiter))
@@ -328,7 +328,7 @@ def test_an_open_server_has_no_limits_and_asks_no_limiter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limiter = CountedLimiter(remote=True)
-    monkeypatch.setattr(server.app, "open_limiter", lambda url, service: limiter)
+    monkeypatch.setattr(server.app, "open_limiter", lambda url, usage, service: limiter)
 
     async def test(served: Served) -> None:
         response = await served.public.post("/generate", json={**BODY, "task": "e2e"})

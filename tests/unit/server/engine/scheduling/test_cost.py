@@ -99,3 +99,21 @@ def test_admitting_the_first_of_many_costs_the_same() -> None:
             lines.append(Lines().of(machine.scheduler.schedule))
             assert [group.request.request_id for group in machine.scheduler.running] == ["r0"]
     assert lines[0] == lines[1]
+
+
+def test_steps_and_admissions_cost_the_same_however_many_tenants_wait() -> None:
+    """All tenants were sorted in each step, and again for each admission."""
+    full, admitting = [], []
+    for tenants in (10, 1_000):
+        with closing(Machine(100, max_rows=2, reuse=False)) as machine:
+            for index in range(tenants):
+                for part in range(2):
+                    request = machine.request(f"{index} {part}", [1, 2], caller=f"t{index}", max_new_tokens=4)
+                    machine.add(request, at=float(index))
+            for _ in range(4):
+                machine.step()
+            assert len(machine.ended) == 2
+            admitting.append(Lines().of(machine.scheduler.schedule))
+            full.append(Lines().of(machine.scheduler.schedule))
+            assert sorted(group.request.request_id for group in machine.scheduler.running) == ["2 0", "3 0"]
+    assert full[0] == full[1] < admitting[0] == admitting[1]

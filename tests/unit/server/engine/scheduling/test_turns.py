@@ -12,6 +12,7 @@ import pytest
 
 from prefixes.errors import InvalidArtifact
 from prefixes.tenancy.limits import Limits
+from server.engine.prefixes.entry import LoadStatus
 from server.engine.row import Group
 from server.engine.scheduling.tenant_queue import PASSES
 from server.engine.types import PrefixKey
@@ -290,7 +291,8 @@ class Watched:
         machine = self.machine
         machine.wait()
         self.check_order()
-        could_run = next(machine.scheduler._entrance.turns(), None) is not None
+        turns = [turn.group.request.prefix for turn in machine.scheduler._entrance.turns()]
+        could_run = any(key is None or machine.store.status(key) is not LoadStatus.LOADING for key in turns)
         before, oldest = len(machine.preempted), next(iter(machine.scheduler.running), None)
         plan = machine.step()
         assert plan.rows or plan.encode or plan.failed or not could_run, "idle although somebody could run"

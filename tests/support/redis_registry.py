@@ -113,7 +113,9 @@ def multiply(client: Any, tenant: str, name: str, names: Iterable[str]) -> None:
     """
     keys = TenantKeys(tenant)
     raw = client.get(keys.task(name))
-    versions = [version["version"] for version in json.loads(raw)["versions"]]
+    infos = json.loads(raw)["versions"]
+    versions = [version["version"] for version in infos]
+    more = 0
     _, entry = next(item for item in client.xrange(keys.audit) if item[1][b"task"] == f"{tenant}/{name}".encode())
     for chunk in batched(names, 5000):
         with client.pipeline(transaction=False) as batch:
@@ -124,6 +126,11 @@ def multiply(client: Any, tenant: str, name: str, names: Iterable[str]) -> None:
             for version in versions:
                 batch.sadd(keys.names(version), *chunk)
             batch.execute()
+        more += len(set(chunk) - {name})
+    added = {"tasks": more, "versions": more * len(infos), "bytes": more * sum(info["size"] for info in infos)}
+    for field, count in added.items():
+        client.hincrby(keys.total, field, count)
+    client.hset(keys.total, "at", client.xrevrange(keys.audit, count=1)[0][0])
 
 
 def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -98,12 +98,9 @@ TOTAL: Final = """
 --       that change. A tenant without a change has nothing.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 last = last[1] and last[1][1] or ''
-if (redis.call('HGET', KEYS[2], 'at') or '') ~= last then return {last} end
-local answer = {last}
-for _, name in ipairs({'tasks', 'versions', 'bytes'}) do
-  answer[#answer + 1] = redis.call('HGET', KEYS[2], name) or '0'
-end
-return answer
+local total = redis.call('HMGET', KEYS[2], 'at', 'tasks', 'versions', 'bytes')
+if (total[1] or '') ~= last then return {last} end
+return {last, total[2] or '0', total[3] or '0', total[4] or '0'}
 """
 
 NOTE_TOTAL: Final = """
@@ -134,12 +131,11 @@ if ARGV[4] ~= '' and redis.call('HEXISTS', KEYS[4], ARGV[4]) == 0 then return 'g
 for _, key in ipairs(cjson.decode(ARGV[6])) do
   if redis.call('EXISTS', KEYS[key]) == 0 then return 'missing' end
 end
-local added, names, total = cjson.decode(ARGV[9]), {'tasks', 'versions', 'bytes'}, {}
 local last = redis.call('XREVRANGE', KEYS[5], '+', '-', 'COUNT', 1)
-local counted = (redis.call('HGET', KEYS[6], 'at') or '') == (last[1] and last[1][1] or '')
-for index, name in ipairs(names) do
-  total[index] = tonumber(redis.call('HGET', KEYS[6], name) or 0) + added[index]
-end
+local before = redis.call('HMGET', KEYS[6], 'at', 'tasks', 'versions', 'bytes')
+local counted = (before[1] or '') == (last[1] and last[1][1] or '')
+local added, total = cjson.decode(ARGV[9]), {}
+for index, more in ipairs(added) do total[index] = tonumber(before[index + 1] or 0) + more end
 if ARGV[10] ~= '' then
   if not counted then return 'again' end
   for index, most in ipairs(cjson.decode(ARGV[10])) do
@@ -155,8 +151,8 @@ for _, operation in ipairs(operations) do
   change = change or answer
 end
 if counted then
-  redis.call('HSET', KEYS[6], 'at', change)
-  for index, name in ipairs(names) do redis.call('HSET', KEYS[6], name, string.format('%.0f', total[index])) end
+  for index, count in ipairs(total) do total[index] = string.format('%.0f', count) end
+  redis.call('HSET', KEYS[6], 'at', change, 'tasks', total[1], 'versions', total[2], 'bytes', total[3])
 else
   redis.call('DEL', KEYS[6])
 end

@@ -110,6 +110,7 @@ def contents(client: Any) -> dict[str, object]:
         b"string": client.get,
         b"set": lambda key: sorted(client.smembers(key)),
         b"stream": lambda key: [fields for _, fields in client.xrange(key)],
+        b"hash": lambda key: sorted(item for item in client.hgetall(key).items() if item[0] != b"at"),
     }
     keys = [key for key in client.scan_iter(count=1000) if b":done:" not in key]
     texts = {key.decode(): repr(read[client.type(key)](key)) for key in keys}
@@ -130,7 +131,7 @@ def test_tasks_that_tests_register_at_once_are_as_if_published(server: RedisServ
                         publish(registry, 0, name=name)
             states.append(contents(client))
     assert states[0] == states[1]
-    assert len(states[0]) == 12  # four tasks, an artifact, who names it; the tenant's four others; the registry's two
+    assert len(states[0]) == 13  # four tasks, an artifact, who names it; the tenant's five others; the registry's two
 
 
 @pytest.mark.parametrize("many", SCALES)

@@ -16,6 +16,7 @@ import torch
 
 from prefixes.artifact import read_prefix
 from prefixes.registry import open_registry
+from prefixes.usage.model import Counts
 from tests.support.redis_server import RedisServer
 from tests.support.server import PLAIN, ServerProcess, TinyWorld, make_world
 from tests.support.traffic import SHORT, Requests
@@ -189,7 +190,9 @@ def test_a_run_that_diverges_fails_by_its_name_and_spoils_no_list(start: Start) 
     assert len(httpx.get(f"{trainer.url}/jobs", verify=PLAIN).json()["jobs"]) == 1
 
 
-def test_a_running_job_stops_within_a_step_of_its_cancel_and_goes_on_with_a_retry(start: Start) -> None:
+def test_a_running_job_stops_within_a_step_of_its_cancel_and_goes_on_with_a_retry(
+    start: Start, tmp_path: Path
+) -> None:
     trainer = start().wait_ready()
     job = trainer.submit("e2e", trainer.upload(restaurants(40)), hyperparameters=LONG)
     trainer.wait_for_step(job, 10)
@@ -204,8 +207,16 @@ def test_a_running_job_stops_within_a_step_of_its_cancel_and_goes_on_with_a_retr
         assert client.delete(f"/jobs/{job}").status_code == 409
         client.post(f"/jobs/{job}/cancel")
         trainer.wait_for_job(job, "cancelled")
+        last = trainer.job(job)["progress"]
         assert client.delete(f"/jobs/{job}").status_code == 204
         assert client.get(f"/jobs/{job}").status_code == 404
+    with closing(open_registry(str(tmp_path / "registry"))) as registry:  # what it took stays, and counts once
+        rows = [row for row in registry.usage.read("0001-01-01", "9999-12-31") if row.subject.kind == "training"]
+    took = sum((row.counts for row in rows), Counts())
+    assert (took.jobs, took.training_steps, took.training_tokens) == (2, last["step"], last["tokens"])
+    assert took.training_ms > 0 and {(row.subject.task, row.subject.outcome) for row in rows} == {
+        ("default/e2e", "aborted")
+    }  # fmt: skip
 
 
 def test_a_process_that_does_not_hear_of_its_cancel_is_killed(start: Start) -> None:

@@ -71,8 +71,7 @@ class Engine:
         self._ledger = BlockLedger(self._runner.blocks, config.block_size, Shares(config.weight_of))
         self._wake: Callable[[], None] = lambda: None
         self._prefixes = PrefixStore(
-            self._ledger,
-            load_prefix,
+            self._ledger, load_prefix,
             Placement(self._ledger, self._runner.write_prefix, self._runner.read_prefix),
             bytes_per_block=self._runner.bytes_per_block,
             max_bytes=config.max_prefix_bytes,
@@ -81,7 +80,7 @@ class Engine:
             max_staged_bytes=config.max_staged_bytes,
             observer=observer,
             wake=lambda: self._wake(),
-        )
+        )  # fmt: skip
         reuse = PromptReuse(self._ledger) if config.reuse_prompts else None
         encoder = EncoderBudget(
             self._runner.encoder_layers, self._runner.encoder_units, backbone.spec.hidden_size, config

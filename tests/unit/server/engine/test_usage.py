@@ -117,3 +117,19 @@ def test_beams_that_are_given_up_are_not_billed_with_a_failure(backbone: Backbon
         engine.step()
     [end] = engine._end_with_error(list(engine._groups.values()), RuntimeError())
     assert isinstance(end, Failed) and end.usage == Usage(8, 0, 3)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+@pytest.mark.parametrize("preempted", [False, True])
+def test_what_was_computed_of_an_input_counts_when_its_blocks_are_gone(
+    backbone: Backbone, fault: bool, preempted: bool
+) -> None:
+    engine = make_engine(backbone, library := Library(backbone), max_step_tokens=16, max_rows=8, reuse_prompts=False)
+    engine.add(library.request("r", 0, [1] * 100, max_new_tokens=5))
+    for _ in range(2):
+        engine.step()
+    [group] = engine._scheduler.running
+    if preempted:
+        engine._scheduler.preempt(group)
+    [end] = engine._end_with_error([group], RuntimeError()) if fault else engine.abort("r")
+    assert isinstance(end, Finished | Failed) and end.usage == Usage(32, 0, 0)

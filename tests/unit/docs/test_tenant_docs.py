@@ -9,7 +9,7 @@ PAGE = (ROOT / "docs" / "tenants.md").read_text()
 
 
 def test_the_table_of_limits_is_that_of_the_code() -> None:
-    section = PAGE.partition("\n## Limits\n")[2].partition("\n## ")[0]
+    section = PAGE.partition("\n## Limits\n")[2].partition("\n##")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
     defaults = dict(TENANT_LIMITS.given())
     shown = {name: f"{defaults[name]:,}" if name in defaults else "none" for name in NAMES}

@@ -65,6 +65,7 @@ def test_each_tenant_sees_its_own_and_an_owner_what_others_used_of_its_task(tmp_
         refused = await served.public.post("/generate", json={"task": "none", "input": "x"}, headers=owner)
         assert refused.status_code == 404  # and counts nowhere
 
+        await asked(served, operator, 6)  # all are handed over
         own = await asked(served, owner, 3)
         assert [(row["task"], counts(row)) for row in own["rows"]] == [("acme/e2e", mine)]
         assert [(row["task"], counts(row)) for row in own["of_shared"]] == [("acme/e2e", theirs)]

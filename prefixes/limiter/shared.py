@@ -133,7 +133,7 @@ class SharedLimiter:
     def _lost(self, error: RegistryUnavailable) -> None:
         if self._up:
             facts = {"reason": error.message, "replicas": self._replicas}
-            _log.error("limits are not shared: each replica allows its part", extra={"facts": facts})
+            _log.warning("limits are not shared: each replica allows its part", extra={"facts": facts})
         self._up = False
 
     def _run(self) -> None:

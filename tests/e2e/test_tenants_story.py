@@ -78,6 +78,7 @@ def test_two_customers_from_the_first_key_to_the_bill(deployed: Deployment, tmp_
     said = [ours.generate("learned") for _ in deployed.replicas]
     assert [answer.json()["version"] for answer in said] == [version for _ in deployed.replicas]
     assert [theirs.generate(f"acme/{task}").status_code for task in ("learned", "hand", "none")] == [404, 404, 404]
+    _crawl(deployed, globex, version)
     deployed.prefixd("prefixes", "share", "learned", "--tenant", "globex", server=last.url, key=acme)
     for server in deployed.replicas:
         seen = partial(call, server, "GET", "/prefixes/acme/learned", globex)
@@ -112,6 +113,28 @@ def _trained(deployed: Deployment, folder: Path, acme: str, globex: str) -> str:
         trainer.secret = acme
         version: str = trainer.wait_for_job(job, "succeeded")["version"]
         return version
+
+
+def _crawl(deployed: Deployment, secret: str, version: str) -> None:
+    """Whoever follows every link of the API with a foreign key reads no name, digest, key or count of acme's."""
+    for server in deployed.replicas:
+        document = call(server, "GET", "/openapi.json", secret).json()
+        asked = 0
+        for template, methods in document["paths"].items():
+            if "get" not in methods:
+                continue
+            for tenant in ("acme", "globex"):
+                filled = {"tenant": tenant, "name": "learned", "version": version, "model": f"{tenant}/learned"}
+                path = template.replace("{key_id}", "0" * 16).replace(":path}", "}")
+                for name, value in filled.items():
+                    path = path.replace(f"{{{name}}}", value)
+                told = call(server, "GET", path, secret)
+                assert told.status_code < 500, (path, told.text)
+                kept = told.text.replace("acme/learned", "")  # an error may say what was asked for
+                assert not any(word in kept for word in ("acme", "hand")), (path, told.text)
+                assert told.status_code != 200 or (version not in told.text and "learned" not in told.text), path
+                asked += 1
+        assert asked > 20
 
 
 def _limits_bite(deployed: Deployment, key: dict[str, Any], others: Client) -> Client:

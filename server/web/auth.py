@@ -20,6 +20,7 @@ from prefixes.spec import DEFAULT_TENANT
 from prefixes.tenancy.model import Scope, Share
 from server.web.denials import note_refused
 from server.web.errors import Forbidden
+from server.web.logs import current_request_id
 
 
 class Action(StrEnum):
@@ -72,8 +73,10 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """The caller's name in the registry's audit."""
-        return f"tenant:{self.tenant}" if self.key_id is None else f"tenant:{self.tenant}/key:{self.key_id}"
+        """The caller's name in the registry's audit, with the request that it acts by."""
+        key = "" if self.key_id is None else f"/key:{self.key_id}"
+        request = current_request_id.get()
+        return f"tenant:{self.tenant}{key}" + (f"/request:{request}" if request else "")
 
     @property
     def operates(self) -> bool:

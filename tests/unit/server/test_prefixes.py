@@ -76,7 +76,8 @@ def test_the_audit_names_the_caller_of_every_change(tmp_path: Path) -> None:
         assert [answer.status_code for answer in answers] == [201, 200, 200, 204, 200]
         entries = registry.audit("default", limit=5)
         assert [(entry.actor, entry.action) for entry in reversed(entries)] == [
-            ("tenant:default", action) for action in ("publish", "promote", "rollback", "delete", "undelete")
+            (f"tenant:default/request:{answer.headers['x-request-id']}", action)
+            for answer, action in zip(answers, ("publish", "promote", "rollback", "delete", "undelete"), strict=True)
         ]
         assert entries[0].new == version_of(second)
 

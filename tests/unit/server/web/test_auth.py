@@ -307,11 +307,13 @@ def test_the_audit_names_keys_and_is_ones_own(tmp_path: Path) -> None:
         served.assembled.keyring.look()
         owner = callers.headers["owner"]
         upload: dict[str, Any] = {"data": {"task": "e2e"}, "files": {"file": ("x", served.data)}}
-        await served.public.post("/prefixes", headers=owner, **upload)
-        await served.public.post("/prefixes/e2e/share", json={"everyone": True}, headers=owner)
+        await served.public.post("/prefixes", headers={**owner, "x-request-id": "upload-1"}, **upload)
+        share = {"everyone": True}
+        await served.public.post("/prefixes/e2e/share", json=share, headers={**owner, "x-request-id": "share-1"})
         key = (await served.public.get("/caller", headers=owner)).json()["key_id"]
         told = (await served.public.get("/audit", headers=owner)).json()
-        assert told["entries"][0]["actor"] == told["changes"][0]["actor"] == f"tenant:acme/key:{key}"
+        assert told["entries"][0]["actor"] == f"tenant:acme/key:{key}/request:upload-1"
+        assert told["changes"][0]["actor"] == f"tenant:acme/key:{key}/request:share-1"
         assert (told["changes"][0]["action"], told["changes"][0]["what"]) == ("share", "acme/e2e")
         theirs = await served.public.get("/audit", headers=callers.headers["foreign"])
         assert key not in theirs.text and "acme" not in theirs.text

@@ -54,6 +54,8 @@ def test_a_registry_that_is_gone_keeps_nothing_and_is_not_made_anew(tmp_path: Pa
         for note in (
             lambda: registry.tenancy.note_denials("acme", [denial(0)]),
             lambda: registry.tenancy.note_used({"a": "2026-01-02T00:00:00.000Z"}),
+            lambda: registry.tenancy.forget_used(["a"]),
+            lambda: registry.tenancy.replace(b"{}", ""),
         ):
             with pytest.raises(RegistryUnavailable):
                 note()

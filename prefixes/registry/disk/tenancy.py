@@ -36,6 +36,7 @@ class DiskTenancy:
         return known if known == found else found
 
     def replace(self, data: bytes, planned_on: str, *, closing: bool = False) -> bool:
+        self._mark()  # the lock would make a folder that is away, here and below
         with self._files.lock():
             mark = self._mark()
             if revision_of(self._read("tenancy.json")) != planned_on:
@@ -55,7 +56,7 @@ class DiskTenancy:
             raise RegistryUnavailable(f"registry: tenancy-used.json: {str(error)[:200]}") from None
 
     def note_used(self, times: Mapping[str, str]) -> None:
-        self._mark()  # the lock would make a folder that is away, here and below
+        self._mark()
         with self._files.lock():
             before = self.used()
             after = before | {key: max(time, before.get(key, "")) for key, time in times.items()}
@@ -63,6 +64,7 @@ class DiskTenancy:
                 self._files.write(canonical_json(after).encode(), "tenancy-used.json")
 
     def forget_used(self, keys: Collection[str]) -> None:
+        self._mark()
         with self._files.lock():
             before = self.used()
             after = {key: time for key, time in before.items() if key not in keys}

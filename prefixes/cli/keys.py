@@ -19,7 +19,7 @@ from prefixes.cli.show import show_record
 from prefixes.cli.target import JsonOption, RegistryOption, ServerOption, application, command
 from prefixes.tenancy.directory import shown, utc_now
 from prefixes.tenancy.hash_file import write_new
-from prefixes.tenancy.model import Scope
+from prefixes.tenancy.model import InvalidKey, Scope
 from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
 
 keys_app = application("Make, rotate and revoke the keys that callers of a server or trainer need.")
@@ -138,7 +138,11 @@ def new_secret_files(
     presented = parse_secret(secret)
     assert presented is not None
     write_new(secret_file, secret + "\n", 0o600)
-    write_new(hash_file, hash_line(presented), 0o644)
+    try:
+        write_new(hash_file, hash_line(presented), 0o644)
+    except InvalidKey:
+        secret_file.unlink()  # it would be in the way of the next try, and no service knows it
+        raise
     typer.echo(f"wrote {secret_file} and {hash_file}: key {presented.key_id}")
 
 

@@ -203,6 +203,7 @@ def _with_room(state: Tenancy, tenant: str, at: str) -> dict[str, Key]:
     _bounded("keys", len(keys) + 1, MAX_KEYS)
     return keys
 
+
 def _told(before: Limits, after: Limits) -> list[str]:
     """The limits that differ and what they are now, for the history."""
     now, past = dict(after.given()), dict(before.given())

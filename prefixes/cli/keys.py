@@ -8,23 +8,23 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
 from prefixes.cli import show
 from prefixes.cli.directory import opened_directory
+from prefixes.cli.durations import seconds_of
 from prefixes.cli.limit_options import NO_CHANGES, LimitChanges, show_limits, tell_held, with_limit_options
 from prefixes.cli.show import show_record
 from prefixes.cli.target import JsonOption, RegistryOption, ServerOption, application, command
 from prefixes.tenancy.directory import shown, utc_now
 from prefixes.tenancy.hash_file import write_new
-from prefixes.tenancy.model import Scope
+from prefixes.tenancy.model import InvalidKey, Scope
 from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
 
 keys_app = application("Make, rotate and revoke the keys that callers of a server or trainer need.")
 
-UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `list` shows it.")]
 
 
@@ -113,7 +113,7 @@ def rotate(
     as_json: JsonOption = False,
 ) -> None:
     """Give a key a new secret. Its id and scopes stay, and the old secret works a while, so that nobody is cut off."""
-    seconds = _duration("--grace", grace).total_seconds()
+    seconds = seconds_of("--grace", grace)
     with opened_directory(registry, server) as directory:
         made = directory.rotate(key_id, seconds)
     _show_secret(made, as_json)
@@ -138,21 +138,18 @@ def new_secret_files(
     presented = parse_secret(secret)
     assert presented is not None
     write_new(secret_file, secret + "\n", 0o600)
-    write_new(hash_file, hash_line(presented), 0o644)
+    try:
+        write_new(hash_file, hash_line(presented), 0o644)
+    except InvalidKey:
+        secret_file.unlink()  # it would be in the way of the next try, and no service knows it
+        raise
     typer.echo(f"wrote {secret_file} and {hash_file}: key {presented.key_id}")
 
 
 def _end(text: str) -> str:
-    if re.fullmatch(r"\d+[smhd]", text):
-        return shown(datetime.now(UTC) + _duration("--expires", text))
+    if re.fullmatch(r"[\d.]+\s*[smhd]", text):
+        return shown(datetime.now(UTC) + timedelta(seconds=seconds_of("--expires", text)))
     return text
-
-
-def _duration(option: str, text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if found is None:
-        raise typer.BadParameter(f"{option}: expected a number with s, m, h or d, such as 24h, got {text!r}")
-    return timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
 def _state(key: dict[str, Any]) -> str:

@@ -195,7 +195,7 @@ def share(
     """Let other tenants generate with a task and read its card, by tenant/name. What is given takes the old's place."""
     from prefixes.cli.directory import opened_directory
 
-    if nobody == bool(everyone or tenant or download):
+    if nobody == bool(everyone or tenant) or (nobody and download):
         raise typer.BadParameter("expected --tenant or --everyone, with --download or without, or else --nobody")
     with opened(registry, server) as source:
         ref = task_of(task, source)

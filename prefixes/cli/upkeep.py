@@ -5,14 +5,14 @@ Owns these commands. The registry does their work and ``show`` prints the result
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prefixes.actor import local_actor
 from prefixes.cli import show
+from prefixes.cli.durations import seconds_of
 from prefixes.cli.target import (
     JsonOption,
     NoServerOption,
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from prefixes.registry.base import AuditEntry, GcReport, Store
 
 app = application("Keep a registry tidy, and see who changed what.")
-
-_DURATION: Final = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)\s*([smhd]?)")
-_SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 86400.0}
 
 
 @command(app, "undelete")
@@ -73,7 +70,7 @@ def gc(
     that a publisher is at work on is never taken. Servers may run meanwhile. Run it daily. A tenant whose data are
     damaged is told and the others are cleaned; then it exits 1.
     """
-    seconds = _seconds(retention)
+    seconds = seconds_of("--retention", retention, days=True)
     if seconds == 0 and not (dry_run or yes):
         typer.confirm("Take every deleted task for good, also those deleted just now?", abort=True, err=True)
     with opened_store(registry, server) as store:
@@ -135,10 +132,3 @@ def _entries(store: Store, tenant: str, name: str, limit: int) -> list[AuditEntr
         if len(found) >= limit or len(entries) < asked:
             return found[:limit]
         asked *= 4
-
-
-def _seconds(text: str) -> float:
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise typer.BadParameter(f"--retention: expected days, or a number with s, m, h or d, got {text!r}")
-    return float(found[1]) * _SECONDS[found[2]]

@@ -1,7 +1,7 @@
 """Limits: how much a registry keeps of a tenant, its audit, a task and a version.
 
 Owns the numbers and the errors that name them. What an older release stored beyond a limit stays readable; only what
-would add to it is refused. Knows no store.
+would add to it is refused. Of histories, publish keys, replaced entries and audits the oldest go. Knows no store.
 """
 
 from __future__ import annotations

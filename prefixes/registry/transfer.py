@@ -25,8 +25,8 @@ from prefixes.errors import (
     WrongRegistry,
 )
 from prefixes.registry import open_registry
-from prefixes.registry.audit_transfer import AuditRestore, back_up_audit
 from prefixes.registry.base import UNKNOWN_ACTOR, Store, TaskInfo
+from prefixes.registry.copied_audit import AuditRestore, back_up_audit
 from prefixes.registry.copied_keys import copy_keys
 from prefixes.registry.copied_usage import copy_usage
 from prefixes.registry.listing import list_tasks

@@ -164,7 +164,7 @@ def with_share(state: Tenancy, task: str, share: Share, *, at: str, actor: str) 
         return _noted(replace(state, shares=shares), Change(at, actor, "unshare", owner, task))
     shares[task] = share
     own = sum(one.size for name, one in shares.items() if name.partition("/")[0] == owner)
-    _bounded(f"shares of {owner}", own, MAX_SHARES_OF_A_TENANT)
+    _bounded(f"shares of {owner}", own, MAX_SHARES_OF_A_TENANT, "; make another task private first")
     _bounded("shares", sum(one.size for one in shares.values()), MAX_SHARES)
     whom = "everyone" if share.everyone else ", ".join(sorted(share.tenants))
     detail = f"with {whom}{', download' if share.download else ''}"[:500]
@@ -197,11 +197,12 @@ def _with_room(state: Tenancy, tenant: str, at: str) -> dict[str, Key]:
     if len(own) >= MAX_KEYS_OF_A_TENANT:
         ended = next((key for key in own if not key.works(at) and not key.scopes & SERVICE_SCOPES), None)
         if ended is None:
-            _bounded(f"keys of {tenant}", len(own) + 1, MAX_KEYS_OF_A_TENANT)
+            _bounded(f"keys of {tenant}", len(own) + 1, MAX_KEYS_OF_A_TENANT, "; revoke one that nobody needs")
         else:
             del keys[ended.id]
     _bounded("keys", len(keys) + 1, MAX_KEYS)
     return keys
+
 
 def _told(before: Limits, after: Limits) -> list[str]:
     """The limits that differ and what they are now, for the history."""
@@ -218,6 +219,6 @@ def _noted(state: Tenancy, change: Change) -> Tenancy:
     return replace(state, changes=tuple(kept))
 
 
-def _bounded(what: str, wanted: int, most: int) -> None:
+def _bounded(what: str, wanted: int, most: int, advice: str = "") -> None:
     if wanted > most:
-        raise Conflict(f"{what}: expected at most {most}, got {wanted}", expected=most, got=wanted)
+        raise Conflict(f"{what}: expected at most {most}, got {wanted}{advice}", expected=most, got=wanted)

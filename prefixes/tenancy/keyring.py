@@ -182,7 +182,10 @@ class Keyring:
         try:
             if used:
                 self._store.note_used(dict(used))  # ``find`` may still write into it
+            return
         except PrefixdError as error:
             _log.warning("when keys were used was not noted", extra={"facts": {"reason": error.message}})
         except Exception:  # the thread goes on looking: it is what ends keys
             _log.exception("noting when keys were used failed")
+        for key_id, at in dict(used).items():
+            self._used.setdefault(key_id, at)  # for the next note

@@ -34,7 +34,7 @@ _STRICT: Final = ConfigDict(extra="forbid")
 
 
 class InvalidKey(PrefixdError):
-    """A key's tenant, name, scopes or expiry is not what it can be."""
+    """A value of a key or a tenant, such as a scope, an expiry or a limit, or a key's file is not what it can be."""
 
     code = "invalid_parameter"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefixes.errors import InvalidName, RegistryUnavailable
+from prefixes.files.folder import TEMPORARY
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.tenancy.denial import DENIALS_KEPT, MAX_TEXT, Denial
@@ -54,7 +55,20 @@ def test_a_registry_that_is_gone_keeps_nothing_and_is_not_made_anew(tmp_path: Pa
         for note in (
             lambda: registry.tenancy.note_denials("acme", [denial(0)]),
             lambda: registry.tenancy.note_used({"a": "2026-01-02T00:00:00.000Z"}),
+            lambda: registry.tenancy.forget_used(["a"]),
+            lambda: registry.tenancy.replace(b"{}", ""),
         ):
             with pytest.raises(RegistryUnavailable):
                 note()
     assert not (tmp_path / "registry").exists()
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    with closing(open_registry(str(tmp_path / "registry"))) as registry:
+        registry.tenancy.note_denials("acme", [denial(0)])
+        left = [folder / f"{TEMPORARY}x" for folder in (tmp_path / "registry", tmp_path / "registry/denials/tenants")]
+        for file in left:
+            file.touch()
+        registry.tenancy.note_denials("acme", [denial(1)])
+        registry.tenancy.note_used({"a": "2026-01-02T00:00:00.000Z"})
+        assert not any(file.exists() for file in left)

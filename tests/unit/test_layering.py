@@ -44,7 +44,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transitions", "deleted", "identity", "failed_tenants"),
         ("records", "store", "stored_json", "listing", "copied_keys", "copied_usage"),
         ("disk", "redis"),
-        ("__init__", "audit_transfer"),
+        ("__init__", "copied_audit"),
         ("transfer", "limiter"),
     ),
     "prefixes.tenancy": (

@@ -36,13 +36,14 @@ class DiskTenancy:
         return known if known == found else found
 
     def replace(self, data: bytes, planned_on: str, *, closing: bool = False) -> bool:
+        self._mark()  # the lock would make a folder that is away, here and below
         with self._files.lock():
             mark = self._mark()
             if revision_of(self._read("tenancy.json")) != planned_on:
                 return False
             if closing and not mark.closed:
-                self._files.write(mark_to_json(replace(mark, closed=True)), "registry.json")
-            self._files.write(data, "tenancy.json")
+                self._write(mark_to_json(replace(mark, closed=True)), "registry.json")
+            self._write(data, "tenancy.json")
         return True
 
     def used(self) -> dict[str, str]:
@@ -55,19 +56,20 @@ class DiskTenancy:
             raise RegistryUnavailable(f"registry: tenancy-used.json: {str(error)[:200]}") from None
 
     def note_used(self, times: Mapping[str, str]) -> None:
-        self._mark()  # the lock would make a folder that is away, here and below
+        self._mark()
         with self._files.lock():
             before = self.used()
             after = before | {key: max(time, before.get(key, "")) for key, time in times.items()}
             if after != before:
-                self._files.write(canonical_json(after).encode(), "tenancy-used.json")
+                self._write(canonical_json(after).encode(), "tenancy-used.json")
 
     def forget_used(self, keys: Collection[str]) -> None:
+        self._mark()
         with self._files.lock():
             before = self.used()
             after = {key: time for key, time in before.items() if key not in keys}
             if after != before:
-                self._files.write(canonical_json(after).encode(), "tenancy-used.json")
+                self._write(canonical_json(after).encode(), "tenancy-used.json")
 
     def note_denials(self, tenant: str | None, denials: Sequence[Denial]) -> None:
         self._mark()
@@ -75,7 +77,7 @@ class DiskTenancy:
             self._mark()
             lines = (self._read(*_denials(tenant)) or b"").splitlines()
             lines += [denial_to_json(denial).encode() for denial in denials]
-            self._files.write(b"\n".join([*lines[-DENIALS_KEPT:], b""]), *_denials(tenant))
+            self._write(b"\n".join([*lines[-DENIALS_KEPT:], b""]), *_denials(tenant))
 
     def denials(self, tenant: str | None) -> list[Denial]:
         found = denials_from_json((self._read(*_denials(tenant)) or b"").splitlines())
@@ -87,6 +89,10 @@ class DiskTenancy:
             return self._files.read(*parts)
         except FileNotFoundError:
             return None
+
+    def _write(self, data: bytes, *parts: str) -> None:
+        self._files.sweep(*parts[:-1])
+        self._files.write(data, *parts)
 
 
 def _denials(tenant: str | None) -> tuple[str, ...]:

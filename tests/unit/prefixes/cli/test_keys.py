@@ -108,6 +108,8 @@ def test_the_list_says_which_keys_have_expired(shell: Shell, directory: Director
         (("tenants", "limits", "nobody", "--num-beams", "1", "--unset", "num-beams"), 2, "got both"),
         (("prefixes", "share", "e2e"), 2, "--everyone"),
         (("prefixes", "share", "e2e", "--nobody", "--everyone"), 2, "--nobody"),
+        (("prefixes", "share", "e2e", "--nobody", "--download"), 2, "--nobody"),
+        (("prefixes", "share", "e2e", "--download"), 2, "--everyone"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(
@@ -155,6 +157,9 @@ def test_an_operators_secret_is_for_its_owner_and_its_hash_for_services(shell: S
     before = secret.read_text()
     assert "expected a new file" in shell.run("keys", "new-secret", *files, code=1).stderr
     assert secret.read_text() == before
+    secret.unlink()
+    assert "hash: expected a new file" in shell.run("keys", "new-secret", *files, code=1).stderr
+    assert not secret.exists()
 
 
 @pytest.mark.parametrize("given", ["option", "file", "variable", "variable's file"])

@@ -29,7 +29,7 @@ def full_of_keys(monkeypatch: pytest.MonkeyPatch, *keys: Key) -> Tenancy:
 
 def test_a_tenant_has_so_many_keys_and_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     state = full_of_keys(monkeypatch, a_key(1), a_key(2))
-    with pytest.raises(Conflict, match="keys of acme: expected at most 2"):
+    with pytest.raises(Conflict, match="keys of acme: expected at most 2, got 3; revoke one"):
         with_key(state, a_key(3))
     assert len(with_key(state, a_key(3, "globex")).keys) == 3
 

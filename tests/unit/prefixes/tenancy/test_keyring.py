@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_registry
 from prefixes.tenancy import keyring
 from prefixes.tenancy.directory import Directory
@@ -53,6 +54,24 @@ def test_a_note_that_fails_does_not_end_the_looks(
     directory.revoke(made.key.id, actor="t")
     wait_for(lambda: ring.find(presented) is None)
     ring.close()
+
+
+def test_what_could_not_be_noted_is_noted_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that was used while the registry was away looked as if nobody needed it."""
+    store = open_registry(str(tmp_path / "registry")).tenancy
+    made = Directory(store).create_key("acme", "x", ["read"], actor="t")
+    ring, presented = Keyring(store, 60), parse_secret(made.secret)
+    assert presented is not None and ring.find(presented) is not None
+
+    def fails(times: Mapping[str, str]) -> None:
+        raise RegistryUnavailable("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(store, "note_used", fails)
+        ring.close()
+    assert store.used() == {}
+    ring.close()
+    assert list(store.used()) == [made.key.id]
 
 
 def test_a_service_that_needed_keys_goes_on_needing_them(tmp_path: Path) -> None:

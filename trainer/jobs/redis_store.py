@@ -46,8 +46,8 @@ OPEN_PAGE: Final = 1000
 # KEYS: record, the tenant's jobs, open jobs, events, the tenant's open jobs. ARGV: expected and new record ("" for
 # none), job id, member of the open jobs, its time ("" for a job that is not open), its OpenJob, "1" to count the open
 # jobs beside it, the job's key, the three bounds of Room ("" for any number), largest number of events, then name and
-# JSON of each event. Returns 1, or 0 if the record is not the expected one, or if there is no room the open jobs of the
-# tenant and of the key.
+# JSON of each event. Returns 1; 0 if the record is not the expected one; 0 and the open jobs of the tenant and of the
+# key if there is no room.
 CHANGE: Final = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return {0} end
 if ARGV[7] ~= '' and ARGV[5] ~= '' and not redis.call('ZSCORE', KEYS[3], ARGV[4]) then

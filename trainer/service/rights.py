@@ -48,7 +48,9 @@ def _caller_of(keyring: Keyring, job: Job, therefore: str) -> Caller | None:
     if not keyring.closed:
         return None
     known = keyring.known
-    key = known.tenancy.keys.get(job.key_id) if job.key_id is not None else None
+    if job.key_id is None:
+        raise Forbidden(f"the job was submitted without a key, and one is needed now, {therefore}")
+    key = known.tenancy.keys.get(job.key_id)
     if key is None or not key.works(utc_now()):
         raise Forbidden(f"the key that submitted the job works no more, {therefore}")
     return caller_with(known, key)

@@ -209,10 +209,10 @@ class RedisJobStore:
         texts = await self._client.mget(keys) if keys else []
         return await asyncio.to_thread(lambda: [job_from(json.loads(text)) for text in texts if text is not None])
 
-    async def _named(self, beginning: str) -> list[str]:
-        """Every key that begins so."""
+    async def _named(self, beginning: str) -> set[str]:
+        """Every key that begins so. A scan may give one more than once."""
         async with redis_call():
-            return [key.decode() async for key in self._client.scan_iter(match=f"{beginning}*", count=PAGE * 10)]
+            return {key.decode() async for key in self._client.scan_iter(match=f"{beginning}*", count=PAGE * 10)}
 
     async def _newest(self, tenants: list[str], before: str | None, size: int) -> list[tuple[str, str]]:
         """The ids of the newest jobs of these tenants, ``size`` at most, each with its tenant."""

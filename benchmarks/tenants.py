@@ -117,12 +117,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--redis", metavar="URL", help="an empty Redis for the closed server's registry")
     options = parser.parse_args()
-    result = compare(options)
+    facts, result = machine(), compare(options)
     place = "Redis" if options.redis else "a folder"
     for kind, ratio in result["ratios"].items():
         print(f"{CLIENTS} streams, closed on {place} / open, {kind:15} {ratio:6.3f} (target {TARGET})")
     path = RESULTS / f"tenants-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps({"machine": machine(), "registry": place, **result}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": facts, "registry": place, **result}, indent=1) + "\n")
     print(f"wrote {path}")
 
 

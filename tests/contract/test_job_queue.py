@@ -18,7 +18,7 @@ from trainer.jobs.base import Queue
 from trainer.jobs.job import new_job
 from trainer.jobs.local_queue import LocalQueue
 from trainer.jobs.record import Job
-from trainer.jobs.saq_queue import NAME, PATIENCE, SaqQueue
+from trainer.jobs.saq_queue import NAME, PATIENCE, TURNS, SaqQueue
 
 KINDS = ("local", "redis")
 LEASE_S = 2
@@ -69,6 +69,14 @@ class Place:
             yield queue
         finally:
             await queue.close()
+
+    def spoil(self, text: str) -> None:
+        """Write what is not Turns where they are kept."""
+        if self.kind == "local":
+            self._file.write_text(text)
+        else:
+            with parse_redis_url(self._redis.url).connect() as client:
+                client.set(TURNS, text)
 
     def _saq(self, worker: str) -> SaqQueue:
         client = parse_redis_url(self._redis.url).connect_asyncio(patience=PATIENCE)

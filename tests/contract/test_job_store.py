@@ -535,6 +535,27 @@ def test_a_job_that_redis_keeps_already_because_the_first_answer_was_lost_is_no_
     asyncio.run(test())
 
 
+def test_jobs_of_a_tenant_that_a_scan_of_redis_gives_twice_are_listed_once(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        client = parse_redis_url(redis.url).connect_asyncio()
+        once = client.scan_iter
+
+        async def twice(**asked: Any) -> AsyncIterator[bytes]:  # as it may while Redis moves its table
+            for key in 2 * [key async for key in once(**asked)]:
+                yield key
+
+        monkeypatch.setattr(client, "scan_iter", twice)
+        store = RedisJobStore(client)
+        made = [await add(store, "scanned") for _ in range(3)]
+        listed = [job.id for job in await store.jobs(None, limit=100) if job.tenant == "scanned"]
+        assert listed == sorted((job.id for job in made), reverse=True)
+        await store.close()
+
+    asyncio.run(test())
+
+
 def test_jobs_in_a_redis_that_is_away_are_unavailable_and_come_back(redis: RedisServer) -> None:
     async def test() -> None:
         store = RedisJobStore(parse_redis_url(redis.url).connect_asyncio())

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from tests.contract.test_job_queue import PATIENCE_S, Hands, Place, place, redis, until, working
 from trainer.jobs.base import Queue
 from trainer.jobs.job import new_job
@@ -164,6 +166,21 @@ def test_whose_turn_it_is_outlives_a_restart(place: Place) -> None:
         assert Counter(starts.tenants) == {"large": 1, "small": 35}, starts.tenants
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"counters": {}, "charges": {"j": {"work": {"new": 1}}}}'])
+def test_turns_that_cannot_be_read_count_as_none_and_jobs_go_on(place: Place, text: str) -> None:
+    """They held up every job for ever, where they are kept in Redis."""
+    place.spoil(text)
+
+    async def test(queue: Queue) -> None:
+        starts = Starts()
+        assert await queue.unsettled() == []
+        await put(queue, jobs("one", 2))
+        assert await starts.next(queue, 2) == ["one", "one"]
+        assert {work.job_id for work in await queue.unsettled()} == set(starts.ids)
+
+    place.run(test)
 
 
 def test_several_workers_share_one_order(place: Place) -> None:

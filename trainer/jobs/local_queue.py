@@ -85,8 +85,5 @@ class LocalQueue:
 
 def _read(path: Path) -> Turns:
     with contextlib.suppress(FileNotFoundError):
-        try:
-            return turns_from(path.read_text())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            _log.warning("whose turn it is cannot be read", extra={"facts": {"error": str(error)[:200]}})
+        return turns_from(path.read_bytes())
     return Turns()

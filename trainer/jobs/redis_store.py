@@ -46,8 +46,8 @@ OPEN_PAGE: Final = 1000
 # KEYS: record, the tenant's jobs, open jobs, events, the tenant's open jobs. ARGV: expected and new record ("" for
 # none), job id, member of the open jobs, its time ("" for a job that is not open), its OpenJob, "1" to count the open
 # jobs beside it, the job's key, the three bounds of Room ("" for any number), largest number of events, then name and
-# JSON of each event. Returns 1, or 0 if the record is not the expected one, or if there is no room the open jobs of the
-# tenant and of the key.
+# JSON of each event. Returns 1; 0 if the record is not the expected one; 0 and the open jobs of the tenant and of the
+# key if there is no room.
 CHANGE: Final = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return {0} end
 if ARGV[7] ~= '' and ARGV[5] ~= '' and not redis.call('ZSCORE', KEYS[3], ARGV[4]) then
@@ -209,10 +209,10 @@ class RedisJobStore:
         texts = await self._client.mget(keys) if keys else []
         return await asyncio.to_thread(lambda: [job_from(json.loads(text)) for text in texts if text is not None])
 
-    async def _named(self, beginning: str) -> list[str]:
-        """Every key that begins so."""
+    async def _named(self, beginning: str) -> set[str]:
+        """Every key that begins so. A scan may give one more than once."""
         async with redis_call():
-            return [key.decode() async for key in self._client.scan_iter(match=f"{beginning}*", count=PAGE * 10)]
+            return {key.decode() async for key in self._client.scan_iter(match=f"{beginning}*", count=PAGE * 10)}
 
     async def _newest(self, tenants: list[str], before: str | None, size: int) -> list[tuple[str, str]]:
         """The ids of the newest jobs of these tenants, ``size`` at most, each with its tenant."""

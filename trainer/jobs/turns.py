@@ -16,11 +16,14 @@ Owns this rule, its counters and their JSON. Knows no queue, and no tenant but i
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trainer.jobs.record import Job
+
+_log = logging.getLogger("prefixd.trainer")
 
 WeightOf = Callable[[str], float]
 """A tenant's weight, above 0."""
@@ -107,9 +110,13 @@ class Turns:
 
 
 def turns_from(text: bytes | str) -> Turns:
-    """Read the JSON of what ``as_dict`` gave. Raises ValueError, TypeError, KeyError for anything else."""
-    values = json.loads(text)
-    charges = {
-        job_id: Charge(Work(**charge["work"]), charge["weight"]) for job_id, charge in values["charges"].items()
-    }
-    return Turns(values["counters"], charges, frozenset(values["waiting"]), values["last"])
+    """Read the JSON of what ``as_dict`` gave. Anything else counts as none: turns are forgotten, and jobs go on."""
+    try:
+        values = json.loads(text)
+        charges = {
+            job_id: Charge(Work(**charge["work"]), charge["weight"]) for job_id, charge in values["charges"].items()
+        }
+        return Turns(values["counters"], charges, frozenset(values["waiting"]), values["last"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        _log.warning("whose turn it is cannot be read", extra={"facts": {"error": str(error)[:200]}})
+        return Turns()

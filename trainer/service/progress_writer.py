@@ -22,8 +22,7 @@ class ProgressWriter:
 
     def __init__(self, job: Job, store: JobStore, metrics: JobMetrics, interval_s: float) -> None:
         self._job, self._store, self._metrics, self._interval_s = job, store, metrics, interval_s
-        self._stage, self._progress, self._step = "loading", dict[str, Any](), 0
-        self._tokens = 0
+        self._stage, self._progress, self._step, self._tokens = "loading", dict[str, Any](), 0, 0
         self._changed = asyncio.Event()
 
     def receive(self, message: Mapping[str, Any]) -> None:
@@ -52,7 +51,7 @@ class ProgressWriter:
             return
         self._changed.clear()
         job, stage, progress, step, tokens = self._job, self._stage, self._progress, self._step, self._tokens
-        with contextlib.suppress(JobNotFound, Fenced):  # ``Worker._guard`` handles both
+        with contextlib.suppress(JobNotFound, Fenced):  # ``Guard`` handles both
             try:
                 await self._store.change(
                     job.tenant, job.id, lambda found: progressed(found, job.token, progress, stage, step, tokens)

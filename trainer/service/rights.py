@@ -1,7 +1,7 @@
 """What a job may still do: with the rights that the key of whoever submitted it has by then.
 
-Owns that question, which is asked again just before a version of another tenant is read and before the registry is
-changed: days may lie between.
+Owns that question, which is asked again before a worker trains, just before a version of another tenant is read and
+before the registry is changed: days may lie between.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check_rights(keyring: Keyring, job: Job, task: TaskRef) -> None:
     """
     caller = _caller_of(
         keyring, job,
-        "so its prefix is not published; it is kept, and a retry with a key that may publish does it",
+        "so it publishes nothing; what it has trained is kept, and a retry with a key that may publish goes on with it",
     )  # fmt: skip
     if caller is not None:
         authorize(caller, Action.PUBLISH, task.tenant, task.name)
@@ -48,7 +48,9 @@ def _caller_of(keyring: Keyring, job: Job, therefore: str) -> Caller | None:
     if not keyring.closed:
         return None
     known = keyring.known
-    key = known.tenancy.keys.get(job.key_id) if job.key_id is not None else None
+    if job.key_id is None:
+        raise Forbidden(f"the job was submitted without a key, and one is needed now, {therefore}")
+    key = known.tenancy.keys.get(job.key_id)
     if key is None or not key.works(utc_now()):
         raise Forbidden(f"the key that submitted the job works no more, {therefore}")
     return caller_with(known, key)

@@ -128,6 +128,8 @@ class Worker:
                 heartbeats.cancel()
 
     async def _prepare(self, job: Job, folder: Path, watch: Watch) -> None:
+        with contextlib.suppress(RegistryUnavailable):  # judged again before it publishes: training need not wait
+            await asyncio.to_thread(check_rights, self.keyring, job, TaskRef.parse(job.spec["task"]))
         retry = self._registry_retry(job, watch)
         while True:
             try:

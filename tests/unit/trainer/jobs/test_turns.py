@@ -63,6 +63,21 @@ def test_who_begins_to_wait_is_lifted_to_those_that_wait_or_to_who_was_served_la
     assert alone.of("new") == 31
 
 
+def test_who_begins_to_wait_is_not_lifted_to_one_that_only_runs_far_below_those_that_wait() -> None:
+    """Else it would go first until it had caught up with the one that waits: here for fifty jobs."""
+    _, turns = Turns().next([Work("long", "l", ends=1)], equal)  # it runs all the time
+    busy = [Work("busy", f"b{n}", ends=1) for n in range(60)]
+    while len(busy) > 9:
+        index, turns = turns.next(busy, equal)
+        del busy[index]
+    assert turns.charges["l"] and turns.of("busy") - turns.of("long") > 49
+    waiting, taken = [*busy, *(Work("new", f"n{n}", ends=1) for n in range(9))], []
+    for _ in range(8):
+        index, turns = turns.next(waiting, equal)
+        taken.append(waiting.pop(index).tenant)
+    assert taken == ["busy", "new"] * 4
+
+
 def test_who_goes_on_waiting_is_not_lifted_when_others_are_given_back() -> None:
     a, b = [Work("a", f"a{n}", ends=50) for n in range(3)], [Work("b", f"b{n}", ends=1) for n in range(9)]
     _, turns = Turns().next([*a, *b], equal)

@@ -1,9 +1,11 @@
-"""A worker judges a job's rights when they count: before it reads another tenant's version, and before it publishes."""
+"""A worker judges a job's rights when they count: before it trains or reads another's version, and before it publishes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from prefixes.errors import PrefixdError, TaskNotFound
 from prefixes.files import write_bytes, write_json
 from prefixes.registry.base import Store
 from prefixes.tenancy.directory import Directory, later, utc_now
+from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.model import Share
 from server.web.errors import Forbidden
 from tests.support.server import TinyWorld
 from tests.unit.trainer.service.test_worker import a_spec, a_worker, registry, settings, world
 from trainer.jobs.job import claimed, new_job, retried
-from trainer.jobs.record import Job
+from trainer.jobs.record import Failure, Job
 from trainer.jobs.signals import Watch
+from trainer.service.outcome import JobFailed
 from trainer.service.request import ARTIFACT, RECORD, START
 from trainer.service.settings import TrainerSettings
 from trainer.service.worker import Worker
@@ -87,6 +91,45 @@ def test_a_job_whose_key_may_publish_no_more_fails_by_name_and_a_retry_publishes
             assert registry.inspect("acme", "e2e").aliases["production"]
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda directory, key: directory.revoke(key.id, actor="t"), "works no more"),
+        (lambda directory, key: directory.block("default", True, actor="t"), "blocked"),
+        (None, "trains"),
+        ("away", "trains"),
+    ],
+    ids=["revoked", "blocked", "works", "nobody knows"],
+)
+def test_a_job_that_may_publish_no_more_is_not_trained_when_its_turn_comes(
+    settings: TrainerSettings, registry: Store, tmp_path: Path, spoil: Any, told: str
+) -> None:
+    """It trained for hours, and failed then. While nobody knows, training goes on: it is judged before it publishes."""
+    directory = Directory(registry.tenancy)
+    key = directory.create_key("default", "ci", ["train", "publish"], actor="t").key
+    (settings.data / "tenants/default/datasets").mkdir(parents=True)
+
+    class Trains(Worker):
+        async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
+            raise JobFailed(Failure("trained", "it trains"))
+
+    async def test() -> Failure | None:
+        async with a_worker(settings, registry) as made:
+            worker = Trains(**vars(made))
+            job = await worker.store.create(new_job("default", "me", a_spec(settings, start_from=None), key.id))
+            if spoil == "away":
+                worker = replace(worker, keyring=Keyring(registry.tenancy, 0))
+                (tmp_path / "registry").rename(tmp_path / "away")
+            elif spoil is not None:
+                spoil(directory, key)
+            await worker.handle("default", job.id, 1)
+            return (await worker.store.get("default", job.id)).failure
+
+    failure = asyncio.run(test())
+    assert failure is not None and told in failure.message
+    assert failure.code == ("trained" if told == "trains" else "forbidden")
 
 
 def test_a_job_publishes_with_a_key_that_was_rotated_meanwhile(

@@ -75,7 +75,7 @@ def test_a_key_that_may_not_publish_there_does_not(keyring: Keyring, directory: 
 def test_a_job_without_a_key_publishes_while_none_is_needed(keyring: Keyring, directory: Directory) -> None:
     check(keyring, None)
     directory.create_key("acme", "ci", ["publish"], actor="t")
-    with pytest.raises(Forbidden):
+    with pytest.raises(Forbidden, match="without a key"):
         check(keyring, None)
 
 

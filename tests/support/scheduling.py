@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prefixes.artifact import Prefix
@@ -30,7 +30,8 @@ from server.engine.scheduling.encoding import EncoderBudget, EncoderWork
 from server.engine.scheduling.plan import Outcome, StepPlan
 from server.engine.scheduling.prefill import PrefillBudget
 from server.engine.scheduling.scheduler import Scheduler
-from server.engine.types import FinishReason, GenerationRequest, PrefixKey, SamplingParams
+from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
+from tests.support.choosing import RandomChoices
 from tests.support.prefixes import make_prefix
 
 
@@ -49,14 +50,15 @@ class Machine(SilentObserver):
 
     With ``units`` there is an encoder that reads the input in so many of them, the first two thirds its layers; a layer
     takes a second for a token, a unit behind them a sixth. The decoder takes ``token_seconds`` for each token,
-    and ``call_seconds`` for each call with a row that answers.
+    and ``call_seconds`` for each call with a row that answers. A sampled output ends early with the probability
+    ``early_end``, after each token.
     """
 
     def __init__(self, blocks: int, *, size: int = 4, reuse: bool = True, seed: int = 0,
                  lengths: Mapping[PrefixKey, int] | None = None, max_prefix_bytes: int | None = None,
                  units: int = 0, token_seconds: float = 0.0, call_seconds: float = 0.0,
-                 shares: Shares | None = None, **config: Any) -> None:
-        self.size, self.rng = size, random.Random(seed)
+                 shares: Shares | None = None, early_end: float = 0.1, **config: Any) -> None:
+        self.size, self.choices = size, RandomChoices(random.Random(seed), early_end)
         self.config = EngineConfig(block_size=size, **{"max_rows": 16, "max_step_tokens": 16, **config})
         self.shares = shares or Shares(self.config.weight_of)
         self.ledger = BlockLedger(blocks + 1, size, self.shares)
@@ -85,7 +87,6 @@ class Machine(SilentObserver):
         self.ended: dict[str, str] = {}
         self.steps = self.computed_tokens = self.copies = 0
         self.may_preempt = True
-        self.early_end = 0.1  # probability that a sampled output ends with a token
 
     # --- what the store calls ---
 
@@ -256,48 +257,15 @@ class Machine(SilentObserver):
                 assert self.contents[block] == [id(prefix)] * self.size, "another task's prefix"
 
     def _choose(self, plan: StepPlan) -> list[Outcome]:
-        """As ``Postprocess``, at random."""
-        outcomes: dict[Group, Outcome] = {}
-        wanting: dict[Group, list[Row]] = {}
-        for scheduled in plan.rows:
-            if scheduled.wants_logits:
-                wanting.setdefault(scheduled.group, []).append(scheduled.row)
-        for group, rows in wanting.items():
-            outcomes[group] = Outcome(group)
-            if group.beams:
-                self._advance_beams(outcomes[group], rows)
-            else:
-                self._take_tokens(outcomes[group], rows if group.started else group.rows)
-            if outcomes[group].finished:
-                self._note_end(group, "finished")
-        return list(outcomes.values())
-
-    def _take_tokens(self, outcome: Outcome, rows: list[Row]) -> None:
-        group = outcome.group
-        for row in rows:
-            outcome.advanced.append(row.decoding.index)
-            row.token_ids.append(self.rng.randrange(3))
-            ends = group.request.params.do_sample and self.rng.random() < self.early_end
-            if ends or row.decoding.output_length >= group.max_new_tokens:
-                row.decoding.finish_reason = FinishReason.STOP
-                outcome.ended.append(row)
-        outcome.finished = not group.active
-
-    def _advance_beams(self, outcome: Outcome, rows: list[Row]) -> None:
-        group = outcome.group
-        assert rows == group.rows, "beams choose together"
-        outcome.advanced.append(0)
-        if rows[0].decoding.output_length + 1 >= group.max_new_tokens:
-            outcome.finished = True
-            return
-        parents = sorted(
-            self.rng.choices(rows, k=group.request.params.num_beams), key=lambda row: row.decoding.index
-        )
-        beams = [(Row(parent.decoding.fork(index)), parent) for index, parent in enumerate(parents)]
-        for index, (row, _) in enumerate(beams):
-            row.token_ids.append(self.rng.randrange(3) + 3 * index)
-        outcome.beams = beams
+        outcomes = self.choices.choose(plan)
+        for outcome in outcomes:
+            if outcome.finished:
+                self._note_end(outcome.group, "finished")
+        return outcomes
 
     def _note_end(self, group: Group, how: str) -> None:
         assert group.request.request_id not in self.ended
         self.ended[group.request.request_id] = how
+
+
+Make = Callable[..., Machine]

@@ -44,6 +44,8 @@ def test_no_answer_is_cut_while_its_server_still_works_on_it() -> None:
     """An answer that is not streamed was cut after ten minutes of silence; 4,096 tokens may take longer."""
     silence = seconds("timeout server")
     assert silence > default(Settings, "max_new_tokens_limit"), "a token a second"
+    for page in ("api.md", "deploy.md"):
+        assert f"{silence / 60:g} minutes" in (ROOT / "docs" / page).read_text(), page
     for kind in (Settings, TrainerSettings):
         assert silence > default(kind, "body_timeout_s") + 30, "an upload that waits for its place"
         assert min(silence, seconds("timeout client")) > 2 * default(kind, "heartbeat_s")

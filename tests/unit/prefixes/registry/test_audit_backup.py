@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from prefixes.registry.base import Store
-from prefixes.registry.transfer import Outcome, open_target
+from prefixes.registry.transfer import Outcome, Progress, Report, open_target
 from prefixes.registry.transfer import transfer as run
 from prefixes.tenancy.denial import Denial
 from prefixes.tenancy.directory import Directory
@@ -41,6 +41,14 @@ def prepare(registry: Store) -> Store:
     return registry
 
 
+def restore(backup: Store, url: str, progress: Progress | None = None) -> Report:
+    """As the command does it."""
+    target = open_target(url, backup.id)
+    assert target is not None
+    with closing(target):
+        return run(backup, target, progress=progress)
+
+
 def test_a_backup_has_the_audit_as_it_is_and_a_restore_brings_it_back(
     places: Places, opened: Callable[..., Store], tmp_path: Path
 ) -> None:
@@ -59,10 +67,7 @@ def test_a_backup_has_the_audit_as_it_is_and_a_restore_brings_it_back(
     assert audited(kept) == before, "the second backup too, which deletes"
 
     place.wipe()
-    target = open_target(place.url, kept.id)
-    assert target is not None
-    with closing(target):
-        assert run(kept, target).bad == 0
+    assert restore(kept, place.url).bad == 0
     restored = opened(place, create=False, registry_id=kept.id)
     entries, changes, denials = before
     found = audited(restored)
@@ -84,10 +89,7 @@ def test_a_restore_leaves_an_audit_that_is_there(
     registry.rollback("default", "e2e", actor="later")
     registry.tenancy.note_denials("acme", DENIALS[3:])
     before = audited(registry)
-    target = open_target(place.url, kept.id)
-    assert target is not None
-    with closing(target):
-        run(kept, target)
+    restore(kept, place.url)
     assert audited(registry) == before
 
 
@@ -124,10 +126,8 @@ def test_a_restore_that_is_cut_short_brings_the_audit_back_at_the_next_try(
             raise KeyboardInterrupt
 
     for progress in (cut, cut, None):
-        target = open_target(place.url, kept.id)
-        assert target is not None
-        with closing(target), suppress(KeyboardInterrupt):
-            run(kept, target, progress=progress)
+        with suppress(KeyboardInterrupt):
+            restore(kept, place.url, progress)
     restored = opened(place, create=False, registry_id=kept.id)
     found = restored.audit("default", limit=1000)
     assert found[-len(before) :] == before

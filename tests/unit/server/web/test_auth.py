@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI
-from starlette.routing import Route
 
 from prefixes.artifact import read_prefix, version_of
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.model import Scope
 from tests.support.apps import Served, with_apps
 from tests.support.callers import TENANT_SCOPES, bearer, expected, make_callers
+from tests.support.routes import routes
 
 OPEN: Final = "open"
 OWN, TASK, KEY, SERVICE = "one's own", "acme's task", "acme's key", "the service"
@@ -74,15 +72,6 @@ TABLE: Final[dict[tuple[str, str, str], Any]] = {
     ("admin", "POST", "/admin/gc"): (Scope.OPERATOR, SERVICE),
 }
 """Port, method and path: open to everybody, or the scope that it takes, or one of some, and what it is about."""
-
-
-def routes(port: str, routed: FastAPI | APIRouter) -> Iterator[tuple[str, str, str]]:
-    """Every route there is, also what the document leaves out."""
-    for route in routed.routes:
-        if isinstance(route, Route):
-            yield from ((port, method, route.path) for method in (route.methods or set()) - {"HEAD"})
-        else:
-            yield from routes(port, route.original_router)  # type: ignore[attr-defined]
 
 
 def bodies(served: Served) -> dict[str, dict[str, Any]]:

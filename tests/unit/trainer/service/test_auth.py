@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from fastapi import APIRouter, FastAPI
-from starlette.routing import Route
+from fastapi import FastAPI
 
 from prefixes.registry import open_registry
 from prefixes.tenancy.model import Scope
@@ -18,6 +17,7 @@ from server.web.intake import Intake
 from server.web.settings_sources import load_settings
 from tests.support.callers import Callers, expected, make_callers
 from tests.support.datasets import lines
+from tests.support.routes import routes
 from trainer.service.app import create_admin, create_public
 from trainer.service.assembly import assemble
 from trainer.service.settings import TrainerSettings
@@ -49,15 +49,6 @@ TABLE: Final[dict[tuple[str, str, str], Scope | str | None]] = {
     ("admin", "GET", "/metrics"): Scope.METRICS,
 }
 """Port, method and path: open to everybody, or the scope that it takes, None for any key."""
-
-
-def routes(port: str, routed: FastAPI | APIRouter) -> Iterator[tuple[str, str, str]]:
-    """Every route there is, also what the document leaves out."""
-    for route in routed.routes:
-        if isinstance(route, Route):
-            yield from ((port, method, route.path) for method in (route.methods or set()) - {"HEAD"})
-        else:
-            yield from routes(port, route.original_router)  # type: ignore[attr-defined]
 
 
 Test = Callable[[FastAPI, FastAPI, Callers], Awaitable[None]]
@@ -116,9 +107,8 @@ def test_every_route_asks_every_caller(tmp_path: Path) -> None:
                     refused = answer.status_code in (401, 403)
                     assert (answer.status_code if refused else None) == wanted, case
                 denied += refused
-        for what in ("/datasets", "/jobs"):
-            told = (await clients["public"].get(what, headers=callers.headers["foreign"])).text
-            assert digest not in told or what == "/datasets"
+        told = await clients["public"].get("/jobs", headers=callers.headers["foreign"])
+        assert told.json()["jobs"] == []
 
     with_trainer(tmp_path, test)
     with closing(open_registry(str(tmp_path / "registry"))) as registry:

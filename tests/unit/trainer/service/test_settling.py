@@ -16,6 +16,7 @@ from server.web.intake import Intake
 from server.web.settings_sources import load_settings
 from tests.support.datasets import lines
 from tests.unit.trainer.service.test_worker import a_worker
+from trainer.jobs.base import Handler
 from trainer.jobs.job import cancelled, claimed, failed, lost, new_job, progressed
 from trainer.jobs.local_queue import LocalQueue
 from trainer.jobs.record import Failure, Job
@@ -41,6 +42,17 @@ def registry(settings: TrainerSettings) -> Iterator[Store]:
 
 
 @asynccontextmanager
+async def working(worker: Worker, handle: Handler, count: int) -> AsyncIterator[None]:
+    """Deliveries of the worker's queue go to ``handle``, so many at once, until the block ends."""
+    work = asyncio.create_task(worker.queue.work(handle, count))
+    try:
+        yield
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+@asynccontextmanager
 async def taken(worker: Worker, tenant: str = "acme", steps: int = 10) -> AsyncIterator[Job]:
     """A job of ``tenant`` that a worker has taken from the queue, and holds until the block ends."""
     job = await worker.store.create(new_job(tenant, "me", CONFIG, None, steps))
@@ -51,13 +63,9 @@ async def taken(worker: Worker, tenant: str = "acme", steps: int = 10) -> AsyncI
         got.set()
         await over.wait()
 
-    work = asyncio.create_task(worker.queue.work(take, 1))
-    await got.wait()
-    try:
+    async with working(worker, take, 1):
+        await got.wait()
         yield await worker.store.change(tenant, job.id, lambda found: claimed(found, 1, worker.name))
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
 
 
 def charged(worker: Worker, tenant: str = "acme") -> float:
@@ -136,10 +144,8 @@ def test_the_delivery_of_a_job_that_ended_while_it_waited_costs_nothing(
             await worker.handle(tenant, job_id, token)
             handled.set()
 
-        work = asyncio.create_task(worker.queue.work(handle, 1))
-        await handled.wait()
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        async with working(worker, handle, 1):
+            await handled.wait()
         assert charged(worker) == 0
 
     run(settings, registry, test)
@@ -157,13 +163,11 @@ def test_after_a_restart_tenants_take_turns_from_the_first_job_on(settings: Trai
         async def take(tenant: str, job_id: str, token: int) -> None:
             started.append(tenant)
 
-        work = asyncio.create_task(worker.queue.work(take, 2))
-        await asyncio.sleep(0)
-        await worker.reconcile()
-        while len(started) < 4:
-            await asyncio.sleep(0.01)
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        async with working(worker, take, 2):
+            await asyncio.sleep(0)
+            await worker.reconcile()
+            while len(started) < 4:
+                await asyncio.sleep(0.01)
         assert set(started[:2]) == {"flood", "small"}
 
     run(settings, registry, test)

@@ -23,8 +23,7 @@ AWAY = RegistryUnavailable("away")
 
 @contextmanager
 def made(blocks: int, **settings: Any) -> Iterator[Machine]:
-    with closing(Machine(blocks, **settings)) as machine:
-        machine.early_end = 0.0
+    with closing(Machine(blocks, early_end=0.0, **settings)) as machine:
         yield machine
 
 

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 
 from server.engine.config import EngineConfig
 from server.engine.scheduling.plan import StepPlan
 from server.engine.types import PrefixKey
-from tests.support.scheduling import Machine
+from tests.support.scheduling import Machine, Make
 
 A, B = PrefixKey("default", "a"), PrefixKey("default", "b")
 LAYERS, UNITS = 6, 9
-Make = Callable[..., Machine]
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(**settings: Any) -> Machine:
-        """One whose encoder has six layers, of a second for a token, and three units of a sixth behind them."""
-        made.append(Machine(200, **{"units": UNITS, "max_rows": 8, "max_step_tokens": 16, **settings}))
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
+def make(make: Make) -> Make:
+    """Encoders of six layers, of a second for a token, and of three units of a sixth behind them."""
+    return partial(make, 200, units=UNITS, max_rows=8)
 
 
 def names(machine: Machine) -> list[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,23 +13,9 @@ from server.engine.scheduling.tenant_queue import PASSES
 from server.engine.types import PrefixKey
 from tests.support.fairness import Service, served
 from tests.support.figures import Figures
-from tests.support.scheduling import Machine
+from tests.support.scheduling import Machine, Make
 
 A = PrefixKey("owner", "a")
-Make = Callable[..., Machine]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(blocks: int, **settings: Any) -> Machine:
-        made.append(Machine(blocks, **settings))
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
 
 
 # --- what is charged ---
@@ -44,8 +30,7 @@ def make() -> Iterator[Make]:
 def test_every_rows_tokens_are_charged_and_a_recomputation_is_not(
     make: Make, params: dict[str, Any], rows: int, units: int
 ) -> None:
-    machine = make(80, reuse=False, lengths={A: 8}, units=units)
-    machine.early_end = 0.0
+    machine = make(80, reuse=False, lengths={A: 8}, units=units, early_end=0.0)
     group = machine.add(machine.request("r", range(10), A, caller="t", max_new_tokens=6, **params))
     while group.rows[0].decoding.output_length < 3:
         machine.wait()
@@ -166,8 +151,7 @@ def test_the_bound_holds_with_preemption_and_aborts_too(make: Make, seed: int) -
 
 def test_many_rows_are_not_starved_by_single_ones_that_always_fit(make: Make) -> None:
     """Each head that did not fit let ``PASSES`` others pass: who never fitted at once fell behind for ever."""
-    machine = make(400, reuse=False, max_rows=4)
-    machine.early_end = 0.0
+    machine = make(400, reuse=False, max_rows=4, early_end=0.0)
     wide: tuple[dict[str, Any], ...] = (
         {"do_sample": True, "num_return_sequences": 4, "max_new_tokens": 2}, {"max_new_tokens": 1},
     )  # fmt: skip

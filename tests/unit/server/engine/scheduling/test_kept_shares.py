@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 
 from server.engine.memory.shares import ACTIVE_S, Kept, Shares
 from server.engine.prefixes.entry import Entry
 from server.engine.types import PrefixKey
-from tests.support.scheduling import Machine
-
-Make = Callable[..., Machine]
+from tests.support.scheduling import Machine, Make
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(blocks: int, **settings: Any) -> Machine:
-        made.append(Machine(blocks, **settings))
-        made[-1].early_end = 0.0
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
+def make(make: Make) -> Make:
+    return partial(make, early_end=0.0)
 
 
 def tasks(owner: str, count: int) -> list[PrefixKey]:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 
 from server.engine.row import Group
 from server.engine.types import PrefixKey
 from tests.support.fairness import served
-from tests.support.scheduling import Machine
+from tests.support.scheduling import Machine, Make
 
 A, B = (PrefixKey("owner", name) for name in "ab")
-Make = Callable[..., Machine]
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(blocks: int = 400, **settings: Any) -> Machine:
-        made.append(Machine(blocks, **{"max_rows": 1, **settings}))
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
+def make(make: Make) -> Make:
+    return partial(make, 400, max_rows=1)
 
 
 def add(machine: Machine, name: str, key: str | None, tokens: int = 1, caller: str = "t", at: float | None = 0.0,

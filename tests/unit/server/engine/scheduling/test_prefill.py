@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 
 from server.engine.scheduling.plan import StepPlan
 from server.engine.scheduling.rate import Rate, attended_work, first_guess, tokens_within
-from tests.support.scheduling import Machine
-
-Make = Callable[..., Machine]
+from tests.support.scheduling import Machine, Make
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(**settings: Any) -> Machine:
-        made.append(Machine(400, **{"max_rows": 8, "max_step_tokens": 64, "reuse": False, **settings}))
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
+def make(make: Make) -> Make:
+    return partial(make, 400, max_rows=8, max_step_tokens=64, reuse=False)
 
 
 def with_a_stream(machine: Machine) -> Machine:

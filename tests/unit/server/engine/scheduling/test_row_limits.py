@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +14,7 @@ from server.engine.row import Group
 from server.engine.scheduling.admission import Admission
 from server.engine.scheduling.tenant_queue import PASSES
 from tests.support.prefixes import make_backbone_spec
-from tests.support.scheduling import Machine
-
-Make = Callable[..., Machine]
+from tests.support.scheduling import Machine, Make
 
 
 class Set:
@@ -32,17 +29,8 @@ class Set:
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(limits: Set, **settings: Any) -> Machine:
-        made.append(Machine(400, limits_of=limits, reuse=False, **settings))
-        made[-1].early_end = 0.0
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
+def make(make: Make) -> Make:
+    return lambda limits, **settings: make(400, limits_of=limits, reuse=False, early_end=0.0, **settings)
 
 
 def add(machine: Machine, name: str, caller: str, key: str | None = None, tokens: int = 4, rows: int = 1) -> Group:

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import queue
 import random
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from prefixes.errors import InvalidArtifact
 from server.engine.types import PrefixKey
-from tests.support.scheduling import Machine
+from tests.support.scheduling import Machine, Make
 
 A, B, C = (PrefixKey("default", name) for name in "abc")
-Make = Callable[..., Machine]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(blocks: int, **settings: Any) -> Machine:
-        made.append(Machine(blocks, **settings))
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
 
 
 def running(machine: Machine) -> list[str]:
@@ -217,8 +202,7 @@ def test_a_preempted_group_comes_back_before_those_who_came_later(make: Make) ->
 def test_a_resumed_group_waits_until_what_its_rows_recompute_fits(make: Make) -> None:
     """Four rows share a prompt of one block but recompute three each: admitted by the prompt alone, the group was
     preempted in the steps after its prompt, again and again while the older ones ran."""
-    machine = make(24, reuse=False)
-    machine.early_end = 0.0
+    machine = make(24, reuse=False, early_end=0.0)
     machine.add(machine.request("old", range(8), max_new_tokens=20), at=1.0)
     young = machine.add(
         machine.request("young", range(4), do_sample=True, num_return_sequences=4, max_new_tokens=13), at=2.0
@@ -245,8 +229,7 @@ def test_a_pin_that_takes_the_room_of_what_waits_fails_it_and_not_those_behind(m
 
 @pytest.mark.parametrize("params", [{}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
 def test_a_pin_that_takes_the_room_of_what_runs_fails_it(make: Make, params: dict[str, Any]) -> None:
-    machine = make(24, lengths={A: 56})
-    machine.early_end = 0.0
+    machine = make(24, lengths={A: 56}, early_end=0.0)
     machine.add(machine.request("runs", range(8), max_new_tokens=60 // (1 + 2 * bool(params)), **params))
     machine.step()
     machine.pin(A)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,24 +18,14 @@ from server.engine.row import Group
 from server.engine.scheduling.tenant_queue import PASSES
 from server.engine.types import PrefixKey
 from tests.support.figures import Figures
-from tests.support.scheduling import Machine
+from tests.support.scheduling import Machine, Make
 
 A, B = (PrefixKey("owner", name) for name in "ab")
-Make = Callable[..., Machine]
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Machine] = []
-
-    def machine(blocks: int, **settings: Any) -> Machine:
-        made.append(Machine(blocks, **settings))
-        made[-1].early_end = 0.0
-        return made[-1]
-
-    yield machine
-    for one in made:
-        one.close()
+def make(make: Make) -> Make:
+    return partial(make, early_end=0.0)
 
 
 def running(machine: Machine) -> list[str]:
@@ -251,8 +242,8 @@ class Watched:
             reuse=rng.random() < 0.5, max_rows=8, max_step_tokens=rng.choice([8, 30]),
             max_prefix_bytes=rng.choice([None, 4]), preempted_prefix_bytes=rng.choice([None, 4]),
             units=rng.choice([0, 0, 3]), weight_of=lambda tenant: weights.get(tenant, 1.0), limits_of=self.limits_of,
+            early_end=0.02,
         )  # fmt: skip
-        self.machine.early_end = 0.02
         self.rows = {"flood": rng.choice([4, 6]), "flood 0": 4, "heavy": 5}
         self.machine.failures[rng.choice(keys)] = InvalidArtifact("broken")
         self.groups: list[Group] = []

@@ -64,8 +64,7 @@ class Recorder(Machine):
     """Writes the page's table: what is held and computed when the model is called, and what has come of it."""
 
     def __init__(self, blocks: int, size: int) -> None:
-        super().__init__(blocks, size=size, max_rows=8)
-        self.early_end = 0.0
+        super().__init__(blocks, size=size, max_rows=8, early_end=0.0)
         self.groups = {
             name: self.add(self.request(name, prompt_of(order, prompt), **params), float(order))
             for order, (name, (prompt, params)) in enumerate(requests().items())

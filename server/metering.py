@@ -58,6 +58,11 @@ class UsageMeter:
         """Hand over from now on."""
         self._outbox.start()
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the last sums could be handed over."""
+        return self._outbox.up
+
     def close(self, timeout_s: float = CLOSE_S) -> bool:
         """Hand over what is left, within ``timeout_s``; whether that worked."""
         return self._outbox.close(timeout_s)

@@ -2,8 +2,8 @@
 
 Owns what is counted for whom, and its memory. An end costs the event loop one look-up and four additions. While the
 registry is away sums grow in place; where there are too many subjects, further ones lose their names and not their
-counts. What was not handed over when the process is killed is lost: the last ``flush_s`` seconds, or all since the
-registry went away.
+counts, and the owner of a shared task is not told of them. What was not handed over when the process is killed is lost:
+the last ``flush_s`` seconds, or all since the registry went away.
 """
 
 from __future__ import annotations

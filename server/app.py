@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 from fastapi import FastAPI
 
+from prefixes.limiter.shared import SharedLimiter
 from prefixes.registry.limiter import open_limiter
 from server.assembly import Assembled, limits_of
 from server.engine.async_engine import AsyncEngine
@@ -81,6 +82,11 @@ def _create_public(assembled: Assembled, intake: Intake) -> FastAPI:
             partial(open_limiter, settings.registry, link.registry.usage, service="server")
         )
         reservations = Reservations(limiter, assembled.keyring)
+        assembled.metrics_registry.register(
+            LinkCollector(
+                link.state, lambda: meter.recorded, lambda: limiter.up if isinstance(limiter, SharedLimiter) else True
+            )
+        )
         keeping = [asyncio.create_task(keep()) for keep in (assembled.catalog.keep_known, reservations.keep)]
         assembled.denials.start()
         try:
@@ -151,7 +157,6 @@ def _runtime(assembled: Assembled, engine: AsyncEngine, reservations: Reservatio
     assembled.metrics_registry.register(
         EngineStateCollector(engine.stats, lambda: engine.step_running_s, assembled.engine_metrics.tenant_label)
     )
-    assembled.metrics_registry.register(LinkCollector(assembled.link.state))
     assembled.metrics_registry.register(TierCollector(assembled.tiers.stats, engine.stats))
     return Runtime(
         settings=settings,

@@ -27,8 +27,6 @@ KeyName = Annotated[
 Moment = Annotated[str, Field(max_length=40), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
-
-
 def _limits_schema(*, given: bool) -> dict[str, Any]:
     """Of an object with limits. In a request null takes one away."""
     value: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": MAX_LIMIT}

@@ -2,8 +2,8 @@
 
 Owns what is counted for whom, and its memory. An end costs the event loop one look-up and four additions. While the
 registry is away sums grow in place; where there are too many subjects, further ones lose their names and not their
-counts. What was not handed over when the process is killed is lost: the last ``flush_s`` seconds, or all since the
-registry went away.
+counts, and the owner of a shared task is not told of them. What was not handed over when the process is killed is lost:
+the last ``flush_s`` seconds, or all since the registry went away.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class UsageMeter:
     def start(self) -> None:
         """Hand over from now on."""
         self._outbox.start()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the last sums could be handed over."""
+        return self._outbox.up
 
     def close(self, timeout_s: float = CLOSE_S) -> bool:
         """Hand over what is left, within ``timeout_s``; whether that worked."""

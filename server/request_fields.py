@@ -23,6 +23,7 @@ from server.schemas import (
     PromoteRequest,
     RollbackRequest,
 )
+from server.usage_schemas import UsageQuery
 from server.web.error_handlers import KnownFields, explain
 from server.web.errors import InvalidRequest
 
@@ -35,6 +36,7 @@ FIELDS: Final[KnownFields] = {
     "/admin/gc": frozenset(GcRequest.model_fields),
     "/keys": frozenset(KeyRequest.model_fields) | frozenset(KeysQuery.model_fields),
     "/tenants": frozenset(TenantRequest.model_fields),
+    "/usage": frozenset(field.alias or name for name, field in UsageQuery.model_fields.items()),
     "": frozenset(
         name
         for body in (PromoteRequest, RollbackRequest, ShareRequest, RotateRequest, BlockRequest, LimitsRequest)

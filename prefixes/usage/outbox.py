@@ -37,6 +37,11 @@ class Outbox:
         """Send from now on."""
         self._thread.start()
 
+    @property
+    def up(self) -> bool:
+        """Whether the store took what it was last sent."""
+        return not self._away
+
     def wake(self) -> None:
         """Send soon."""
         self._wake.set()

@@ -1,4 +1,4 @@
-"""The registry's metrics: whether it answers, and how long its calls take.
+"""The registry's metrics: whether it answers and takes what is counted, and how long its calls take.
 
 Owns names and labels. Operations are the registry's methods, a closed set. Knows neither the registry nor HTTP.
 """
@@ -41,10 +41,12 @@ class RegistryMetrics:
 
 
 class LinkCollector(Collector):
-    """Gauges of the link's state, read when Prometheus asks."""
+    """Gauges of the link's state, and of usage and limits beside it, read when Prometheus asks."""
 
-    def __init__(self, state: Callable[[], LinkState]) -> None:
-        self._state = state
+    def __init__(
+        self, state: Callable[[], LinkState], usage_recorded: Callable[[], bool], limits_shared: Callable[[], bool]
+    ) -> None:
+        self._state, self._usage_recorded, self._limits_shared = state, usage_recorded, limits_shared
 
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance."""
@@ -58,5 +60,7 @@ class LinkCollector(Collector):
             ("age_seconds", "Since it last did; known tasks are served up to max_stale_s.", state.age_s),
             ("wrong_id", "1 while what answers is another registry, or an emptied one.", state.wrong),
             ("subscribed", "1 while it announces its changes; else they are polled.", state.subscribed),
+            ("usage_recorded", "0 from when usage could not be recorded until it is.", self._usage_recorded()),
+            ("limits_shared", "0 while each replica allows its part of the limits.", self._limits_shared()),
         ):
             yield GaugeMetricFamily(f"prefixd_registry_{name}", text, value=value)

@@ -32,10 +32,6 @@ class References(Generic[_T]):
         """The references to a task."""
         return list(self._by_task.get((tenant, name), ()))
 
-    def tasks(self) -> set[tuple[str, str]]:
-        """Tenant and name of every task that a reference names."""
-        return set(self._by_task)
-
     def put(self, ref: TaskRef, value: _T) -> None:
         """Remember ``value``; a known reference keeps its place in the order."""
         while ref not in self._values and len(self._values) >= self._most:

@@ -10,15 +10,14 @@ from starlette.responses import Response
 
 from prefixes.errors import InvalidName, RegistryUnavailable
 from prefixes.registry.records import audit_to_dict
-from prefixes.spec import check_name
 from prefixes.tenancy.denial import Denial, denial_to_dict
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.records import change_to_dict
 from server.answer_schemas import Audit
 from server.runtime import runtime_of
 from server.schemas import AuditQuery
-from server.web.auth import Action, authorize, caller_of
-from server.web.errors import Forbidden, InvalidRequest
+from server.web.auth import Action, authorize, caller_of, tenant_asked
+from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import answers
 from server.web.responses import json_response
@@ -38,9 +37,7 @@ async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Resp
     """
     caller, catalog = caller_of(request), runtime_of(request).catalog
     authorize(caller, Action.KEYS, caller.tenant)
-    tenant = caller.tenant if query.tenant is None else check_name("tenant", query.tenant)
-    if tenant != caller.tenant and not caller.operates:
-        raise Forbidden(f"audit: expected one's own tenant, {caller.tenant}, or an operator's key")
+    tenant = tenant_asked(caller, query.tenant) or caller.tenant
     if query.unknown:
         authorize(caller, Action.OPERATE, None)
         unknown = await catalog.call(catalog.registry.tenancy.denials, None)

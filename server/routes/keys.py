@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from prefixes.errors import Conflict, InvalidName, RegistryFull
-from prefixes.spec import NAME_PATTERN, check_name
+from prefixes.spec import NAME_PATTERN
 from prefixes.tenancy.changes import key_of, tenant_of
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.limits import NO_LIMITS
@@ -37,7 +37,7 @@ from server.key_schemas import (
     TenantRequest,
 )
 from server.runtime import runtime_of
-from server.web.auth import Action, Caller, authorize, caller_of
+from server.web.auth import Action, Caller, authorize, caller_of, tenant_asked
 from server.web.errors import Forbidden, InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
@@ -218,11 +218,7 @@ def _keyed(request: Request) -> Caller:
 def _own(caller: Caller, tenant: str | None) -> str | None:
     """The tenant whose keys it is about, None for an operator's "all". Another's keys are not to be known of."""
     authorize(caller, Action.KEYS, caller.tenant)
-    if tenant is not None:
-        check_name("tenant", tenant)
-        if tenant != caller.tenant and not caller.operates:
-            raise Forbidden(f"keys: expected one's own tenant, {caller.tenant}, or an operator's key")
-    return tenant if caller.operates else caller.tenant
+    return tenant_asked(caller, tenant)
 
 
 def _check_service_key(state: Tenancy, key_id: str, caller: Caller) -> None:

@@ -8,13 +8,12 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from prefixes.errors import InvalidName, InvalidParameter, RegistryUnavailable
-from prefixes.spec import check_name
 from prefixes.usage.model import asked_days
 from prefixes.usage.table import parse_by, summed
 from server.runtime import runtime_of
 from server.usage_schemas import UsageAnswer, UsageQuery
-from server.web.auth import Action, authorize, caller_of
-from server.web.errors import Forbidden, InvalidRequest
+from server.web.auth import Action, authorize, caller_of, tenant_asked
+from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import answers
 from server.web.responses import json_response
@@ -34,10 +33,7 @@ async def usage(request: Request, query: Annotated[UsageQuery, Query()]) -> Resp
     """
     caller, runtime = caller_of(request), runtime_of(request)
     authorize(caller, Action.KEYS, caller.tenant)
-    tenant = None if query.tenant is None else check_name("tenant", query.tenant)
-    if tenant not in (None, caller.tenant) and not caller.operates:
-        raise Forbidden(f"usage: expected one's own tenant, {caller.tenant}, or an operator's key")
-    whose = tenant if caller.operates else caller.tenant
+    whose = tenant_asked(caller, query.tenant)
     first, last = asked_days(query.first, query.last)
     by = parse_by(query.by)
 

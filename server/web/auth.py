@@ -16,7 +16,7 @@ from typing import Final
 from starlette.requests import HTTPConnection
 
 from prefixes.errors import TaskNotFound
-from prefixes.spec import DEFAULT_TENANT
+from prefixes.spec import DEFAULT_TENANT, check_name
 from prefixes.tenancy.model import Scope, Share
 from server.web.denials import note_refused
 from server.web.errors import Forbidden
@@ -126,6 +126,16 @@ def _decide(caller: Caller, action: Action, tenant: str | None, name: str | None
     if not SCOPES[action] & caller.scopes:
         wanted, got = " or ".join(sorted(SCOPES[action])), ", ".join(sorted(caller.scopes))
         raise Forbidden(f"{action.value}: expected a key with the scope {wanted}, got one with {got}")
+
+
+def tenant_asked(caller: Caller, named: str | None) -> str | None:
+    """The tenant that a request is about: the caller's, or for an operator the one that it names, None for all.
+
+    Raises InvalidName, and Forbidden for another's, whether or not it exists.
+    """
+    if named is not None and check_name("tenant", named) != caller.tenant and not caller.operates:
+        raise Forbidden(f"tenant: expected one's own, {caller.tenant}, or an operator's key")
+    return named if caller.operates else caller.tenant
 
 
 def may(caller: Caller, action: Action, tenant: str | None, name: str | None = None) -> bool:

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefixes.errors import PrefixdError, RegistryUnavailable
+from prefixes.tenancy.directory import utc_now
 from prefixes.tenancy.keyring import Keyring, Known
 from prefixes.tenancy.model import Key
 from prefixes.tenancy.secret import Presented, parse_secret
@@ -64,7 +65,7 @@ class Access:
 
 
 class Authentication:
-    """Puts the ``auth.Caller`` into the request's state, and how to judge it again; or answers in the app's place.
+    """Puts into the request's state how to judge its ``auth.Caller``; or answers in the app's place.
 
     ``who`` in the state is tenant and key id, also of a request that is refused: the secret is one that the key has.
     """
@@ -84,7 +85,7 @@ class Authentication:
             presented = await self._presented(scope["method"], scope["path"], headers)
             judge = partial(self._judge, presented)
             caller = judge()
-            state.update(caller=caller, judge=judge, who=(caller.tenant, caller.key_id))
+            state.update(judge=judge, who=(caller.tenant, caller.key_id))
         except PrefixdError as error:
             state["who"], reason = self._refused(headers)
             if not isinstance(error, RegistryUnavailable):
@@ -141,7 +142,9 @@ class Authentication:
         key = self._keyring.holder(presented)
         if key is None:
             return (None, None), "an unknown key"
-        return (key.tenant, key.id), "a revoked key" if key.revoked_at is not None else "an expired key"
+        if key.revoked_at is not None:
+            return (key.tenant, key.id), "a revoked key"
+        return (key.tenant, key.id), "a replaced secret" if key.works(utc_now()) else "an expired key"
 
     async def _look(self) -> None:
         """Return once the registry was asked after this call began, or could not be asked."""

@@ -1,8 +1,8 @@
 """The middleware around every request, in pure ASGI: its id, its metrics, its log line, its denials, its end.
 
 Owns what is the same for all routes and knows none of them. Headers that a request's state has as ``answer_headers`` go
-out with its answer, whatever that is. It adds only one function call per sent piece of a body,
-because streams pass through here.
+out with its answer, whatever that is. It adds only one function call per sent piece of a body, because streams pass
+through here.
 """
 
 from __future__ import annotations

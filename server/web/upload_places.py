@@ -46,7 +46,7 @@ class UploadPlaces:
         """Who has no place after ``patience_s`` seconds is refused."""
         self._most, self._most_of_a_tenant, self._patience_s = most, most_of_a_tenant, patience_s
         self._held: set[_Upload] = set()
-        self._waiting: list[str] = []  # their tenants, in the order in which they came
+        self._waiting: list[str] = []  # the tenant of each
         self._changed = asyncio.Event()
 
     @contextlib.asynccontextmanager

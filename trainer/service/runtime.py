@@ -9,11 +9,9 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry
 
 from prefixes.errors import ShuttingDown
-from prefixes.spec import check_name
 from prefixes.tenancy.keyring import Keyring
 from server.web.auth import Action, Caller, authorize, caller_of
 from server.web.denials import DenialLog
-from server.web.errors import Forbidden
 from server.web.upload_places import UploadPlaces
 from trainer.service.job_service import JobService
 from trainer.service.settings import TrainerSettings
@@ -52,13 +50,3 @@ def allowed(request: Request) -> Caller:
     caller = caller_of(request)
     authorize(caller, Action.TRAIN, caller.tenant)
     return caller
-
-
-def tenant_asked(caller: Caller, named: str | None) -> str | None:
-    """The tenant that a request is about: the caller's, or for an operator the one that it names, None for all.
-
-    Raises InvalidName, and Forbidden for another's, whether or not it exists.
-    """
-    if named is not None and check_name("tenant", named) != caller.tenant and not caller.operates:
-        raise Forbidden(f"tenant: expected one's own, {caller.tenant}, or an operator's key")
-    return named if caller.operates else caller.tenant

@@ -51,7 +51,7 @@ def test_every_metric_is_documented() -> None:
     registry.register(EngineStateCollector(lambda: stats, lambda: 0.0, str))
     registry.register(TierCollector(PrefixTiers(lambda tenant, version: b"", ()).stats, lambda: stats))
     RegistryMetrics(registry)
-    registry.register(LinkCollector(lambda: LinkState(True, 0.0, False, True)))
+    registry.register(LinkCollector(lambda: LinkState(True, 0.0, False, True), lambda: True, lambda: True))
     for metric in registry.collect():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         assert f"`{name}`" in ALERTS, name

@@ -11,11 +11,26 @@ from fastapi import FastAPI
 
 from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
+from prefixes.errors import RegistryUnavailable
+from prefixes.limiter.memory import MemoryLimiter
+from prefixes.limiter.shared import SharedLimiter
 from prefixes.registry import open_registry
 from tests.support.apps import Served, with_apps
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 BOTH = {"/health", "/ready"}
+
+
+class Remote(MemoryLimiter):
+    """A shared limiter that is there or away."""
+
+    remote = True
+    away = False
+
+    def announce(self, replica: str, expires_s: float) -> int:
+        if self.away:
+            raise RegistryUnavailable("away")
+        return 1
 
 
 def paths(app: FastAPI) -> set[str]:
@@ -58,6 +73,46 @@ def test_metrics_count_the_public_traffic_and_not_the_scrapes(tmp_path: Path) ->
         assert requests == ['prefixd_http_requests_total{method="POST",route="/generate",status="200"} 1.0']
         openmetrics = await served.admin.get("/metrics", headers={"accept": "application/openmetrics-text"})
         assert openmetrics.text.endswith("# EOF\n")
+
+    with_apps(tmp_path, test)
+
+
+async def told(served: Served, gauge: str) -> str:
+    lines = (await served.admin.get("/metrics")).text.splitlines()
+    [value] = [line.split()[1] for line in lines if line.startswith(f"{gauge} ")]
+    return value
+
+
+def test_metrics_say_whether_usage_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(batch: object) -> bool:
+        raise RegistryUnavailable("away")
+
+    async def until(served: Served, value: str) -> None:
+        async with asyncio.timeout(60):
+            while await told(served, "prefixd_registry_usage_recorded") != value:
+                await asyncio.sleep(0.01)
+
+    async def test(served: Served) -> None:
+        assert await told(served, "prefixd_registry_usage_recorded") == "1.0"
+        with monkeypatch.context() as patched:
+            patched.setattr(served.assembled.link.registry.usage, "add", fail)
+            await generate(served)
+            await until(served, "0.0")
+        await until(served, "1.0")
+
+    with_apps(tmp_path, test, usage_flush_s=0.05)
+
+
+def test_metrics_say_whether_limits_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote()
+    limiter = SharedLimiter(remote)
+    monkeypatch.setattr("server.app.open_limiter", lambda url, usage, service: limiter)
+
+    async def test(served: Served) -> None:
+        for away, value in ((False, "1.0"), (True, "0.0"), (False, "1.0")):
+            remote.away = away
+            limiter.look()
+            assert await told(served, "prefixd_registry_limits_shared") == value
 
     with_apps(tmp_path, test)
 

@@ -169,3 +169,13 @@ def test_training_is_in_the_same_answer(tmp_path: Path) -> None:
         assert row["training_seconds"] == found.training_ms / 1000
 
     with_apps(tmp_path, test)
+
+
+def test_a_misspelt_name_in_the_query_gets_a_guess(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        for misspelt, meant in (("form", "from"), ("tenent", "tenant")):
+            answer = await served.public.get(f"/usage?{misspelt}=x")
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["error"]["message"] == f"{misspelt}: unknown field; did you mean {meant}?"
+
+    with_apps(tmp_path, test)

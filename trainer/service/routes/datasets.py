@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from prefixes.errors import Conflict, DiskFull, InvalidName, QuotaExceeded
 from prefixes.spec import NAME_PATTERN, VERSION_PATTERN, check_name
-from server.web.auth import Caller
+from server.web.auth import Caller, tenant_asked
 from server.web.errors import InvalidRequest
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
@@ -21,7 +21,7 @@ from trainer.data.lines import FIELDS, InvalidData
 from trainer.data.store import DatasetInfo, DatasetNotFound
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.service.answer_schemas import Dataset, DatasetList
-from trainer.service.runtime import TrainerRuntime, allowed, runtime_of, tenant_asked
+from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
 from trainer.service.schemas import DatasetsQuery
 
 CHUNK = 1 << 20

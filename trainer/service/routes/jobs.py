@@ -19,6 +19,7 @@ from prefixes.errors import (
     RegistryUnavailable,
     TaskNotFound,
 )
+from server.web.auth import tenant_asked
 from server.web.errors import Forbidden, InvalidRequest, Unauthorized
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
@@ -31,7 +32,7 @@ from trainer.jobs.errors import JobConflict, JobNotFound, JobStoreUnavailable
 from trainer.jobs.record import Job
 from trainer.service.answer_schemas import JobList, JobRecord
 from trainer.service.job_pages import page_of
-from trainer.service.runtime import TrainerRuntime, allowed, runtime_of, tenant_asked
+from trainer.service.runtime import TrainerRuntime, allowed, runtime_of
 from trainer.service.schemas import JobBody, JobsQuery
 
 LOOK_S = 2.0

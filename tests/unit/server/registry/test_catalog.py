@@ -493,7 +493,7 @@ def test_the_memory_of_references_is_bounded(registry: Counting, monkeypatch: py
         for seed in (0, 1, 2, 0, 3, 0, 4, 5):
             await catalog.resolve(TaskRef("default", f"task-{seed}"))
         assert [ref.name for ref in catalog._known] == ["task-0", "task-4", "task-5"]
-        assert catalog._known.tasks() == {("default", f"task-{seed}") for seed in (0, 4, 5)}
+        assert set(catalog._known._by_task) == {("default", f"task-{seed}") for seed in (0, 4, 5)}
 
     with_catalog(registry, test, ttl=60)
 

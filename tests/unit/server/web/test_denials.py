@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,21 @@ def test_a_tenant_reads_who_of_its_own_was_refused_and_nothing_of_others(tmp_pat
         assert (last["action"], last["what"]) == ("delete", "acme/e2e")
         assert (await audit_of(served, callers.headers["operator"], "?tenant=globex"))[0] == last
         assert len(await audit_of(served, owner)) == 1
+
+    with_apps(tmp_path, test)
+
+
+def test_a_secret_whose_grace_is_over_is_told_from_an_expired_key(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        directory = Directory(served.assembled.link.registry.tenancy)
+        made = directory.create_key("acme", "ci", ["keys"], actor="test")
+        new = directory.rotate(made.key.id, grace_s=0.01, actor="test")
+        reasons: set[str] = set()
+        async with asyncio.timeout(60):
+            while not reasons:  # the service's own thread may be writing the denial
+                await served.public.get("/caller", headers=bearer(made.secret))
+                reasons = {d["reason"] for d in await audit_of(served, bearer(new.secret))}
+        assert reasons == {"a replaced secret"}
 
     with_apps(tmp_path, test)
 

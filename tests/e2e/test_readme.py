@@ -115,18 +115,23 @@ def test_the_training_commands_end_in_an_answer_of_the_new_task(address: str, tr
 
 
 def test_the_deployments_commands_end_in_an_answer_of_the_new_task(address: str, trainer: str, tmp_path: Path) -> None:
-    """By the two services' own addresses; that the proxy leads to both is `make docker-test`'s to check."""
+    """By the two services' own addresses, which take any key while there is none.
+
+    That the proxy leads to both, and what the deployment's own key opens, is `make docker-test`'s to check.
+    """
     lines = [{"input": f"name : Number {n}", "target": f"Number {n} is a pub."} for n in range(40)]
     (tmp_path / "pubs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    first, *commands = block("bash", "docker compose up").splitlines()
+    first, ready, key, *commands = block("bash", "docker compose up").splitlines()
     assert first.startswith("docker compose up --detach")
+    assert key.startswith('key="x-api-key: $(docker compose run ') and key.endswith("/operator/operator_key)\"")
     found = {"dataset": "", "id": ""}
-    for command in commands:
+    for command in (ready, *commands):
         command = re.sub(r"localhost:8000/(datasets|jobs)", rf"{trainer}/\1", command).replace(ADDRESS, address)
         command = command.replace('"sha256:…"}\'', f'"{found["dataset"]}"}}\'').replace("job-…", found["id"])
         done = subprocess.run(
             ["bash", "-euc", command.replace("curl ", "curl --fail-with-body ")],
             capture_output=True, text=True, timeout=400, cwd=tmp_path, check=False,
+            env={**os.environ, "key": "x-api-key: none"},
         )  # fmt: skip
         assert done.returncode == 0, command + done.stdout + done.stderr
         if done.stdout.startswith("{"):

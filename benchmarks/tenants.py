@@ -1,10 +1,10 @@
 """What keys, limits and usage cost: a server that needs them beside one that is open, 32 streaming clients at each.
 
-    python -m benchmarks.tenants [--repeats 7] [--redis redis://…]
+    python -m benchmarks.tenants [--repeats 7] [--redis redis://…/0 redis://…/1]
 
 Both servers run the same backbone, GPT-2 small with random weights, with the same 32 tasks; the load goes to one after
-the other, A B B A ... The closed server's key has every limit, none of which is reached. The registry is a folder, or
-an empty Redis, whose limits and usage then are calls over a socket. Prints and writes the medians of the pairs' ratios,
+the other, A B B A ... The closed server's key has every limit, none of which is reached. Both registries are folders,
+or two empty Redis; limits and usage then are calls over a socket. Prints and writes the medians of the pairs' ratios,
 closed over open, of tokens per second and of tokens per second of the server's processor time.
 """
 
@@ -81,13 +81,14 @@ def start(name: str, folder: Path, registry: str, threads: int) -> Served:
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Measure both in turns; return every run and the median ratios."""
     runs: dict[str, list[dict[str, float]]] = {"open": [], "closed": []}
+    redis = dict(zip(runs, options.redis, strict=False))
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name, ExitStack() as stack:
         servers = []
         for which in runs:
             folder = Path(name) / which
             folder.mkdir()
             WORK.save(folder)
-            registry = options.redis if options.redis and which == "closed" else str(folder / "registry")
+            registry = redis[which] if redis else str(folder / "registry")
             servers.append(start(which, folder, registry, options.threads))
             stack.callback(_end, servers[-1].process)
         for repeat in range(-1, options.repeats):
@@ -115,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--redis", metavar="URL", help="an empty Redis for the closed server's registry")
+    parser.add_argument(
+        "--redis", nargs=2, default=(), metavar=("OPEN", "CLOSED"), help="URLs of two empty Redis for the registries"
+    )
     options = parser.parse_args()
     facts, result = machine(), compare(options)
     place = "Redis" if options.redis else "a folder"

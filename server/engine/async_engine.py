@@ -7,6 +7,7 @@ engine and hands each step's events back to the loop in one call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -249,9 +250,11 @@ class AsyncEngine:
                     if self._engine.has_work:
                         self._hand_over(self._engine.step())
                 self._sleep_if_idle()
-        except BaseException:
+        except BaseException as error:
             log.exception("the engine's thread stopped")
             self._failed = True
+            with contextlib.suppress(Exception):  # these know what they took; all others end without
+                self._hand_over(self._engine.end_all(error))
             self._on_loop(self._fail_all)
 
     def _take_inbox(self) -> list[Event]:

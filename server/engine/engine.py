@@ -190,20 +190,21 @@ class Engine:
         """
         events: list[Event] = []
         try:
-            self._step(events)
+            began = time.monotonic()
+            plan = self._scheduler.schedule()
+            self._reporter.admitted(plan)
+            result = self._runner.run(plan)
+            outcomes = self._postprocess(plan, result)
+            self._apply(outcomes, events, plan, result)
+            self._reporter.stepped(plan, result.calls, time.monotonic() - began)
             self._ended_none = False
         except Exception as error:
             events += self._end_running(error)
         return events
 
-    def _step(self, events: list[Event]) -> None:
-        began = time.monotonic()
-        plan = self._scheduler.schedule()
-        self._reporter.admitted(plan)
-        result = self._runner.run(plan)
-        outcomes = self._postprocess(plan, result)
-        self._apply(outcomes, events, plan, result)
-        self._reporter.stepped(plan, result.calls, time.monotonic() - began)
+    def end_all(self, error: BaseException) -> list[Event]:
+        """End every request with what it has taken, since nobody steps this engine any more."""
+        return self._end_with_error(list(self._groups.values()), error)
 
     def _apply(
         self,
@@ -243,14 +244,13 @@ class Engine:
         self._ended_none = not met
         return self._end_with_error(met, error)
 
-    def _end_with_error(self, groups: list[Group], error: Exception) -> list[Event]:
+    def _end_with_error(self, groups: list[Group], error: BaseException) -> list[Event]:
         """End groups that a fault has met between two changes."""
         facts = {"request_ids": [group.request.request_id for group in groups]}
         log.error("the engine met a fault; %d requests end", len(groups), exc_info=error, extra={"facts": facts})
         self._scheduler.drop(groups)
         self._runner.forget_encoding()
-        failure = EngineFailure.unexpected(error)
-        events = [event for group in groups for event in self._events(Outcome(group, error=failure))]
+        events = [e for group in groups for e in self._events(Outcome(group, error=EngineFailure.unexpected(error)))]
         for group in groups:
             del self._groups[group.request.request_id]
         return events

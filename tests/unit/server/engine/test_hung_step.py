@@ -18,7 +18,7 @@ from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine
 from server.engine.inflow import Inflow
 from server.engine.step_watch import StepWatch
-from server.engine.types import Event, Failed
+from server.engine.types import Event, Failed, Finished, Usage
 from server.lifecycle import _Server, bind
 from server.web.listening import configured
 from tests.support.apps import Served, with_apps
@@ -212,6 +212,35 @@ def test_a_signal_ends_a_server_whose_step_hangs_with_exit_code_one(tmp_path: Pa
         await request
 
     with_apps(tmp_path, test, port=0, admin_port=0)
+
+
+def test_when_the_engines_thread_dies_requests_end_with_what_they_took_and_those_it_never_saw_with_nothing(
+    backbone: Backbone,
+) -> None:
+    async def scenario() -> None:
+        library, ends = Library(backbone, [0]), dict[str, Finished | Failed]()
+        engine = make_engine(backbone, library)
+        step, steps, stuck, go = engine.step, iter(range(3)), threading.Event(), threading.Event()
+
+        def die_after_three() -> list[Event]:
+            if next(steps, None) is None:
+                stuck.set()
+                assert go.wait(PATIENCE)
+                raise SystemExit
+            return step()
+
+        engine.step = die_after_three  # type: ignore[method-assign]
+        served = AsyncEngine.start(engine, Inflow(100), on_end=lambda asked, end: ends.update({asked.request_id: end}))
+        served.submit(library.request("runs", 0, [1, 2], max_new_tokens=9, min_new_tokens=9))
+        await until(stuck.is_set)
+        served.submit(library.request("unseen", 0, [3]))
+        go.set()
+        await until(lambda: len(ends) == 2)
+        failures = {name: end.usage for name, end in ends.items() if isinstance(end, Failed)}
+        assert failures == {"runs": Usage(2, 0, 3), "unseen": None}
+        await served.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_signal_ends_a_server_whose_engine_has_died_with_exit_code_one(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from server.registry.metrics import RegistryMetrics
 from server.settings import Settings
 from server.tiers.disk_cache import DiskCache
 from server.tiers.tiers import Cache, HostCache, PrefixTiers
+from server.web.binding import addresses_of
 from server.web.denials import DenialLog
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
@@ -90,7 +91,7 @@ def assemble(settings: Settings) -> Assembled:
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
-    keyring = open_keyring(registry.tenancy, settings, (settings.host, settings.admin_host))
+    keyring = open_keyring(registry.tenancy, settings, (settings.host, *addresses_of(settings.admin_host)))
     prices = _prices(settings)
     began = time.monotonic()
     backbone = load_backbone(

@@ -1,7 +1,7 @@
-"""The server's process: its two sockets, its signals, its drain, its exit code.
+"""The server's process: its sockets, its signals, its drain, its exit code.
 
 Owns uvicorn, which runs the public and the admin application on one event loop. On the first SIGTERM or SIGINT nothing
-new is admitted and running rows finish. Both sockets stay open meanwhile, so that ``/ready`` and every refused request
+new is admitted and running rows finish. Both ports stay open meanwhile, so that ``/ready`` and every refused request
 get a proper answer. Then the process exits with 0. A second signal, or the drain timeout, aborts what still runs, and
 the exit code is 1. The admin port closes last. Knows no route.
 """
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Self
 import uvicorn
 
 from server.settings import Settings
-from server.web.listening import SAME_SIGNAL_S, CannotListen, Listener, configured, url_of
-from server.web.listening import bind as bind_socket
+from server.web.binding import CannotListen, bind_admin, url_of
+from server.web.binding import bind as bind_socket
+from server.web.listening import SAME_SIGNAL_S, Listener, configured
 
 if TYPE_CHECKING:  # a taken port fails before torch is imported
 
@@ -33,24 +34,24 @@ _log = logging.getLogger("prefixd.server")
 
 @dataclass(frozen=True)
 class Sockets:
-    """Both sockets, bound and not yet listening."""
+    """Those of both ports, bound and not yet listening."""
 
     public: socket.socket
-    admin: socket.socket
+    admin: list[socket.socket]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.public.close()
-        self.admin.close()
+        for sock in (self.public, *self.admin):
+            sock.close()
 
 
 def bind(settings: Settings) -> Sockets:
     """The sockets to serve on. Raises CannotListen before minutes go into loading."""
     public = bind_socket(settings.host, settings.port)
     try:
-        return Sockets(public, bind_socket(settings.admin_host, settings.admin_port, " (--admin-port)"))
+        return Sockets(public, bind_admin(settings.admin_host, settings.admin_port))
     except CannotListen:
         public.close()
         raise
@@ -93,12 +94,13 @@ class _Server(Listener):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, then the admin listener, which needs what the lifespan made. Log both addresses."""
         await super().startup(sockets)
-        self._admin_serving = asyncio.create_task(self._admin.serve(sockets=[self._sockets.admin]))
+        self._admin_serving = asyncio.create_task(self._admin.serve(sockets=self._sockets.admin))
         while not (self._admin.started or self._admin_serving.done()):
             await asyncio.sleep(0.001)
-        url, port = url_of(self._sockets.public), self._sockets.public.getsockname()[1]
+        public, admin = self._sockets.public, self._sockets.admin[0]
         _log.info("ready", extra={"facts": {
-            "url": url, "port": port, "admin_url": url_of(self._sockets.admin), "backbone": self._settings.backbone}})
+            "url": url_of(public), "port": public.getsockname()[1], "admin_url": url_of(admin),
+            "backbone": self._settings.backbone}})
 
     def _on_signal(self, name: str) -> None:
         if not self.started:

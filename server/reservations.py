@@ -179,16 +179,17 @@ def most_tokens(request: GenerationRequest) -> int:
     return len(request.token_ids) + prefix + request.params.rows * request.params.max_new_tokens
 
 
-def _whose(charge: Charge) -> str:
-    return f"{name_of(charge)} of the {'key' if charge.key else 'tenant'}"
+def _whose(charge: Charge) -> dict[str, str]:
+    return {"limit": name_of(charge), "of": "key" if charge.key else "tenant"}
 
 
 def _above(charge: Charge) -> InvalidParameter:
+    whose = _whose(charge)
     return InvalidParameter(
-        f"{_whose(charge)}: expected a request of at most {charge.limit} {charge.counter}, got one that may take "
-        f"{charge.amount}: its input, its prefix, and max_new_tokens of each row",
+        f"{whose['limit']} of the {whose['of']}: expected a request of at most {charge.limit} {charge.counter}, got "
+        f"one that may take {charge.amount}: its input, its prefix, and max_new_tokens of each row",
         parameter="max_new_tokens",
-        limit=name_of(charge),
+        **whose,
         expected=charge.limit,
         got=charge.amount,
     )
@@ -197,10 +198,11 @@ def _above(charge: Charge) -> InvalidParameter:
 def _refused(answer: Refused) -> RateLimited | QuotaExceeded:
     state = answer.by
     charge, got = state.charge, state.used + state.charge.amount
-    facts = {"limit": name_of(charge), "expected": charge.limit, "got": got}
+    whose = _whose(charge)
+    facts = {**whose, "expected": charge.limit, "got": got}
     message = (
-        f"{_whose(charge)}: expected at most {charge.limit}, got {got}: {state.used} used or reserved, and "
-        f"{charge.amount} for this request"
+        f"{whose['limit']} of the {whose['of']}: expected at most {charge.limit}, got {got}: {state.used} used or "
+        f"reserved, and {charge.amount} for this request"
     )
     if charge.window is Window.MINUTE:
         return RateLimited(message, **facts, retry_after_s=state.wait_s)

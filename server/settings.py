@@ -17,7 +17,7 @@ from prefixes.errors import InvalidName
 from prefixes.registry import default_registry_url
 from prefixes.spec import TaskRef
 from server.web.access_settings import AccessSettings
-from server.web.settings_types import COMMA_SEPARATED, Count, Names, Seconds
+from server.web.settings_types import COMMA_SEPARATED, Address, Count, Names, Seconds
 
 
 def _check_task(text: str) -> str:
@@ -38,7 +38,11 @@ class Settings(AccessSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    admin_host: str = Field("127.0.0.1", description="Address of the admin port: metrics, probes, administration.")
+    admin_host: Address = Field(
+        "127.0.0.1",
+        description="Address of the admin port: metrics, probes, administration. Of a network, such as 10.117.44.0/24, "
+        "this machine's own address in it, and 127.0.0.1.",
+    )
     admin_port: int = Field(8001, ge=0, le=65535, description="The admin port, never for the public; 0 picks one.")
 
     backbone: str = Field(

@@ -1,4 +1,7 @@
-"""MemoryLimiter: the limiter of one process. Owns its counters and reservations, behind one lock."""
+"""MemoryLimiter: the limiter of one process. Owns its counters and reservations, behind one lock.
+
+Counters that say nothing more, such as those of keys that are gone, are forgotten now and then.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from prefixes.limiter.base import Charge, Refused, Taken, Window, field_of
 from prefixes.limiter.windows import Bucket, Count, Held, period_of
+
+SWEEP_AT: Final = 64
+"""A tenant's counters are swept when there are so many, and then at twice what was left."""
 
 
 @dataclass
@@ -23,6 +30,7 @@ class _Tenant:
     counters: dict[str, Bucket | Count] = field(default_factory=dict)
     reserved: dict[str, _Reservation] = field(default_factory=dict)
     earliest: float = math.inf  # no reservation expires before
+    sweep_at: int = SWEEP_AT
 
     def reserve(self, reservation_id: str, reservation: _Reservation) -> None:
         self.reserved[reservation_id] = reservation
@@ -36,6 +44,12 @@ class _Tenant:
             for _, counter, held in self.reserved.pop(reservation_id).held:
                 counter.settle(held, 0, now)
         self.earliest = min((one.expires_at for one in self.reserved.values()), default=math.inf)
+
+    def sweep(self, now: float) -> None:
+        """Forget the counters that say nothing more, once there are many new ones: each pays for one look or two."""
+        if len(self.counters) >= self.sweep_at:
+            self.counters = {name: one for name, one in self.counters.items() if not one.is_spent(now)}
+            self.sweep_at = max(SWEEP_AT, 2 * len(self.counters))
 
 
 class MemoryLimiter:
@@ -53,11 +67,12 @@ class MemoryLimiter:
         with self._lock:
             known, now = self._known(tenant)
             period, _ = period_of(window, now)
-            known.counters[field_of(key, counter, window)] = Count(period, used)
+            known.counters[field_of(key, counter, window)] = Count(window, period, used)
 
     def take(self, tenant: str, reservation_id: str, charges: Sequence[Charge], ttl_s: float) -> Taken | Refused:
         with self._lock:
             known, now = self._known(tenant)
+            known.sweep(now)
             pairs = [(charge, _counter(known, charge, now)) for charge in charges]
             states = tuple(counter.state(charge, now) for charge, counter in pairs)
             if reservation_id not in known.reserved:
@@ -92,5 +107,5 @@ class MemoryLimiter:
 
 def _counter(known: _Tenant, charge: Charge, now: float) -> Bucket | Count:
     if charge.field not in known.counters:
-        known.counters[charge.field] = Bucket(now) if charge.window is Window.MINUTE else Count()
+        known.counters[charge.field] = Bucket(now) if charge.window is Window.MINUTE else Count(charge.window)
     return known.counters[charge.field]

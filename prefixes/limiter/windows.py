@@ -33,6 +33,11 @@ class Bucket:
     debt: float = 0.0
     refilled: float = 0.0  # all in all, had it been needed
     returned: float = 0.0  # by settlements, all in all
+    held: int = 0  # reservations that are not settled
+
+    def is_spent(self, now: float) -> bool:
+        """Whether a new bucket would say the same: all has come back, and nothing is left to be settled."""
+        return not self.held and self.debt <= self._flow(now)
 
     def state(self, charge: Charge, now: float) -> State:
         debt = max(0.0, self.debt - self._flow(now))
@@ -45,6 +50,7 @@ class Bucket:
         held = Held(charge.amount, self.refilled, self.refilled + self.returned + self.debt)
         self.limit = charge.limit
         self.debt += charge.amount
+        self.held += 1
         return held
 
     def settle(self, held: Held, used: int, now: float) -> None:
@@ -56,6 +62,7 @@ class Bucket:
             more = -min(-more, max(0.0, held.amount - reached), self.debt)
             self.returned -= more
         self.debt += more
+        self.held -= 1
 
     def _flow(self, now: float) -> float:
         return max(0.0, now - self.at) * self.limit / MINUTE_S  # a clock that was set back refills nothing
@@ -69,18 +76,23 @@ class Bucket:
 
 @dataclass
 class Count:
-    """What was used in one day or month."""
+    """What was used in one day or month, as ``window`` says."""
 
+    window: Window
     period: int = 0
     used: int = 0
 
+    def is_spent(self, now: float) -> bool:
+        """Whether it is of a past day or month. What is settled of that later changes nothing either."""
+        return self.period < period_of(self.window, now)[0]
+
     def state(self, charge: Charge, now: float) -> State:
-        period, ends_at = period_of(charge.window, now)
+        period, ends_at = period_of(self.window, now)
         used = self.used if period == self.period else 0
         return State(charge, used, ends_at - now, ends_at - now if used + charge.amount > charge.limit else 0.0)
 
     def take(self, charge: Charge, now: float) -> Held:
-        period, _ = period_of(charge.window, now)
+        period, _ = period_of(self.window, now)
         self.used = charge.amount + (self.used if period == self.period else 0)
         self.period = period
         return Held(charge.amount, period=self.period)

@@ -46,10 +46,12 @@ class Inflow:
         _require(waiting(None, None) + len(self), self._most, "waiting requests")
         of_caller, of_tenant = self._waiting(caller, None, waiting), f"waiting requests of tenant {caller!r}"
         _require(of_caller, self._most_per_tenant, f"{of_tenant} (max_waiting_per_tenant)")
-        _require(of_caller, self._limits_of(caller, None).requests_waiting, f"{of_tenant} (its requests_waiting)")
+        own = self._limits_of(caller, None).requests_waiting
+        _require(of_caller, own, f"{of_tenant} (its requests_waiting)", limit="requests_waiting", of="tenant")
         if key is not None:
-            most, what = self._limits_of(caller, key).requests_waiting, "waiting requests of key"
-            _require(self._waiting(caller, key, waiting), most, f"{what} {key!r} (its requests_waiting)")
+            own, of_key = self._limits_of(caller, key).requests_waiting, f"waiting requests of key {key!r}"
+            found = self._waiting(caller, key, waiting)
+            _require(found, own, f"{of_key} (its requests_waiting)", limit="requests_waiting", of="key")
 
     def submitted(self, request: GenerationRequest) -> None:
         """``request`` is on its way."""
@@ -73,8 +75,9 @@ def _names(request: GenerationRequest) -> set[tuple[str, str | None]]:
     return {(request.caller, None), (request.caller, request.key)}
 
 
-def _require(waiting: int, most: int | None, what: str) -> None:
+def _require(waiting: int, most: int | None, what: str, **whose: str) -> None:
     if most is not None and waiting >= most:
         raise QueueFull(
-            f"queue: expected at most {most} {what}, there are {waiting}", expected=most, got=waiting, retry_after_s=1
-        )
+            f"queue: expected at most {most} {what}, there are {waiting}",
+            **whose, expected=most, got=waiting, retry_after_s=1,
+        )  # fmt: skip

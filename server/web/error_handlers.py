@@ -107,5 +107,6 @@ def _allowed(request: Request) -> str:
 def _answer(request: Request, error: PrefixdError) -> Response:
     if error.code in REFUSALS:
         note_refused("", "", error.message if error.code == Forbidden.code else error.code, if_none=True)
+    request.state.limit_of = error.detail.get("of")
     request_id = getattr(request.state, "request_id", None)
     return error_response(error, request_id, openai=request.url.path.startswith(OPENAI_PATHS))

@@ -1,7 +1,7 @@
-"""Sockets and uvicorn, for services that handle their signals and their drain themselves.
+"""uvicorn, for services that handle their signals and their drain themselves.
 
-Owns how an address is bound, before anything slow happens, uvicorn's configuration, and how a listener ends: nothing
-that has connected is cut off while it can still get an answer. Knows no application.
+Owns uvicorn's configuration, and how a listener ends: nothing that has connected is cut off while it can still get an
+answer. Knows no application.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, cast
 
 import uvicorn
 
-from prefixes.errors import PrefixdError
 from server.web.connection_settings import ConnectionSettings
 from server.web.intake import Intake
 from server.web.protocol import SURPLUS, BoundedProtocol, ConnectionBounds
@@ -39,27 +38,6 @@ SAME_SIGNAL_S: Final = 0.5
 
 OTHER_FILES: Final = 256
 """Open files that a process needs beside its connections."""
-
-
-class CannotListen(PrefixdError):
-    """The address cannot be bound."""
-
-    code = "cannot_listen"
-
-
-def bind(host: str, port: int, option: str = "") -> socket.socket:
-    """A bound socket that does not listen yet. Raises CannotListen, which names ``option``."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        where = f"{host} port {port}{option}"
-        raise CannotListen(f"cannot listen on {where}: {error.strerror or error}") from None
-    sock.set_inheritable(True)
-    return sock
 
 
 def configured(app: FastAPI, settings: ConnectionSettings, *, lifespan: bool) -> uvicorn.Config:
@@ -94,12 +72,6 @@ def connection_limit(wanted: int) -> int:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
     return max(1, (soft - OTHER_FILES) // 2 - SURPLUS)
-
-
-def url_of(sock: socket.socket) -> str:
-    """``http://host:port``."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Listener(uvicorn.Server):

@@ -1,8 +1,8 @@
 """The middleware around every request, in pure ASGI: its id, its metrics, its log line, its denials, its end.
 
 Owns what is the same for all routes and knows none of them. Headers that a request's state has as ``answer_headers`` go
-out with its answer, whatever that is. It adds only one function call per sent piece of a body, because streams pass
-through here.
+out with its answer, whatever that is; ``limit_of`` there is whose own limit refused it. It adds only one function call
+per sent piece of a body, because streams pass through here.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class RequestMiddleware:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", None)
             if self._metrics:
-                self._metrics.observe(scope["method"], route, status or CLIENT_LEFT, seconds)
+                limit_of = scope["state"].get("limit_of")
+                self._metrics.observe(scope["method"], route, status or CLIENT_LEFT, limit_of, seconds)
             tenant, key = scope["state"].get("who", (None, None))
             for refused in notes:
                 self._audit(scope, refused, tenant if key is not None else None, key)

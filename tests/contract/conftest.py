@@ -7,18 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pytest
 
+from prefixes.limiter.base import Limiter
+from prefixes.limiter.memory import MemoryLimiter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
+from prefixes.registry.redis.limiter import RedisLimiter
+from prefixes.registry.redis.url import parse_redis_url
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_sentinel import RedisSentinel
 from tests.support.redis_server import SERVERS, RedisServer
 from tests.support.redis_users import RedisWithUsers
 from tests.support.stored import Stored
+
+NOON: Final = datetime(2026, 11, 28, 12, tzinfo=UTC).timestamp()
 
 
 class Place(Protocol):
@@ -47,6 +55,39 @@ def shared() -> Iterator[Callable[[str], Place]]:
             return places[kind]
 
         yield place
+
+
+@dataclass
+class Clock:
+    """A limiter's, which a test sets."""
+
+    now: float = NOON
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        *SERVERS,
+        pytest.param("cluster", marks=pytest.mark.slow),
+        pytest.param("sentinel", marks=pytest.mark.slow),
+    ]
+)
+def limiter(request: pytest.FixtureRequest, shared: Callable[[str], Place], clock: Clock) -> Iterator[Limiter]:
+    if request.param == "memory":
+        yield MemoryLimiter(clock)
+        return
+    place = shared(request.param)
+    place.flush()
+    with closing(RedisLimiter(parse_redis_url(f"{place.url}?timeout_s=20"), "test", clock)) as limiter:
+        yield limiter
 
 
 @pytest.fixture(

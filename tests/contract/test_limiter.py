@@ -5,54 +5,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
 
 from prefixes.limiter.base import Charge, Limiter, Refused, Taken, Window
-from prefixes.limiter.memory import MemoryLimiter
-from prefixes.registry.redis.limiter import RedisLimiter
-from prefixes.registry.redis.url import parse_redis_url
-from tests.contract.conftest import Place
-from tests.support.redis_server import SERVERS
+from tests.contract.conftest import NOON, Clock
 
-NOON = datetime(2026, 11, 28, 12, tzinfo=UTC).timestamp()
 TTL = 600.0
-
-
-@dataclass
-class Clock:
-    now: float = NOON
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(
-    params=[
-        "memory",
-        *SERVERS,
-        pytest.param("cluster", marks=pytest.mark.slow),
-        pytest.param("sentinel", marks=pytest.mark.slow),
-    ]
-)
-def limiter(request: pytest.FixtureRequest, shared: Callable[[str], Place], clock: Clock) -> Iterator[Limiter]:
-    if request.param == "memory":
-        yield MemoryLimiter(clock)
-        return
-    place = shared(request.param)
-    place.flush()
-    with closing(RedisLimiter(parse_redis_url(f"{place.url}?timeout_s=20"), "test", clock)) as limiter:
-        yield limiter
 
 
 def requests(limit: int, key: str | None = None) -> Charge:

@@ -11,10 +11,12 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 from tests.docker.load import MARKER, TASKS, body
-from tests.docker.stack import ADMIN_PORTS, REPLICAS, TRAINERS, NotChecked, Stack, wait_for
+from tests.docker.stack import ADMIN_PORTS, MONITORING, REPLICAS, TRAINERS, NotChecked, Stack, wait_for
 
 LONG_RUNNING: Final = ("redis", "server", "trainer", "proxy", "prometheus")
 RUNBOOK: Final = "docs/alerts.md#"
@@ -81,6 +83,20 @@ def metrics_and_administration_are_not_reachable_through_the_proxy(stack: Stack)
         assert "prefixd_registry_up 1" in stack.admin(container, "/metrics")
     for container in stack.containers("trainer"):
         assert "prefixd_trainer_queue_age_seconds 0" in stack.admin(container, "/metrics")
+
+
+def admin_ports_are_open_on_the_monitoring_network_alone(stack: Stack) -> None:
+    """Of all the networks that servers and trainers are in; asked from a server, which is in all of them too."""
+    for service, port in ADMIN_PORTS.items():
+        for container in stack.containers(service):
+            networks = stack.inspect(container)["NetworkSettings"]["Networks"]
+            assert len(networks) == 3, networks
+            for network in networks.values():
+                address, answer = network["IPAddress"], ""
+                with suppress(RuntimeError):
+                    answer = stack.inside(f"http://{address}:{port}/metrics")
+                inside = ip_address(address) in ip_network(MONITORING)
+                assert ("python_info" in answer) == inside, f"{container}: expected {port} on {MONITORING} alone"
 
 
 def prometheus_finds_every_replica_and_not_the_proxy(stack: Stack) -> None:
@@ -244,6 +260,7 @@ SEEN_AT_FIRST: Final[tuple[Callable[[Stack], None], ...]] = (
     health_checks_pass,
     only_the_proxy_publishes_a_port,
     metrics_and_administration_are_not_reachable_through_the_proxy,
+    admin_ports_are_open_on_the_monitoring_network_alone,
     prometheus_finds_every_replica_and_not_the_proxy,
     alert_rules_fire_when_they_should,
     grafana_has_the_dashboard,

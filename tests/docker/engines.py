@@ -163,7 +163,13 @@ class Podman:
         ]  # fmt: skip
 
     def up(self, compose: list[str], services: list[str], variables: dict[str, str]) -> None:
-        """Debian's podman-compose scales by the override alone; services are named, there is no grafana."""
+        """Debian's podman-compose scales by the override alone; services are named, there is no grafana. It gives no
+        network its range, so the one that has one is made here.
+        """
+        network = f"{PROJECT}_monitoring"
+        command("podman", "network", "rm", "--force", network, check=False)
+        subnet = variables["PREFIXD_MONITORING_SUBNET"]
+        command("podman", "network", "create", "--internal", "--subnet", subnet, network)
         command(*compose, "up", "--detach", "--no-build", *services, env=variables)
 
     def override(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ TRAINERS: Final = SCALE["trainer"]
 START_S: Final = 240
 LEASE_S: Final = 5
 ADMIN_PORTS: Final = {"server": 8001, "trainer": 8101}
+MONITORING: Final = "10.117.45.0/24"
 REGISTRY: Final = "redis://trainer@redis:6379/0?password_file=/run/prefixd/secrets/redis_trainer_password"
 
 _FETCH: Final = """
@@ -53,6 +54,7 @@ class Stack:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._variables = {"PREFIXD_PUBLISH": f"127.0.0.1:{port}", "GRAFANA_PORT": str(_free_port())}
+        self._variables["PREFIXD_MONITORING_SUBNET"] = MONITORING  # beside a deployment that may run here
         self._variables["PREFIXD_TRAINER_THREADS"] = "1"  # two runs add in the same order
         self.secret = new_secret(new_id())
         (folder / "operator_key").write_text(self.secret)

@@ -20,6 +20,7 @@ from prefixes.registry import open_to_serve
 from prefixes.registry.limiter import open_limiter
 from prefixes.registry.redis.url import parse_redis_url
 from prefixes.tenancy.keyring import Keyring
+from server.web.binding import addresses_of
 from server.web.denials import DenialLog
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
@@ -70,7 +71,7 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
         raise InvalidSettings("workers: expected at least 1 in a process without the API, got 0")
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     registry = open_to_serve(settings.registry, registry_id=settings.registry_id)
-    hosts = (settings.admin_host, *((settings.host,) if settings.api else ()))
+    hosts = (*addresses_of(settings.admin_host), *((settings.host,) if settings.api else ()))
     try:
         keyring = open_keyring(registry.tenancy, settings, hosts)
         store, queue = await _jobs(settings, name, keyring)

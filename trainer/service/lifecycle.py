@@ -16,8 +16,9 @@ import time
 
 import uvicorn
 
+from server.web.binding import bind, bind_admin, url_of
 from server.web.intake import Intake
-from server.web.listening import SAME_SIGNAL_S, Listener, bind, configured, url_of
+from server.web.listening import SAME_SIGNAL_S, Listener, configured
 from trainer.jobs.errors import JobStoreUnavailable
 from trainer.jobs.lease import Lease
 from trainer.service.app import create_admin, create_public
@@ -30,7 +31,7 @@ _log = logging.getLogger("prefixd.trainer")
 def run(settings: TrainerSettings) -> int:
     """Serve and work until a signal; return the exit code. Raises CannotListen and what ``assemble`` raises."""
     with contextlib.ExitStack() as sockets:
-        admin = sockets.enter_context(bind(settings.admin_host, settings.admin_port, " (--admin-port)"))
+        admin = [sockets.enter_context(sock) for sock in bind_admin(settings.admin_host, settings.admin_port)]
         public = sockets.enter_context(bind(settings.host, settings.port)) if settings.api else None
         with asyncio.Runner() as runner:
             code = runner.run(_Process(settings, public, admin).run_to_end())
@@ -39,7 +40,7 @@ def run(settings: TrainerSettings) -> int:
 
 
 class _Process:
-    def __init__(self, settings: TrainerSettings, public: socket.socket | None, admin: socket.socket) -> None:
+    def __init__(self, settings: TrainerSettings, public: socket.socket | None, admin: list[socket.socket]) -> None:
         self._settings = settings
         self._intake = Intake(settings.body_timeout_s, settings.max_unfinished_bytes)
         self._sockets = (public, admin)
@@ -60,17 +61,17 @@ class _Process:
     async def _serve(self, made: AssembledTrainer) -> int:
         public, admin = self._sockets
         serving: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
-        for sock, create in ((admin, create_admin), (public, create_public)):
-            if sock is not None:
+        for sockets, create in ((admin, create_admin), ([public] if public else [], create_public)):
+            if sockets:
                 config = configured(create(made.runtime, self._intake), self._settings, lifespan=False)
                 listener = Listener(config, self._intake)
-                serving.append((listener, asyncio.create_task(listener.serve(sockets=[sock]))))
+                serving.append((listener, asyncio.create_task(listener.serve(sockets=sockets))))
         while not all(listener.started or task.done() for listener, task in serving):
             await asyncio.sleep(0.001)
         working = asyncio.create_task(self._work(made))
         looking = asyncio.create_task(self._look_after(made))
         shown = {"url": url_of(public), "port": public.getsockname()[1]} if public else {}
-        facts = {**shown, "admin_url": url_of(admin), "workers": self._settings.workers}
+        facts = {**shown, "admin_url": url_of(admin[0]), "workers": self._settings.workers}
         _log.info("ready", extra={"facts": facts})
 
         signalled = asyncio.create_task(self._signalled.wait())

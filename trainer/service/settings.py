@@ -15,7 +15,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from prefixes.registry import default_registry_url
 from server.web.access_settings import AccessSettings
-from server.web.settings_types import COMMA_SEPARATED, Count, Names, Seconds
+from server.web.settings_types import COMMA_SEPARATED, Address, Count, Names, Seconds
 
 _BACKBONE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -46,7 +46,11 @@ class TrainerSettings(AccessSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every interface.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    admin_host: str = Field("127.0.0.1", description="Address of the admin port: metrics and probes.")
+    admin_host: Address = Field(
+        "127.0.0.1",
+        description="Address of the admin port: metrics and probes. Of a network, such as 10.117.44.0/24, this "
+        "machine's own address in it, and 127.0.0.1.",
+    )
     admin_port: int = Field(8101, ge=0, le=65535, description="The admin port, never for the public; 0 picks one.")
 
     data: Path = Field(

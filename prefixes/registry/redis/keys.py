@@ -21,7 +21,7 @@
     prefixd:{<tenant>}:names:<hex>  set of the tasks and deleted tasks that have an artifact
     prefixd:{<tenant>}:lease:<hex>  sorted set of publishers that hold a lease on an artifact, by its end
     prefixd:{<tenant>}:audit        stream of the tenant's changes
-    prefixd:{<tenant>}:counters     hash: <key or none>/<counter>/<window> -> what was used, for the limits
+    prefixd:{<tenant>}:counters     hash: <key or none>/<counter>/<window> -> what was used; left: by the last sweep
     prefixd:{<tenant>}:reservations  hash: id of a reservation -> what it has taken of the counters
     prefixd:{<tenant>}:reserved     sorted set of these ids, by their end
     prefixd:{<tenant>}:total        hash: tasks, versions and bytes of all of it after the change "at" in that stream

@@ -47,10 +47,11 @@ local function period_of(window)
 end
 
 -- A bucket is {at, limit, debt, refilled, returned}, a count {period, used}.
-local counters = {}
+local counters, grown = {}, false
 local function counter_of(field)
   if not counters[field] then
     local found = numbers(redis.call('HGET', KEYS[1], field))
+    grown = grown or #found == 0
     if string.sub(field, -7) == '/minute' then
       if #found == 0 then found = {now, 0, 0, 0, 0} end
       local flow = math.max(0, now - found[1]) * found[2] / 60
@@ -105,6 +106,31 @@ TAKE: Final = _SHARED + """
 -- ARGV: then the seconds until the reservation expires, and of each charge: field, counter, window, limit, amount.
 -- Answers whether it was taken, then of each counter what is used, seconds until it is new, seconds to wait.
 local expired = expire()
+
+-- Forget the counters that say nothing more: full buckets of which nothing is reserved, past days and months. Once
+-- there are twice as many as the last sweep left, and one for each reservation: so each new one pays for a few looks.
+local function sweep()
+  local size, left = redis.call('HLEN', KEYS[1]), tonumber(redis.call('HGET', KEYS[1], 'left') or 0)
+  if size < 64 + redis.call('HLEN', KEYS[2]) + 2 * left then return end
+  local held = {}
+  for _, words in ipairs(redis.call('HVALS', KEYS[2])) do
+    for _, one in ipairs(cjson.decode(words)) do held[one[1]] = true end
+  end
+  local all = redis.call('HGETALL', KEYS[1])
+  for at = 1, #all, 2 do
+    local values, window, spent = numbers(all[at + 1]), string.match(all[at], '/(%a+)$'), false
+    if window == 'minute' then
+      spent = not held[all[at]] and values[3] <= math.max(0, now - values[1]) * values[2] / 60
+    elseif window then
+      spent = values[1] < period_of(window)
+    end
+    if spent then
+      redis.call('HDEL', KEYS[1], all[at])
+      size = size - 1
+    end
+  end
+  redis.call('HSET', KEYS[1], 'left', size)
+end
 local function state(at)
   local window, limit, amount = ARGV[at + 2], tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local counter = counter_of(ARGV[at])
@@ -152,6 +178,7 @@ if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then
   redis.call('ZADD', KEYS[3], text(now + tonumber(ARGV[3])), ARGV[2])
   redis.call('HSET', KEYS[2], ARGV[2], cjson.encode(held))
   save()
+  if grown then sweep() end
 end
 return states(1)
 """

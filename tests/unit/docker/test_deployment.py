@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import ip_network
 from threading import Thread
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 
 from server.routes import generate, keys, openai, prefixes, task_changes
 from server.settings import Settings
+from server.web.settings_sources import load_settings
 from tests.support.paths import ROOT
 from trainer.service.routes import datasets, jobs
 from trainer.service.routes import operations as trainer_operations
@@ -24,7 +26,8 @@ from trainer.service.settings import TrainerSettings
 
 PROXY: Final = (ROOT / "docker/proxy/haproxy.cfg").read_text()
 DOCKERFILE: Final = (ROOT / "docker/Dockerfile").read_text()
-SERVICES: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: Final[dict[str, Any]] = COMPOSE["services"]
 SECRETS: Final = "/run/prefixd/secrets"
 ALSO: Final = {"PREFIXD_REGISTRY"}
 """What commands in the trainer's image read besides its settings."""
@@ -81,9 +84,21 @@ def test_every_variable_that_a_container_gets_is_a_setting(service: str, setting
     # `docker run --publish-all` publishes what is exposed, and an image has no network for monitoring.
     assert exposed is not None and exposed[1].split() == [in_image[settings.variable("port")]]
     assert settings.variable("admin_host") not in in_image and settings.variable("admin_port") in in_image
-    assert SERVICES[service]["environment"][settings.variable("admin_host")] == "0.0.0.0"
     check = re.search(r'healthcheck.py", "(\w+)"', stage[1])
     assert check is not None and check[1] in in_image
+
+
+@pytest.mark.parametrize(("service", "settings"), [("server", Settings), ("trainer", TrainerSettings)])
+def test_admin_ports_are_open_on_the_monitoring_network_alone(service: str, settings: Any) -> None:
+    """They were on 0.0.0.0, and so on the proxy's network and on Redis' too."""
+    network = COMPOSE["networks"]["monitoring"]
+    (subnet,) = [config["subnet"] for config in network["ipam"]["config"]]
+    assert network["internal"] is True and "monitoring" in SERVICES[service]["networks"]
+    assert SERVICES[service]["environment"][settings.variable("admin_host")] == subnet
+    default = re.fullmatch(r"\$\{PREFIXD_MONITORING_SUBNET:-(.+)\}", subnet)
+    assert default is not None and ip_network(default[1]).is_private
+    assert load_settings(settings, {"admin_host": default[1]}).admin_host == default[1]
+    assert f"`{default[1]}`" in (ROOT / "docs/deploy.md").read_text()
 
 
 def test_servers_and_trainers_have_one_registry_as_users_of_their_own_and_the_jobs_a_database() -> None:

@@ -70,7 +70,7 @@ def test_metrics_count_the_public_traffic_and_not_the_scrapes(tmp_path: Path) ->
         for _ in range(2):
             text = (await served.admin.get("/metrics")).text
         requests = [line for line in text.splitlines() if line.startswith("prefixd_http_requests_total")]
-        assert requests == ['prefixd_http_requests_total{method="POST",route="/generate",status="200"} 1.0']
+        assert requests == ['prefixd_http_requests_total{limit_of="",method="POST",route="/generate",status="200"} 1.0']
         openmetrics = await served.admin.get("/metrics", headers={"accept": "application/openmetrics-text"})
         assert openmetrics.text.endswith("# EOF\n")
 

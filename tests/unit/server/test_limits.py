@@ -177,7 +177,7 @@ def test_a_request_above_the_whole_limit_is_422_and_takes_nothing(with_limits: W
         response = await limited.post(body={**BODY, "parameters": {"max_new_tokens": 50}}, status=422)
         assert error_of(response)["code"] == "invalid_parameter"
         assert error_of(response)["detail"] == {
-            "parameter": "max_new_tokens", "limit": "tokens_per_minute", "expected": 50, "got": 51
+            "parameter": "max_new_tokens", "limit": "tokens_per_minute", "of": "tenant", "expected": 50, "got": 51
         }  # fmt: skip
         body = {"model": "e2e", "prompt": ["x"] * 3, "max_tokens": 20}
         limited.served.assembled.link.registry.publish("acme", "e2e", limited.served.data, record={})

@@ -101,7 +101,7 @@ def test_a_body_that_its_client_gives_up_is_no_error_of_ours(
         assert not caplog.records
         lines = (await served.admin.get("/metrics")).text.splitlines()
         counted = [line for line in lines if line.startswith("prefixd_http_requests_total")]
-        assert counted == [f'prefixd_http_requests_total{{method="POST",route="{path}",status="499"}} 1.0']
+        assert counted == [f'prefixd_http_requests_total{{limit_of="",method="POST",route="{path}",status="499"}} 1.0']
 
     with_apps(tmp_path, test)
 

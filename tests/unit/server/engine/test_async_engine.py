@@ -224,7 +224,9 @@ def test_a_tenants_and_a_keys_own_limits_of_waiting_requests_are_kept(
             for _ in range(2):
                 with pytest.raises(QueueFull, match=r"at most 2 .* of key 'small' \(its requests_waiting\)") as caught:
                     served.submit(of("more", "small"))
-                assert caught.value.detail == {"expected": 2, "got": 2, "retry_after_s": 1}
+                assert caught.value.detail == {
+                    "limit": "requests_waiting", "of": "key", "expected": 2, "got": 2, "retry_after_s": 1
+                }  # fmt: skip
                 await until(lambda: served.stats().waiting == 2)  # the second time they are counted by the engine
             streams.append(served.submit(of("other", "large")))
             for key in ("large", None):

@@ -259,7 +259,6 @@ def test_a_signal_ends_a_server_whose_engine_has_died_with_exit_code_one(tmp_pat
 
 def of(served: Served) -> _Server:
     settings = served.assembled.settings
-    sockets = bind(settings)
-    sockets.public.close()
-    sockets.admin.close()
+    with bind(settings) as sockets:
+        pass
     return _Server(configured(served.apps.public, settings, lifespan=True), served.apps, sockets, settings)

@@ -174,8 +174,8 @@ def test_http_requests_are_counted_by_route_template_and_status() -> None:
     call(app, "GET", "/broken/two")
     call(app, "GET", "/nowhere/at/all")
     text = generate_latest(registry).decode()
-    assert 'prefixd_http_requests_total{method="GET",route="/broken/{name}",status="500"} 2.0' in text
-    assert 'prefixd_http_requests_total{method="GET",route="(none)",status="404"} 1.0' in text
+    assert 'prefixd_http_requests_total{limit_of="",method="GET",route="/broken/{name}",status="500"} 2.0' in text
+    assert 'prefixd_http_requests_total{limit_of="",method="GET",route="(none)",status="404"} 1.0' in text
     assert "nowhere" not in text
 
 

@@ -70,6 +70,7 @@ class State:
     tokens: int = 0
     learnt: int = 0
     seconds: float = 0.0  # of all processes that trained the run, up to the last checkpoint
+    closed: bool = True  # whether what follows the last step, such as its validation, is done
 
 
 def build_prefix(config: TrainConfig, plan: PrefixSpec, hidden: int) -> MlpPrefix | DirectPrefix:
@@ -105,9 +106,11 @@ class Trainer:
         self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
         self._identity, self._checkpoint, self._initial = identity, checkpoint, initial
         self._compute = Compute(autocast, config.checkpoint_activations)
+        self._report: Callable[[Progress], None] = lambda _: None
         self._should_stop: Callable[[], bool] = lambda: False
         self._device = next(backbone.model.parameters()).device
         self.total = steps_of(config, len(train))
+        self._per_epoch = self.total // config.epochs
         with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
             torch.manual_seed(config.seed)
             self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)
@@ -124,33 +127,33 @@ class Trainer:
         """Train, and return the keys and values that validated best, or the last ones without validation data.
 
         Asks ``should_stop`` before every step of training, initialisation and validation. Raises TrainingStopped when
-        it is true; between two training steps it first writes a checkpoint. Raises CheckpointError, TrainingDiverged.
+        it is true; where steps were made it first writes a checkpoint. Raises CheckpointError, TrainingDiverged.
         """
-        self._should_stop, self._began = should_stop, time.monotonic()
+        self._report, self._should_stop, self._began = report, should_stop, time.monotonic()
         if self._checkpoint is not None and self._checkpoint.exists():
             self._restore(self._checkpoint)
         else:
             self._initialise()
-        per_epoch = self.total // self.config.epochs
-        every = self.config.validate_every or per_epoch
-        while self.state.step < self.total:
-            epoch, index = divmod(self.state.step, per_epoch)
-            order = epoch_batches(self._train, self.config.batch_size, self.config.seed, epoch)
-            for indices in order[index:]:
-                if self._checkpoint is not None and self.state.step and self._should_stop():
-                    self._save(self._checkpoint)
-                self._ask()
-                loss, rate = self._step([self._train[i] for i in indices])
-                done = self.state.step
-                measured = self._validate() if done % every == 0 or done == self.total else None
-                self._log(epoch, loss, rate, measured)
-                counts = (self.state.tokens, self.state.learnt)
-                report(Progress(done, self.total, epoch, loss, rate, measured, *counts))
-                if self._checkpoint is not None and (done % self.config.checkpoint_every == 0 or done == self.total):
-                    self._save(self._checkpoint)
+        try:
+            self._run()
+        except TrainingStopped:
+            if self._checkpoint is not None and self.state.step:
+                self._save(self._checkpoint)
+            raise
         if self._checkpoint is None:
             self._count_time()
         return self._best if self._best is not None else self._folded()
+
+    def _run(self) -> None:
+        if not self.state.closed:
+            self._close_step()
+        while self.state.step < self.total:
+            epoch, index = divmod(self.state.step, self._per_epoch)
+            order = epoch_batches(self._train, self.config.batch_size, self.config.seed, epoch)
+            for indices in order[index:]:
+                self._ask()
+                self._step([self._train[i] for i in indices])
+                self._close_step()
 
     def _count_time(self) -> None:
         now = time.monotonic()
@@ -170,10 +173,9 @@ class Trainer:
             return
         self.state.initial_error = self.prefix.initialise(activations, self._ask)
 
-    def _step(self, examples: Sequence[TokenExample]) -> tuple[float, float]:
-        rate = self.config.learning_rate * linear_schedule(self.state.step, self.total, self.config.warmup_steps)
+    def _step(self, examples: Sequence[TokenExample]) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate(self.state.step)
         self._optimizer.zero_grad(set_to_none=True)
         value = self._accumulate_gradients(examples)
         torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.config.gradient_clip)
@@ -182,10 +184,25 @@ class Trainer:
                 f"step {self.state.step}: expected a finite loss, got {value}; try a lower learning rate"
             )
         self._optimizer.step()
-        self.state.step += 1
+        self.state.step, self.state.closed = self.state.step + 1, False
+        self.state.losses.append(value)
         self.state.tokens += sum(example.tokens for example in examples)
         self.state.learnt += sum(example.learnt for example in examples)
-        return value, rate
+
+    def _close_step(self) -> None:
+        """What follows the last step: its validation and checkpoint where they are due, its line, its report."""
+        state, done = self.state, self.state.step
+        epoch, rate, loss = (done - 1) // self._per_epoch, self._rate(done - 1), state.losses[-1]
+        due = done % (self.config.validate_every or self._per_epoch) == 0 or done == self.total
+        measured = self._validate() if due else None
+        self._log(epoch, rate, measured)
+        state.closed = True
+        self._report(Progress(done, self.total, epoch, loss, rate, measured, state.tokens, state.learnt))
+        if self._checkpoint is not None and (done % self.config.checkpoint_every == 0 or done == self.total):
+            self._save(self._checkpoint)
+
+    def _rate(self, step: int) -> float:
+        return self.config.learning_rate * linear_schedule(step, self.total, self.config.warmup_steps)
 
     def _accumulate_gradients(self, examples: Sequence[TokenExample]) -> float:
         """Return the loss of a batch, and leave its gradient in the parameters.
@@ -222,8 +239,7 @@ class Trainer:
             self.state.best_loss, self.state.best_step, self._best = loss, self.state.step, folded
         return loss
 
-    def _log(self, epoch: int, loss: float, rate: float, measured: float | None) -> None:
-        self.state.losses.append(loss)
+    def _log(self, epoch: int, rate: float, measured: float | None) -> None:
         if self.state.step % LOG_EVERY and self.state.step != self.total and measured is None:
             return
         mean = sum(self.state.losses) / len(self.state.losses)

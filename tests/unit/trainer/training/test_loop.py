@@ -135,6 +135,31 @@ def test_a_stop_takes_effect_before_the_next_step_and_the_run_goes_on_from_its_c
     assert steps[0] == 6, "goes on behind the stop"
 
 
+def test_nothing_is_lost_wherever_a_stop_comes_also_within_a_validation(backbone: Backbone, tmp_path: Path) -> None:
+    config = TrainConfig(**{**DIRECT.as_dict(), "validate_every": 2, "checkpoint_every": 10_000})
+    expected, unbroken = list[Progress](), toy_trainer(backbone, config)
+    best = unbroken.run(expected.append)
+    path, seen, stops = tmp_path / "state.safetensors", list[Progress](), 0
+    while True:
+        asked = iter(range(2 + stops % 4))  # within a validation, which asks too, and between steps
+
+        def stop() -> bool:
+            return next(asked, None) is None  # noqa: B023
+
+        trainer = toy_trainer(backbone, config, path)
+        try:
+            resumed = trainer.run(seen.append, stop)
+            break
+        except TrainingStopped as stopped:
+            stops += 1
+            assert path.exists() and f"before step {trainer.state.step + 1} of" in stopped.message
+        assert stops < 200, "each attempt gets further"
+    assert stops > 3
+    assert seen == expected, "each step once, with its loss, rate and validation"
+    assert same(resumed, best)
+    assert trainer.state.metrics == unbroken.state.metrics
+
+
 def test_a_stop_takes_effect_within_a_validation_and_within_an_initialisation(backbone: Backbone) -> None:
     asked = 0
 

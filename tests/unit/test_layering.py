@@ -26,7 +26,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "digest", "files", "event_stream", "strict_json", "byte_level"),
         ("parameters",),
         ("spec",),
-        ("actor", "credentials", "families", "generation_fields", "prompt", "spec_json"),
+        ("actor", "checkpoint_folder", "credentials", "families", "generation_fields", "prompt", "spec_json"),
         ("checkpoint", "tenancy", "usage"),
         ("limiter",),
         ("generation_config",),

@@ -91,7 +91,7 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     writes = anyio.CapacityLimiter(MAX_WRITES_AT_ONCE)
     denials = DenialLog(registry.tenancy)
     runtime = TrainerRuntime(settings, service, keyring, denials, metrics, places, writes)
-    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics), settling)
+    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics), settling, denials)
     keyring.start()
     denials.start()
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})

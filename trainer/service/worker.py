@@ -145,7 +145,8 @@ class Worker:
 
     async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
         """Train in a child process and return the version. Raises Fenced, Cancelled, JobFailed."""
-        async with started(folder, self.settings.threads, self.settings.max_job_memory) as child:
+        limits = self.settings.threads, self.settings.max_job_memory
+        async with started(folder, *limits, confined=self.settings.confine_jobs) as child:
             progress = ProgressWriter(job, self.store, self.metrics, self.settings.progress_s)
             receiving = asyncio.create_task(self._receive(child, progress))
             guard = Guard(job, child, watch, lambda: self._owned(job), self.settings)

@@ -117,8 +117,9 @@ def _software(environment: Mapping[str, str]) -> Iterator[str]:
     """Python, the packages, the system's libraries and programs, and Java wherever it lies."""
     ours = [folder for name in OURS for folder in import_module(name).__path__]
     yield from ours
-    beside = {str(Path(folder).parent) for folder in ours}  # a checkout may have a registry in it
-    yield from (path for path in sys.path if path not in beside)
+    homes = {Path(folder).parent for folder in ours}
+    checkouts = {home for home in homes if (home / "pyproject.toml").exists()}  # may have a registry in them
+    yield from (path for path in sys.path if Path(path) not in checkouts)
     yield from (sys.prefix, sys.base_prefix, *filter(None, environment.get("LD_LIBRARY_PATH", "").split(":")))
     yield from _found([*SYSTEM, *(f"/etc/{name}" for name in ETC)])
     if certificates := environment.get("SSL_CERT_FILE"):

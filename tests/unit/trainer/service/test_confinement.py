@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -242,6 +243,20 @@ def test_the_list_names_files_and_no_folder_above_them(place: Place) -> None:
     assert ours[str(place.job)] == FILES
     assert not FILES & (Access.MAKE_SYM | Access.MAKE_FIFO | Access.MAKE_SOCK | Access.MAKE_CHAR | Access.MAKE_BLOCK)
     assert not {"/", "/etc", "/run", "/tmp", "/dev", "/home", "/var", str(Path.home()), str(ROOT)} & may.keys()
+
+
+def test_of_a_checkout_only_our_packages_are_read_and_of_a_folder_of_packages_all(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout has `var/registry` in it; other packages lie beside ours where they are installed for one user."""
+    home = place.root / "home/packages"
+    home.mkdir()
+    monkeypatch.setattr(confinement, "import_module", lambda name: SimpleNamespace(__path__=[str(home / name)]))
+    monkeypatch.setattr(sys, "path", [f"{home}/"])
+    assert {f"{home}/", str(home / "server")} <= place.paths({}).keys()
+    put(home / "pyproject.toml")
+    may = place.paths({}).keys()
+    assert str(home / "server") in may and not {str(home), f"{home}/"} & may
 
 
 @pytest.mark.parametrize("backbone", ["a folder", "demo", "nobody/model", "/no/such/folder"])

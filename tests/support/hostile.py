@@ -31,6 +31,12 @@ def install(folder: Path, asked: Mapping[str, tuple[str, str]]) -> Path:
     return folder
 
 
+def powers(status: str) -> int:
+    """Root's, of a process with this ``/proc/PID/status``, as bits; without that over the modes of files."""
+    held = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff"))
+    return held & ~(1 << 1)
+
+
 def main() -> None:
     """Try what was asked, and tell what came of it in ``told.json`` in the job's folder."""
     job = Path(sys.argv[1])
@@ -115,8 +121,7 @@ def _execute(target: str, _: Path) -> None:
 def _regain(_: str, __: Path) -> None:
     """Root's power over others' memory, again by a program that root starts."""
     status = subprocess.run(["/bin/cat", "/proc/self/status"], capture_output=True, check=True).stdout.decode()
-    held = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff"))
-    if not held & ~(1 << 1):  # what is left is over the modes of files
+    if not powers(status):
         raise PermissionError(errno.EPERM, "none")
 
 

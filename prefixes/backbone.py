@@ -13,7 +13,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from prefixes.checkpoint import checkpoint_files, checkpoint_folder, fingerprint
+from prefixes.checkpoint import checkpoint_files, fingerprint
+from prefixes.checkpoint_folder import checkpoint_folder
 from prefixes.errors import BackboneError
 from prefixes.families import Family, family_of
 from prefixes.generation_config import read_file, read_generation

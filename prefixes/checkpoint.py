@@ -1,6 +1,6 @@
-"""The files behind a backbone's name, and its fingerprint over the checkpoint's own tensors, before any cast.
+"""The files of a backbone's checkpoint, and its fingerprint over the checkpoint's own tensors, before any cast.
 
-Owns where a checkpoint lies and which parts of it are hashed. Does not know how a model computes.
+Owns which of them are read and which parts are hashed. Does not know how a model computes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,26 +19,7 @@ from prefixes.digest import digest_of, tensor_parts
 from prefixes.errors import BackboneError
 from prefixes.spec_json import canonical_json
 
-DEMOS: Final[Mapping[str, str]] = {"demo": "gpt2", "demo-bart": "bart"}
-"""Bundled backbones: name -> folder under ``prefixes/demo``."""
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def checkpoint_folder(name: str) -> str:
-    """What transformers loads for ``name``: a bundled demo's folder, a folder, or ``name`` itself as a hub id."""
-    if name in DEMOS:
-        folder = Path(__file__).parent / "demo" / DEMOS[name]
-        if not folder.is_dir():
-            raise BackboneError(
-                f"backbone {name!r}: expected the bundled checkpoint in prefixes/demo/{DEMOS[name]}, found none"
-            )
-        return str(folder)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return str(path)
-    if not name or name.startswith(("/", ".", "~")):
-        raise BackboneError(f"backbone {name!r}: expected a folder, found none", name=name)
-    return name
 
 
 def checkpoint_files(folder: str) -> dict[str, Path]:

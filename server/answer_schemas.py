@@ -213,7 +213,7 @@ class Denied(TypedDict):
     at: Time
     key: str | None
     action: str
-    route: str
+    route: Annotated[str, Field(description="Of the request; `job ID` where a job was refused.")]
     what: Annotated[str, Field(description="The task, where it is one's own or shared with one.")]
     reason: str
     request_id: str

@@ -24,7 +24,7 @@ from prometheus_client import (
 
 import prefixes
 from prefixes.backbone import Backbone, load_backbone
-from prefixes.checkpoint import DEMOS
+from prefixes.checkpoint_folder import DEMOS
 from prefixes.errors import BackboneError, InvalidParameter, PrefixdError, RegistryUnavailable
 from prefixes.generation_config import OPTION
 from prefixes.registry import open_to_serve

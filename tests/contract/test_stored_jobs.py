@@ -20,6 +20,7 @@ from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.registry.redis.url import parse_redis_url
 from prefixes.tenancy.keyring import Keyring
+from server.web.denials import DenialLog
 from server.web.settings_sources import load_settings
 from tests.support.datasets import LIMIT, line, upload
 from tests.support.redis_registry import DATA
@@ -119,7 +120,8 @@ def test_jobs_whose_worker_is_gone_are_taken_over_and_finished_and_those_that_wa
         )
         keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
         settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring), JobUsage(registry.usage))
-        worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics, settling)
+        denials = DenialLog(registry.tenancy)
+        worker = Worker("today", settings, store, queue, folders, registry, keyring, metrics, settling, denials)
         lost = {job.id for job in await queue.dead(await store.open_jobs()) if trainer.redis or job.state == "running"}
         assert lost == trainer.left("running")
         assert [job.id for job in await worker.reconcile()] == trainer.told["open"]

@@ -6,7 +6,7 @@ import pytest
 
 from prefixes.artifact import Prefix, read_prefix
 from prefixes.backbone import Backbone, load_backbone
-from prefixes.checkpoint import DEMOS
+from prefixes.checkpoint_folder import DEMOS
 from prefixes.spec import check_compatible
 from server.engine.types import FinishReason, Output, SamplingParams
 from tests.support.paths import ROOT

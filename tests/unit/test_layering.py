@@ -26,7 +26,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "digest", "files", "event_stream", "strict_json", "byte_level"),
         ("parameters",),
         ("spec",),
-        ("actor", "credentials", "families", "generation_fields", "prompt", "spec_json"),
+        ("actor", "checkpoint_folder", "credentials", "families", "generation_fields", "prompt", "spec_json"),
         ("checkpoint", "tenancy", "usage"),
         ("limiter",),
         ("generation_config",),
@@ -128,11 +128,11 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "trainer.cli.jobs": (("target", "display"), ("datasets", "watch"), ("submit", "manage"), ("__init__",)),
     "trainer.service": (
-        ("settings", "schemas", "answer_schemas", "process", "metrics"),
+        ("settings", "schemas", "answer_schemas", "process", "metrics", "landlock"),
         ("quotas", "steps", "usage"),
         ("settling",),
         ("request", "outcome", "progress_writer", "job_service", "job_pages"),
-        ("registry_retry", "rights", "run_job", "runtime", "guard"),
+        ("registry_retry", "rights", "run_job", "runtime", "guard", "confinement"),
         ("child", "worker", "routes"),
         ("app", "assembly"),
         ("lifecycle",),
@@ -161,6 +161,7 @@ TORCH_FREE = (
     "trainer.jobs.job",
     "trainer.jobs.open_job",
     "trainer.jobs.turns",
+    "trainer.service.confinement",
     "trainer.service.lifecycle",
 )
 

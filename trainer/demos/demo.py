@@ -20,7 +20,7 @@ from rich.console import Console
 
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
-from prefixes.checkpoint import DEMOS
+from prefixes.checkpoint_folder import DEMOS
 from prefixes.files import write_bytes, write_json
 from trainer.cli.terminal import progress_bar
 from trainer.data.convert import Conversion, convert

@@ -32,6 +32,7 @@ from trainer.jobs.folders import JobFolders
 from trainer.jobs.local_queue import LocalQueue
 from trainer.jobs.redis_store import RedisJobStore
 from trainer.jobs.saq_queue import PATIENCE, SaqQueue
+from trainer.service import landlock
 from trainer.service.job_service import JobService
 from trainer.service.metrics import JobMetrics, QueueCollector
 from trainer.service.quotas import Quotas
@@ -92,11 +93,20 @@ async def assemble(settings: TrainerSettings) -> AssembledTrainer:
     writes = anyio.CapacityLimiter(MAX_WRITES_AT_ONCE)
     denials = DenialLog(registry.tenancy)
     runtime = TrainerRuntime(settings, service, keyring, denials, metrics, places, writes)
-    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics), settling)
+    worker = Worker(name, settings, store, queue, folders, registry, keyring, JobMetrics(metrics), settling, denials)
     keyring.start()
     denials.start()
+    if settings.workers:
+        _say_if_unconfined(settings)
     _log.info("assembled", extra={"facts": {"worker": name, "registry_id": registry.id, "redis": bool(settings.redis)}})
     return AssembledTrainer(runtime, worker, waiting)
+
+
+def _say_if_unconfined(settings: TrainerSettings) -> None:
+    if settings.confine_jobs and landlock.version():
+        return
+    reason = "the kernel has no Landlock, or refuses it" if settings.confine_jobs else "--no-confine-jobs"
+    _log.warning("jobs' processes can read what the trainer's user can", extra={"facts": {"reason": reason}})
 
 
 async def _jobs(settings: TrainerSettings, worker: str, keyring: Keyring) -> tuple[JobStore, Queue]:

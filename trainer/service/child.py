@@ -1,12 +1,14 @@
-"""The process that trains one job: ``python -m trainer.service.child FOLDER [BYTES]``, started by a worker.
+"""The process that trains one job, started by a worker: ``python -m trainer.service.child FOLDER``.
 
 Owns the messages between it and the worker. It reports progress as JSON lines. "stop" on its input ends it before the
 next training step, and the end of its input ends it at once. It has no credentials and knows neither registry nor
-queue; all its results lie in the folder. Where memory runs out it is the one that dies, and not the service.
+queue, and reaches no file but those that the job needs; all its results lie in the folder. Where memory runs out it is
+the one that dies, and not the service.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -19,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from prefixes.errors import PrefixdError
-from trainer.service.process import LOG
+from trainer.service.confinement import confine
+from trainer.service.process import CONFINED, LOG, MAX_MEMORY
 
 RATE_S: Final = 10.0
 """Speed and time left are averages over this many seconds."""
@@ -110,5 +113,12 @@ def give_way(max_memory: int | None) -> None:
 
 
 if __name__ == "__main__":
-    give_way(int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(MAX_MEMORY, type=int)
+    parser.add_argument(CONFINED, action="store_true")
+    asked = parser.parse_args()
+    give_way(asked.max_memory)
+    if asked.confined:
+        confine(asked.folder)  # before there is a second thread
+    sys.exit(main(asked.folder))

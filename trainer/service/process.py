@@ -13,15 +13,18 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 LOG: Final = "child.log"
+MAX_MEMORY: Final = "--max-memory"
+CONFINED: Final = "--confined"
 MAX_LINE: Final = 1 << 20
 KEPT: Final = frozenset(
-    {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHASHSEED", "LD_LIBRARY_PATH", "SSL_CERT_FILE"}
+    {"PATH", "HOME", "USER", "LANG", "TZ", "PYTHONPATH", "PYTHONHASHSEED", "LD_LIBRARY_PATH", "SSL_CERT_FILE"}
 )
 KEPT_BEGINNINGS: Final = (
     "LC_", "OMP_", "MKL_", "KMP_", "TORCH", "PYTORCH_", "CUDA_", "NVIDIA_", "CUBLAS_", "HF_HOME", "HF_HUB_",
@@ -74,21 +77,29 @@ class ChildProcess:
 
 
 @asynccontextmanager
-async def started(folder: Path, threads: int | None, max_memory: int | None) -> AsyncIterator[ChildProcess]:
-    """Start a child that works in ``folder`` with ``max_memory`` bytes at most. It is dead when the block ends."""
-    limit = () if max_memory is None else (str(int(max_memory)),)
-    with (folder / LOG).open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "trainer.service.child", str(folder), *limit,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-            env=environment(os.environ, threads), cwd="/", start_new_session=True, limit=MAX_LINE,
-        )  # fmt: skip
-    child = ChildProcess(process)
-    try:
-        yield child
-    finally:
-        child.kill()
-        await asyncio.shield(process.wait())
+async def started(
+    folder: Path, threads: int | None, max_memory: int | None, *, confined: bool
+) -> AsyncIterator[ChildProcess]:
+    """Start a child that works in ``folder`` with ``max_memory`` bytes at most. It is dead when the block ends.
+
+    Its temporary files lie in a folder that goes with it.
+    """
+    options = [] if max_memory is None else [MAX_MEMORY, str(int(max_memory))]
+    options += [CONFINED] if confined else []
+    with tempfile.TemporaryDirectory(prefix="prefixd-job-", ignore_cleanup_errors=True) as temporary:
+        with (folder / LOG).open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "trainer.service.child", str(folder), *options,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                env=environment(os.environ, threads) | {"TMPDIR": temporary},
+                cwd="/", start_new_session=True, limit=MAX_LINE,
+            )  # fmt: skip
+        child = ChildProcess(process)
+        try:
+            yield child
+        finally:
+            child.kill()
+            await asyncio.shield(process.wait())
 
 
 def environment(mine: Mapping[str, str], threads: int | None) -> dict[str, str]:

@@ -50,6 +50,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
     write_json(
         folder / REQUEST,
         {
+            "tenant": job.tenant,
             "task": spec["task"],
             "evaluation": spec["evaluation"],
             "threads": settings.threads,

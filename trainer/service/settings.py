@@ -96,6 +96,9 @@ class TrainerSettings(AccessSettings):
     max_job_memory: ByteSize | None = Field(
         None, gt=0, description="Memory that each job's process may allocate; default: what the machine gives."
     )
+    confine_jobs: bool = Field(
+        True, description="Let each job's process reach only the files that it needs, where the kernel has Landlock."
+    )
     publish_patience_s: Seconds = Field(3600.0, description="How long a job waits for a registry that is away.")
 
     max_dataset_bytes: ByteSize = Field(ByteSize(1 << 30), gt=0, description="Largest dataset upload.")

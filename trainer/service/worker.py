@@ -18,6 +18,7 @@ from prefixes.errors import PrefixdError, RegistryUnavailable
 from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
 from prefixes.tenancy.keyring import Keyring
+from server.web.denials import DenialLog, begin_notes
 from trainer.jobs.base import JobStore, Plan, Queue
 from trainer.jobs.errors import Fenced, JobNotFound, JobStoreUnavailable
 from trainer.jobs.folders import JobFolders
@@ -33,7 +34,7 @@ from trainer.service.process import ChildProcess, started
 from trainer.service.progress_writer import ProgressWriter
 from trainer.service.registry_retry import RETRY_S, RegistryRetry
 from trainer.service.request import START, finished, prepare
-from trainer.service.rights import check_rights, check_start
+from trainer.service.rights import audit, check_rights, check_start
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
 
@@ -58,6 +59,7 @@ class Worker:
     keyring: Keyring
     metrics: JobMetrics
     settling: Settling
+    denials: DenialLog
 
     async def handle(self, tenant: str, job_id: str, token: int) -> None:
         """See base.Handler. When cancelled, it first hands the job back."""
@@ -70,6 +72,7 @@ class Worker:
             await asyncio.shield(self._hand_back(tenant, job_id, token))
             raise
         self._tell("job claimed", job)
+        notes = begin_notes()
         try:
             await self._run(job)
         except Fenced:
@@ -83,7 +86,8 @@ class Worker:
             if not isinstance(error, JobFailed | PrefixdError):
                 _log.exception("job failed", extra={"facts": {"job": job.id}})
             failure = failure_of(error, self.settings)
-            await self._end(job, lambda job: failed(job, token, failure))
+            if await self._end(job, lambda job: failed(job, token, failure)):
+                audit(self.denials, job, notes)
         finally:
             self.metrics.forget(job.id)
 
@@ -141,7 +145,8 @@ class Worker:
 
     async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
         """Train in a child process and return the version. Raises Fenced, Cancelled, JobFailed."""
-        async with started(folder, self.settings.threads, self.settings.max_job_memory) as child:
+        limits = self.settings.threads, self.settings.max_job_memory
+        async with started(folder, *limits, confined=self.settings.confine_jobs) as child:
             progress = ProgressWriter(job, self.store, self.metrics, self.settings.progress_s)
             receiving = asyncio.create_task(self._receive(child, progress))
             guard = Guard(job, child, watch, lambda: self._owned(job), self.settings)
@@ -255,15 +260,17 @@ class Worker:
                 told = True
                 await asyncio.sleep(RETRY_S)
 
-    async def _end(self, job: Job, plan: Plan) -> None:
+    async def _end(self, job: Job, plan: Plan) -> bool:
+        """Apply the last change of a delivery. False if another worker has the job."""
         try:
             ended = await self._write(job, plan)
         except Fenced:
             self._tell(LOST, job)
-        else:
-            await self.settling.settle(ended.tenant, ended.id)
-            self.metrics.ended(ended)
-            self._tell("job ended", ended, state=ended.state, code=ended.failure.code if ended.failure else None)
+            return False
+        await self.settling.settle(ended.tenant, ended.id)
+        self.metrics.ended(ended)
+        self._tell("job ended", ended, state=ended.state, code=ended.failure.code if ended.failure else None)
+        return True
 
     async def _hand_back(self, tenant: str, job_id: str, token: int) -> None:
         def plan(found: Job) -> Change:

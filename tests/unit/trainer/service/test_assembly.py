@@ -12,6 +12,7 @@ from prefixes.errors import RegistryMissing, RegistryUnavailable, WrongRegistry
 from prefixes.registry import open_registry
 from server.web.settings_sources import load_settings
 from tests.support.redis_server import RedisServer
+from trainer.service import landlock
 from trainer.service.assembly import assemble
 from trainer.service.settings import TrainerSettings
 
@@ -46,3 +47,26 @@ def test_a_redis_that_would_lose_prefixes_is_refused_and_a_doubtful_one_warned_o
     with RedisServer(append_only=False) as server:
         start(tmp_path, registry=server.url)
         assert "set `appendonly yes`" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "reason"),
+    [
+        ({}, 7, None),
+        ({}, 0, "the kernel has no Landlock, or refuses it"),
+        ({"confine_jobs": False}, 7, "--no-confine-jobs"),
+        ({"workers": 0}, 0, None),
+    ],
+)
+def test_where_jobs_are_not_confined_a_trainer_says_so_once_and_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    given: Any,
+    known: int,
+    reason: str | None,
+) -> None:
+    monkeypatch.setattr(landlock, "version", lambda: known)
+    start(tmp_path, **given)
+    told = [record for record in caplog.records if "can read what the trainer's user can" in record.message]
+    assert [record.facts for record in told] == ([] if reason is None else [{"reason": reason}])  # type: ignore[attr-defined]

@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from prefixes.errors import PrefixdError, TaskNotFound
+from prefixes.errors import PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.files import write_bytes, write_json
 from prefixes.registry.base import Store
 from prefixes.tenancy.directory import Directory, later, utc_now
@@ -24,6 +26,7 @@ from trainer.jobs.job import claimed, new_job, retried
 from trainer.jobs.record import Failure, Job
 from trainer.jobs.signals import Watch
 from trainer.service.outcome import JobFailed
+from trainer.service.registry_retry import RegistryRetry
 from trainer.service.request import ARTIFACT, RECORD, START
 from trainer.service.settings import TrainerSettings
 from trainer.service.worker import Worker
@@ -91,6 +94,78 @@ def test_a_job_whose_key_may_publish_no_more_fails_by_name_and_a_retry_publishes
             assert registry.inspect("acme", "e2e").aliases["production"]
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_jobs_refused_publish_is_told_in_its_tenants_audit_once_an_attempt(
+    world: TinyWorld, settings: TrainerSettings, registry: Store, attempts: int
+) -> None:
+    """It was the job's failure alone. While the registry is away the publish is tried again, and no denial is noted."""
+    directory = Directory(registry.tenancy)
+    key = directory.create_key("acme", "ci", ["train", "publish"], actor="t").key
+
+    class Away(Keyring):
+        left = 3
+
+        def look(self) -> None:
+            if self.left:
+                self.left -= 1
+                raise RegistryUnavailable("away")
+            super().look()
+
+    class Revoked(Quick):
+        made = world.prefix()
+
+        async def _train(self, job: Job, folder: Path, watch: Watch) -> str:
+            directory.revoke(key.id, actor="t")
+            return await super()._train(job, folder, watch)
+
+        def _registry_retry(self, job: Job, watch: Watch) -> RegistryRetry:
+            return Mock(wait=AsyncMock())
+
+    async def test() -> str:
+        async with a_worker(settings, registry) as made:
+            worker = Revoked(**vars(made) | {"keyring": Away(registry.tenancy, 60)})
+            by = [f"tenant:acme/key:{key.id}/request:r-{number}" for number in range(1, attempts + 1)]
+            job = await worker.store.create(new_job("acme", by[0], SPEC, key.id))
+            await worker.handle("acme", job.id, job.token)
+            for actor in by[1:]:
+                job = await worker.store.change("acme", job.id, partial(retried, actor=actor, key_id=key.id))
+                await worker.handle("acme", job.id, job.token)
+            assert worker.keyring.left == 0  # type: ignore[attr-defined]
+            worker.denials.write()
+            return job.id
+
+    job_id = asyncio.run(test())
+    told = sorted(registry.tenancy.denials("acme"), key=lambda denial: denial.request_id)
+    assert [(d.key, d.action, d.route, d.what, d.request_id, d.count) for d in told] == [
+        (key.id, "publish", f"job {job_id}", "acme/e2e", f"r-{number}", 1) for number in range(1, attempts + 1)
+    ]
+    assert all("works no more" in denial.reason for denial in told)
+    assert registry.tenancy.denials(None) == []
+
+
+@pytest.mark.parametrize("spoil", ["scope", "task", "start"])
+def test_an_audited_refusal_of_a_job_names_only_tasks_that_it_may_know_of(
+    world: TinyWorld, settings: TrainerSettings, registry: Store, spoil: str
+) -> None:
+    directory = Directory(registry.tenancy)
+    directory.create_tenant("globex", actor="t")
+    key = directory.create_key("default", "ci", ["train"] if spoil == "scope" else ["train", "publish"], actor="t").key
+    asked = a_spec(settings, start_from=f"globex/secret@sha256:{'0' * 64}" if spoil == "start" else None)
+    spec = {**asked, "task": "globex/secret" if spoil == "task" else "default/e2e"}
+
+    async def test() -> None:
+        async with a_worker(settings, registry) as worker:
+            job = await worker.store.create(new_job("default", "me", spec, key.id))
+            await worker.handle("default", job.id, 1)
+            worker.denials.write()
+
+    asyncio.run(test())
+    [told] = registry.tenancy.denials("default")
+    action, what = ("download", "") if spoil == "start" else ("publish", "default/e2e" if spoil == "scope" else "")
+    assert (told.action, told.what) == (action, what)
+    assert ("secret" in str(told)) is False
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.keyring import Keyring
+from server.web.denials import DenialLog
 from server.web.settings_sources import load_settings
 from tests.support.server import TinyWorld, make_world
 from trainer.data.store import DatasetStore
@@ -73,7 +74,8 @@ async def a_worker(settings: TrainerSettings, registry: Store) -> AsyncIterator[
     keyring, metrics = Keyring(registry.tenancy, 60), JobMetrics(CollectorRegistry())
     queue = LocalQueue(settings.data / "turns.json", keyring.weight_of)
     settling = Settling(store, queue, StepReservations(MemoryLimiter(), keyring), JobUsage(registry.usage))
-    yield Worker(NAME, settings, store, queue, JobFolders(settings.data), registry, keyring, metrics, settling)
+    folders, denials = JobFolders(settings.data), DenialLog(registry.tenancy)
+    yield Worker(NAME, settings, store, queue, folders, registry, keyring, metrics, settling, denials)
     await store.close()
 
 

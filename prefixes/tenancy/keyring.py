@@ -2,7 +2,7 @@
 
 Owns the thread that looks for changes, and the answer to "whose secret is this". A secret costs no look-up in the
 registry: a key that the document does not have is unknown. Only one that may be too new for it makes the service look
-again, once for all who wait. While the registry is away, what is known goes on for ``max_stale_s``.
+again, once for all who wait. While the registry is away, what is known goes on for ``max_stale_s``. Knows no request.
 """
 
 from __future__ import annotations
@@ -74,11 +74,21 @@ class Keyring:
     def known(self) -> Known:
         """What is known now. Raises RegistryUnavailable where that is too old to go by."""
         known = self._known
-        if self.age_s > self._max_stale_s:
+        if not self.fresh and self.age_s > self._max_stale_s:
             raise RegistryUnavailable(
                 f"keys cannot be checked: the registry has been away for more than {self._max_stale_s:g} s"
             )
         return known
+
+    @property
+    def last_known(self) -> Known:
+        """What was in the registry when it last answered, however long ago."""
+        return self._known
+
+    def check(self) -> None:
+        """Raise RegistryUnavailable where keys are needed and what is known is too old to judge one."""
+        if self.closed:
+            _ = self.known
 
     @property
     def closed(self) -> bool:
@@ -138,9 +148,12 @@ class Keyring:
         """Whether a key that is not known does not exist, as far as one can say."""
         return self._error is None and self.age_s < FRESH_S
 
-    def find(self, presented: Presented) -> Key | None:
-        """The working key behind a secret, None where there is none. Raises RegistryUnavailable as ``known`` does."""
-        key, at = self.known.tenancy.keys.get(presented.key_id), utc_now()
+    def find(self, presented: Presented, known: Known | None = None) -> Key | None:
+        """The working key behind a secret, None where there is none: by ``known``, else by what is known now.
+
+        Without ``known`` raises RegistryUnavailable as ``self.known`` does.
+        """
+        key, at = (known or self.known).tenancy.keys.get(presented.key_id), utc_now()
         if key is None or not key.accepts(presented.digest, at):
             return None
         self._used[key.id] = at[:17] + "00.000Z"  # to the minute

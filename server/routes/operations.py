@@ -28,9 +28,13 @@ async def health(request: Request) -> Response:
     responses=answers(Ready, NotReady, RegistryUnavailable, keyed=False),
 )
 async def ready(request: Request) -> Response:
-    """503 while draining, when the engine has stopped or hangs, and with the registry away for ``max_stale_s``."""
+    """503 while draining, when the engine has stopped or hangs, and with the registry away for ``max_stale_s``.
+
+    Where keys are needed, also once none can be judged any more: whatever came here would be refused.
+    """
     runtime = runtime_of(request)
     runtime.check_taking_work()
+    runtime.keyring.check()
     await runtime.catalog.check()
     return json_response(
         {"status": "ready", "backbone": runtime.backbone_name, "fingerprint": runtime.backbone.spec.fingerprint}

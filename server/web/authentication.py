@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 OPEN_PATHS: Final = frozenset({"/health", "/ready"})
 """Anybody may ask for these: load balancers have no key, and address a service by what they like."""
 MONITORED: Final = frozenset({*OPEN_PATHS, "/metrics"})
+OUTLASTING: Final = ("GET", "/metrics")
+"""Takes a key that is known, by what was last known of it, however long the registry is away. Else the alerts of an
+outage would end with the time for which keys work, and the outage itself would look like a service that is gone. It
+changes nothing, and only an operator gives the scope for it.
+"""
 PAUSE_S: Final = 0.1
 """Between two looks that requests cause. All who come meanwhile wait for the same one."""
 _NEEDED: Final = "expected a key that works, in Authorization: Bearer pfx_… or x-api-key: pfx_…, got none"
@@ -83,7 +88,10 @@ class Authentication:
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
             presented = await self._presented(scope["method"], scope["path"], headers)
-            judge = partial(self._judge, presented)
+            outlasts = (scope["method"], scope["path"]) == OUTLASTING
+            if presented:
+                await self._look_for(presented, outlasts)
+            judge = partial(self._judge, presented, outlasts)
             caller = judge()
             state.update(judge=judge, who=(caller.tenant, caller.key_id))
         except PrefixdError as error:
@@ -110,25 +118,31 @@ class Authentication:
             check_host(headers, self._access.hosts)
         if presented is None:
             raise Unauthorized(_NEEDED)
-        await self._look_for(presented)
         return presented
 
-    async def _look_for(self, presented: Presented) -> None:
+    async def _look_for(self, presented: Presented, outlasts: bool) -> None:
         """Look for a key that may be too new to be known. Raises RegistryUnavailable where nobody can be asked."""
-        if self._keyring.find(presented) or self._keyring.ended(presented):
+        if self._keyring.find(presented, self._known(outlasts)) or self._keyring.ended(presented):
             return
         await self._look()
-        if not self._keyring.find(presented) and not self._keyring.fresh:
+        if not self._keyring.find(presented, self._known(outlasts)) and not self._keyring.fresh:
             raise RegistryUnavailable("the key is not known here, and the registry cannot be asked just now")
 
-    def _judge(self, presented: Presented | None) -> Caller:
+    def _judge(self, presented: Presented | None, outlasts: bool) -> Caller:
         """The caller with that secret, by what is known now. Raises Unauthorized, Forbidden, RegistryUnavailable."""
         if presented is None and not self._keyring.closed:
             return ANYBODY
-        key = self._keyring.find(presented) if presented else None
+        if presented is None:
+            raise Unauthorized(_NEEDED)
+        known = self._known(outlasts)
+        key = self._keyring.find(presented, known)
         if key is None:
             raise Unauthorized(_NEEDED)
-        return caller_with(self._keyring.known, key)
+        return caller_with(known, key)
+
+    def _known(self, outlasts: bool) -> Known:
+        """What a request is judged by. Raises RegistryUnavailable where that is too old for it."""
+        return self._keyring.last_known if outlasts else self._keyring.known
 
     def _refused(self, headers: Headers) -> tuple[tuple[str | None, str | None], str]:
         """Whose key a refused request carries, for log and audit alone, and what is wrong with it."""

@@ -1,8 +1,12 @@
-"""An event loop whose clock the test owns, and senders of bodies that go by it. Knows no test."""
+"""Clocks that the test owns: an event loop's, with senders of bodies that go by it, and one to put forward.
+
+Knows no test.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -24,6 +28,15 @@ class CountedLoop(asyncio.SelectorEventLoop):
         if not self._ready and due:  # type: ignore[attr-defined]
             self.now = max(self.now, min(due))
         super()._run_once()  # type: ignore[misc]
+
+
+class Ahead:
+    """Takes the place of ``time`` in a module: the real clock, put forward by ``seconds``."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.seconds
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

@@ -23,6 +23,7 @@ from prefixes.artifact import write_prefix
 from prefixes.backbone import load_backbone
 from prefixes.spec import BackboneSpec
 from tests.support.bart import random_bart_prefix, save_tiny_bart
+from tests.support.callers import bearer
 from tests.support.paths import ROOT
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
@@ -66,7 +67,10 @@ class ServerProcess:
 
     command = "serve"
 
-    def __init__(self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None, secret: str | None = None
+    ) -> None:
+        self.secret = secret
         self.log = folder / f"{self.command}.log"
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -118,8 +122,9 @@ class ServerProcess:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def client(self) -> httpx.Client:
-        """A client for it."""
-        return httpx.Client(base_url=self.url, timeout=60, verify=PLAIN)
+        """A client for it, with the key's secret where there is one."""
+        headers = bearer(self.secret) if self.secret else None
+        return httpx.Client(base_url=self.url, timeout=60, verify=PLAIN, headers=headers)
 
     def admin_client(self) -> httpx.Client:
         """A client for its admin port."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 
-from tests.support.callers import bearer
 from tests.support.server import ServerProcess, events
 
 PATIENCE_S = 90.0
@@ -29,14 +28,7 @@ class TrainerProcess(ServerProcess):
     def __init__(
         self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None, secret: str | None = None
     ) -> None:
-        super().__init__(folder, "--progress-s", "0.05", "--threads", "1", *arguments, env=env)
-        self.secret = secret
-
-    def client(self) -> httpx.Client:
-        """A client for it, with the key's secret where there is one."""
-        made = super().client()
-        made.headers.update(bearer(self.secret) if self.secret else {})
-        return made
+        super().__init__(folder, "--progress-s", "0.05", "--threads", "1", *arguments, env=env, secret=secret)
 
     def wait_working(self, timeout_s: float = 120) -> None:
         """Return once it is ready, for one without the API."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from prefixes.errors import RegistryUnavailable
 from server.web.answer_types import Alive
 from server.web.auth import Action, authorize, caller_of
 from server.web.openapi import answers
@@ -24,11 +25,19 @@ async def health() -> Response:
     return json_response({"status": "ok"})
 
 
-@probes.get("/ready", summary="Should traffic come here", responses=answers(Ready, JobStoreUnavailable, keyed=False))
+@probes.get(
+    "/ready",
+    summary="Should traffic come here",
+    responses=answers(Ready, JobStoreUnavailable, RegistryUnavailable, keyed=False),
+)
 async def ready(request: Request) -> Response:
-    """503 while draining, and while the place of the jobs does not answer."""
+    """503 while draining, and while the place of the jobs does not answer.
+
+    Where keys are needed, also once none can be judged any more: whatever came here would be refused.
+    """
     runtime = runtime_of(request)
     runtime.check_taking_work()
+    runtime.keyring.check()
     await runtime.service.store.check()
     return json_response({"status": "ready"})
 

@@ -1,4 +1,4 @@
-"""The keyring's thread goes on looking, whatever goes wrong."""
+"""The keyring's thread goes on looking, whatever goes wrong, and what it knows is too old at some time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prefixes.tenancy import keyring
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.secret import parse_secret
+from tests.support.clock import Ahead
 
 PATIENCE_S = 20
 
@@ -88,3 +89,42 @@ def test_a_service_that_needed_keys_goes_on_needing_them(tmp_path: Path) -> None
     assert not ring.known.tenancy.keys
     assert ring.closed
     assert not Keyring(registry.tenancy, 60).closed
+
+
+@pytest.mark.parametrize("max_stale_s", [0, 60])
+def test_keys_can_be_judged_until_the_registry_was_away_for_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_stale_s: int
+) -> None:
+    """With 0 no key ever worked, and no service with keys started: some time always passes after a look."""
+    registry, away, clock = tmp_path / "registry", tmp_path / "away", Ahead()
+    monkeypatch.setattr(keyring, "time", clock)
+    store = open_registry(str(registry)).tenancy
+    made = Directory(store).create_key("acme", "x", ["metrics"], actor="t")
+    ring, presented = Keyring(store, max_stale_s), parse_secret(made.secret)
+    assert presented is not None and ring.find(presented) is not None
+    ring.check()
+    registry.rename(away)
+    ring.look()
+    if max_stale_s:
+        clock.seconds = max_stale_s - 30
+        assert ring.find(presented) is not None
+        ring.check()
+    clock.seconds = max_stale_s + 1
+    for refused in (lambda: ring.find(presented), ring.check):
+        with pytest.raises(RegistryUnavailable, match=f"away for more than {max_stale_s} s"):
+            refused()
+    assert ring.find(presented, ring.last_known) is not None
+    away.rename(registry)
+    ring.look()
+    ring.check()
+    assert ring.find(presented) is not None
+
+
+def test_where_nobody_needs_a_key_no_outage_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Ahead()
+    monkeypatch.setattr(keyring, "time", clock)
+    ring = Keyring(open_registry(str(tmp_path / "registry")).tenancy, 60)
+    (tmp_path / "registry").rename(tmp_path / "away")
+    ring.look()
+    clock.seconds = 86400
+    ring.check()

@@ -1,4 +1,4 @@
-"""The failure table of docs/failures.md for services with keys: real ones, on a real Redis that fails."""
+"""The failure table of docs/failures.md where keys are needed: real services, on a real Redis that fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.server import ServerProcess, TinyWorld, make_world
 from tests.support.traffic import ROW, SHORT, Answer, Stream, ask, generate, publish
 from tests.support.trainer_process import TrainerProcess, wait_for
 
-STATES: Final = ("stopped", "down")
+STATES: Final = ("stopped", "down", "flushed")
 STALE_S: Final = 2
 """``--max-stale-auth-s`` of the impatient services."""
 ROW_TOKENS: Final = 40
@@ -87,20 +87,25 @@ TRAINER: Final[Mapping[str, Cell]] = {
 
 @dataclass
 class Scene:
-    """Redis, services that know when it was away too long after a minute, and ``impatient`` ones after STALE_S."""
+    """Redis, a ``patient`` server and trainer whose keys work for a minute without it, and ``impatient`` ones."""
 
     redis: RedisServer
     secrets: dict[str, str]
     patient: tuple[ServerProcess, TrainerProcess]
     impatient: tuple[ServerProcess, TrainerProcess]
     row: list[int]
+    _kept: dict[bytes, bytes] = field(default_factory=dict)  # what a flushed Redis had
 
     def break_down(self, state: str) -> None:
         """Redis fails, and so long ago that the impatient services can judge no key any more."""
         if state == "stopped":
             self.redis.pause()
-        else:
+        elif state == "down":
             self.redis.kill()
+        else:
+            with self.redis.client() as client:
+                self._kept = {key: client.dump(key) for key in client.scan_iter() if client.ttl(key) < 0}
+            self.redis.flush()
         for service in self.impatient:
             self.wait_ready(service, 503)
 
@@ -108,8 +113,13 @@ class Scene:
         """Redis is back, and all services are ready again."""
         if state == "stopped":
             self.redis.resume()
-        else:
+        elif state == "down":
             self.redis.start()
+        else:
+            with self.redis.client() as client, client.pipeline(transaction=True) as all_at_once:
+                for key, value in self._kept.items():
+                    all_at_once.restore(key, 0, value, replace=True)
+                all_at_once.execute()
         for service in (*self.patient, *self.impatient):
             self.wait_ready(service, 200)
 
@@ -142,7 +152,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 @pytest.fixture(scope="module")
 def scene(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with RedisServer(append_only=True, config={"appendfsync": "always"}) as redis, ExitStack() as stack:
-        secrets, pairs = make_secrets(redis.url), []
+        secrets, pairs = make_secrets(redis.url), list[tuple[ServerProcess, TrainerProcess]]()
         for name, more in (("patient", ()), ("impatient", ("--max-stale-auth-s", str(STALE_S)))):
             folder = tmp_path_factory.mktemp(name)
             given = ("--registry", redis.url, *more)
@@ -154,10 +164,10 @@ def scene(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             pairs.append((server, trainer))
         for service in (service for pair in pairs for service in pair):
             service.wait_ready()
-        (patient, _), (impatient, _) = pairs
-        assert publish(patient, "resident", world.prefix()).status == 201
-        row = generate(impatient, "resident", ROW).body["outputs"][0]["token_ids"]
-        yield Scene(redis, secrets, *pairs, row)
+        patient, impatient = pairs
+        assert publish(patient[0], "resident", world.prefix()).status == 201
+        row = generate(impatient[0], "resident", ROW).body["outputs"][0]["token_ids"]
+        yield Scene(redis, secrets, patient, impatient, row)
 
 
 def check(scene: Scene, service: ServerProcess, cells: Mapping[str, Cell], column: str) -> None:

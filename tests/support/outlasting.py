@@ -69,8 +69,8 @@ def make_keys(store: TenancyStore) -> dict[str, dict[str, str]]:
     """The header of each kind in ``TOLD``."""
     directory = Directory(store)
 
-    def made(scope: str, tenant: str = "acme", **given: str) -> tuple[str, str]:
-        new = directory.create_key(tenant, "x", [scope], actor="t", **given)
+    def made(scope: str, tenant: str = "acme", expires_at: str | None = None) -> tuple[str, str]:
+        new = directory.create_key(tenant, "x", [scope], actor="t", expires_at=expires_at)
         return new.key.id, new.secret
 
     secrets: dict[str, tuple[str, str]] = {

@@ -1,6 +1,6 @@
 """A registry that is away for longer than keys work, of a service in this process, and who then asks for its metrics.
 
-Owns the keys, the clock and what each key is told. Knows no service and no test.
+Owns the keys, the clock and what each key is told. Knows neither server nor trainer, and no test.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from prefixes.tenancy.directory import Directory, later, utc_now
 from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.secret import new_id, new_secret
 from prefixes.tenancy.store import TenancyStore
+from server.web import authentication
 from tests.support.callers import bearer
 from tests.support.clock import Ahead
 
@@ -42,7 +43,8 @@ class Outage:
     def of(cls, folder: Path, store: TenancyStore, ring: Keyring, monkeypatch: pytest.MonkeyPatch) -> Self:
         """With keys of every kind, which ``ring`` knows."""
         clock = Ahead()
-        monkeypatch.setattr(keyring, "time", clock)
+        for module in (keyring, authentication):
+            monkeypatch.setattr(module, "time", clock)
         headers = make_keys(store)
         ring.look()
         monkeypatch.setattr(keyring, "utc_now", lambda: later(utc_now(), HOUR_S))

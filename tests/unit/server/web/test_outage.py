@@ -7,18 +7,12 @@ from pathlib import Path
 import pytest
 
 from prefixes.tenancy import keyring
-from server.web import authentication
 from tests.support.apps import Served, with_apps
 from tests.support.clock import Ahead
 from tests.support.outlasting import DAY_S, TOLD, Outage, check_refused
 
 BODY = {"input": "x", "parameters": {"max_new_tokens": 1}}
 WORDS = "keys cannot be checked: the registry has been away for more than 60 s"
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authentication, "PAUSE_S", 0.0)
 
 
 def outage(tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch) -> Outage:

@@ -59,9 +59,11 @@ def scrape(key: str, here: int, away: int, stale: int) -> Cell:
 SERVER: Final[Mapping[str, Cell]] = {
     "resident": Cell("POST", "/generate", 200, 200, 503, body=generation("resident")),
     "bare backbone": Cell("POST", "/generate", 200, 200, 503, body=generation(None)),
+    "no such task": Cell("POST", "/generate", 404, 503, 503, body=generation("none")),
     "promote": Cell("POST", "/prefixes/resident/promote", 404, 503, 503, body={"version": f"sha256:{'0' * 64}"}),
     "rollback": Cell("POST", "/prefixes/resident/rollback", 409, 503, 503),
     "delete": Cell("DELETE", "/prefixes/none", 404, 503, 503),
+    "undelete": Cell("POST", "/prefixes/resident/undelete", 409, 503, 503),
     "list": Cell("GET", "/prefixes", 200, 503, 503),
     "models": Cell("GET", "/v1/models", 200, 503, 503),
     "inspect": Cell("GET", "/prefixes/resident", 200, 503, 503),
@@ -94,6 +96,7 @@ class Scene:
     patient: tuple[ServerProcess, TrainerProcess]
     impatient: tuple[ServerProcess, TrainerProcess]
     row: list[int]
+    data: bytes  # a prefix
     _kept: dict[bytes, bytes] = field(default_factory=dict)  # what a flushed Redis had
 
     def break_down(self, state: str) -> None:
@@ -165,9 +168,13 @@ def scene(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for service in (service for pair in pairs for service in pair):
             service.wait_ready()
         patient, impatient = pairs
-        assert publish(patient[0], "resident", world.prefix()).status == 201
+        data = world.prefix()
+        assert publish(patient[0], "resident", data).status == 201
+        assert publish(patient[0], "in-no-tier", world.prefix(seed=1)).status == 201
         row = generate(impatient[0], "resident", ROW).body["outputs"][0]["token_ids"]
-        yield Scene(redis, secrets, patient, impatient, row)
+        for server, _ in pairs:  # resolved, and not loaded: its input is too long
+            assert generate(server, "in-no-tier", text="x" * 20_000).status == 422
+        yield Scene(redis, secrets, patient, impatient, row, data)
 
 
 def check(scene: Scene, service: ServerProcess, cells: Mapping[str, Cell], column: str) -> None:
@@ -193,6 +200,8 @@ def test_services_with_keys_answer_as_the_table_says(scene: Scene, state: str) -
             for column, (server, trainer) in (("away", scene.patient), ("stale", scene.impatient)):
                 check(scene, server, SERVER, column)
                 check(scene, trainer, TRAINER, column)
+                assert publish(server, "new", scene.data).status == 503
+                assert generate(server, "in-no-tier").status == 503
             kept.wait_for(ROW_TOKENS, LATE_S)
             assert kept.faults == []
             told = SERVER["metrics"].ask(scene.impatient[0], scene.secrets).body.splitlines()

@@ -168,13 +168,13 @@ def scene(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for service in (service for pair in pairs for service in pair):
             service.wait_ready()
         patient, impatient = pairs
-        data = world.prefix()
-        assert publish(patient[0], "resident", data).status == 201
+        prefix = world.prefix()
+        assert publish(patient[0], "resident", prefix).status == 201
         assert publish(patient[0], "in-no-tier", world.prefix(seed=1)).status == 201
         row = generate(impatient[0], "resident", ROW).body["outputs"][0]["token_ids"]
         for server, _ in pairs:  # resolved, and not loaded: its input is too long
             assert generate(server, "in-no-tier", text="x" * 20_000).status == 422
-        yield Scene(redis, secrets, patient, impatient, row, data)
+        yield Scene(redis, secrets, patient, impatient, row, prefix)
 
 
 def check(scene: Scene, service: ServerProcess, cells: Mapping[str, Cell], column: str) -> None:

@@ -125,6 +125,13 @@ class Scene:
                 all_at_once.execute()
         for service in (*self.patient, *self.impatient):
             self.wait_ready(service, 200)
+        for server in (self.patient[0], self.impatient[0]):  # keys and tasks are asked for by two threads
+            wait_for(lambda server=server: self.up(server), LATE_S, server.log.read_text)  # type: ignore[misc]
+
+    def up(self, server: ServerProcess) -> bool:
+        """Whether the server says that its registry answers."""
+        told: str = SERVER["metrics"].ask(server, self.secrets).body
+        return "prefixd_registry_up 1.0" in told.splitlines()
 
     @staticmethod
     def wait_ready(service: ServerProcess, status: int) -> None:
@@ -204,8 +211,7 @@ def test_services_with_keys_answer_as_the_table_says(scene: Scene, state: str) -
                 assert generate(server, "in-no-tier").status == 503
             kept.wait_for(ROW_TOKENS, LATE_S)
             assert kept.faults == []
-            told = SERVER["metrics"].ask(scene.impatient[0], scene.secrets).body.splitlines()
-            assert "prefixd_registry_up 0.0" in told
+            assert not scene.up(scene.impatient[0])
         finally:
             scene.mend(state)
     for server, trainer in (scene.patient, scene.impatient):

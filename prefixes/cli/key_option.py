@@ -32,6 +32,12 @@ def key_of_command() -> str | None:
     return presented_key(_given.get())
 
 
+def check_key_has_server(server: str | None) -> None:
+    """Raise BadParameter for ``--key`` where the command goes to no server."""
+    if server is None and _given.get() is not None:
+        raise typer.BadParameter("--key: expected --server with it, whose key it is, got none")
+
+
 def with_key(function: Callable[..., Any], wrapped: Callable[..., Any]) -> None:
     """Give ``wrapped``, which calls ``function``, the option ``--key`` if ``function`` can be told of a service."""
     hints = get_type_hints(function, include_extras=True)

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+import typer.main
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 import prefixd
@@ -185,3 +188,22 @@ def test_a_key_is_presented_from_where_it_is_given(
     assert secret not in result.output
     bad = shell.run("prefixes", "list", "--server", "http://localhost:1", "--key", "@/nowhere", code=1)
     assert "cannot read /nowhere" in bad.stderr
+    assert "--key: expected --server" in shell.run("prefixes", "list", "--key", "@/nowhere", code=2).stderr
+
+
+def options_of(group: Any) -> Iterator[tuple[str, set[str]]]:
+    """Each command below ``group`` and its visible options."""
+    for name in group.commands:
+        _, command, _ = group.resolve_command(typer.Context(group), [name])
+        if isinstance(command, TyperGroup):
+            yield from options_of(command)
+        else:
+            shown = (one for one in command.params if not getattr(one, "hidden", False))
+            yield name, {option for one in shown for option in one.opts}
+
+
+def test_every_command_that_goes_to_a_service_takes_a_key() -> None:
+    commands = dict(options_of(typer.main.get_command(prefixd.app)))
+    clients = {name for name, options in commands.items() if options & {"--server", "--trainer"}}
+    assert clients >= {"train", "evaluate", "list", "usage", "submit"}
+    assert {name for name, options in commands.items() if "--key" in options} == clients

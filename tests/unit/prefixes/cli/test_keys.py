@@ -69,6 +69,37 @@ def test_a_key_is_made_in_one_line_and_shown_once(shell: Shell, directory: Direc
     assert parse_secret(plain.stdout.strip()) is not None and "not shown again" in plain.stderr
 
 
+@pytest.mark.parametrize(
+    ("tasks", "tenant", "left"),
+    [(True, "acme", True), (True, "default", False), (True, None, False), (False, "acme", False)],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_first_key_says_that_it_closes_the_registry_and_what_default_keeps(
+    shell: Shell, directory: Directory, tasks: bool, tenant: str | None, left: bool, options: tuple[str, ...]
+) -> None:
+    if tasks:
+        with closing(open_registry(shell.registry)) as registry:
+            registry.publish("default", "e2e", write_prefix(make_prefix()), record={})
+    arguments = ("keys", "create", "--scopes", "read", *(("--tenant", tenant) if tenant else ()), *options)
+    first = shell.run(*arguments)
+    assert "closed from now on, and every caller needs a key" in first.stderr
+    assert ("`--tenant default` makes a key for them" in first.stderr) == left
+    assert "closed" not in first.stdout
+    assert not options or json.loads(first.stdout)["secret"]
+    later_one = shell.run(*arguments).stderr
+    assert "closed" not in later_one and "--tenant default" not in later_one
+
+
+def test_damaged_tasks_of_default_keep_nobody_from_making_the_first_key(shell: Shell, tmp_path: Path) -> None:
+    with closing(open_registry(shell.registry)) as registry:
+        registry.publish("default", "e2e", write_prefix(make_prefix()), record={})
+    for path in (tmp_path / "registry" / "tenants" / "default" / "tasks").rglob("*.json"):
+        path.write_text("{")
+    assert "registry: " in shell.run("prefixes", "list", code=1).stderr
+    made = shell.run("keys", "create", "--scopes", "read", "--tenant", "acme")
+    assert parse_secret(made.stdout.strip()) is not None and "makes a key for them" in made.stderr
+
+
 def test_rotate_and_revoke(shell: Shell, directory: Directory) -> None:
     made = shell.json("keys", "create", "--scopes", "read", "--expires", "30d")
     rotated = shell.json("keys", "rotate", made["id"], "--grace", "0s")

@@ -29,7 +29,7 @@ _given: Final[ContextVar[str | None]] = ContextVar("key", default=None)
 
 def key_of_command() -> str | None:
     """The secret that the running command, or its environment, was given. Raises NoKey."""
-    return presented_key(_given.get())
+    return presented_key(_given.get(), _warn)
 
 
 def check_key_has_server(server: str | None) -> None:
@@ -60,4 +60,8 @@ def take_key(options: dict[str, Any]) -> None:
     given = options.pop("key", None)
     _given.set(given)
     if given is not None and not given.startswith("@"):
-        typer.echo("warning: --key: other users of this machine can read it; give @FILE, or PREFIXD_KEY", err=True)
+        _warn("--key: other users of this machine can read it; give @FILE, or PREFIXD_KEY")
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)

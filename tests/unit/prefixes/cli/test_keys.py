@@ -20,6 +20,7 @@ import prefixd
 from prefixes.artifact import write_prefix
 from prefixes.registry import open_registry
 from prefixes.tenancy.directory import Directory, later, utc_now
+from prefixes.tenancy.hash_file import write_new
 from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.secret import new_id, parse_secret
 from tests.support.prefixes import make_prefix
@@ -196,30 +197,52 @@ def test_an_operators_secret_is_for_its_owner_and_its_hash_for_services(shell: S
     assert not secret.exists()
 
 
-@pytest.mark.parametrize("given", ["option", "file", "variable", "variable's file"])
-def test_a_key_is_presented_from_where_it_is_given(
-    shell: Shell, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str | None] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The keys that servers are shown."""
+    found: list[str | None] = []
 
     class Seen:
         def __init__(self, url: str, *, api_key: str | None = None) -> None:
-            seen.append(api_key)
+            found.append(api_key)
             raise OSError("seen")
 
     monkeypatch.setattr("prefixes.client.RemoteRegistry", Seen)
+    return found
+
+
+@pytest.mark.parametrize("given", ["option", "file", "variable", "variable's file"])
+def test_a_key_is_presented_from_where_it_is_given(
+    shell: Shell, tmp_path: Path, given: str, seen: list[str | None]
+) -> None:
     secret, file = f"pfx_{new_id()}", tmp_path / "key"
-    file.write_text(f"{secret}\n")
+    write_new(file, f"{secret}\n", 0o600)
     options = {"option": ("--key", secret), "file": ("--key", f"@{file}")}.get(given, ())
     if given.startswith("variable"):
         shell.env["PREFIXD_KEY"] = secret if given == "variable" else f"@{file}"
     result = shell.run("prefixes", "list", "--server", "http://localhost:1", *options, code=1)
     assert seen == [secret]
-    assert ("other users of this machine" in result.stderr) == (given == "option")
+    assert ("other users of this machine" in result.stderr) == ("warning" in result.stderr) == (given == "option")
     assert secret not in result.output
     bad = shell.run("prefixes", "list", "--server", "http://localhost:1", "--key", "@/nowhere", code=1)
     assert "cannot read /nowhere" in bad.stderr
     assert "--key: expected --server" in shell.run("prefixes", "list", "--key", "@/nowhere", code=2).stderr
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_a_key_file_that_is_open_to_others_is_warned_of_once_and_taken(
+    shell: Shell, tmp_path: Path, seen: list[str | None], mode: int, given: str
+) -> None:
+    secret, file = f"pfx_{new_id()}", tmp_path / "key"
+    file.write_text(secret)
+    file.chmod(mode)
+    shell.env["PREFIXD_KEY"] = f"@{file}" if given == "variable" else None
+    options = ("--key", f"@{file}") if given == "option" else ()
+    result = shell.run("prefixes", "list", "--server", "http://localhost:1", *options, code=1)
+    assert seen == [secret] and result.stderr.count("warning") == 1
+    assert f"{file} is open to other users (mode {mode:04o}); expected 0600" in result.stderr
+    assert secret not in result.output
 
 
 def options_of(group: Any) -> Iterator[tuple[str, set[str]]]:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 import prefixd
 from prefixes.errors import RegistryUnavailable
+from prefixes.tenancy.hash_file import write_new
 from prefixes.tenancy.secret import new_id
 from tests.support.trainer import toy_pairs, write_jsonl
 from trainer.training import publish
@@ -45,7 +46,7 @@ def test_the_key_is_shown_to_the_server_and_a_literal_one_is_warned_of(
     tmp_path: Path, seen: list[str | None], command: str, literal: bool
 ) -> None:
     secret, file = f"pfx_{new_id()}", tmp_path / "key"
-    file.write_text(f"{secret}\n")
+    write_new(file, f"{secret}\n", 0o600)
     result = run(tmp_path, command, "--server", "http://server", "--key", secret if literal else f"@{file}")
     assert (result.exit_code, seen) == (1, [secret]), result.output
     assert ("other users of this machine" in result.stderr) == literal

@@ -47,7 +47,7 @@ def _usage() -> typer.Typer:
 def _train() -> typer.Typer:
     import trainer.cli.train
 
-    return _single("train", trainer.cli.train.train)
+    return trainer.cli.train.train_app
 
 
 def _trainer() -> typer.Typer:
@@ -77,7 +77,7 @@ def _convert() -> typer.Typer:
 def _evaluate() -> typer.Typer:
     import trainer.cli.evaluate
 
-    return _single("evaluate", trainer.cli.evaluate.evaluate)
+    return trainer.cli.evaluate.evaluate_app
 
 
 COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {

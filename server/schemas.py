@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
 from pydantic_core import CoreSchema
 
-from prefixes.registry.base import RETENTION_S
+from prefixes.registry.base import CONFIRMED_BELOW_S, RETENTION_S
 from prefixes.spec import DEFAULT_ALIAS, NAME_PATTERN, REFERENCE_PATTERN, VERSION_PATTERN
 from server.parameter_schemas import PARAMETER_SCHEMAS, STOP_STRING
 from server.parameters import MAX_INTEGER
@@ -146,4 +146,7 @@ class GcRequest(Body):
         default=RETENTION_S, description="Deleted tasks younger than this stay."
     )
     dry_run: bool = Field(default=False, description="Only say what would go.")
-    confirm: bool = Field(default=False, description="Needed for retention_s 0, which takes every deleted task.")
+    confirm: bool = Field(
+        default=False,
+        description=f"Needed for a retention_s below {CONFIRMED_BELOW_S:g}, which takes what was deleted just now.",
+    )

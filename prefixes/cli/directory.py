@@ -1,17 +1,21 @@
 """Where ``prefixd keys`` and ``prefixd tenants`` work: a registry itself, or a running server.
 
-Owns the choice, and gives both the same form: the JSON that a server answers.
+Owns the choice, and gives both the same form: the JSON that a server answers. Says on stderr what a registry's first
+key means, which no server can make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, Final
+
+import typer
 
 from prefixes.actor import local_actor
 from prefixes.cli.key_option import key_of_command
 from prefixes.cli.target import place_of, telling
+from prefixes.errors import RegistryUnavailable
 from prefixes.registry import open_registry
 from prefixes.registry.base import Store
 from prefixes.remote_directory import RemoteDirectory
@@ -20,6 +24,9 @@ from prefixes.tenancy.changes import key_of, tenant_of
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.model import Share
 from prefixes.tenancy.records import key_to_dict, share_to_dict, tenant_to_dict
+
+_CLOSED: Final = "This is the first key: the registry is closed from now on, and every caller needs a key."
+_LEFT: Final = f"The tasks of tenant {DEFAULT_TENANT} stay its own: `--tenant {DEFAULT_TENANT}` makes a key for them."
 
 
 class LocalDirectory:
@@ -64,10 +71,22 @@ class LocalDirectory:
         expires_at: str | None,
         limits: Mapping[str, int | None],
     ) -> dict[str, Any]:
+        owner, was_open = tenant or DEFAULT_TENANT, not self._directory.closed
+        left = was_open and owner != DEFAULT_TENANT and self._may_own_tasks(DEFAULT_TENANT)
         made = self._directory.create_key(
-            tenant or DEFAULT_TENANT, name, scopes, expires_at=expires_at, limits=limits, actor=self._actor
+            owner, name, scopes, expires_at=expires_at, limits=limits, actor=self._actor
         )
+        if was_open:
+            typer.echo(_CLOSED, err=True)
+        if left:
+            typer.echo(_LEFT, err=True)
         return made.as_dict()
+
+    def _may_own_tasks(self, tenant: str) -> bool:
+        try:
+            return bool(self._store.tasks(tenant))
+        except RegistryUnavailable:  # damaged; that is no reason to leave the registry open
+            return True
 
     def limit_key(self, key_id: str, limits: Mapping[str, int | None]) -> dict[str, Any]:
         key = self._directory.limit_key(key_id, limits, actor=self._actor)

@@ -29,7 +29,13 @@ _given: Final[ContextVar[str | None]] = ContextVar("key", default=None)
 
 def key_of_command() -> str | None:
     """The secret that the running command, or its environment, was given. Raises NoKey."""
-    return presented_key(_given.get())
+    return presented_key(_given.get(), _warn)
+
+
+def check_key_has_server(server: str | None) -> None:
+    """Raise BadParameter for ``--key`` where the command goes to no server."""
+    if server is None and _given.get() is not None:
+        raise typer.BadParameter("--key: expected --server with it, whose key it is, got none")
 
 
 def with_key(function: Callable[..., Any], wrapped: Callable[..., Any]) -> None:
@@ -54,4 +60,8 @@ def take_key(options: dict[str, Any]) -> None:
     given = options.pop("key", None)
     _given.set(given)
     if given is not None and not given.startswith("@"):
-        typer.echo("warning: --key: other users of this machine can read it; give @FILE, or PREFIXD_KEY", err=True)
+        _warn("--key: other users of this machine can read it; give @FILE, or PREFIXD_KEY")
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)

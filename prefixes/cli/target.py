@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from prefixes.cli.key_option import key_of_command, take_key, with_key
+from prefixes.cli.key_option import check_key_has_server, key_of_command, take_key, with_key
 from prefixes.errors import PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry import URL_FORMS, default_registry_url, open_registry, shown_url
 from prefixes.spec import DEFAULT_TENANT, TaskRef
@@ -109,12 +109,13 @@ def command(
 def place_of(registry: str | None, server: str | None) -> tuple[str, str | None]:
     """The registry's URL and the server's, if it is that: by the options, else the environment, else the default.
 
-    Raises BadParameter for both.
+    Raises BadParameter for both, and for ``--key`` without a server.
     """
     if registry is None and server is None:
         registry, server = os.environ.get("PREFIXD_REGISTRY") or None, os.environ.get("PREFIXD_SERVER") or None
     if registry is not None and server is not None:
         raise typer.BadParameter("expected one of --registry and --server, got both")
+    check_key_has_server(server)
     return registry or default_registry_url(), server
 
 

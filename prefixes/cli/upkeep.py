@@ -25,7 +25,7 @@ from prefixes.cli.target import (
     opened_store,
     task_of,
 )
-from prefixes.registry.base import RETENTION_S
+from prefixes.registry.base import CONFIRMED_BELOW_S, RETENTION_S
 from prefixes.registry.records import audit_to_dict
 from prefixes.spec import check_name
 
@@ -59,7 +59,7 @@ def gc(
         ),
     ] = f"{RETENTION_S / 86400:g}d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken; take nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, with --retention 0.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, with a short --retention.")] = False,
     registry: RegistryOption = None,
     server: NoServerOption = None,
     as_json: JsonOption = False,
@@ -67,12 +67,13 @@ def gc(
     """Take for good what was deleted long enough ago, and the artifacts that nothing names any more.
 
     Until then `undelete` brings a task back. Artifacts that no task names are left by publishers that were killed; one
-    that a publisher is at work on is never taken. Servers may run meanwhile. Run it daily. A tenant whose data are
-    damaged is told and the others are cleaned; then it exits 1.
+    that a publisher is at work on is never taken. Servers may run meanwhile. Run it daily. It asks first where
+    --retention is below an hour. A tenant whose data are damaged is told and the others are cleaned; then it exits 1.
     """
     seconds = seconds_of("--retention", retention, days=True)
-    if seconds == 0 and not (dry_run or yes):
-        typer.confirm("Take every deleted task for good, also those deleted just now?", abort=True, err=True)
+    if seconds < CONFIRMED_BELOW_S and not (dry_run or yes):
+        asked = f"--retention: expected {CONFIRMED_BELOW_S / 3600:g}h or more, got {retention}"
+        typer.confirm(f"{asked}. Take for good what was deleted so lately?", abort=True, err=True)
     with opened_store(registry, server) as store:
         report = store.gc(retention_s=seconds, dry_run=dry_run, actor=local_actor())
     if as_json:

@@ -20,6 +20,8 @@ from prefixes.usage.store import UsageStore
 UNKNOWN_ACTOR: Final = "unknown"
 RETENTION_S: Final = 7 * 86400.0
 """How long a deleted task can be brought back, by default."""
+CONFIRMED_BELOW_S: Final = 3600.0
+"""A clean-up with a shorter retention takes what was deleted just now, by mistake perhaps: it has to be confirmed."""
 
 
 @dataclass(frozen=True)

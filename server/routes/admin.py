@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from prefixes.errors import InvalidParameter, RegistryFull, RegistryUnavailable
+from prefixes.registry.base import CONFIRMED_BELOW_S
 from server.answer_schemas import Cleaned, Residents
 from server.runtime import Runtime, runtime_of
 from server.schemas import GcRequest
@@ -50,9 +51,11 @@ async def gc(request: Request, body: GcRequest) -> Response:
     """Take what was deleted ``retention_s`` ago, and artifacts that nothing names; with ``dry_run`` only say what."""
     authorize(caller_of(request), Action.OPERATE, None)
     catalog = runtime_of(request).catalog
-    if body.retention_s == 0 and not (body.dry_run or body.confirm):
+    if body.retention_s < CONFIRMED_BELOW_S and not (body.dry_run or body.confirm):
         raise InvalidParameter(
-            "retention_s: 0 takes every deleted task for good: expected confirm to be true with it", parameter="confirm"
+            f"retention_s: expected {CONFIRMED_BELOW_S:g} or more, or confirm to be true, got {body.retention_s:g}: it "
+            "takes for good what was deleted so lately",
+            parameter="confirm",
         )
     report = await catalog.call(
         catalog.registry.gc, retention_s=body.retention_s, dry_run=body.dry_run, actor=caller_of(request).actor

@@ -21,6 +21,7 @@ from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import answers
 from server.web.responses import json_response
+from server.web.strict_query import EACH_ONCE
 
 router = APIRouter(tags=["audit"], default_response_class=Response, route_class=JsonRoute)
 
@@ -28,6 +29,7 @@ router = APIRouter(tags=["audit"], default_response_class=Response, route_class=
 @router.get(
     "/audit",
     summary="A tenant's last changes and denials",
+    dependencies=[EACH_ONCE],
     responses=answers(Audit, InvalidRequest, InvalidName, RegistryUnavailable),
 )
 async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> Response:

@@ -42,6 +42,7 @@ from server.web.errors import Forbidden, InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
+from server.web.strict_query import EACH_ONCE, NoQuery
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -66,8 +67,10 @@ async def caller(request: Request) -> Response:
     )
 
 
-@router.get("/tenants", summary="List tenants", responses=answers(TenantList))
-async def tenants(request: Request) -> Response:
+@router.get(
+    "/tenants", summary="List tenants", dependencies=[EACH_ONCE], responses=answers(TenantList, InvalidRequest)
+)
+async def tenants(request: Request, query: Annotated[NoQuery, Query()]) -> Response:
     """Those that were made, or that a key was made for."""
     authorize(_keyed(request), Action.OPERATE, None)
     state = await _call(request, Directory.load)
@@ -125,7 +128,12 @@ async def limits(body: LimitsRequest, request: Request, tenant: Annotated[str, T
     return json_response(_tenant(await _call(request, Directory.load), tenant))
 
 
-@router.get("/keys", summary="List keys", responses=answers(KeyList, InvalidRequest, InvalidName))
+@router.get(
+    "/keys",
+    summary="List keys",
+    dependencies=[EACH_ONCE],
+    responses=answers(KeyList, InvalidRequest, InvalidName),
+)
 async def keys(request: Request, query: Annotated[KeysQuery, Query()]) -> Response:
     """Of one's own tenant; an operator's of all, or of `tenant`. Revoked ones stay in the list."""
     caller = _keyed(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from prefixes.errors import (
@@ -29,9 +29,11 @@ from server.routes.task_paths import ANY, CHANGE, FIND, OWN, target
 from server.runtime import Runtime, runtime_of
 from server.uploads import FORM, Upload, read_upload, validate_upload
 from server.web.auth import Action, Caller, authorize, caller_of
+from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
+from server.web.strict_query import EACH_ONCE, NoQuery
 
 router = APIRouter(prefix="/prefixes", tags=["prefixes"], default_response_class=Response, route_class=JsonRoute)
 
@@ -50,7 +52,7 @@ UPLOADED = answers(
     DiskFull, NotReady,
     status=201,
 )  # fmt: skip
-LISTED = answers(TaskList, RegistryUnavailable)
+LISTED = answers(TaskList, InvalidRequest, RegistryUnavailable)
 INSPECTED = answers(Task, *FIND)
 DOWNLOADED = answers(None, *FIND, content=ARTIFACT, headers=ARTIFACT_HEADERS)
 
@@ -111,8 +113,8 @@ def _was_published(registry: Registry, form: Upload) -> bool:
         return False
 
 
-@router.get("", summary="List tasks", responses=LISTED)
-async def list_tasks(request: Request) -> Response:
+@router.get("", summary="List tasks", dependencies=[EACH_ONCE], responses=LISTED)
+async def list_tasks(request: Request, query: Annotated[NoQuery, Query()]) -> Response:
     """Every task that the caller may see, with its aliases and whether its production version is in memory."""
     runtime, caller = runtime_of(request), caller_of(request)
     authorize(caller, Action.READ, caller.tenant)

@@ -17,6 +17,7 @@ from server.web.errors import InvalidRequest
 from server.web.json_body import JsonRoute
 from server.web.openapi import answers
 from server.web.responses import json_response
+from server.web.strict_query import EACH_ONCE
 
 router = APIRouter(tags=["usage"], default_response_class=Response, route_class=JsonRoute)
 
@@ -24,6 +25,7 @@ router = APIRouter(tags=["usage"], default_response_class=Response, route_class=
 @router.get(
     "/usage",
     summary="What a tenant used",
+    dependencies=[EACH_ONCE],
     responses=answers(UsageAnswer, InvalidRequest, InvalidName, InvalidParameter, RegistryUnavailable),
 )
 async def usage(request: Request, query: Annotated[UsageQuery, Query()]) -> Response:

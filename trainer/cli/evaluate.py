@@ -1,7 +1,7 @@
 """``prefixd evaluate``: the command line of an evaluation.
 
 Owns options, help, the progress bar, the table and the files; ``evaluation.evaluate`` does the rest. ``prefixd.py``
-mounts the command.
+mounts ``evaluate_app``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.table import Table
 from prefixes.actor import local_actor
 from prefixes.artifact import read_prefix
 from prefixes.backbone import Backbone, load_backbone
-from prefixes.cli.target import RegistryOption, ServerOption, fetch, opened, reference
+from prefixes.cli.target import RegistryOption, ServerOption, application, command, fetch, opened, reference
 from prefixes.errors import InvalidParameter
 from prefixes.files import write_json, write_text
 from prefixes.registry.transitions import version_of_task
@@ -37,7 +37,10 @@ from trainer.training.run import DTYPES
 
 _PRESETS = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
 
+evaluate_app = application("Score a prefix on a test set.")
 
+
+@command(evaluate_app, "evaluate", errors=named_errors)
 def evaluate(
     data: Annotated[Path, typer.Option(help="JSONL; lines of the same input are its references.")],
     task: Annotated[
@@ -89,7 +92,7 @@ def evaluate(
     A table with 95 % intervals (bootstrap over inputs) goes to stderr, the same as JSON to stdout. METEOR, CIDEr and
     COCO's ROUGE-L need Java and pip install 'prefixd[coco]'.
     """
-    with named_errors(), ExitStack() as opened_stack:
+    with ExitStack() as opened_stack:
         if (task is None) == (artifact is None):
             raise typer.BadParameter("expected one of --task and --artifact")
         if record and task is None:

@@ -1,6 +1,6 @@
 """``prefixd train``: the command line of a training run.
 
-Owns options and help; ``training.run`` and ``terminal`` do the rest. ``prefixd.py`` mounts the command.
+Owns options and help; ``training.run`` and ``terminal`` do the rest. ``prefixd.py`` mounts ``train_app``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from prefixes.cli.key_option import check_key_has_server, key_of_command
+from prefixes.cli.target import application, command
 from prefixes.errors import InvalidParameter
 from prefixes.spec import DEFAULT_ALIAS, TaskRef
 from trainer.cli import training_options as options
@@ -22,7 +24,10 @@ from trainer.training.initial import Initial, InitialText, InitialVersion
 from trainer.training.publish import Targets
 from trainer.training.run import RunRequest, run_training
 
+train_app = application("Train a prefix on a frozen backbone, and publish it.")
 
+
+@command(train_app, "train", errors=named_errors)
 def train(
     task: options.Task,
     data: Annotated[Path, typer.Option(help='JSONL of {"input": …, "target": …} lines (see `prefixd convert`).')],
@@ -37,7 +42,9 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Result folder. Default: runs/TASK.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run; the result is the same.")] = False,
     registry: Annotated[str | None, typer.Option(help="Registry to publish to, a folder or URL.")] = None,
-    server: Annotated[str | None, typer.Option(help="Running server to publish to, http://…")] = None,
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="URL", help="Running server to publish to, http://…")
+    ] = None,
     alias: Annotated[str, typer.Option(help="Alias to move to the new version; empty for none.")] = DEFAULT_ALIAS,
     preset: options.Preset = None,
     method: options.Method = None,
@@ -107,45 +114,45 @@ def train(
     --resume goes on after a kill, to the same result. Without --registry and --server nothing is published.
     The result folder holds config.json, metrics.jsonl, loss.png, prefix.safetensors and report.json.
     """
-    with named_errors():
-        ref = TaskRef.parse(task)
-        chosen = _preset(preset, ref.name)
-        hyperparameters = options.given(
-            sites=options.site_names(sites), positions=positions, method=method, prefix_length=prefix_length,
-            middle=middle, init=init, epochs=epochs, frozen_positions=frozen_positions, batch_size=batch_size,
-            learning_rate=learning_rate, accumulate=accumulate, checkpoint_activations=checkpoint_activations or None,
-            warmup_steps=warmup_steps, weight_decay=weight_decay, reduction=reduction, validate_every=validate_every,
-            checkpoint_every=checkpoint_every, seed=seed,
-        )  # fmt: skip
-        config = TrainConfig.of(chosen, hyperparameters, from_text=init_file is not None)
-        defaults = {**PRESETS[chosen].decoding, **decoding_parameters("--default", default or [])}
-        _set_threads(threads)
-        console = Console(stderr=True)
-        with Targets(registry, server) as targets:
-            request = RunRequest(
-                data=data,
-                backbone=backbone,
-                template=template,
-                output=output or Path("runs") / ref.name,
-                config=config,
-                validation=validation,
-                hold_out=hold_out,
-                defaults=defaults,
-                drop_long=drop_long,
-                truncate=truncate,
-                device=device,
-                dtype=dtype,
-                autocast=autocast,
-                initial=_initial(init_file, init_from, targets),
-                ignore_generation_config=ignore_generation_config or (),
-            )
-            with progress_bar(console) as report:
-                result = run_training(request, resume=resume, accept=targets.check, report=report)
-            print_summary(console, request, result.version, result.record)
-            ref = TaskRef.parse(task, targets.own_tenant)
-            if targets.publish(ref, result.artifact, {**result.record, "who": getpass.getuser()}, alias or None):
-                console.print(f"published {ref.task}@{alias or result.version}")
-        typer.echo(result.version)
+    check_key_has_server(server)
+    ref = TaskRef.parse(task)
+    chosen = _preset(preset, ref.name)
+    hyperparameters = options.given(
+        sites=options.site_names(sites), positions=positions, method=method, prefix_length=prefix_length,
+        middle=middle, init=init, epochs=epochs, frozen_positions=frozen_positions, batch_size=batch_size,
+        learning_rate=learning_rate, accumulate=accumulate, checkpoint_activations=checkpoint_activations or None,
+        warmup_steps=warmup_steps, weight_decay=weight_decay, reduction=reduction, validate_every=validate_every,
+        checkpoint_every=checkpoint_every, seed=seed,
+    )  # fmt: skip
+    config = TrainConfig.of(chosen, hyperparameters, from_text=init_file is not None)
+    defaults = {**PRESETS[chosen].decoding, **decoding_parameters("--default", default or [])}
+    _set_threads(threads)
+    console = Console(stderr=True)
+    with Targets(registry, server, key_of_command() if server else None) as targets:
+        request = RunRequest(
+            data=data,
+            backbone=backbone,
+            template=template,
+            output=output or Path("runs") / ref.name,
+            config=config,
+            validation=validation,
+            hold_out=hold_out,
+            defaults=defaults,
+            drop_long=drop_long,
+            truncate=truncate,
+            device=device,
+            dtype=dtype,
+            autocast=autocast,
+            initial=_initial(init_file, init_from, targets),
+            ignore_generation_config=ignore_generation_config or (),
+        )
+        with progress_bar(console) as report:
+            result = run_training(request, resume=resume, accept=targets.check, report=report)
+        print_summary(console, request, result.version, result.record)
+        ref = TaskRef.parse(task, targets.own_tenant)
+        if targets.publish(ref, result.artifact, {**result.record, "who": getpass.getuser()}, alias or None):
+            console.print(f"published {ref.task}@{alias or result.version}")
+    typer.echo(result.version)
 
 
 def _preset(preset: str | None, name: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 from prefixes.actor import local_actor
 from prefixes.client import RemoteRegistry
-from prefixes.credentials import presented_key
 from prefixes.errors import IncompatiblePrefix, InvalidParameter
 from prefixes.registry import open_registry
 from prefixes.registry.base import Registry
@@ -22,10 +21,10 @@ from prefixes.spec import DEFAULT_TENANT, PrefixSpec, TaskRef
 class Targets:
     """The places that a run publishes to: a registry, a server, both or none. A context manager."""
 
-    def __init__(self, registry: str | None, server: str | None) -> None:
+    def __init__(self, registry: str | None, server: str | None, api_key: str | None = None) -> None:
         """Open and check every target before training, which may take hours. Raises RegistryUnavailable.
 
-        The server's key comes from ``PREFIXD_KEY``.
+        ``api_key`` is what the server is shown.
         """
         with ExitStack() as opened:
             stores: list[Registry] = []
@@ -33,7 +32,7 @@ class Targets:
             if registry:
                 stores.append(opened.enter_context(closing(open_registry(registry))))
             if server:
-                self._server = opened.enter_context(closing(RemoteRegistry(server, api_key=presented_key())))
+                self._server = opened.enter_context(closing(RemoteRegistry(server, api_key=api_key)))
                 stores.append(self._server)
             for store in stores:
                 store.check()

@@ -188,7 +188,10 @@ def test_gc_says_what_would_go_and_then_takes_it(tmp_path: Path) -> None:
         assert (await gc(dry_run=True))["tasks"] == []  # within its retention
         would = await gc(retention_s=0, dry_run=True)
         assert (would["dry_run"], would["tasks"], would["freed_bytes"]) == (True, ["default/e2e"], len(served.data))
-        assert "confirm" in (await gc(retention_s=0))["error"]["message"]
+        for short in (0, 0.001, 3599):
+            error = (await gc(retention_s=short))["error"]
+            assert f"expected 3600 or more, or confirm to be true, got {short}" in error["message"]
+        assert (await gc(retention_s=3600))["tasks"] == []
         assert (await gc(retention_s=0, confirm=True))["tasks"] == ["default/e2e"]
         assert (await gc(retention_s=0, confirm=True))["tasks"] == []
         assert (await served.admin.post("/admin/gc", json={"retention": 0})).status_code == 422

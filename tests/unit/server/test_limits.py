@@ -179,6 +179,7 @@ def test_a_request_above_the_whole_limit_is_422_and_takes_nothing(with_limits: W
         assert error_of(response)["detail"] == {
             "parameter": "max_new_tokens", "limit": "tokens_per_minute", "of": "tenant", "expected": 50, "got": 51
         }  # fmt: skip
+        assert told(response) == {}, "nothing was counted, so there is nothing to tell"
         body = {"model": "e2e", "prompt": ["x"] * 3, "max_tokens": 20}
         limited.served.assembled.link.registry.publish("acme", "e2e", limited.served.data, record={})
         response = await limited.post("/v1/completions", body, status=400)

@@ -16,6 +16,7 @@ from server.web.auth import Caller, tenant_asked
 from server.web.errors import InvalidRequest
 from server.web.openapi import BODY, answers
 from server.web.responses import json_response
+from server.web.strict_query import EACH_ONCE
 from trainer.data.files import DatasetsUnavailable
 from trainer.data.lines import FIELDS, InvalidData
 from trainer.data.store import DatasetInfo, DatasetNotFound
@@ -69,7 +70,7 @@ async def upload(request: Request) -> Response:
     return json_response(_body(info), status=201)
 
 
-@router.get("", summary="List datasets", responses=LISTED)
+@router.get("", summary="List datasets", dependencies=[EACH_ONCE], responses=LISTED)
 async def datasets(request: Request, query: Annotated[DatasetsQuery, Query()]) -> Response:
     """The newest first: one's own tenant's; an operator's of all, or of `tenant`."""
     store, tenant = runtime_of(request).service.datasets, tenant_asked(allowed(request), query.tenant)

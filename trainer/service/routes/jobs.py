@@ -26,6 +26,7 @@ from server.web.openapi import BODY, answers
 from server.web.openapi import events as sent_events
 from server.web.responses import json_response, to_json
 from server.web.sse import EventStreamResponse, event
+from server.web.strict_query import EACH_ONCE
 from trainer.data.files import DatasetsUnavailable
 from trainer.data.store import DatasetNotFound
 from trainer.jobs.errors import JobConflict, JobNotFound, JobStoreUnavailable
@@ -87,7 +88,12 @@ async def submit(body: JobBody, request: Request) -> Response:
     return json_response(job_body(await runtime.service.submit(caller, body)), status=201)
 
 
-@router.get("", summary="List jobs", responses=answers(JobList, InvalidRequest, InvalidName, JobStoreUnavailable))
+@router.get(
+    "",
+    summary="List jobs",
+    dependencies=[EACH_ONCE],
+    responses=answers(JobList, InvalidRequest, InvalidName, JobStoreUnavailable),
+)
 async def jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
     """The newest first; `next` is the `before` of the next page. Large jobs make short pages.
 

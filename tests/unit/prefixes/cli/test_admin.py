@@ -361,6 +361,13 @@ def test_a_password_is_in_no_error(disk: Shell) -> None:
         assert "tr0ub4dor" not in message
 
 
-def test_a_clean_up_that_keeps_nothing_is_asked_for(disk: Shell) -> None:
-    result = disk.run("gc", "--retention", "0", code=1)
-    assert "Take every deleted task for good" in result.stderr and "took" not in result.output
+@pytest.mark.parametrize("retention", ["0", "0.001s", "1s", "59m"])
+def test_a_clean_up_that_keeps_less_than_an_hour_is_asked_for(disk: Shell, retention: str) -> None:
+    result = disk.run("gc", "--retention", retention, code=1)
+    assert f"--retention: expected 1h or more, got {retention}. Take for good" in result.stderr
+    assert "took" not in result.output
+
+
+def test_a_clean_up_that_keeps_an_hour_asks_nothing(disk: Shell) -> None:
+    disk.publish(0)
+    assert "took 0 deleted task(s)" in disk.run("gc", "--retention", "1h").stdout

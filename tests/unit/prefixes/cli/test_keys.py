@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+import typer.main
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 import prefixd
 from prefixes.artifact import write_prefix
 from prefixes.registry import open_registry
 from prefixes.tenancy.directory import Directory, later, utc_now
+from prefixes.tenancy.hash_file import write_new
 from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.secret import new_id, parse_secret
 from tests.support.prefixes import make_prefix
@@ -64,6 +68,37 @@ def test_a_key_is_made_in_one_line_and_shown_once(shell: Shell, directory: Direc
         assert made["id"] in shown and made["secret"] not in shown
     plain = shell.run("keys", "create", "--scopes", "read")
     assert parse_secret(plain.stdout.strip()) is not None and "not shown again" in plain.stderr
+
+
+@pytest.mark.parametrize(
+    ("tasks", "tenant", "left"),
+    [(True, "acme", True), (True, "default", False), (True, None, False), (False, "acme", False)],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_first_key_says_that_it_closes_the_registry_and_what_default_keeps(
+    shell: Shell, directory: Directory, tasks: bool, tenant: str | None, left: bool, options: tuple[str, ...]
+) -> None:
+    if tasks:
+        with closing(open_registry(shell.registry)) as registry:
+            registry.publish("default", "e2e", write_prefix(make_prefix()), record={})
+    arguments = ("keys", "create", "--scopes", "read", *(("--tenant", tenant) if tenant else ()), *options)
+    first = shell.run(*arguments)
+    assert "closed from now on, and every caller needs a key" in first.stderr
+    assert ("`--tenant default` makes a key for them" in first.stderr) == left
+    assert "closed" not in first.stdout
+    assert not options or json.loads(first.stdout)["secret"]
+    later_one = shell.run(*arguments).stderr
+    assert "closed" not in later_one and "--tenant default" not in later_one
+
+
+def test_damaged_tasks_of_default_keep_nobody_from_making_the_first_key(shell: Shell, tmp_path: Path) -> None:
+    with closing(open_registry(shell.registry)) as registry:
+        registry.publish("default", "e2e", write_prefix(make_prefix()), record={})
+    for path in (tmp_path / "registry" / "tenants" / "default" / "tasks").rglob("*.json"):
+        path.write_text("{")
+    assert "registry: " in shell.run("prefixes", "list", code=1).stderr
+    made = shell.run("keys", "create", "--scopes", "read", "--tenant", "acme")
+    assert parse_secret(made.stdout.strip()) is not None and "makes a key for them" in made.stderr
 
 
 def test_rotate_and_revoke(shell: Shell, directory: Directory) -> None:
@@ -162,26 +197,67 @@ def test_an_operators_secret_is_for_its_owner_and_its_hash_for_services(shell: S
     assert not secret.exists()
 
 
-@pytest.mark.parametrize("given", ["option", "file", "variable", "variable's file"])
-def test_a_key_is_presented_from_where_it_is_given(
-    shell: Shell, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str | None] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The keys that servers are shown."""
+    found: list[str | None] = []
 
     class Seen:
         def __init__(self, url: str, *, api_key: str | None = None) -> None:
-            seen.append(api_key)
+            found.append(api_key)
             raise OSError("seen")
 
     monkeypatch.setattr("prefixes.client.RemoteRegistry", Seen)
+    return found
+
+
+@pytest.mark.parametrize("given", ["option", "file", "variable", "variable's file"])
+def test_a_key_is_presented_from_where_it_is_given(
+    shell: Shell, tmp_path: Path, given: str, seen: list[str | None]
+) -> None:
     secret, file = f"pfx_{new_id()}", tmp_path / "key"
-    file.write_text(f"{secret}\n")
+    write_new(file, f"{secret}\n", 0o600)
     options = {"option": ("--key", secret), "file": ("--key", f"@{file}")}.get(given, ())
     if given.startswith("variable"):
         shell.env["PREFIXD_KEY"] = secret if given == "variable" else f"@{file}"
     result = shell.run("prefixes", "list", "--server", "http://localhost:1", *options, code=1)
     assert seen == [secret]
-    assert ("other users of this machine" in result.stderr) == (given == "option")
+    assert ("other users of this machine" in result.stderr) == ("warning" in result.stderr) == (given == "option")
     assert secret not in result.output
     bad = shell.run("prefixes", "list", "--server", "http://localhost:1", "--key", "@/nowhere", code=1)
     assert "cannot read /nowhere" in bad.stderr
+    assert "--key: expected --server" in shell.run("prefixes", "list", "--key", "@/nowhere", code=2).stderr
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_a_key_file_that_is_open_to_others_is_warned_of_once_and_taken(
+    shell: Shell, tmp_path: Path, seen: list[str | None], mode: int, given: str
+) -> None:
+    secret, file = f"pfx_{new_id()}", tmp_path / "key"
+    file.write_text(secret)
+    file.chmod(mode)
+    shell.env["PREFIXD_KEY"] = f"@{file}" if given == "variable" else None
+    options = ("--key", f"@{file}") if given == "option" else ()
+    result = shell.run("prefixes", "list", "--server", "http://localhost:1", *options, code=1)
+    assert seen == [secret] and result.stderr.count("warning") == 1
+    assert f"{file} is open to other users (mode {mode:04o}); expected 0600" in result.stderr
+    assert secret not in result.output
+
+
+def options_of(group: Any) -> Iterator[tuple[str, set[str]]]:
+    """Each command below ``group`` and its visible options."""
+    for name in group.commands:
+        _, command, _ = group.resolve_command(typer.Context(group), [name])
+        if isinstance(command, TyperGroup):
+            yield from options_of(command)
+        else:
+            shown = (one for one in command.params if not getattr(one, "hidden", False))
+            yield name, {option for one in shown for option in one.opts}
+
+
+def test_every_command_that_goes_to_a_service_takes_a_key() -> None:
+    commands = dict(options_of(typer.main.get_command(prefixd.app)))
+    clients = {name for name, options in commands.items() if options & {"--server", "--trainer"}}
+    assert clients >= {"train", "evaluate", "list", "usage", "submit"}
+    assert {name for name, options in commands.items() if "--key" in options} == clients

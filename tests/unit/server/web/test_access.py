@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from prefixes.registry import open_registry
+from prefixes.errors import RegistryUnavailable
+from prefixes.registry import open_registry, open_to_serve
 from prefixes.tenancy.directory import Directory
 from prefixes.tenancy.keyring import FRESH_S
 from prefixes.tenancy.model import InvalidKey
@@ -165,6 +167,25 @@ def test_a_service_without_keys_does_not_listen_beyond_this_machine(tmp_path: Pa
     made = Directory(store).create_key("acme", "x", ["read"], actor="t").key
     Directory(store).revoke(made.id, actor="t")
     assert open_keyring(store, settings_of(tmp_path), ["0.0.0.0"]).closed
+
+
+def test_an_emptied_registry_opens_no_running_service_and_a_start_without_its_id_begins_an_open_one(
+    tmp_path: Path,
+) -> None:
+    settings, url = settings_of(tmp_path), str(tmp_path / "registry")
+    store = open_registry(url)
+    Directory(store.tenancy).create_key("acme", "x", ["read"], actor="t")
+    running = open_keyring(store.tenancy, settings, ["127.0.0.1"])
+    shutil.rmtree(url)
+    running.look()
+    assert running.closed
+    with pytest.raises(RegistryUnavailable):
+        open_to_serve(url, registry_id=store.id)
+    new = open_to_serve(url, registry_id=None).tenancy
+    running.look()
+    assert running.closed and not open_keyring(new, settings, ["127.0.0.1"]).closed
+    with pytest.raises(Forbidden, match="prefixd keys create"):
+        open_keyring(new, settings, ["0.0.0.0"])
 
 
 def test_the_operators_key_is_made_from_its_hash_and_never_again(tmp_path: Path) -> None:

@@ -201,3 +201,21 @@ def test_a_retry_counts_as_an_open_job(tmp_path: Path) -> None:
         assert (await client.post(f"/jobs/{first}/retry")).status_code == 200
 
     with_trainer(tmp_path, test, max_open_jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/jobs?state=queued&state=running", "state: expected it once"),
+        ("/datasets?tenant=acme&tenant=globex", "tenant: expected it once"),
+        ("/jobs?tenent=acme", "tenent: unknown field"),
+        ("/datasets?limit=1", "limit: unknown field"),
+    ],
+)
+def test_a_query_that_would_not_be_followed_is_refused(tmp_path: Path, path: str, told: str) -> None:
+    async def test(client: httpx.AsyncClient, store: JobStore, dataset: str) -> None:
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
+        assert answer.json()["error"]["message"].startswith(told)
+
+    with_trainer(tmp_path, test)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready"})
 """Anybody may ask for these: load balancers have no key, and address a service by what they like."""
-MONITORED: Final = frozenset({*OPEN_PATHS, "/metrics"})
+METRICS_PATH: Final = "/metrics"
+"""Prometheus addresses services as it likes and has a key. Without keys it is a route like the rest."""
 PAUSE_S: Final = 0.1
 """Between two looks that requests cause. All who come meanwhile wait for the same one."""
 _NEEDED: Final = "expected a key that works, in Authorization: Bearer pfx_… or x-api-key: pfx_…, got none"
@@ -54,10 +55,8 @@ class Access:
         """As the settings say."""
         return cls(settings.open_access, settings.allowed_hosts, settings.allowed_origins)
 
-    def check_open(self, path: str, headers: Headers) -> None:
+    def check_open(self, headers: Headers) -> None:
         """Raise Forbidden for a request that a service without keys does not take."""
-        if path in MONITORED:
-            return
         if not self.open_access:
             check_not_proxied(headers)
         if hosts := self.hosts or (() if self.open_access else LOOPBACK_NAMES):
@@ -104,9 +103,9 @@ class Authentication:
             if presented:  # a first key may have been made just now
                 await self._look()
             if not self._keyring.closed:
-                self._access.check_open(path, headers)
+                self._access.check_open(headers)
                 return None
-        if self._access.hosts and path not in MONITORED:
+        if self._access.hosts and path != METRICS_PATH:
             check_host(headers, self._access.hosts)
         if presented is None:
             raise Unauthorized(_NEEDED)

@@ -80,7 +80,7 @@ def test_no_route_of_a_trainer_tells_a_secret(tmp_path: Path) -> None:
     with_trainer(tmp_path, test)
 
 
-@pytest.mark.parametrize("around", ["{}", "task: expected a name, got '{}'", "x{}y", "\n{}\\n", "{0} {0}"])
+@pytest.mark.parametrize("around", ["{}", "task: expected a name, got '{}'", "x{}-y", "\n{}\\n", "{0} {0}"])
 def test_of_a_secret_the_id_alone_is_told_and_of_a_cut_one_too(around: str) -> None:
     told = without_secrets(around.format(SECRET))
     assert SECRET[16:] not in told and f"{SECRET[:16]}…" in told

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from prefixes.errors import PrefixdError
+from prefixes.tenancy.secret import without_secrets
 from server.settings import Settings
 from server.web.settings_options import options_of
 from server.web.settings_sources import InvalidSettings, load_settings
@@ -49,7 +50,7 @@ def serve(config: Path | None, **flags: Any) -> None:
 
             code = serve_app(create_apps(assemble(settings)), sockets, settings)
     except PrefixdError as error:
-        print(f"prefixd serve: {error.message}", file=sys.stderr)  # noqa: T201
+        print(f"prefixd serve: {without_secrets(error.message)}", file=sys.stderr)  # noqa: T201
         raise typer.Exit(1) from None
     raise typer.Exit(code)
 

@@ -18,6 +18,7 @@ from prefixes.cli.key_option import check_key_has_server, key_of_command, take_k
 from prefixes.errors import PrefixdError, RegistryUnavailable, TaskNotFound
 from prefixes.registry import URL_FORMS, default_registry_url, open_registry, shown_url
 from prefixes.spec import DEFAULT_TENANT, TaskRef
+from prefixes.tenancy.secret import without_secrets
 
 if TYPE_CHECKING:
     from prefixes.backbone import Backbone
@@ -83,7 +84,7 @@ def errors_in_a_line() -> Iterator[None]:
         yield
     except (PrefixdError, OSError) as error:
         message = error.message if isinstance(error, PrefixdError) else _reason(error)
-        typer.echo(f"error: {message}", err=True)
+        typer.echo(f"error: {without_secrets(message)}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -24,7 +24,8 @@ CHECKSUM_LENGTH: Final = 6
 SECRET_PATTERN: Final = f"^{PREFIX}[0-9A-Za-z]{{{ID_LENGTH + RANDOM_LENGTH + CHECKSUM_LENGTH}}}$"
 ID_PATTERN: Final = f"^[0-9A-Za-z]{{{ID_LENGTH}}}$"
 _SECRET: Final = re.compile(SECRET_PATTERN[1:-1])
-_LIKE_ONE: Final = re.compile(rf"{PREFIX}[0-9A-Za-z]+")
+_LIKE_ONE: Final = re.compile(rf"({PREFIX}[0-9A-Za-z]{{{ID_LENGTH}}})[0-9A-Za-z]+")
+"""Also one that was cut short, which may still say all that is random."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def parse_secret(text: str) -> Presented | None:
 
 
 def without_secrets(text: str) -> str:
-    """``text`` for logs and errors: what looks like a secret, such as one that was given for an id, is left out."""
-    return _LIKE_ONE.sub(f"{PREFIX}…", text)
+    """``text`` for logs, errors and audit: of what looks like a secret, such as one given for a name, the id alone."""
+    return _LIKE_ONE.sub(r"\1…", text) if PREFIX in text else text
 
 
 def hash_line(presented: Presented) -> str:

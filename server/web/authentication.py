@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready"})
 """Anybody may ask for these: load balancers have no key, and address a service by what they like."""
-MONITORED: Final = frozenset({*OPEN_PATHS, "/metrics"})
-OUTLASTING: Final = ("GET", "/metrics")
-"""Takes a key that is known, by what was last known of it, however long the registry is away. Else the alerts of an
-outage would end with the time for which keys work, and the outage itself would look like a service that is gone. It
-changes nothing, and only an operator gives the scope for it.
+METRICS_PATH: Final = "/metrics"
+"""Prometheus addresses services as it likes and has a key. Without keys it is a route like the rest. It takes a key
+that is known, by what was last known of it, however long the registry is away. Else the alerts of an outage would end
+with the time for which keys work, and the outage itself would look like a service that is gone. It changes nothing, and
+only an operator gives the scope for it.
 """
 PAUSE_S: Final = 0.1
 """Between two looks that requests cause. All who come meanwhile wait for the same one."""
@@ -59,10 +59,8 @@ class Access:
         """As the settings say."""
         return cls(settings.open_access, settings.allowed_hosts, settings.allowed_origins)
 
-    def check_open(self, path: str, headers: Headers) -> None:
+    def check_open(self, headers: Headers) -> None:
         """Raise Forbidden for a request that a service without keys does not take."""
-        if path in MONITORED:
-            return
         if not self.open_access:
             check_not_proxied(headers)
         if hosts := self.hosts or (() if self.open_access else LOOPBACK_NAMES):
@@ -88,7 +86,7 @@ class Authentication:
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         try:
             presented = await self._presented(scope["method"], scope["path"], headers)
-            outlasts = (scope["method"], scope["path"]) == OUTLASTING
+            outlasts = (scope["method"], scope["path"]) == ("GET", METRICS_PATH)
             if presented:
                 await self._look_for(presented, outlasts)
             judge = partial(self._judge, presented, outlasts)
@@ -112,9 +110,9 @@ class Authentication:
             if presented:  # a first key may have been made just now
                 await self._look()
             if not self._keyring.closed:
-                self._access.check_open(path, headers)
+                self._access.check_open(headers)
                 return None
-        if self._access.hosts and path not in MONITORED:
+        if self._access.hosts and path != METRICS_PATH:
             check_host(headers, self._access.hosts)
         if presented is None:
             raise Unauthorized(_NEEDED)

@@ -1,7 +1,8 @@
 """Errors over HTTP: stable codes, statuses, bodies.
 
 Owns the mapping from PrefixdError codes to statuses and the two bodies: ours, and OpenAI's under ``/v1``. An answer
-never quotes an unexpected exception: it says ``internal``, and the exception goes to the log. Knows no route.
+never quotes an unexpected exception: it says ``internal``, and the exception goes to the log. Nor does it quote the
+secret of a key, wherever in a request that stood. Knows no route.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from prefixes.errors import PrefixdError
+from prefixes.tenancy.secret import without_secrets
 
 STATUSES: Final[Mapping[str, int]] = {
     "invalid_request": 422,
@@ -134,7 +136,7 @@ def error_body(error: PrefixdError, request_id: str | None) -> dict[str, Any]:
     """``{"code", "message", "detail", "request_id"}``, plain JSON values."""
     return {
         "code": error.code if error.code in STATUSES else "internal",
-        "message": error.message,
+        "message": without_secrets(error.message),
         "detail": _plain(error.detail),
         "request_id": request_id,
     }
@@ -146,9 +148,9 @@ def openai_error_body(error: PrefixdError) -> dict[str, Any]:
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     parameter = error.detail.get("parameter")
     return {
-        "message": error.message,
+        "message": without_secrets(error.message),
         "type": kind,
-        "param": parameter if isinstance(parameter, str) else None,
+        "param": without_secrets(parameter) if isinstance(parameter, str) else None,
         "code": error.code if error.code in STATUSES else "internal",
     }
 
@@ -192,12 +194,12 @@ def encode_error(body: Mapping[str, Any]) -> bytes:
 
 def _plain(value: Any) -> Any:
     """``value`` as plain JSON values."""
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {without_secrets(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item) for item in value]
-    return str(value)
+    return without_secrets(str(value))

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from prefixes.tenancy.secret import without_secrets
+
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
 """The id of the HTTP request in whose context a line is written."""
 
@@ -31,7 +33,7 @@ class JsonFormatter(logging.Formatter):
         line.update(getattr(record, "facts", {}))
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return without_secrets(json.dumps(line, default=str))
 
 
 def configure_logging(level: str) -> None:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prefixes.errors import PrefixdError, ShuttingDown
 from prefixes.tenancy.denial import Denial
 from prefixes.tenancy.directory import utc_now
-from prefixes.tenancy.secret import PREFIX, SECRET_PATTERN
+from prefixes.tenancy.secret import PREFIX, without_secrets
 from server.web.denials import DenialLog, Refused, begin_notes
 from server.web.errors import error_response, internal_error
 from server.web.http_metrics import HttpMetrics
@@ -37,7 +37,6 @@ PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 """Proxies and monitors ask for these several times a second. They are counted on the public port and never logged."""
 CLIENT_LEFT: Final = 499
 
-_SECRET: Final = re.compile(SECRET_PATTERN[1:-1])
 _WELL_FORMED: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _log = logging.getLogger("prefixd.http")
 
@@ -107,13 +106,13 @@ class RequestMiddleware:
                 self._audit(scope, refused, tenant if key is not None else None, key)
             if self._access_log and route not in PROBES:
                 facts = {
-                    "method": scope["method"], "route": route, "path": _SECRET.sub("pfx_…", scope["path"])[:200],
+                    "method": scope["method"], "route": route, "path": scope["path"][:200],
                     "status": status or CLIENT_LEFT, "seconds": round(seconds, 6), "tenant": tenant, "key": key,
                 }
                 _log.info("request", extra={"facts": facts})
 
     def _audit(self, scope: Scope, refused: Refused, tenant: str | None, key: str | None) -> None:
-        request_id, reason = scope["state"]["request_id"], _SECRET.sub("pfx_…", refused.reason)
+        request_id, reason = scope["state"]["request_id"], without_secrets(refused.reason)
         try:
             self._denials.note(
                 tenant,

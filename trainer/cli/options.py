@@ -15,6 +15,7 @@ import typer
 from prefixes.errors import InvalidParameter, PrefixdError
 from prefixes.parameters import check_decoding_parameters
 from prefixes.strict_json import strict_json
+from prefixes.tenancy.secret import without_secrets
 from trainer.data.texts import checked, is_blank
 
 MAX_TEXT_BYTES: Final = 1 << 20
@@ -34,7 +35,7 @@ def named_errors() -> Iterator[None]:
     try:
         yield
     except PrefixdError as error:
-        typer.secho(f"error ({error.code}): {error.message}", fg="red", err=True)
+        typer.secho(f"error ({error.code}): {without_secrets(error.message)}", fg="red", err=True)
         raise typer.Exit(1) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from prefixes.errors import PrefixdError
+from prefixes.tenancy.secret import without_secrets
 from server.web.settings_options import options_of
 from server.web.settings_sources import load_settings
 from trainer.service.settings import TrainerSettings
@@ -40,7 +41,7 @@ def trainer(config: Path | None, **flags: Any) -> None:
 
         code = run(settings)
     except PrefixdError as error:
-        print(f"prefixd trainer: {error.message}", file=sys.stderr)  # noqa: T201
+        print(f"prefixd trainer: {without_secrets(error.message)}", file=sys.stderr)  # noqa: T201
         raise typer.Exit(1) from None
     raise typer.Exit(code)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefixes.errors import NO_ROOM, PrefixdError
+from prefixes.tenancy.secret import without_secrets
 from trainer.jobs.record import Failure
 from trainer.service.process import LOG
 from trainer.service.settings import TrainerSettings
@@ -71,7 +72,7 @@ def failure_of(error: Exception, settings: TrainerSettings) -> Failure:
 
 
 def public(message: str, settings: TrainerSettings) -> str:
-    """Return ``message`` for the job's owner: paths of this machine become names, and a long text is cut."""
+    """Return ``message`` for the job's owner: without paths, secrets and what is too long."""
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path's own raises where there is none)
     places = {home: "<home>"} if home.is_absolute() else {}
     places |= {settings.data.absolute(): "<data>", settings.data.resolve(): "<data>"}
@@ -81,4 +82,4 @@ def public(message: str, settings: TrainerSettings) -> str:
     for place in sorted(places, key=lambda place: len(str(place)), reverse=True):
         if place != place.parent:  # the root is part of every path
             message = message.replace(str(place), places[place])
-    return _PATH.sub("<path>", message)[:MAX_MESSAGE]
+    return without_secrets(_PATH.sub("<path>", message))[:MAX_MESSAGE]

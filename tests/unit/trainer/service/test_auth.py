@@ -172,3 +172,22 @@ def test_an_operator_sees_and_moves_what_is_anybodys_and_a_stranger_learns_nothi
         return f"{answer.status_code} {error['code']} {error['message']} {error['detail']}"
 
     with_trainer(tmp_path, test)
+
+
+def test_a_rebound_name_reads_nothing_of_an_open_trainer(tmp_path: Path) -> None:
+    """A page whose name leads to 127.0.0.1 could read the metrics: they passed for a probe."""
+
+    async def run() -> None:
+        given = {"data": str(tmp_path / "data"), "registry": str(tmp_path / "registry")}
+        trainer = await assemble(load_settings(TrainerSettings, given, config=None))
+        try:
+            app = create_admin(trainer.runtime, Intake(60, 1 << 20))
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+            for path, status in (("/metrics", 403), ("/openapi.json", 403), ("/health", 200), ("/ready", 200)):
+                assert (await client.get(path)).status_code == 200
+                rebound = await client.get(path, headers={"host": "evil.example"})
+                assert rebound.status_code == status, path
+        finally:
+            await trainer.close()
+
+    asyncio.run(run())

@@ -34,22 +34,29 @@ READERS = {
 }
 """Each secret's readers, and the mode of the file that each gets."""
 HASHES = {"operator_key": "operator_hash", "metrics_key": "metrics_hash"}
-SERVICES = ("server", "trainer")
-"""Who gets the hashes."""
-ONCE = {"server": ("redis_password",), "trainer": ("redis_password",)}
+"""Each key's hash, which the server gets: it makes the key. The trainer may not."""
+ONCE = {"server": ("redis_password",), "trainer": ("redis_password", "operator_hash", "metrics_hash")}
 """What readers had in an earlier release and may no longer see."""
-REGISTRY = (
-    "~prefixd:* ~{prefixd}:* &prefixd:changes +@read +@write -@dangerous +eval +evalsha +script|load +ping +time +info "
-    "+publish +subscribe +unsubscribe +client|setname +client|setinfo"
+COMMANDS = (
+    "&prefixd:changes +@read +@write -@dangerous +eval +evalsha +script|load +ping +time +info +publish +subscribe "
+    "+unsubscribe +client|setname +client|setinfo"
 )
+ALL_KEYS = "~prefixd:* ~{prefixd}:*"
+NO_TENANCY = (
+    "~prefixd:* ~{prefixd}:registry ~{prefixd}:tenants ~{prefixd}:tenancy-used ~{prefixd}:denials ~{prefixd}:denials:* "
+    "~{prefixd}:usage ~{prefixd}:usage:* ~{prefixd}:usage-batches:* ~{prefixd}:replicas:* %R~{prefixd}:tenancy"
+)
+"""All of a registry, of which tenants and keys can be read and not written: else whoever gets the trainer's password
+could make an operator's key."""
 JOBS = "~prefixd-trainer:* ~saq:* &prefixd-trainer:* &saq:* +@transaction +psubscribe +punsubscribe +select"
 USERS = {
     "default": ("redis_password", "~* &* +@all"),
     "probe": ("redis_probe_password", "+ping"),
-    "server": ("redis_server_password", REGISTRY),
-    "trainer": ("redis_trainer_password", f"{REGISTRY} {JOBS}"),
+    "server": ("redis_server_password", f"{ALL_KEYS} {COMMANDS}"),
+    "trainer": ("redis_trainer_password", f"{NO_TENANCY} {COMMANDS} {JOBS}"),
 }
-"""Redis' users: whose password each has, and what it may do, as in an ACL file. The order matters in a rule."""
+"""Redis' users: whose password each has, and what it may do, as in an ACL file of Redis 7. The order matters in a rule.
+"""
 GIVEN = Path("/run/secrets")
 
 
@@ -68,8 +75,7 @@ def main(folder: Path, given: Path = GIVEN) -> int:
                 presented = parse_secret(value)
                 if presented is None:
                     raise Unusable(f"{name}: expected what `prefixd keys new-secret` writes, pfx_…, got something else")
-                for service in SERVICES:
-                    _write(folder / service / HASHES[name], hash_line(presented), OURS)
+                _write(folder / "server" / HASHES[name], hash_line(presented), OURS)
         _write(folder / "redis" / "users.acl", _users(values), THEIRS)
         for reader, names in ONCE.items():
             for name in names:

@@ -1,6 +1,6 @@
 """A key's id and the SHA-256 of its secret in a file, for services that shall know a key and never its secret.
 
-Owns reading and writing it; ``secret.hash_line`` is its form.
+Owns reading and writing it, and making the keys of a deployment from it; ``secret.hash_line`` is its form.
 """
 
 from __future__ import annotations
@@ -10,10 +10,24 @@ import re
 from pathlib import Path
 from typing import Final
 
-from prefixes.tenancy.model import InvalidKey
+from prefixes.spec import DEFAULT_TENANT
+from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.model import InvalidKey, Scope
 from prefixes.tenancy.secret import ID_LENGTH
+from prefixes.tenancy.store import TenancyStore
 
 _LINE: Final = re.compile(rf"([0-9A-Za-z]{{{ID_LENGTH}}}) ([0-9a-f]{{64}})\s*")
+
+
+def adopt(store: TenancyStore, operator: Path | None, metrics: Path | None) -> None:
+    """Make the operator's key and Prometheus' of tenant ``default``, each by its hash in a file, unless it was revoked.
+
+    Raises InvalidKey.
+    """
+    for scope, file in ((Scope.OPERATOR, operator), (Scope.METRICS, metrics)):
+        if file is not None:
+            key_id, digest = read_hash(file)
+            Directory(store).adopt(key_id, digest, DEFAULT_TENANT, scope.value, [scope], actor="setup")
 
 
 def read_hash(path: Path) -> tuple[str, str]:

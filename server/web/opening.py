@@ -8,11 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from prefixes.spec import DEFAULT_TENANT
-from prefixes.tenancy.directory import Directory
-from prefixes.tenancy.hash_file import read_hash
+from prefixes.tenancy.hash_file import adopt
 from prefixes.tenancy.keyring import Keyring
-from prefixes.tenancy.model import Scope
 from prefixes.tenancy.store import TenancyStore
 from server.web.access_settings import AccessSettings
 from server.web.errors import Forbidden
@@ -26,10 +23,7 @@ def open_keyring(store: TenancyStore, settings: AccessSettings, hosts: Sequence[
 
     Raises Forbidden where it would be open beyond this machine, InvalidKey for a file that holds no hash.
     """
-    for scope, file in ((Scope.OPERATOR, settings.operator_hash_file), (Scope.METRICS, settings.metrics_hash_file)):
-        if file is not None:
-            key_id, digest = read_hash(file)
-            Directory(store).adopt(key_id, digest, DEFAULT_TENANT, scope.value, [scope], actor="setup")
+    adopt(store, settings.operator_hash_file, settings.metrics_hash_file)
     keyring = Keyring(store, settings.max_stale_auth_s)
     if keyring.closed:
         _log.info("keys are needed", extra={"facts": {"keys": len(keyring.known.tenancy.keys)}})

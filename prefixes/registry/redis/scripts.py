@@ -31,10 +31,11 @@ return 1
 """
 
 READ_TENANCY: Final = """
--- KEYS: the registry, its tenancy. ARGV: a known revision. Answers the registry, the revision, and the document unless
---       its revision is known.
-local revision = redis.call('HGET', KEYS[2], 'revision') or ''
-local document = revision ~= ARGV[1] and redis.call('HGET', KEYS[2], 'document')
+-- KEYS: the registry. ARGV: a known revision, and the tenancy, which is no key for the sake of users that may only read
+--       it: Redis takes every key of a script for one that it writes. It is in the same slot. Answers the registry, the
+--       revision, and the document unless its revision is known.
+local revision = redis.call('HGET', ARGV[2], 'revision') or ''
+local document = revision ~= ARGV[1] and redis.call('HGET', ARGV[2], 'document')
 return {redis.call('GET', KEYS[1]), revision, document}
 """
 

@@ -33,7 +33,7 @@ class RedisTenancy:
 
     def read(self, known: Stored | None = None) -> Stored:
         with guarded():
-            raw, revision, data = self._read(keys=[REGISTRY, TENANCY], args=[known.revision if known else "-"])
+            raw, revision, data = self._read(keys=[REGISTRY], args=[known.revision if known else "-", TENANCY])
         mark = self._identity.check_mark(self._identity.parse(raw))
         if known and revision.decode() == known.revision:
             return known if mark.closed == known.closed else Stored(mark.closed, known.revision, known.data)

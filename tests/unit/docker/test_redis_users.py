@@ -13,17 +13,21 @@ import redis
 import yaml  # type: ignore[import-untyped]
 
 from prefixes.errors import RegistryUnavailable
+from prefixes.limiter.base import Charge, Taken, Window
 from prefixes.registry import open_registry
+from prefixes.registry.limiter import open_limiter
 from prefixes.registry.redis import blobs
 from prefixes.registry.transfer import open_target, transfer
 from prefixes.spec import TaskRef
 from prefixes.tenancy.denial import Denial
 from prefixes.tenancy.directory import Directory
+from prefixes.tenancy.keyring import Keyring
 from prefixes.tenancy.model import Share
+from prefixes.usage.model import Batch, Counts, Kind, Outcome, Subject, today
 from tests.support.disk import DATA, VERSIONS
 from tests.support.paths import ROOT
 from tests.support.redis_server import SERVERS, wait_until
-from tests.support.redis_users import USERS, RedisWithUsers, load_setup
+from tests.support.redis_users import USERS, WITH_USERS, RedisWithUsers, load_setup
 
 REFUSED = (
     ("FLUSHALL",), ("FLUSHDB",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("ACL", "LIST"), ("ACL", "SETUSER", "x", "on"),
@@ -32,6 +36,12 @@ REFUSED = (
     ("GET", "other"), ("SET", "other", "x"), ("DEL", "other"), ("PUBLISH", "other", "x"),
     ("EVAL", "return redis.call('GET', 'other')", "0"), ("EVAL", "return redis.call('GET', KEYS[1])", "1", "other"),
     ("EVAL", "return redis.call('FLUSHALL')", "0"),
+)  # fmt: skip
+OF_THE_TENANCY = (
+    ("HSET", "{prefixd}:tenancy", "document", "x"), ("DEL", "{prefixd}:tenancy"), ("SET", "{prefixd}:tenancy", "x"),
+    ("RENAME", "{prefixd}:tenants", "{prefixd}:tenancy"), ("COPY", "{prefixd}:tenants", "{prefixd}:tenancy"),
+    ("EVAL", "return redis.call('HSET', '{prefixd}:tenancy', 'document', 'x')", "0"),
+    ("EVAL", "return redis.call('DEL', KEYS[1])", "1", "{prefixd}:tenancy"), ("GET", "{prefixd}:other"),
 )  # fmt: skip
 OF_JOBS = (
     ("GET", "prefixd-trainer:job:acme:x"), ("LRANGE", "saq:prefixd-trainer:queued", "0", "-1"),
@@ -43,7 +53,10 @@ OF_THE_REGISTRY = (
 )  # fmt: skip
 
 
-@pytest.fixture(params=SERVERS, scope="module")
+ONE = Counts(jobs=1, training_steps=3)
+
+
+@pytest.fixture(params=WITH_USERS, scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[RedisWithUsers]:
     with RedisWithUsers(SERVERS[request.param]) as server:
         yield server
@@ -60,12 +73,11 @@ def client(server: RedisWithUsers, user: str, password: str | None = None) -> An
     )
 
 
-@pytest.mark.parametrize("user", ["server", "trainer"])
 def test_a_registry_lives_through_everything_as_its_user(
-    server: RedisWithUsers, user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: RedisWithUsers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blobs, "PIECE_BYTES", 1000)
-    url, told = f"{server.url_of(user)}?timeout_s=20", list[str]()  # that a busy machine is slow is not what is tested
+    url, told = f"{server.url}?timeout_s=20", list[str]()  # that a busy machine is slow is not what is tested
     with closing(open_registry(url)) as registry:
         assert not [line for line in registry.preflight() if "persistence" not in line]
         subscription = registry.subscribe(lambda tenant, name: told.append(f"{tenant}/{name}"))
@@ -102,9 +114,47 @@ def test_a_registry_lives_through_everything_as_its_user(
         assert registry.resolve(TaskRef("acme", "e2e")).version == VERSIONS[0]
 
 
+def test_a_trainer_does_its_work_as_its_user_and_makes_no_key(server: RedisWithUsers) -> None:
+    with closing(open_registry(server.url)) as made:
+        key = Directory(made.tenancy).create_key("acme", "ci", ["train"], actor="ops").key
+    with closing(open_registry(f"{server.url_of('trainer')}?timeout_s=20")) as registry:
+        subscription = registry.subscribe(lambda tenant, name: None)
+        assert subscription is not None
+        wait_until(subscription.live, lambda: "not announced")
+        subscription.close()
+        for data in DATA[:2]:
+            registry.publish("acme", "e2e", data, record={}, idempotency_key="job")
+        registry.publish("acme", "e2e", DATA[1], record={})
+        assert registry.fetch("acme", VERSIONS[1]) == DATA[1] and registry.tenants() == ["acme"]
+        registry.tenancy.note_used({key.id: "2026-01-01T00:00:00.000Z"})
+        registry.tenancy.note_denials("acme", [Denial("2026-01-01T00:00:00.000Z", key.id, "", "", "", "", "")])
+        registry.tenancy.note_denials(None, [Denial("2026-01-01T00:00:00.000Z", None, "", "", "", "", "")])
+        ring = Keyring(registry.tenancy, 60)
+        assert ring.closed and key.id in ring.known.tenancy.keys and Directory(registry.tenancy).used()
+        subject = Subject(Kind.TRAINING, "acme", key.id, "acme/e2e", None, Outcome.FINISHED)
+        registry.usage.add(Batch("writer", 1, today(), {subject: ONE}))
+        assert [row.counts for row in registry.usage.read(today(), today())] == [ONE]
+        with closing(open_limiter(server.url_of("trainer"), registry.usage, service="trainer")) as limiter:
+            charge = Charge("training_steps", Window.DAY, 10, 4, key.id)
+            assert isinstance(limiter.take("acme", "job", [charge], 60), Taken) and limiter.up
+            limiter.settle("acme", "job", {"training_steps": 3})
+            assert limiter.up
+        for change in (
+            lambda: Directory(registry.tenancy).create_key("acme", "evil", ["operator"], actor="x"),
+            lambda: Directory(registry.tenancy).revoke(key.id, actor="x"),
+        ):
+            with pytest.raises(RegistryUnavailable):
+                change()
+    with closing(open_registry(server.url)) as after:
+        assert list(Directory(after.tenancy).load().keys) == [key.id]
+
+
 @pytest.mark.parametrize(
     ("user", "refused"),
-    [("server", (*REFUSED, *OF_JOBS)), ("trainer", REFUSED), ("probe", (*REFUSED, *OF_JOBS, *OF_THE_REGISTRY))],
+    [
+        ("server", (*REFUSED, *OF_JOBS)), ("trainer", (*REFUSED, *OF_THE_TENANCY)),
+        ("probe", (*REFUSED, *OF_JOBS, *OF_THE_REGISTRY)),
+    ],
 )
 def test_what_a_user_must_not_do_is_refused(
     server: RedisWithUsers, user: str, refused: tuple[tuple[str, ...], ...]
@@ -161,4 +211,4 @@ def test_every_user_is_a_services_and_every_service_that_asks_redis_is_a_user() 
     assert "--user probe" in probe and "redis_probe_password" in probe
     documented = " ".join((ROOT / "docs/deploy.md").read_text().split())
     assert f"A user needs `{setup.USERS['server'][1]}`" in documented
-    assert setup.USERS["trainer"][1].startswith(setup.USERS["server"][1]), "the contract's tests run as the server"
+    assert setup.USERS["server"][1].endswith(setup.COMMANDS) and setup.COMMANDS in setup.USERS["trainer"][1]

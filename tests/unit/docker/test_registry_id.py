@@ -16,6 +16,8 @@ import yaml  # type: ignore[import-untyped]
 
 from prefixes.errors import RegistryMissing
 from prefixes.registry import open_registry, open_to_serve
+from prefixes.tenancy.keyring import Keyring
+from prefixes.tenancy.secret import hash_line, new_id, new_secret, parse_secret
 from server.settings import Settings
 from server.web.settings_sources import load_settings
 from tests.support.paths import ROOT
@@ -65,6 +67,27 @@ def test_after_the_first_start_no_server_makes_a_registry(server: RedisServer, t
         open_to_serve(server.url, registry_id=kept(file))
     with server.client() as client:
         assert client.dbsize() == 0
+
+
+def test_a_new_registry_is_closed_before_any_service_starts(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {name: new_secret(new_id()) for name in ("operator", "metrics")}
+    for name, secret in secrets.items():
+        presented = parse_secret(secret)
+        assert presented is not None
+        (tmp_path / f"{name}_hash").write_text(hash_line(presented))
+        monkeypatch.setenv(f"PREFIXD_{name.upper()}_HASH_FILE", str(tmp_path / f"{name}_hash"))
+    assert keep(tmp_path / "registry.toml", server.url).returncode == 0
+    with closing(open_to_serve(server.url, registry_id=kept(tmp_path / "registry.toml"))) as registry:
+        ring = Keyring(registry.tenancy, 60)
+        assert ring.closed
+        assert {tuple(key.scopes) for key in ring.known.tenancy.keys.values()} == {("operator",), ("metrics",)}
+    server.flush()
+    (tmp_path / "operator_hash").write_text("no hash")
+    refused = keep(tmp_path / "other.toml", server.url)
+    assert refused.returncode == 1 and "expected one line" in refused.stderr
+    assert not (tmp_path / "other.toml").exists()
 
 
 def test_the_id_of_a_registry_that_is_there_is_taken(server: RedisServer, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ PLACE: Final = "/run/prefixd/secrets"
 NEEDED: Final = {
     "redis": {"redis_password", "redis_probe_password", "users.acl"}, "grafana": {"grafana_password"},
     "server": {"redis_server_password", "operator_hash", "metrics_hash"},
-    "trainer": {"redis_trainer_password", "operator_hash", "metrics_hash"},
+    "trainer": {"redis_trainer_password"},
     "prometheus": {"metrics_key"}, "operator": {"operator_key"},
 }  # fmt: skip
 THEIRS: Final = {"redis", "grafana", "prometheus"}
@@ -82,9 +82,11 @@ def test_passwords_stay_and_one_that_is_given_reaches_its_reader(
 def test_what_an_earlier_release_gave_to_readers_is_taken_back(
     setup: ModuleType, folder: Path, tmp_path: Path
 ) -> None:
-    """It had one password of Redis for all, which may do everything."""
+    """It had one password of Redis for all, which may do everything, and made keys in the trainer too."""
     for reader in ("redis", "server", "trainer"):
         (folder / reader / "redis_password").write_text("of-all")
+    for name in ("operator_hash", "metrics_hash"):
+        (folder / "trainer" / name).write_text("hash")
     setup.main(folder, tmp_path)
     assert found(folder) == NEEDED
     assert [path.parent.name for path in folder.rglob("*_password") if path.read_text() == "of-all"] == ["redis"]
@@ -99,8 +101,7 @@ def test_ones_own_key_takes_the_place_and_what_is_none_is_refused(
     presented = parse_secret(secret)
     assert presented is not None
     assert (folder / "operator" / "operator_key").read_text() == secret
-    for service in ("server", "trainer"):
-        assert (folder / service / "operator_hash").read_text() == f"{presented.key_id} {presented.digest}\n"
+    assert (folder / "server" / "operator_hash").read_text() == f"{presented.key_id} {presented.digest}\n"
     (tmp_path / "operator_key").write_text("hunter2")
     assert setup.main(folder, tmp_path) == 1
     told = capsys.readouterr()
@@ -121,11 +122,12 @@ def test_services_make_the_keys_of_their_hashes(setup: ModuleType, folder: Path,
             assert key.scopes == {name}
     scrapes = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
     assert {scrape["authorization"]["credentials_file"] for scrape in scrapes} == {f"{PLACE}/metrics_key"}
-    for service, prefix in (("server", "PREFIXD"), ("trainer", "PREFIXD_TRAINER")):
+    for service in ("identity", "server"):
         environment = SERVICES[service]["environment"]
-        assert environment[f"{prefix}_OPERATOR_HASH_FILE"] == f"{PLACE}/operator_hash"
-        assert environment[f"{prefix}_METRICS_HASH_FILE"] == f"{PLACE}/metrics_hash"
-        assert f"{prefix}_OPEN_ACCESS" not in environment
+        assert environment["PREFIXD_OPERATOR_HASH_FILE"] == f"{PLACE}/operator_hash"
+        assert environment["PREFIXD_METRICS_HASH_FILE"] == f"{PLACE}/metrics_hash"
+    everywhere = {name for service in ("server", "trainer") for name in SERVICES[service]["environment"]}
+    assert not [name for name in everywhere if "OPEN_ACCESS" in name or ("TRAINER" in name and "HASH" in name)]
 
 
 def test_compose_mounts_to_each_service_its_own_secrets(setup: ModuleType) -> None:

@@ -16,7 +16,7 @@ import redis
 from prefixes.registry.redis.url import parse_redis_url
 from tests.support.paths import ROOT
 from tests.support.redis_server import SERVERS
-from tests.support.redis_users import RedisWithUsers
+from tests.support.redis_users import WITH_USERS, RedisWithUsers
 from trainer.jobs.job import claimed, new_job, progressed, stopped
 from trainer.jobs.record import Job
 from trainer.jobs.redis_store import RedisJobStore
@@ -25,7 +25,7 @@ from trainer.jobs.saq_queue import PATIENCE, SaqQueue
 PASSWORD: Final = "of-the-trainer"
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture(params=WITH_USERS)
 def server(request: pytest.FixtureRequest) -> Iterator[RedisWithUsers]:
     found = re.search(r"^(~prefixd-trainer:.*)$", (ROOT / "docs/deploy.md").read_text(), re.M)
     assert found is not None

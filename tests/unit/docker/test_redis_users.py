@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from prefixes.errors import RegistryUnavailable
 from prefixes.limiter.base import Charge, Taken, Window
+from prefixes.limiter.shared import SharedLimiter
 from prefixes.registry import open_registry
 from prefixes.registry.limiter import open_limiter
 from prefixes.registry.redis import blobs
@@ -136,6 +137,7 @@ def test_a_trainer_does_its_work_as_its_user_and_makes_no_key(server: RedisWithU
         assert [row.counts for row in registry.usage.read(today(), today())] == [ONE]
         with closing(open_limiter(server.url_of("trainer"), registry.usage, service="trainer")) as limiter:
             charge = Charge("training_steps", Window.DAY, 10, 4, key.id)
+            assert isinstance(limiter, SharedLimiter)
             assert isinstance(limiter.take("acme", "job", [charge], 60), Taken) and limiter.up
             limiter.settle("acme", "job", {"training_steps": 3})
             assert limiter.up

@@ -50,9 +50,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes.tenancy": (
         ("denial", "limits", "secret"),
         ("model", "store"),
-        ("records", "changes", "hash_file"),
+        ("records", "changes"),
         ("directory",),
-        ("keyring",),
+        ("keyring", "hash_file"),
     ),
     "prefixes.limiter": (("base",), ("windows", "charges"), ("memory",), ("shared",)),
     "prefixes.usage": (("model",), ("records", "store", "prices"), ("outbox", "table")),

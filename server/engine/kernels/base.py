@@ -15,13 +15,13 @@ import torch
 
 from prefixes.spec import Site
 
-Activation = Literal["none", "gelu_new", "gelu", "relu"]
+Activation = Literal["none", "gelu_new", "gelu", "relu", "silu"]
 Linear = Callable[[torch.Tensor], torch.Tensor]
 """``(tokens, in) -> (tokens, out)``, weight, bias and activation bound."""
 
 
 class Norm(Protocol):
-    """Layer norm over the last dimension, weight, bias and epsilon bound."""
+    """A norm over the last dimension, its weights and epsilon bound."""
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Norm of ``x (tokens, hidden)``, or of ``x + residual``."""
@@ -103,8 +103,23 @@ class Kernels(Protocol):
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
         """Bind ``weight (out, in)`` (contiguous) and ``bias (out,)``; ``activation`` is applied to the result."""
 
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+        """Bind ``weight (2 * out, in)``, a gate's rows before the others': ``activation(gate) * other``, ``out`` wide.
+
+        (Shazeer 2020, "GLU Variants Improve Transformer".)
+        """
+
     def norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> Norm:
-        """Bind ``weight`` and ``bias (hidden,)``."""
+        """Layer norm: bind ``weight`` and ``bias (hidden,)``."""
+
+    def rms_norm(self, weight: torch.Tensor, eps: float) -> Norm:
+        """``x / sqrt(mean(x²) + eps) * weight``: bind ``weight (hidden,)`` (Zhang & Sennrich 2019)."""
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate each pair ``(i, i + head_dim / 2)`` of ``x (tokens, heads, head_dim)`` by its token's angles.
+
+        ``cos`` and ``sin`` are ``(tokens, head_dim / 2)`` (Su et al. 2021, "RoFormer"). ``x`` may be overwritten.
+        """
 
     def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``count`` greatest of ``log_softmax(logits)``, each row's best first, and their token ids.

@@ -62,7 +62,8 @@ class DenseAttention:
             prefix_k, prefix_v = (x[layer].to(q.dtype).transpose(0, 1) for x in self.prefix[site])  # (heads, P, dim)
             k = torch.cat([prefix_k.expand(self.batch, -1, -1, -1), k], dim=2)
             v = torch.cat([prefix_v.expand(self.batch, -1, -1, -1), v], dim=2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[site])
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[site], enable_gqa=grouped)
         return out.transpose(1, 2).reshape(query.shape)
 
     def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:

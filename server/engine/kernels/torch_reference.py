@@ -23,6 +23,8 @@ def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
         return F.gelu(x)
     if activation == "relu":
         return F.relu(x)
+    if activation == "silu":
+        return F.silu(x)
     return x
 
 
@@ -102,11 +104,34 @@ class TorchKernels:
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
         return lambda x: activate(F.linear(x, weight, bias), activation)
 
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+        linear = self.linear(weight, bias)
+
+        def gated(x: torch.Tensor) -> torch.Tensor:
+            gate, other = linear(x).chunk(2, dim=-1)
+            return activate(gate, activation) * other
+
+        return gated
+
     def norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> Norm:
         def norm(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
             return F.layer_norm(x if residual is None else x + residual, weight.shape, weight, bias, eps)
 
         return norm
+
+    def rms_norm(self, weight: torch.Tensor, eps: float) -> Norm:
+        def norm(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            x = x if residual is None else x + residual
+            # In half precision as the models were trained: squares and sums in float32, the product with the weight not.
+            wide = x if x.dtype == torch.float64 else x.float()
+            return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+        return norm
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        low, high = x.chunk(2, dim=-1)
+        cos, sin = cos[:, None], sin[:, None]
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
     def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         values, ids = torch.topk(torch.log_softmax(logits, dim=1), count)

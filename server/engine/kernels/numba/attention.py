@@ -1,4 +1,4 @@
-"""Attention over block tables, one (query tile, head) at a time, and the writing of keys and values into blocks.
+"""Attention over block tables, one (query tile, key head) at a time, and the writing of keys and values into blocks.
 
 Owns the walk over a row's two segments and the softmax between its two passes; knows neither threads nor tensors.
 Blocks are read in place: nothing is gathered or padded. A token's result does not depend on its neighbours.
@@ -31,44 +31,48 @@ _mix_4x2, _mix_4x1, _mix_4 = mix_tile(4, 2), mix_tile(4, 1), mix_tile(4, 0)
 
 @jit()
 def _mix(zero: Any, p: int, ps: int, rows: int, v: int, vs: int, count: int, width: int, out: int, os: int) -> None:
-    """``out[r, :width] += p[r, :count] v[:count, :width]`` for 1 to 4 rows."""
+    """``out[r, :width] += p[r, :count] v[:count, :width]`` for ``rows`` rows, four at a time."""
     size = itemsize(zero)
     lanes = VECTOR_BYTES // size
-    d = 0
-    if rows == 4:
+    r = 0
+    while r + 4 <= rows:
+        part, line, d = p + r * ps, out + r * os, 0
         while d + 2 * lanes <= width:
-            _mix_4x2(zero, p, ps, v + d * size, vs, count, out + d * size, os, 1)
+            _mix_4x2(zero, part, ps, v + d * size, vs, count, line + d * size, os, 1)
             d += 2 * lanes
         while d + lanes <= width:
-            _mix_4x1(zero, p, ps, v + d * size, vs, count, out + d * size, os, 1)
+            _mix_4x1(zero, part, ps, v + d * size, vs, count, line + d * size, os, 1)
             d += lanes
         while d < width:
-            _mix_4(zero, p, ps, v + d * size, vs, count, out + d * size, os, 1)
+            _mix_4(zero, part, ps, v + d * size, vs, count, line + d * size, os, 1)
             d += 1
-        return
-    for r in range(rows):
-        d = 0
+        r += 4
+    while r < rows:
+        part, line, d = p + r * ps, out + r * os, 0
         while d + 8 * lanes <= width:
-            _mix_1x8(zero, p + r * ps, ps, v + d * size, vs, count, out + r * os + d * size, os, 1)
+            _mix_1x8(zero, part, ps, v + d * size, vs, count, line + d * size, os, 1)
             d += 8 * lanes
         while d + lanes <= width:
-            _mix_1x1(zero, p + r * ps, ps, v + d * size, vs, count, out + r * os + d * size, os, 1)
+            _mix_1x1(zero, part, ps, v + d * size, vs, count, line + d * size, os, 1)
             d += lanes
         while d < width:
-            _mix_1(zero, p + r * ps, ps, v + d * size, vs, count, out + r * os + d * size, os, 1)
+            _mix_1(zero, part, ps, v + d * size, vs, count, line + d * size, os, 1)
             d += 1
+        r += 1
 
 
 @jit()
 def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
-    """Chunk ``index`` of ``tiles * heads``: attend the tokens of one tile with one head.
+    """Chunk ``index`` of ``tiles * kv_heads``: attend the tokens of one tile with the query heads that share a key head.
 
-    ``thread`` chooses the scratch memory for scores.
+    So a block is fetched once for all of them. A line of scores belongs to one token and head; with one token the
+    group's lines are as far apart as its queries, and a block meets all of them in one product. ``thread`` chooses the
+    scratch memory for scores.
     """
     size, real = itemsize(zero), type(zero)
-    heads, width, block_size, max_blocks = job[HEADS], job[HEAD_DIM], job[BLOCK_SIZE], job[MAX_BLOCKS]
-    head = index % heads
-    tile = carray(pointer(_INT32, job[TILES] + index // heads * 16), (4,))
+    heads, kv_heads, width, block_size = job[HEADS], job[KV_HEADS], job[HEAD_DIM], job[BLOCK_SIZE]
+    max_blocks, kv_head, group = job[MAX_BLOCKS], index % kv_heads, heads // kv_heads
+    tile = carray(pointer(_INT32, job[TILES] + index // kv_heads * 16), (4,))
     row, tokens = tile[0], tile[3]
     lengths = carray(pointer(_INT32, job[LENGTHS] + row * 8), (2,))
     prefix, own = np.int64(lengths[0]), np.int64(lengths[1])
@@ -77,12 +81,18 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
         first, step = own - carray(pointer(_INT32, job[COUNTS] + row * 4), (1,))[0] + tile[2] + 1, 1
     visible = (prefix, first + step * (tokens - 1))
 
-    query = job[QUERY] + tile[1] * job[QUERY_TOKEN] + head * job[QUERY_HEAD]
+    query = job[QUERY] + tile[1] * job[QUERY_TOKEN] + kv_head * group * job[QUERY_HEAD]
+    out = job[OUT] + (tile[1] * heads + kv_head * group) * width * size
+    # ``parts`` products with a block, each of ``lines`` queries: of one head its tokens, or of one token its heads.
+    parts, lines, part_bytes, line_bytes = group, tokens, job[QUERY_HEAD], job[QUERY_TOKEN]
+    out_part, out_line = width * size, heads * width * size
+    if tokens == 1:
+        parts, lines, part_bytes, line_bytes = 1, group, 0, job[QUERY_HEAD]
+        out_part, out_line = 0, width * size
     line = job[SCRATCH_ROW]
-    scores = job[SCRATCH] + thread * QUERY_TILE * line
-    block_bytes = job[KV_HEADS] * block_size * width * size
-    head_offset = head * job[KV_HEADS] // heads * block_size * width * size
-    out, out_stride = job[OUT] + (tile[1] * heads + head) * width * size, heads * width * size
+    scores = job[SCRATCH] + thread * QUERY_TILE * group * line
+    block_bytes = kv_heads * block_size * width * size
+    head_offset = kv_head * block_size * width * size
 
     for segment in range(2):
         blocks = carray(pointer(_INT32, job[TABLES] + (row * 2 + segment) * max_blocks * 4), (max_blocks,))
@@ -90,16 +100,18 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
         for start in range(0, visible[segment], block_size):
             keys = job[KEYS] + blocks[start // block_size] * block_bytes + head_offset
             count = min(block_size, visible[segment] - start)
-            dots(
-                zero, query, job[QUERY_TOKEN], tokens, keys, width * size, count, width,
-                place + start * size, line, 0,
-            )  # fmt: skip
+            for part in range(parts):
+                dots(
+                    zero, query + part * part_bytes, line_bytes, lines, keys, width * size, count, width,
+                    place + part * lines * line + start * size, line, 0,
+                )  # fmt: skip
 
     scale = real(1 / math.sqrt(width))
     longest = prefix + visible[1]
-    for r in range(tokens):
-        count, address = prefix + first + step * r, scores + r * line
-        result = carray(pointer(zero, out + r * out_stride), (width,))
+    for at in range(tokens * group):
+        part, token = at // lines, at % lines if tokens > 1 else 0
+        count, address = prefix + first + step * token, scores + at * line
+        result = carray(pointer(zero, out + part * out_part + at % lines * out_line), (width,))
         for d in range(width):
             result[d] = zero
         if count == 0:
@@ -118,7 +130,11 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
         for start in range(0, visible[segment], block_size):
             values = job[VALUES] + blocks[start // block_size] * block_bytes + head_offset
             count = min(block_size, visible[segment] - start)
-            _mix(zero, place + start * size, line, tokens, values, width * size, count, width, out, out_stride)
+            for part in range(parts):
+                _mix(
+                    zero, place + part * lines * line + start * size, line, lines, values, width * size, count, width,
+                    out + part * out_part, out_line,
+                )  # fmt: skip
 
 
 @jit()

@@ -17,13 +17,14 @@ from numba.np.numpy_support import from_dtype
 from server.engine.kernels.base import Activation, KVCache, PagedBatch
 from server.engine.kernels.numba import linear as linear_job
 from server.engine.kernels.numba import norm as norm_job
+from server.engine.kernels.numba import rows as rows_job
 from server.engine.kernels.numba.attention import fill_tiles, write_blocks
 from server.engine.kernels.numba.calibrate import calibrate
-from server.engine.kernels.numba.checks import check_tensor
+from server.engine.kernels.numba.checks import check_tensor, checked_heads
 from server.engine.kernels.numba.jit import types
-from server.engine.kernels.numba.math import GELU, GELU_NEW, NONE, RELU
+from server.engine.kernels.numba.math import GELU, GELU_NEW, NONE, RELU, SILU
 from server.engine.kernels.numba.paged import NumbaBatch
-from server.engine.kernels.numba.pool import JOB_FIELDS, LINEAR, NORM, SHARED_BYTES, TOP, WorkerPool
+from server.engine.kernels.numba.pool import GATE, JOB_FIELDS, LINEAR, NORM, ROTATE, SHARED_BYTES, TOP, WorkerPool
 from server.engine.kernels.numba.top import BLOCK
 from server.engine.kernels.threads import available_cores
 from server.engine.kernels.torch_reference import activate
@@ -33,9 +34,9 @@ ROW_BUCKETS = 11  # calls with at most 1, 2, 4, ... 1024 rows; longer ones use t
 CHUNK_ROWS = 64
 CHUNK_OUTS = 48
 SLAB_ROWS = 1024  # activation rows that go through a layer together: more would not stay in the last-level cache
-NORM_ROWS = 16  # rows in a chunk of a layer norm
+NORM_ROWS = 16  # rows in a chunk of a norm, a gate or a rotation
 
-_ACTIVATIONS = {"none": NONE, "gelu_new": GELU_NEW, "gelu": GELU, "relu": RELU}
+_ACTIVATIONS = {"none": NONE, "gelu_new": GELU_NEW, "gelu": GELU, "relu": RELU, "silu": SILU}
 
 
 class NumbaLinear:
@@ -88,15 +89,32 @@ class NumbaLinear:
         return out
 
 
-class NumbaNorm:
-    """``Norm`` with bound weights."""
+class NumbaGated:
+    """A linear layer whose outputs are a gate and what it lets through; the result is a view of both."""
 
-    def __init__(self, pool: WorkerPool, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
+    def __init__(self, pool: WorkerPool, linear: NumbaLinear, activation: Activation) -> None:
+        self._pool, self._linear, self._width = pool, linear, linear.weight.shape[0] // 2
+        self._job = np.zeros(JOB_FIELDS, np.int64)
+        self._job[rows_job.KIND], self._job[rows_job.WIDTH] = GATE, self._width
+        self._job[rows_job.CHUNK_ROWS], self._job[rows_job.ACTIVATION] = NORM_ROWS, _ACTIVATIONS[activation]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        both, job = self._linear(x), self._job.copy()
+        size, rows = both.element_size(), both.shape[0]
+        job[rows_job.X], job[rows_job.ROW_STRIDE], job[rows_job.ROWS] = both.data_ptr(), both.stride(0) * size, rows
+        self._pool.run(job, -(-rows // NORM_ROWS), both.numel() * size >= SHARED_BYTES)
+        return both[:, : self._width]
+
+
+class NumbaNorm:
+    """``Norm`` with bound weights; without a bias the root mean square's."""
+
+    def __init__(self, pool: WorkerPool, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
         self._weight, self._bias = weight, bias  # kept: the job has their addresses
         self._pool, self._width, self._eps = pool, weight.shape[0], np.array([eps], np.float64)
         self._job = np.zeros(JOB_FIELDS, np.int64)
         self._job[norm_job.KIND], self._job[norm_job.WIDTH] = NORM, self._width
-        self._job[norm_job.WEIGHT], self._job[norm_job.BIAS] = weight.data_ptr(), bias.data_ptr()
+        self._job[norm_job.WEIGHT], self._job[norm_job.BIAS] = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
         self._job[norm_job.CHUNK_ROWS], self._job[norm_job.EPS] = NORM_ROWS, self._eps.ctypes.data
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -140,11 +158,35 @@ class NumbaKernels:
         self._linears.add(bound)
         return bound
 
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> NumbaGated:
+        """As in ``base.Kernels``."""
+        return NumbaGated(self._pool, self.linear(weight, bias), activation)
+
     def norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> NumbaNorm:
         """As in ``base.Kernels``."""
         check_tensor(weight, self.dtype, (weight.shape[0],), "weight")
         check_tensor(bias, self.dtype, (weight.shape[0],), "bias")
         return NumbaNorm(self._pool, weight.contiguous(), bias.contiguous(), eps)
+
+    def rms_norm(self, weight: torch.Tensor, eps: float) -> NumbaNorm:
+        """As in ``base.Kernels``."""
+        check_tensor(weight, self.dtype, (weight.shape[0],), "weight")
+        return NumbaNorm(self._pool, weight.contiguous(), None, eps)
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As in ``base.Kernels``, in place."""
+        rows, heads, width = x.shape
+        x = checked_heads(x, self.dtype, (rows, heads, width), "heads")
+        for angles in (cos, sin):
+            check_tensor(angles, self.dtype, (rows, width // 2), "angles")
+        cos, sin, size = cos.contiguous(), sin.contiguous(), x.element_size()
+        job = np.zeros(JOB_FIELDS, np.int64)
+        job[:11] = (
+            ROTATE, x.data_ptr(), x.stride(0) * size, rows, width // 2, NORM_ROWS, 0, heads, x.stride(1) * size,
+            cos.data_ptr(), sin.data_ptr(),
+        )  # fmt: skip
+        self._pool.run(job, -(-rows // NORM_ROWS), x.numel() * size >= SHARED_BYTES)
+        return x
 
     def top_log_probs(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As in ``base.Kernels``."""

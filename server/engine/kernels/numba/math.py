@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 from server.engine.kernels.numba.jit import jit, types
 from server.engine.kernels.numba.tiles import pointer
 
-NONE, GELU_NEW, GELU, RELU = 0, 1, 2, 3
+NONE, GELU_NEW, GELU, RELU, SILU = 0, 1, 2, 3, 4
 
 _F = np.float32
 _ONE = _F(1)
@@ -106,6 +106,9 @@ def activate(zero: Any, address: int, count: int, bias: int, activation: int) ->
     elif activation == RELU:
         for i in range(count):
             x[i] = max(x[i], kind(0))
+    elif activation == SILU:
+        for i in range(count):
+            x[i] = x[i] / (kind(1) + _exp(-x[i]))
 
 
 @jit(fastmath={"contract"})

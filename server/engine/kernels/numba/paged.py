@@ -31,18 +31,19 @@ class NumbaBatch:
 
         tiles = np.empty((sum(-(-count // QUERY_TILE) for count in batch.counts), 4), np.int32)
         self._tile_count = fill_tiles(self._counts, tiles)
-        longest = max(1, int(self._lengths.sum(dim=1).max())) if batch.counts else 1  # keys of a row
-        scratch = np.empty(pool.threads * QUERY_TILE * longest, pool.zero.dtype)
-        self._kept = (tiles, scratch)  # the job has their addresses
+        self._longest = max(1, int(self._lengths.sum(dim=1).max())) if batch.counts else 1  # keys of a row
+        self._scratch = np.empty(0, pool.zero.dtype)  # made when the first layer says how many heads it has
+        self._tiles = tiles  # kept: the job has its address
         _, _, self._kv_heads, self._block_size, self._width = cache.keys.shape
         self._job = np.zeros(JOB_FIELDS, np.int64)
         self._job[attention_job.KIND] = ATTENTION
-        self._job[attention_job.KV_HEADS : attention_job.SCRATCH_ROW + 1] = (
+        self._job[attention_job.KV_HEADS : attention_job.CAUSAL + 1] = (
             self._kv_heads, self._block_size, self._width, tiles.ctypes.data, self._tile_count,
             self._counts.ctypes.data, self._tables.data_ptr(), self._tables.shape[2], self._lengths.data_ptr(),
-            int(batch.causal), scratch.ctypes.data, longest * self._size,
+            int(batch.causal),
         )  # fmt: skip
-        self._bytes_per_head = len(batch.counts) * longest * self._width * self._size * 2
+        self._job[attention_job.SCRATCH_ROW] = self._longest * self._size
+        self._bytes_per_head = len(batch.counts) * self._longest * self._width * self._size * 2
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """As in ``base.PreparedBatch``. Raises ValueError for tensors of another shape or type."""
@@ -61,15 +62,26 @@ class NumbaBatch:
         tokens, heads, _ = query.shape
         if tokens != self._tokens:
             raise ValueError(f"query: expected {self._tokens} tokens as the batch counts, got {tokens}")
+        if heads % self._kv_heads:
+            raise ValueError(f"query: expected a multiple of {self._kv_heads} heads, got {heads}")
         query = checked_heads(query, self._dtype, (tokens, heads, self._width), "query")
+        self._provide_scratch(heads // self._kv_heads)
         out = torch.empty((tokens, heads, self._width), dtype=self._dtype)
         token_stride, head_stride, _ = query.stride()
         self._job[attention_job.QUERY : attention_job.HEADS + 1] = (
             query.data_ptr(), token_stride * self._size, head_stride * self._size, *self._addresses(layer),
             out.data_ptr(), heads,
         )  # fmt: skip
-        self._pool.run(self._job, self._tile_count * heads, self._bytes_per_head * heads >= SHARED_BYTES)
+        shared = self._bytes_per_head * self._kv_heads >= SHARED_BYTES
+        self._pool.run(self._job, self._tile_count * self._kv_heads, shared)
         return out
+
+    def _provide_scratch(self, group: int) -> None:
+        """Each thread's lines of scores, for ``group`` query heads to a key head."""
+        needed = self._pool.threads * QUERY_TILE * group * self._longest
+        if self._scratch.size < needed:
+            self._scratch = np.empty(needed, self._pool.zero.dtype)
+            self._job[attention_job.SCRATCH] = self._scratch.ctypes.data
 
     def _addresses(self, layer: int) -> tuple[int, int]:
         """Addresses of a layer's keys and values."""

@@ -26,10 +26,11 @@ from server.engine.kernels.numba.attention import attention_chunk
 from server.engine.kernels.numba.jit import IS_X86, jit, types
 from server.engine.kernels.numba.linear import linear_chunk
 from server.engine.kernels.numba.norm import norm_chunk
+from server.engine.kernels.numba.rows import gate_chunk, rotate_chunk
 from server.engine.kernels.numba.tiles import I64, pointer
 from server.engine.kernels.numba.top import top_chunk
 
-LINEAR, ATTENTION, NORM, TOP = 0, 1, 2, 3  # field 0 of every job
+LINEAR, ATTENTION, NORM, TOP, GATE, ROTATE = range(6)  # field 0 of every job
 JOB_FIELDS = 32
 MAX_CHUNKS = 2**22 - 1
 SPINS = 10_000
@@ -195,6 +196,10 @@ def _run(zero: Any, memory: int, job: Any, chunks: int, thread: int, spins: int)
                 norm_chunk(zero, current, index)
             elif current[0] == TOP:
                 top_chunk(zero, current, index, thread)
+            elif current[0] == GATE:
+                gate_chunk(zero, current, index)
+            elif current[0] == ROTATE:
+                rotate_chunk(zero, current, index)
             else:
                 attention_chunk(zero, current, index, thread)
             _finish(memory)

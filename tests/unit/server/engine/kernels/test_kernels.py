@@ -120,6 +120,63 @@ def test_norm_equals_the_definition(
     assert torch.equal(norm(x.t().contiguous().t()), norm(x)), "rows of another layout"
 
 
+@pytest.mark.parametrize("width", [1, 7, 33, 576])
+def test_the_root_mean_squares_norm_equals_the_definition(kernels: Kernels, dtype: torch.dtype, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    weight = torch.randn(width, dtype=dtype, generator=generator)
+    x, residual = (torch.randn(70, width, dtype=dtype, generator=generator) * 3 + 5 for _ in range(2))
+    norm = kernels.rms_norm(weight, 1e-5)
+    for added in (None, residual):
+        s = x.double() + (0 if added is None else added.double())
+        expected = s / (s.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight.double()
+        for rows in (0, 1, 15, 16, 17, 70):
+            got = norm(x[:rows], None if added is None else added[:rows])
+            assert torch.allclose(
+                got.double(), expected[:rows], rtol=0, atol=TOLERANCE[dtype] * 10 * max(expected.abs().max().item(), 1)
+            )
+
+
+def test_a_root_mean_square_that_overflows_is_not_finite(numba: NumbaKernels) -> None:
+    x = torch.randn(4, 64)
+    x[1], x[2, 5], x[3, 6] = torch.randn(64) * 1e25, torch.inf, torch.nan
+    assert torch.isfinite(numba.rms_norm(torch.ones(64), 1e-5)(x)).all(dim=1).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_new", "gelu", "relu"])
+def test_a_gated_layer_equals_the_definition_at_every_number_of_rows(
+    kernels: Kernels, dtype: torch.dtype, activation: Activation
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight, bias = (torch.randn(*shape, dtype=dtype, generator=generator) for shape in ((2 * 50, 33), (2 * 50,)))
+    x = torch.randn(70, 33, dtype=dtype, generator=generator)
+    activated = {"silu": F.silu, "gelu_new": lambda t: F.gelu(t, approximate="tanh"), "gelu": F.gelu, "relu": F.relu}
+    down = kernels.linear(torch.randn(33, 50, dtype=dtype, generator=generator), None)
+    for with_bias in (None, bias):
+        both = x.double() @ weight.double().t() + (0 if with_bias is None else with_bias.double())
+        expected = activated[activation](both[:, :50]) * both[:, 50:]
+        gated = kernels.gated(weight, with_bias, activation)
+        for rows in (0, 1, 15, 16, 17, 70):
+            got = gated(x[:rows])
+            assert_close(got, expected[:rows])
+            assert torch.equal(down(got), down(got.contiguous())), "the next layer takes it as it lies"
+
+
+@pytest.mark.parametrize("heads, head_dim", [(1, 2), (3, 16), (12, 64), (5, 14)])
+def test_heads_are_rotated_by_their_tokens_angles(
+    kernels: Kernels, dtype: torch.dtype, heads: int, head_dim: int
+) -> None:
+    generator = torch.Generator().manual_seed(heads)
+    for tokens in (0, 1, 16, 33):
+        fused = torch.randn(tokens, heads + 2, head_dim, dtype=dtype, generator=generator)
+        angles = torch.rand(tokens, head_dim // 2, dtype=torch.float64, generator=generator) * 99
+        cos, sin = 0.9 * angles.cos(), 0.9 * angles.sin()
+        pairs = torch.view_as_complex(torch.stack(fused[:, :heads].double().chunk(2, dim=-1), dim=-1).contiguous())
+        turned = pairs * torch.complex(cos, sin)[:, None]
+        expected, rest = torch.cat([turned.real, turned.imag], dim=-1), fused[:, heads:].clone()
+        assert_close(kernels.rotate(fused[:, :heads], cos.to(dtype), sin.to(dtype)), expected)
+        assert torch.equal(fused[:, heads:], rest), "what lies behind the heads is not touched"
+
+
 def test_norm_of_a_row_that_overflows_is_not_finite(numba: NumbaKernels) -> None:
     x = torch.randn(4, 64)
     x[1], x[2, 5], x[3, 6] = torch.randn(64) * 1e25, torch.inf, torch.nan
@@ -164,6 +221,7 @@ def test_linear_applies_its_activation_over_the_whole_range(
         "gelu_new": F.gelu(exact, approximate="tanh"),
         "gelu": F.gelu(exact),
         "relu": exact.relu(),
+        "silu": exact * torch.sigmoid(exact),
     }[activation]
     assert_close(got[:5003], expected[:5003])
     assert torch.allclose(got[5003:].double(), expected[5003:], rtol=1e-6, atol=1e-6)
@@ -171,9 +229,9 @@ def test_linear_applies_its_activation_over_the_whole_range(
 
 def test_attention_equals_the_definition_on_random_ragged_batches(kernels: Kernels, dtype: torch.dtype) -> None:
     rng = random.Random(1)
-    for trial in range(12):
+    for trial in range(24):
         causal = trial % 3 != 0
-        heads, kv_heads, head_dim = rng.choice([(3, 3, 16), (2, 2, 64), (1, 1, 20), (4, 2, 7)])
+        heads, kv_heads, head_dim = rng.choice([(3, 3, 16), (2, 2, 64), (1, 1, 20), (4, 2, 7), (9, 3, 64), (6, 1, 33)])
         case = make_case(
             rng, random_rows(rng, causal), dtype=dtype, block_size=rng.choice(BLOCK_SIZES), heads=heads,
             kv_heads=kv_heads, head_dim=head_dim, causal=causal,
@@ -215,10 +273,19 @@ def test_a_row_does_not_depend_on_its_neighbours_to_the_last_bit(numba: NumbaKer
     x = torch.randn(9, 77, generator=generator)
     assert all(torch.equal(linear(x[row : row + 1])[0], linear(x)[row]) for row in range(9))
     rows = [Row(5, 20, 7), Row(17, 8, 1), Row(0, 1, 0), Row(1, 40, 40)]
-    case = make_case(random.Random(3), rows, heads=2, head_dim=20)
-    together = attend(numba, case)
-    alone = PagedBatch(case.batch.tables[:1], case.batch.lengths[:1], case.batch.slots[:7], (7,), (5, 20))
-    assert torch.equal(numba.prepare(case.cache, alone).attend(1, case.qkv[:7, 0]), together[:7])
+    for heads, kv_heads in ((2, 2), (6, 2), (5, 1)):
+        case = make_case(random.Random(3), rows, heads=heads, kv_heads=kv_heads, head_dim=20)
+        together = attend(numba, case)
+        alone = PagedBatch(case.batch.tables[:1], case.batch.lengths[:1], case.batch.slots[:7], (7,), (5, 20))
+        assert torch.equal(numba.prepare(case.cache, alone).attend(1, case.qkv[:7, 0]), together[:7])
+
+
+def test_heads_that_share_a_key_head_give_what_each_gives_alone_to_the_last_bit(numba: NumbaKernels) -> None:
+    for rows in ([Row(5, 20, 7), Row(17, 8, 1)], [Row(3, 9, 1)] * 5):
+        shared = make_case(random.Random(5), rows, heads=6, kv_heads=2, head_dim=20)
+        together = attend(numba, shared)
+        cache = KVCache(*(pool.repeat_interleave(3, dim=2) for pool in (shared.cache.keys, shared.cache.values)))
+        assert torch.equal(numba.prepare(cache, shared.batch).attend(1, shared.qkv[:, 0]), together)
 
 
 def test_what_is_large_enough_to_share_gives_the_same_as_alone(numba: NumbaKernels) -> None:

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from prefixes.checkpoint import checkpoint_files, fingerprint
+from prefixes.checkpoint import checkpoint_files, fingerprint, first_tokens
 from prefixes.checkpoint_folder import checkpoint_folder
 from prefixes.errors import BackboneError
 from prefixes.families import Family, family_of
@@ -69,6 +69,7 @@ def load_backbone(
     sites = family.sites(config)
     files = checkpoint_files(folder)
     tokenizer = _load_tokenizer(name, folder, config.vocab_size)
+    first = () if family.wraps_input else first_tokens(tokenizer)
     generation_file = read_file(name, folder)
     model = _load_model(name, folder, family, config, dtype)
     architecture = {**family.architecture(config), "tied": _head_is_tied(model)}
@@ -78,14 +79,14 @@ def load_backbone(
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
         max_positions=family.window(config),
-        fingerprint=fingerprint(family.name, architecture, model, files, tokenizer),
+        fingerprint=fingerprint(family.name, architecture, model, files, tokenizer, first),
     )
     generation = read_generation(name, model, tokenizer, generation_file, ignore_generation_config)
     return Backbone(
         name=name,
         model=model.to(device),
         tokenizer=tokenizer,
-        prompt_encoder=PromptEncoder(tokenizer),
+        prompt_encoder=PromptEncoder(tokenizer, first),
         spec=spec,
         generation_defaults=generation.defaults,
         eos_token_ids=generation.eos_token_ids,

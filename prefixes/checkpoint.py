@@ -62,15 +62,37 @@ def _shard(folder: str, filename: str) -> Path:
     return path
 
 
+def first_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that ``tokenizer`` begins every text with. Raises BackboneError if it adds others elsewhere."""
+    backend = tokenizer.backend_tokenizer
+    bare, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+    added = len(whole) - len(bare)
+    if whole[added:] != bare:
+        raise BackboneError(
+            "tokenizer: expected one that adds tokens before a text and nowhere else, got one that makes "
+            f"{tokenizer.convert_ids_to_tokens(whole)} of the text 'a'"
+        )
+    return tuple(whole[:added])
+
+
 def fingerprint(
-    family: str, architecture: Mapping[str, Any], model: Any, files: Mapping[str, Path], tokenizer: Any
+    family: str,
+    architecture: Mapping[str, Any],
+    model: Any,
+    files: Mapping[str, Path],
+    tokenizer: Any,
+    first: tuple[int, ...] = (),
 ) -> str:
-    """``sha256:<hex>`` over family, architecture, every parameter as the checkpoint stores it, and the tokenizer.
+    """``sha256:<hex>`` over family, architecture, every parameter as the checkpoint stores it, the tokenizer, and the
+    tokens that every prompt begins with.
 
     Parameters have the model's own names, and tied ones count once. So the fingerprint does not depend on whether the
     checkpoint was saved with the base model's name prefix, the tied head, or mask buffers.
     """
-    identity = {"family": family, "architecture": dict(architecture), "tokenizer": canonical_tokenizer(tokenizer)}
+    identity = {
+        "family": family, "architecture": dict(architecture), "tokenizer": canonical_tokenizer(tokenizer),
+        **({"first_tokens": list(first)} if first else {}),
+    }  # fmt: skip
 
     def parts() -> Iterator[bytes | memoryview]:
         yield canonical_json(identity).encode()
@@ -83,7 +105,7 @@ def fingerprint(
 def canonical_tokenizer(tokenizer: Any) -> Any:
     """What decides token ids and text, as JSON, without truncation, padding, format version and post-processor.
 
-    The post-processor only adds special tokens, which we never ask for. Switches that are off are left out, so that a
+    The post-processor only adds special tokens, see ``first_tokens``. Switches that are off are left out, so that a
     later release that writes one more of them gives the same value.
     """
     raw: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from prefixes.errors import BackboneError
+from prefixes.spec import Family as FamilyName
 from prefixes.spec import Site, SiteGeometry
 
 
@@ -18,13 +19,14 @@ from prefixes.spec import Site, SiteGeometry
 class Family:
     """One family, as its ``transformers`` configurations describe it."""
 
-    name: Literal["gpt2", "bart"]
+    name: FamilyName
     auto_class: str  # of transformers
     architecture: Callable[[Any], Mapping[str, Any]]  # every number and switch that changes the output
     sites: Callable[[Any], Mapping[Site, SiteGeometry]]
     window: Callable[[Any], int]  # positions; with an encoder, each of encoder and decoder has that many
     wraps_input: bool  # whether the tokenizer's special tokens enclose an input, as in pretraining
     required: Mapping[str, tuple[Any, ...]]  # configuration key -> the values that the engine computes exactly
+    check: Callable[[Any], None] = lambda config: None  # raises BackboneError for what else it does not
 
 
 def _gpt2_architecture(config: Any) -> Mapping[str, Any]:
@@ -101,7 +103,73 @@ BART: Final = Family(
     },
 )
 
-FAMILIES: Final[Mapping[str, Family]] = {"gpt2": GPT2, "bart": BART}
+_ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn")
+
+
+def _llama_architecture(config: Any) -> Mapping[str, Any]:
+    keys = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "max_position_embeddings", "vocab_size", "hidden_act",
+    )  # fmt: skip
+    rotated = getattr(config, "no_rope_layers", None) or ()
+    bare = [layer for layer, rotates in enumerate(rotated) if not rotates]
+    return {
+        **{key: getattr(config, key) for key in keys},
+        "head_dim": _llama_head_dim(config),
+        "rms_norm_eps": float(config.rms_norm_eps),
+        "rope": {key: value for key, value in config.rope_parameters.items() if value is not None},
+        **({"layers_without_rope": bare} if bare else {}),
+    }
+
+
+def _llama_head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _llama_sites(config: Any) -> Mapping[Site, SiteGeometry]:
+    heads, shared, dim = config.num_attention_heads, config.num_key_value_heads, _llama_head_dim(config)
+    if shared < 1 or heads % shared or dim % 2:
+        raise BackboneError(
+            f"attention heads: expected a multiple of num_key_value_heads={shared}, of an even size; got {heads} of "
+            f"size {dim}",
+            got=[heads, dim],
+        )
+    return {"decoder": SiteGeometry(config.num_hidden_layers, shared, dim)}
+
+
+def _check_llama(config: Any) -> None:
+    rope = config.rope_parameters.get("rope_type", "default")
+    if rope not in _ROPE_TYPES:
+        raise BackboneError(
+            f"rope_parameters rope_type: expected {' or '.join(_ROPE_TYPES)}, got {rope}",
+            expected=list(_ROPE_TYPES),
+            got=str(rope),
+        )
+    part = config.rope_parameters.get("partial_rotary_factor")
+    if part not in (None, 1, 1.0):
+        raise BackboneError(f"rope_parameters partial_rotary_factor: expected 1, got {part}", expected=1, got=part)
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+    if getattr(config, "use_sliding_window", True) and (window is not None or kinds - {"full_attention"}):
+        raise BackboneError(
+            f"sliding_window: expected none, got one of {window} positions; every token must see all before it",
+            got=window,
+        )
+
+
+LLAMA: Final = Family(
+    name="llama",
+    auto_class="AutoModelForCausalLM",
+    architecture=_llama_architecture,
+    sites=_llama_sites,
+    window=lambda config: int(config.max_position_embeddings),
+    wraps_input=False,
+    required={"hidden_act": ("silu", "gelu_new", "gelu_pytorch_tanh", "gelu", "relu")},
+    check=_check_llama,
+)
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    "gpt2": GPT2, "bart": BART, **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA)
+}  # fmt: skip
 """``model_type`` of a configuration -> its family."""
 
 
@@ -123,4 +191,5 @@ def family_of(config: Any) -> Family:
                 expected=list(allowed),
                 got=str(value),
             )
+    family.check(config)
     return family

@@ -5,6 +5,9 @@ it. In one string, merges could cross the seams: the input would change the temp
 a special token with them. Only the template's text may contain special tokens. In the user's text they are plain text
 and are split.
 
+Before all stand the tokens that the model's own tokenizer begins a text with, where it does (Llama's ``<s>``), unless
+the template begins with them itself.
+
 A prompt that is too long loses tokens from the end of the input, never from the template.
 
 Owns these rules, and how little of a text need be tokenised to know its prompt; knows no window.
@@ -50,7 +53,9 @@ class PromptEncoder:
     flipped a shared switch would let another thread's user text through as special tokens.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, first: tuple[int, ...] = ()) -> None:
+        """``first``: the tokens that every prompt begins with."""
+        self._first = list(first)
         self._literal, self._plain = _copy(tokenizer), _copy(tokenizer)
         self._literal.encode_special_tokens = False
         self._plain.encode_special_tokens = True
@@ -62,8 +67,8 @@ class PromptEncoder:
         Raises InvalidArtifact unless the template has exactly one ``{input}``, and InvalidParameter for text that is
         not valid Unicode.
         """
-        before, after = split_template(template)
-        return self.encode_literal(before) + self.encode_text(text) + self.encode_literal(after)
+        before, after = self._around(template)
+        return before + self.encode_text(text) + after
 
     def fit(
         self, template: str, text: str, room: int, *, truncate: bool = False, max_bytes: int | None = None
@@ -73,7 +78,7 @@ class PromptEncoder:
         A text that cannot fit by its length alone is not tokenised. With ``truncate`` a head of it is. Raises as
         ``encode`` does, and InputTooLong where more than ``max_bytes`` of the text would have to be tokenised.
         """
-        before, after = (self.encode_literal(part) for part in split_template(template))
+        before, after = self._around(template)
         around, least = len(before) + len(after), self._least(text)
         if not truncate and around + least > room:
             return Fitted(None, around + least, at_least=True)
@@ -91,7 +96,7 @@ class PromptEncoder:
 
         Raises as ``encode`` does.
         """
-        least = self._least(text) + sum(len(self.encode_literal(part)) for part in split_template(template))
+        least = self._least(text) + sum(map(len, self._around(template)))
         return Fitted(None, least, at_least=True) if least > room else None
 
     def encode_literal(self, text: str) -> list[int]:
@@ -102,6 +107,12 @@ class PromptEncoder:
         """Token ids of untrusted text. Special tokens are split into plain ones."""
         _utf8_size(text)
         return _encode(self._plain, text)
+
+    def _around(self, template: str) -> tuple[list[int], list[int]]:
+        """The tokens before and after the input."""
+        before, after = (self.encode_literal(part) for part in split_template(template))
+        begun = before[: len(self._first)] == self._first
+        return before if begun else self._first + before, after
 
     def _least(self, text: str) -> int:
         size = _utf8_size(text)

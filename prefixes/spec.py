@@ -13,6 +13,7 @@ from typing import Any, Literal
 from prefixes.errors import IncompatiblePrefix, InvalidArtifact, InvalidName
 
 Site = Literal["decoder", "encoder", "cross"]
+Family = Literal["gpt2", "bart", "llama"]
 SITES: tuple[Site, ...] = ("decoder", "encoder", "cross")
 
 Positions = Literal["shifted", "unshifted"]
@@ -108,7 +109,7 @@ class SiteGeometry:
 class BackboneSpec:
     """The identity of a frozen model: family, geometry per site, window, and the fingerprint of its weights."""
 
-    family: Literal["gpt2", "bart"]
+    family: Family
     sites: Mapping[Site, SiteGeometry]
     hidden_size: int
     vocab_size: int

@@ -153,7 +153,8 @@ class Runner:
         """One call of the decoder over ``rows``; float32 logits ``(n, vocab)`` of those that want them, in order."""
         self.forwards["decoder"] += 1
         call = self._build.decoder(rows)
-        attention = PagedAttention({s: self._kernels.prepare(self._cache, batch) for s, batch in call.batches.items()})
+        contexts = PagedAttention({s: self._kernels.prepare(self._cache, batch) for s, batch in call.batches.items()})
+        attention = self._model.attention(call.positions, contexts)
         hidden = self._model.embed(call.tokens, call.positions)
         for layer in self._model.layers:
             hidden = layer(hidden, attention)

@@ -86,7 +86,8 @@ def run_decoder(
 
     Behind the last layer's attention, only the wanted tokens are computed.
     """
-    x = model.embed(ids.flatten(), _positions(ids, offset))
+    positions = _positions(ids, offset)
+    x, attention = model.embed(ids.flatten(), positions), model.attention(positions, attention)
     *layers, last = model.layers
     for layer in layers:
         x = compute.run(partial(layer, attention=attention), x)

@@ -122,7 +122,7 @@ class TorchKernels:
     def rms_norm(self, weight: torch.Tensor, eps: float) -> Norm:
         def norm(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
             x = x if residual is None else x + residual
-            # In half precision as the models were trained: squares and sums in float32, the product with the weight not.
+            # In half precision, squares and sums are float32, as in transformers; the product with the weight is not.
             wide = x if x.dtype == torch.float64 else x.float()
             return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 

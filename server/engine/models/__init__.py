@@ -12,6 +12,7 @@ from server.engine.kernels.base import Attention, Kernels
 from server.engine.models.bart import Bart
 from server.engine.models.gpt2 import GPT2
 from server.engine.models.layers import Layer
+from server.engine.models.llama import Llama
 
 __all__ = ["Encoder", "Layer", "Model", "load_model"]
 
@@ -40,7 +41,7 @@ class Encoder(Protocol):
 
 class Model(Protocol):
     """The parts of a decoder. The runner and the trainer call ``embed``, each of ``layers``, then ``logits``. Knows no
-    batch: tokens come flattened, and rows' contexts are in the ``Attention`` that layers get.
+    batch: tokens come flattened, and rows' contexts are in the ``Attention`` that layers get, see ``attention``.
     """
 
     @property
@@ -51,6 +52,9 @@ class Model(Protocol):
     def layers(self) -> Sequence[Layer]:
         """In order."""
 
+    def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
+        """What layers get in a call over tokens at ``positions (tokens,)``, where these count in attention too."""
+
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``(tokens,)`` ids and positions -> ``(tokens, hidden)``: what the first layer takes."""
 
@@ -58,7 +62,7 @@ class Model(Protocol):
         """``(n, hidden)`` of the tokens that need it -> ``(n, vocab)``: final norm and head."""
 
 
-_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2, "bart": Bart}
+_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2, "bart": Bart, "llama": Llama}
 
 
 def load_model(backbone: Backbone, kernels: Kernels) -> Model:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear
-from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm, fused_linear
+from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm, fused
 
 POSITION_OFFSET = 2
 HALF_LIMIT = torch.finfo(torch.float16).max - 1000
@@ -44,7 +44,7 @@ class _SelfAttention:
     def __init__(self, site: Any, layer: int, module: Any, heads: int, kernels: Kernels) -> None:
         attention = module.self_attn
         self._site, self._layer, self._heads = site, layer, heads
-        self._qkv = fused_linear(kernels, (attention.q_proj, attention.k_proj, attention.v_proj))
+        self._qkv = kernels.linear(*fused((attention.q_proj, attention.k_proj, attention.v_proj)))
         self._project = _linear(kernels, attention.out_proj)
         self._norm = bound_norm(kernels, module.self_attn_layer_norm)
 
@@ -62,7 +62,7 @@ class _CrossAttention:
         attention = module.encoder_attn
         self._layer, self._heads = layer, heads
         self._query = _linear(kernels, attention.q_proj)
-        self._kv = fused_linear(kernels, (attention.k_proj, attention.v_proj))
+        self._kv = kernels.linear(*fused((attention.k_proj, attention.v_proj)))
         self._project = _linear(kernels, attention.out_proj)
         self._norm = bound_norm(kernels, module.encoder_attn_layer_norm)
 
@@ -161,6 +161,9 @@ class Bart:
         # The head's bias is a buffer of shape (1, vocab), all zero in the published checkpoints.
         bias = backbone.model.final_logits_bias.detach()[0]
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), bias.contiguous() if bias.any() else None)
+
+    def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
+        return attention
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self._embedding(token_ids, positions)

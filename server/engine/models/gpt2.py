@@ -56,6 +56,9 @@ class GPT2:
         self._final_norm = bound_norm(kernels, transformer.ln_f)
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
 
+    def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
+        return attention
+
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return F.embedding(token_ids, self._token_embedding) + F.embedding(positions, self._position_embedding)
 

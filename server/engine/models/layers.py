@@ -1,4 +1,4 @@
-"""The parts that all families share: the Protocol of a layer, norms, activations by name, fused linear layers."""
+"""The parts that all families share: the Protocol of a layer, norms, activations by name, fused weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from server.engine.kernels.base import Activation, Attention, Kernels, Linear, Norm
+from server.engine.kernels.base import Activation, Attention, Kernels, Norm
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
     "gelu": "gelu",
     "relu": "relu",
+    "silu": "silu",
 }
 """transformers' name -> the kernels' name."""
 
@@ -41,16 +42,27 @@ def bound_norm(kernels: Kernels, module: Any) -> Norm:
     return kernels.norm(module.weight.detach(), module.bias.detach(), module.eps)
 
 
-def fused_linear(kernels: Kernels, modules: Sequence[Any]) -> Linear:
-    """Several ``nn.Linear`` of the same input as one layer, their outputs side by side.
+def bound_rms_norm(kernels: Kernels, module: Any) -> Norm:
+    """A root-mean-square norm by the kernels."""
+    return kernels.rms_norm(module.weight.detach(), module.variance_epsilon)
 
-    The modules keep views of the fused tensors, so the weights are in memory once.
+
+def fused(modules: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of several ``nn.Linear`` of the same input as of one, their outputs side by side.
+
+    The modules keep views of the fused tensors, so the weights are in memory once. All have a bias, or none.
     """
-    weight = torch.cat([module.weight.detach() for module in modules])
-    bias = torch.cat([module.bias.detach() for module in modules])
-    begin = 0
-    for module in modules:
-        end = begin + module.weight.shape[0]
-        module.weight.data, module.bias.data = weight[begin:end], bias[begin:end]
+    return _joined([module.weight for module in modules]), (
+        None if modules[0].bias is None else _joined([module.bias for module in modules])
+    )
+
+
+def _joined(parts: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    if len(parts) == 1:
+        return parts[0].detach()
+    whole, begin = torch.cat([part.detach() for part in parts]), 0
+    for part in parts:
+        end = begin + part.shape[0]
+        part.data = whole[begin:end]
         begin = end
-    return kernels.linear(weight, bias)
+    return whole

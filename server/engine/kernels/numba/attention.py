@@ -63,7 +63,7 @@ def _mix(zero: Any, p: int, ps: int, rows: int, v: int, vs: int, count: int, wid
 
 @jit()
 def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
-    """Chunk ``index`` of ``tiles * kv_heads``: attend the tokens of one tile with the query heads that share a key head.
+    """Chunk ``index`` of ``tiles * kv_heads``: attend the tokens of a tile with the query heads that share a key head.
 
     So a block is fetched once for all of them. A line of scores belongs to one token and head; with one token the
     group's lines are as far apart as its queries, and a block meets all of them in one product. ``thread`` chooses the

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from prefixes.backbone import Backbone
+from tests.support.llama import KINDS
 from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan
 from trainer.data.sequences import Batch, TokenExample, collate
 from trainer.training.config import Reduction, TrainConfig
@@ -22,9 +23,9 @@ from trainer.training.words import word_activations
 LENGTH = 5
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return tiny_backbone(tmp_path_factory.mktemp("backbone"))
+@pytest.fixture(scope="module", params=["gpt2", *KINDS])
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return tiny_backbone(tmp_path_factory.mktemp("backbone"), family=request.param)
 
 
 def make_batch(backbone: Backbone) -> tuple[list[TokenExample], Batch]:
@@ -85,10 +86,11 @@ def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(backbone: 
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gpt2", *KINDS])
+def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path, family: str) -> None:
     from peft import PrefixTuningConfig, get_peft_model
 
-    backbone = tiny_backbone(tmp_path)
+    backbone = tiny_backbone(tmp_path, family=family)
     examples, batch = make_batch(backbone)
     ours = make_prefix(backbone)
     plan = toy_plan(backbone, TrainConfig(prefix_length=LENGTH))

@@ -17,6 +17,7 @@ from prefixes.spec import PrefixSpec
 from server.engine.kernels.torch_reference import TorchKernels
 from server.engine.models import Model, load_model
 from tests.support.bart import save_tiny_bart
+from tests.support.llama import KINDS, tiny_llama
 from tests.support.prefixes import save_tiny_gpt2
 from trainer.data.dataset import Dataset, Example
 from trainer.data.sequences import Batch, TokenExample, tokenize
@@ -32,14 +33,16 @@ FAMILIES: dict[str, Callable[[Path], Any]] = {"gpt2": save_tiny_gpt2, "bart": sa
 
 
 def tiny_backbone(folder: Path, dtype: torch.dtype = torch.float64, family: str = "gpt2") -> Backbone:
-    """A random GPT-2 of two layers, or BART of two and three, saved to ``folder`` and loaded back."""
+    """A random GPT-2 of two layers, BART of two and three, or kind of Llama, saved to ``folder`` and loaded back."""
+    if family in KINDS:
+        return tiny_llama(folder, family, dtype)
     FAMILIES[family](folder)
     return load_backbone(str(folder), dtype=dtype)
 
 
 def toy_plan(backbone: Backbone, config: TrainConfig) -> PrefixSpec:
     """The plan of a run, with the template that the toy data goes into."""
-    return plan_prefix(config, backbone, {"gpt2": TEMPLATE, "bart": BART_TEMPLATE}[backbone.spec.family])
+    return plan_prefix(config, backbone, BART_TEMPLATE if backbone.spec.family == "bart" else TEMPLATE)
 
 
 def tiny_model(backbone: Backbone) -> Model:

@@ -1,4 +1,4 @@
-"""Import from and export to PEFT for GPT-2, against PEFT's own forward pass."""
+"""Import from and export to PEFT for decoder-only models, against PEFT's own forward pass."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 import torch
 from peft import CartridgeConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import DynamicCache, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from prefixes.artifact import Prefix, read_prefix, write_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import IncompatiblePrefix, InvalidArtifact
 from prefixes.formats.peft import import_peft
 from prefixes.formats.peft_export import export_peft
+from tests.support.llama import save_tiny_llama
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
 LENGTH = 5
@@ -33,10 +34,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["gpt2", "llama", "qwen3"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("backbone")
-    save_tiny_gpt2(folder)
+    if request.param == "gpt2":
+        save_tiny_gpt2(folder)
+    else:
+        save_tiny_llama(folder, request.param)
     return folder
 
 
@@ -49,7 +53,7 @@ def backbone(saved: Path) -> Backbone:
 def adapter(request: pytest.FixtureRequest, saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PEFT folder with random weights, saved by PEFT."""
     torch.manual_seed(1)
-    model = get_peft_model(GPT2LMHeadModel.from_pretrained(saved), CONFIGS[request.param]())
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(saved), CONFIGS[request.param]())
     with torch.no_grad():
         for parameter in model.prompt_encoder.parameters():
             parameter.normal_()
@@ -61,7 +65,7 @@ def adapter(request: pytest.FixtureRequest, saved: Path, tmp_path_factory: pytes
 
 def peft_logits(saved: Path, folder: Path) -> torch.Tensor:
     """What PEFT itself computes after loading the folder."""
-    model = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(saved), folder).eval()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved), folder).eval()
     logits: torch.Tensor = model(input_ids=IDS).logits.detach()
     return logits
 
@@ -109,7 +113,7 @@ def test_pefts_tokens_start_behind_the_prefix(adapter: Path, saved: Path, backbo
 
 def test_pefts_generate_gives_the_tokens_of_our_positions(adapter: Path, saved: Path, backbone: Backbone) -> None:
     prefix = import_peft(adapter, backbone.spec)
-    model = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(saved), adapter).eval()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved), adapter).eval()
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     prompt, mask = IDS[:1], torch.ones_like(IDS[:1])
     tokens = model.generate(input_ids=prompt, attention_mask=mask, **settings)[0, prompt.shape[1] :].tolist()
@@ -183,6 +187,7 @@ def fill_the_window(folder: Path) -> None:
     save(folder, prompt_embeddings=torch.zeros(64, 128))
 
 
+@pytest.mark.parametrize("saved", ["gpt2"], indirect=True)
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
@@ -224,7 +229,7 @@ def test_folders_that_hold_something_else_are_refused(
 
 def test_another_method_of_pefts_is_named(saved: Path, backbone: Backbone, tmp_path: Path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH)
-    get_peft_model(GPT2LMHeadModel.from_pretrained(saved), config).save_pretrained(tmp_path)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(saved), config).save_pretrained(tmp_path)
     with pytest.raises(InvalidArtifact, match="got PROMPT_TUNING"):
         import_peft(tmp_path, backbone.spec)
 

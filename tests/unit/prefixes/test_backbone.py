@@ -221,7 +221,7 @@ def many_tokens(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: edit_json(folder / "config.json", model_type="opt"), "expected gpt2 or bart or llama .* got opt"),
+        (lambda folder: edit_json(folder / "config.json", model_type="opt"), "expected gpt2 or bart or llama"),
         (lambda folder: edit_json(folder / "config.json", model_type="nonsense"), "cannot read its configuration"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot read its configuration"),
         (lambda folder: (folder / "config.json").unlink(), "cannot read its configuration"),

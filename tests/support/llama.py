@@ -78,7 +78,7 @@ def tiny_llama(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.flo
     if dtype == torch.float64:
         for module in backbone.model.modules():
             if hasattr(module, "variance_epsilon"):
-                module.forward = MethodType(_exact_norm, module)  # type: ignore[method-assign, assignment]
+                module.forward = MethodType(_exact_norm, module)
     return backbone
 
 

@@ -166,7 +166,12 @@ def export_peft(
     base_model: Annotated[
         str | None, typer.Option(help="What PEFT is to note as the model's name.", show_default=False)
     ] = None,
-    num_frozen_tokens: Annotated[int, typer.Option(help="For cartridges: tokens that training leaves alone.")] = 1,
+    num_frozen_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="For cartridges: first tokens that training leaves alone.", show_default="as imported, else 1"
+        ),
+    ] = None,
     registry: RegistryOption = None,
     server: ServerOption = None,
     as_json: JsonOption = False,

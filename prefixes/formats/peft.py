@@ -26,6 +26,8 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 PICKLED: Final = "adapter_model.bin"
 TENSOR: Final = "prompt_embeddings"
+FROZEN: Final = "num_frozen_tokens"
+"""A cartridge's first positions that training leaves alone: a key of PEFT's configuration and of our ``origin``."""
 PEFT_TYPES: Final[tuple[PeftType, ...]] = ("PREFIX_TUNING", "CARTRIDGE")
 
 
@@ -47,13 +49,16 @@ def import_peft(
     _check_task(config, backbone)
     flat = _read_tensor(folder)  # (P, trained * 2 * kv_heads * head_dim)
     trained = _trained_layers(config, flat, backbone)
+    origin = {"method": "peft", "peft_type": config["peft_type"], "peft_version": config.get("peft_version")}
+    if config["peft_type"] == "CARTRIDGE":
+        origin[FROZEN] = _frozen(config, flat.shape[0])
     geometry = backbone.sites["decoder"]
     spec = PrefixSpec(
         fingerprint=backbone.fingerprint,
         sites={"decoder": SitePrefix(flat.shape[0], "shifted", geometry, dtype_name(flat))},
         template=template,
         defaults=dict(defaults or {}),
-        origin={"method": "peft", "peft_type": config["peft_type"], "peft_version": config.get("peft_version")},
+        origin=origin,
     )
     check_compatible(spec, backbone)
     key, value = unpack(flat, geometry, taken_layers(backbone, trained))
@@ -138,6 +143,17 @@ def _trained_layers(config: Mapping[str, Any], flat: torch.Tensor, backbone: Bac
             got=config["num_virtual_tokens"],
         )
     return trained
+
+
+def _frozen(config: Mapping[str, Any], length: int) -> int:
+    frozen = config.get(FROZEN, 1)  # PEFT's default
+    if type(frozen) is not int or not 0 <= frozen <= length:
+        raise InvalidArtifact(
+            f"{FROZEN}: expected 0 to the prefix's {length}, got {str(frozen)[:40]}",
+            expected=length,
+            got=str(frozen)[:40],
+        )
+    return frozen
 
 
 def _layers_said(config: Mapping[str, Any], backbone: BackboneSpec) -> int:

@@ -13,7 +13,7 @@ from safetensors.torch import save as save_safetensors
 from prefixes.artifact import Prefix, check_prefix
 from prefixes.errors import InvalidArtifact
 from prefixes.files import write_folder
-from prefixes.formats.peft import CONFIG, PEFT_TYPES, TENSOR, WEIGHTS
+from prefixes.formats.peft import CONFIG, FROZEN, PEFT_TYPES, TENSOR, WEIGHTS
 from prefixes.formats.peft_layout import PeftType, fitting_layers, is_encoder_decoder, pack, taken_layers
 from prefixes.spec import BackboneSpec, SitePrefix, check_compatible
 
@@ -25,22 +25,24 @@ def export_peft(
     *,
     peft_type: PeftType = "PREFIX_TUNING",
     base_model: str | None = None,
-    num_frozen_tokens: int = 1,
+    num_frozen_tokens: int | None = None,
 ) -> None:
     """Write ``prefix``, made for ``backbone``, to a new or empty ``folder``.
 
     ``PeftModel.from_pretrained`` loads the folder and computes the same. PEFT has no place for the template and the
-    default parameters. PEFT notes ``base_model`` as the model's name; only cartridges use ``num_frozen_tokens``. Raises
-    InvalidArtifact for what PEFT cannot hold (other sites than the decoder, unshifted positions) and for invalid
-    options, IncompatiblePrefix for another backbone's prefix, FileExistsError for a folder that is not empty.
+    default parameters. PEFT notes ``base_model`` as the model's name. Only cartridges use ``num_frozen_tokens``; None
+    is what an imported one said, else 1, PEFT's default. Raises InvalidArtifact for what PEFT cannot hold (other sites
+    than the decoder, unshifted positions) and for invalid options, IncompatiblePrefix for another backbone's prefix,
+    FileExistsError for a folder that is not empty.
     """
     check_prefix(prefix)
     check_compatible(prefix.spec, backbone)
     sited = _exportable(prefix)
-    if peft_type not in PEFT_TYPES or not 0 <= num_frozen_tokens <= sited.length:
+    frozen = prefix.spec.origin.get(FROZEN, 1) if num_frozen_tokens is None else num_frozen_tokens
+    if peft_type not in PEFT_TYPES or type(frozen) is not int or not 0 <= frozen <= sited.length:
         raise InvalidArtifact(
             f"export to PEFT: expected {' or '.join(PEFT_TYPES)} and 0 to {sited.length} frozen tokens, "
-            f"got {peft_type} and {num_frozen_tokens}"
+            f"got {peft_type} and {frozen}"
         )
     trained = fitting_layers(backbone)
     taken = taken_layers(backbone, trained)
@@ -56,7 +58,7 @@ def export_peft(
         "num_attention_heads": sited.geometry.kv_heads,
         "token_dim": sited.geometry.kv_heads * sited.geometry.head_dim,
         "num_transformer_submodules": 2 if is_encoder_decoder(backbone) else 1,
-        **(own if peft_type == "PREFIX_TUNING" else {"num_frozen_tokens": num_frozen_tokens}),
+        **(own if peft_type == "PREFIX_TUNING" else {FROZEN: frozen}),
     }
     files = {
         CONFIG: json.dumps(config, indent=2, sort_keys=True).encode() + b"\n",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import CartridgeConfig, PeftModel, PrefixTuningConfig, get_peft_model
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from prefixes.artifact import read_prefix, version_of, write_prefix
+from prefixes.backbone import Backbone
 from prefixes.formats.peft import import_peft
 from server.engine.types import Finished, PrefixKey
 from tests.support.engine import KERNELS, Counts, Library, kernels, make_engine, run, tiny_backbone
+from tests.support.llama import make_norms_exact, tiny_llama
 
 ADAPTERS: dict[str, Any] = {
     "one": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=1),
@@ -27,23 +30,27 @@ ADAPTERS: dict[str, Any] = {
 DTYPE = torch.float64
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone, and beside it one folder per adapter, each with random weights, saved by PEFT."""
+@pytest.fixture(scope="module", params=["gpt2", "llama3", "yarn", "mistral", "qwen3", "smollm3"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Backbone]:
+    """A backbone, and beside its folder one per adapter, each with random weights, saved by PEFT."""
     root: Path = tmp_path_factory.mktemp("peft")
-    tiny_backbone(root / "backbone")
+    if request.param == "gpt2":
+        backbone = tiny_backbone(root / "backbone", DTYPE)
+    else:
+        backbone = tiny_llama(root / "backbone", request.param, DTYPE)
     for seed, (name, config) in enumerate(ADAPTERS.items()):
         torch.manual_seed(seed)
-        model = get_peft_model(GPT2LMHeadModel.from_pretrained(root / "backbone"), config)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(root / "backbone"), deepcopy(config))
         with torch.no_grad():
             for parameter in model.prompt_encoder.parameters():
                 parameter.normal_()
         model.eval().save_pretrained(root / name)
-    return root
+    return root, backbone
 
 
 def peft_tokens(folder: Path, adapter: str, token_ids: tuple[int, ...], **settings: Any) -> list[int]:
-    base = GPT2LMHeadModel.from_pretrained(folder / "backbone", dtype=DTYPE)
+    base = AutoModelForCausalLM.from_pretrained(folder / "backbone", dtype=DTYPE)
+    make_norms_exact(base)
     model = PeftModel.from_pretrained(base, folder / adapter).eval()
     prompt = torch.tensor([token_ids])
     out = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0,
@@ -54,8 +61,8 @@ def peft_tokens(folder: Path, adapter: str, token_ids: tuple[int, ...], **settin
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_mix_of_imported_prefixes_gives_pefts_tokens(folder: Path, name: str) -> None:
-    backbone, rng, counts = tiny_backbone(folder / "backbone", DTYPE), random.Random(0), Counts()
+def test_a_mix_of_imported_prefixes_gives_pefts_tokens(loaded: tuple[Path, Backbone], name: str) -> None:
+    (folder, backbone), rng, counts = loaded, random.Random(0), Counts()
     library = Library(backbone, lengths=[0])
     adapters: list[str | None] = [None]
     for adapter in ADAPTERS:

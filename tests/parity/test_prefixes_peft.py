@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import CartridgeConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import CartridgeConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -34,7 +34,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "qwen3"])
+LLAMAS = ("llama", "llama3", "yarn", "mistral", "qwen3", "smollm3")
+"""With shared key heads; among them heads of another size than hidden / heads, scaled rotations, layers without any."""
+
+
+@pytest.fixture(scope="module", params=["gpt2", *LLAMAS])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("backbone")
     if request.param == "gpt2":
@@ -148,6 +152,16 @@ def test_import_then_export_is_pefts_own_tensor(adapter: Path, backbone: Backbon
     assert all(torch.equal(again.tensors[name], prefix.tensors[name]) for name in prefix.tensors)
 
 
+def test_a_cartridge_comes_back_with_its_frozen_tokens(good: Path, backbone: Backbone, tmp_path: Path) -> None:
+    edit(good, peft_type="CARTRIDGE", num_frozen_tokens=3)
+    prefix = read_prefix(write_prefix(import_peft(good, backbone.spec)))
+    said = []
+    for frozen in (None, 0):
+        export_peft(prefix, tmp_path / f"{frozen}", backbone.spec, peft_type="CARTRIDGE", num_frozen_tokens=frozen)
+        said.append(PeftConfig.from_pretrained(str(tmp_path / f"{frozen}")).num_frozen_tokens)
+    assert said == [3, 0]
+
+
 def test_template_and_defaults_come_from_the_importer(adapter: Path, backbone: Backbone) -> None:
     prefix = import_peft(adapter, backbone.spec, template="{input} =>", defaults={"num_beams": 5})
     assert prefix.spec.template == "{input} =>"
@@ -211,6 +225,7 @@ def fill_the_window(folder: Path) -> None:
         (lambda f: edit(f, num_layers=3), IncompatiblePrefix, "this backbone has 2, the prefix was made for 3"),
         (lambda f: edit(f, num_attention_heads=2), IncompatiblePrefix, "num_attention_heads: this backbone has 4"),
         (lambda f: edit(f, num_virtual_tokens=9), InvalidArtifact, "expected the tensor's 5, got 9"),
+        (lambda f: edit(f, peft_type="CARTRIDGE", num_frozen_tokens=6), InvalidArtifact, "expected 0 to .* 5, got 6"),
         (lambda f: save(f, lora=torch.zeros(1)), InvalidArtifact, "the one tensor prompt_embeddings, got lora"),
         (lambda f: save(f, prompt_embeddings=torch.zeros(5, 64)), IncompatiblePrefix, r"expected \(prefix_len, 128\)"),
         (lambda f: save(f, prompt_embeddings=torch.zeros(640)), IncompatiblePrefix, r"got \(640,\)"),

@@ -76,10 +76,15 @@ def tiny_llama(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.flo
     save_tiny_llama(folder, kind, **config)
     backbone = load_backbone(str(folder), dtype=dtype)
     if dtype == torch.float64:
-        for module in backbone.model.modules():
-            if hasattr(module, "variance_epsilon"):
-                module.forward = MethodType(_exact_norm, module)
+        make_norms_exact(backbone.model)
     return backbone
+
+
+def make_norms_exact(model: Any) -> None:
+    """Have the norms of a float64 ``model`` measure rows in float64."""
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = MethodType(_exact_norm, module)
 
 
 def _exact_norm(module: Any, x: torch.Tensor) -> torch.Tensor:

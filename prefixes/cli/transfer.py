@@ -61,8 +61,8 @@ BackboneOption = Annotated[
 TemplateOption = Annotated[
     str | None,
     typer.Option(
-        help="The prompt around the input, which neither format holds; the paper's GPT-2 code used "
-        "'{input} <|endoftext|>'. [default: the backbone's own: {input} for GPT-2, <s>{input}</s> for BART]",
+        help="The prompt around the input, which no format holds; the paper's GPT-2 code used "
+        "'{input} <|endoftext|>'. [default: the backbone's own: <s>{input}</s> for BART, else {input}]",
         show_default=False,
     ),
 ]
@@ -107,6 +107,37 @@ def import_peft(
 
     found = loaded(backbone)
     prefix = read_folder(folder, found.spec, template=_template(template, found), defaults=parameters)
+    target.publish(write_prefix(prefix), registry, server, as_json)
+
+
+@command(import_app, "cartridge")
+def import_cartridge(
+    file: Annotated[Path, typer.Argument(help="A safetensors file of a cartridge.", show_default=False)],
+    task: TaskOption,
+    backbone: BackboneOption,
+    interleaved: Annotated[
+        bool,
+        typer.Option("--interleaved", help="Its keys rotate neighbours, as torchtitan's Llama 3 and 4 do, not halves."),
+    ] = False,
+    template: TemplateOption = None,
+    defaults: DefaultsOption = "{}",
+    alias: AliasesOption = None,
+    no_alias: NoAliasOption = False,
+    record: RecordOption = "{}",
+    registry: RegistryOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import a cartridge with a key and a value per layer, as torchtitan's prefix adapters save it, and publish it."""
+    target = _Target(task, alias, no_alias, record)
+    parameters = json_object("--defaults", defaults)
+    from prefixes.artifact import write_prefix
+    from prefixes.formats.cartridge import import_cartridge as read_file
+
+    found = loaded(backbone)
+    prefix = read_file(
+        file, found.spec, interleaved=interleaved, template=_template(template, found), defaults=parameters
+    )
     target.publish(write_prefix(prefix), registry, server, as_json)
 
 

@@ -55,6 +55,12 @@ def import_paper(
     ``Backbone.input_template``. Raises InvalidArtifact for a file that holds something else or a variant that is no
     prefix of keys and values, IncompatiblePrefix for another geometry, both with expected and got.
     """
+    if backbone.family not in ("gpt2", "bart"):
+        raise IncompatiblePrefix(
+            f"checkpoint of the paper's code: expected a gpt2 or bart backbone, got a {backbone.family} backbone",
+            expected=["gpt2", "bart"],
+            got=backbone.family,
+        )
     checkpoint = read_checkpoint(path)
     _check_config(checkpoint.config, backbone)
     positions: Positions = "shifted" if backbone.family == "gpt2" else "unshifted"

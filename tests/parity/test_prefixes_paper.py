@@ -235,6 +235,12 @@ def test_another_number_of_layers_with_the_same_width_is_refused(tmp_path: Path)
         import_paper(save(tmp_path / "x", PublishedPrefix(GPT2).state_dict()), other)
 
 
+def test_the_paper_knew_gpt2_and_bart_alone(tmp_path: Path) -> None:
+    folder = save(tmp_path / "x", PublishedPrefix(GPT2).state_dict())
+    with pytest.raises(IncompatiblePrefix, match="expected a gpt2 or bart backbone, got a llama backbone"):
+        import_paper(folder, replace(GPT2, family="llama"))
+
+
 def test_template_and_defaults_come_from_the_importer(tmp_path: Path) -> None:
     folder = save(tmp_path / "x", PublishedPrefix(GPT2).state_dict(), _my_arg_task_mode="data2text")
     spec = import_paper(folder, GPT2, template="{input} <|endoftext|>", defaults={"num_beams": 5}).spec

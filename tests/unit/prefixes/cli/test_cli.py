@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from prefixes.artifact import read_prefix, version_of, write_prefix
@@ -20,6 +21,7 @@ from prefixes.formats.peft_export import export_peft
 from prefixes.registry import open_registry
 from prefixes.registry.disk.registry import DiskRegistry
 from tests.support.bart import save_tiny_bart
+from tests.support.llama import save_tiny_llama
 from tests.support.paper import PublishedPrefix
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 
@@ -211,6 +213,22 @@ def test_peft_goes_out_and_comes_back(shell: Shell, tmp_path: Path) -> None:
     shell.run("export", "peft", "e2e", str(tmp_path / "other"), "--type", "LORA", *backbone, code=2)
     shell.run("export", "peft", "e2e", str(tmp_path / "other"), code=2)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_cartridge_is_published_as_the_file_says_or_with_its_keys_put_in_order(shell: Shell, tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "backbone")
+    geometry = load_backbone(str(tmp_path / "backbone")).spec.sites["decoder"]
+    layers = [f"layers.{layer}.attention.prefix" for layer in range(geometry.layers)]
+    names = [f"{layer}.{part}" for layer in layers for part in ("keys", "values")]
+    heads = torch.arange(geometry.head_dim).expand(1, 3, geometry.kv_heads, -1).float()
+    save_file({name: heads.clone() for name in names}, tmp_path / "x.safetensors")
+    backbone = ["--task", "mine", "--backbone", str(tmp_path / "backbone")]
+    for options, order in (([], [0, 1, 2, 3, 4, 5, 6, 7]), (["--interleaved"], [0, 2, 4, 6, 1, 3, 5, 7])):
+        imported = shell.json("import", "cartridge", str(tmp_path / "x.safetensors"), *backbone, *options)
+        assert imported["spec"]["sites"]["decoder"]["positions"] == "shifted"
+        read = read_prefix(open_registry(shell.url).fetch("default", imported["version"]))
+        assert read.tensors["decoder.key"][0, 0, 0].tolist() == order
+        assert read.tensors["decoder.value"][0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_prefix_on_several_sites_does_not_go_out_to_peft(shell: Shell, tmp_path: Path) -> None:

@@ -46,6 +46,14 @@ class Backbone:
     suppressed_first: frozenset[int]  # tokens that no output begins with, behind a forced one
     pad_token_id: int  # the tokenizer's, else the first end token, else 0; attention never reads it
 
+    @property
+    def end_token_id(self) -> int:
+        """The end token that closes a target: the tokenizer's own if outputs end at it, else the first of
+        ``eos_token_ids``, which must not be empty.
+        """
+        own: int | None = self.tokenizer.eos_token_id
+        return own if own in self.eos_token_ids else self.eos_token_ids[0]
+
 
 def load_backbone(
     name: str,

@@ -15,6 +15,7 @@ Owns these rules, and how little of a text need be tokenised to know its prompt;
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from prefixes.byte_level import byte_level_rules
 from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.spec import INPUT_SLOT, split_template
 
+_MARK: Final = re.compile(r"<\|[^<>|\s]{1,60}\|>")  # how most tokenizers write special tokens
 HEAD_PER_TOKEN: Final = 8
 """Characters of the first head that is tried for each token that is wanted. Ordinary text has three to five."""
 
@@ -107,6 +109,22 @@ class PromptEncoder:
         """Token ids of untrusted text. Special tokens are split into plain ones."""
         _utf8_size(text)
         return _encode(self._plain, text)
+
+    def unknown_marks(self, template: str) -> list[str]:
+        """What is written as a special token in ``template``, ``<|…|>``, and is not one token of the tokenizer's."""
+        marks = dict.fromkeys(_MARK.findall(template))
+        return [mark for mark in marks if self.encode_literal(mark) != [self._literal.token_to_id(mark)]]
+
+    def check_marks(self, template: str) -> None:
+        """Raise InvalidParameter for ``unknown_marks``, InvalidArtifact unless there is exactly one ``{input}``."""
+        split_template(template)
+        if unknown := self.unknown_marks(template):
+            raise InvalidParameter(
+                "template: expected special tokens that this backbone's tokenizer has, got "
+                f"{', '.join(unknown[:4])}, which it takes for plain text",
+                parameter="template",
+                got=unknown[:4],
+            )
 
     def _around(self, template: str) -> tuple[list[int], list[int]]:
         """The tokens before and after the input."""

@@ -246,7 +246,10 @@ class _Target:
 
 
 def _template(chosen: str | None, backbone: Backbone) -> str:
-    return backbone.input_template if chosen is None else chosen
+    """Raises InvalidParameter for a mark that the backbone's tokenizer does not know."""
+    template = backbone.input_template if chosen is None else chosen
+    backbone.prompt_encoder.check_marks(template)
+    return template
 
 
 def _fetched(ref: str, registry: str | None, server: str | None) -> tuple[str, bytes]:

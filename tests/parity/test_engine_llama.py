@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from prefixes.artifact import Prefix
+from prefixes.backbone import Backbone
 from server.engine.types import Finished, FinishReason
 from tests.support.engine import (
     KERNELS,
@@ -70,3 +73,32 @@ def test_logits_are_within_the_contracts_bound(
             greatest = float(expected.abs().max())
             bound = 1e-7 * greatest if dtype == torch.float64 else max(1e-4, 1e-5 * greatest)
             assert float((got - expected).abs().max()) <= bound
+
+
+def turned_back(backbone: Backbone, prefix: Prefix) -> Prefix:
+    """``prefix`` as an unshifted one, its keys rotated by as many positions as it is long, backwards."""
+    key, sited = prefix.tensors["decoder.key"], prefix.spec.sites["decoder"]
+    angles = -sited.length * backbone.model.model.rotary_emb.inv_freq.double()
+    (left, right), cos, sin = key.chunk(2, dim=-1), angles.cos(), angles.sin()
+    rotated = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+    turns = getattr(backbone.model.config, "no_rope_layers", None) or [1] * sited.geometry.layers
+    keys = torch.where(torch.tensor(turns).bool()[:, None, None, None], rotated, key)
+    spec = replace(prefix.spec, sites={"decoder": replace(sited, positions="unshifted")})
+    return Prefix(spec, {**prefix.tensors, "decoder.key": keys})
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama3", "yarn", "qwen3", "smollm3"])
+def test_an_unshifted_prefix_is_a_shifted_one_whose_keys_are_turned_back(tmp_path: Path, kind: str) -> None:
+    """Only the difference of two positions counts: what one kind of prefix computes, the other can too."""
+    backbone = tiny_llama(tmp_path, kind)
+    shifted = Library(backbone, lengths=[17], scale=3.0).prefixes
+    prefixes = [*shifted.values(), *(turned_back(backbone, prefix) for prefix in shifted.values())]
+    library = Library(backbone, lengths=[17, 17], make=lambda index, _: prefixes[index])
+    engine = make_engine(backbone, library, kernels=kernels("numba", torch.float64))
+    recorder = LogitsRecorder(engine)
+    requests = [library.request(f"r{task}", task, [5, 60, 7, 9], max_new_tokens=1) for task in (0, 1)]
+    run(engine, requests)
+    (one,), (other,) = (recorder.logits[request.request_id].values() for request in requests)
+    torch.testing.assert_close(one, other, atol=1e-4 * float(one.abs().max()), rtol=0)
+    same_keys = oracle_logits(backbone, replace(prefixes[0], spec=prefixes[1].spec), [5, 60, 7, 9])[-1]
+    assert float((one - same_keys).abs().max()) > 0.01 * float(one.abs().max()), "or the turn did nothing"

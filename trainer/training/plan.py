@@ -13,9 +13,9 @@ import torch
 
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
-from prefixes.spec import Positions, PrefixSpec, Site, SitePrefix, check_compatible, split_template
+from prefixes.spec import Positions, PrefixSpec, Site, SitePrefix, check_compatible
 from server.parameters import WITHOUT_LIMITS, check_defaults
-from trainer.training.config import DEMO_TEMPLATE, GPT2_TEMPLATE, TrainConfig
+from trainer.training.config import DEMO_TEMPLATE, GPT2_TEMPLATE, LINE_TEMPLATE, TrainConfig
 
 PAPER_POSITIONS: Final[Mapping[Site, Positions]] = {"decoder": "shifted", "encoder": "unshifted"}
 """By the site that reads the input: positions continue behind the prefix for a decoder alone, not with an encoder."""
@@ -27,7 +27,8 @@ def plan_prefix(
     """Return the artifact's metadata without its origin, which only the finished run knows.
 
     ``template`` None is the backbone's usual one. Raises InvalidParameter for a site that the backbone does not have,
-    defaults that the server refuses, IncompatiblePrefix for a length that its window does not hold.
+    marks in the template that its tokenizer does not know, and defaults that the server refuses, IncompatiblePrefix for
+    a length that its window does not hold.
     """
     spec = backbone.spec
     for site in config.sites:
@@ -40,7 +41,7 @@ def plan_prefix(
         positions: Positions = "unshifted" if site == "cross" else chosen
         sites[site] = SitePrefix(config.prefix_length, positions, spec.sites[site], dtype_of(backbone))
     template = usual_template(backbone) if template is None else template
-    split_template(template)
+    backbone.prompt_encoder.check_marks(template)
     check_defaults(defaults or {}, backbone.generation_defaults, WITHOUT_LIMITS)
     plan = PrefixSpec(spec.fingerprint, sites, template, dict(defaults or {}))
     check_compatible(plan, spec)
@@ -50,11 +51,15 @@ def plan_prefix(
 def usual_template(backbone: Backbone) -> str:
     """Return the template for runs that ask for none.
 
-    An encoder gets the form it was pretrained on; a decoder alone also needs a mark between input and output.
+    An encoder gets the form it was pretrained on. A decoder alone also needs a mark between input and output: GPT-2 the
+    paper's, if its tokenizer has that token; any other a line break, which every tokenizer has.
     """
     if backbone.spec.input_site == "encoder":
         return backbone.input_template
-    return DEMO_TEMPLATE if backbone.name == "demo" else GPT2_TEMPLATE
+    if backbone.name == "demo":
+        return DEMO_TEMPLATE
+    marked = backbone.spec.family == "gpt2" and not backbone.prompt_encoder.unknown_marks(GPT2_TEMPLATE)
+    return GPT2_TEMPLATE if marked else LINE_TEMPLATE
 
 
 def dtype_of(backbone: Backbone) -> str:

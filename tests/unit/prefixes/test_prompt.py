@@ -37,6 +37,16 @@ def test_seams_cannot_complete_a_special_token(tokenizer: Any) -> None:
     assert tokenizer.eos_token_id not in encode_prompt(tokenizer, "{input}text|>", "<|endof")
 
 
+def test_a_mark_that_is_no_token_of_the_tokenizers_is_named(tokenizer: Any) -> None:
+    encoder = PromptEncoder(tokenizer)
+    for known in (f"{{input}} {END}", "{input}\n", "<in> {input} <out>", "a <| b |> {input} <|>"):
+        encoder.check_marks(known)
+    with pytest.raises(InvalidParameter, match=r"expected special .* got <\|user\|>, <\|end\|>, which .* plain text"):
+        encoder.check_marks(f"<|user|>{{input}}<|end|>{END}<|user|>")
+    with pytest.raises(InvalidArtifact, match="exactly one"):
+        encoder.check_marks(END)
+
+
 @settings(max_examples=100, deadline=None)
 @given(before=st.text("ab {}<|", max_size=6), text=st.text(max_size=20), after=st.text("ab {}|>", max_size=6))
 def test_the_pieces_stand_side_by_side_and_decode_to_the_whole(

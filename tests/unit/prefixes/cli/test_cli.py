@@ -265,6 +265,7 @@ def test_an_import_without_a_template_takes_the_backbones_own(
         arguments = ["import", kind, str(tmp_path / kind), "--task", kind, "--backbone", str(backbone)]
         assert shell.json(*arguments)["spec"]["template"] == template
         assert shell.json(*arguments, "--template", " {input} =>")["spec"]["template"] == " {input} =>"
+        assert "got <|sep|>, which it takes for plain text" in shell.error(*arguments, "--template", "{input}<|sep|>")
 
 
 def test_the_papers_checkpoint_is_published_folded(shell: Shell, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from prefixes.backbone import Backbone, load_backbone
 from prefixes.prompt import PromptEncoder
 from prefixes.spec import PrefixSpec
 from tests.support.bart import tiny_bart
+from tests.support.llama import save_tiny_llama
 from tests.support.paths import SHARED
 from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import (
@@ -137,6 +138,21 @@ def test_special_tokens_in_data_are_split_but_the_templates_are_not(gpt2: Backbo
     ]
     (example,) = tokenize(bart, plan_of(bart), data(("a</s>", "b<s></s>"))).examples
     assert (example.input_ids.count(2), example.ids.count(2), example.ids.count(0)) == (1, 2, 1)
+
+
+@pytest.mark.parametrize(("ends", "taught"), [((7, 0), 0), ((0, 7), 0), ((7, 9), 7)])
+def test_of_several_end_tokens_the_tokenizers_own_closes_a_target(
+    tmp_path: Path, ends: tuple[int, ...], taught: int
+) -> None:
+    """Llama 3's generation config names ``<|end_of_text|>`` before the token that its tuned models end with."""
+    save_tiny_llama(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": list(ends)}))
+    backbone = load_backbone(str(tmp_path))
+    (example,) = tokenize(backbone, plan_prefix(TrainConfig(), backbone), data(("a", "b"))).examples
+    assert example.ids == (*backbone.prompt_encoder.encode("{input}\n", "a"),
+                           *backbone.prompt_encoder.encode_text("b"), taught)  # fmt: skip
+    assert taught in backbone.eos_token_ids, "the server ends there"
 
 
 def test_what_just_fits_is_taken_and_one_token_more_is_named_or_left_out(backbone: Backbone) -> None:

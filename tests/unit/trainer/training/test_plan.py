@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import IncompatiblePrefix, InvalidArtifact, InvalidParameter
 from prefixes.spec import SITES
+from tests.support.prefixes import save_tiny_gpt2
 from tests.support.trainer import FAMILIES, tiny_backbone
 from trainer.training.config import TrainConfig
-from trainer.training.plan import plan_prefix
+from trainer.training.plan import plan_prefix, usual_template
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,23 @@ def test_sites_and_lengths_that_the_backbone_does_not_have_are_refused(backbones
     plan_prefix(TrainConfig(prefix_length=200), backbones["bart"])  # unshifted: takes nothing of the window
     with pytest.raises(InvalidArtifact, match="exactly one"):
         plan_prefix(TrainConfig(), backbones["bart"], "no slot")
+
+
+def test_a_decoder_without_gpt2s_mark_has_a_line_break_between_input_and_output(tmp_path: Path) -> None:
+    """Another family knows ``<|endoftext|>`` as the border of documents, or not at all."""
+    assert usual_template(tiny_backbone(tmp_path / "llama", torch.float32, "llama")) == "{input}\n"
+    save_tiny_gpt2(tmp_path / "gpt2")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE(vocab={"a": 0, "\n": 1, "<end>": 2}, merges=[])), eos_token="<end>"
+    )
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    assert usual_template(load_backbone(str(tmp_path / "gpt2"))) == "{input}\n"
+
+
+def test_a_template_with_another_models_marks_is_refused(backbones: dict[str, Backbone]) -> None:
+    with pytest.raises(InvalidParameter, match=r"got <\|im_end\|>, which it takes for plain text"):
+        plan_prefix(TrainConfig(), backbones["gpt2"], "{input}<|im_end|>\n")
+    plan_prefix(TrainConfig(), backbones["gpt2"], "{input}<|endoftext|>")
 
 
 def test_a_prefix_under_a_half_precision_model_is_trained_in_float32(tmp_path: Path) -> None:

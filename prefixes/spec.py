@@ -17,7 +17,12 @@ Family = Literal["gpt2", "bart", "llama"]
 SITES: tuple[Site, ...] = ("decoder", "encoder", "cross")
 
 Positions = Literal["shifted", "unshifted"]
-"""How positions count behind a prefix: ``shifted`` tokens start at ``prefix_len``, ``unshifted`` at 0."""
+"""How positions count behind a prefix: ``shifted`` tokens start at ``prefix_len``, ``unshifted`` at 0.
+
+A prefix's keys are kept as attention sees them, behind norms of keys, rotation and YaRN's factor. Nothing moves them:
+where positions rotate keys, those of an unshifted prefix that stands before the tokens are rotated by ``-prefix_len``
+to -1.
+"""
 
 DEFAULT_TENANT = "default"
 DEFAULT_ALIAS = "production"

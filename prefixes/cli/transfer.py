@@ -117,7 +117,7 @@ def import_cartridge(
     backbone: BackboneOption,
     interleaved: Annotated[
         bool,
-        typer.Option("--interleaved", help="Its keys rotate neighbours, as torchtitan's Llama 3 and 4 do, not halves."),
+        typer.Option("--interleaved", help="Its keys rotate neighbours, as torchtitan's Llama 3 does, not halves."),
     ] = False,
     template: TemplateOption = None,
     defaults: DefaultsOption = "{}",

@@ -1,9 +1,9 @@
 """Imports cartridges as prefix adapters of torchtitan's save them: one safetensors file, a key and a value per layer.
 
 Owns the names `layers.N.attention.prefix.keys` and `.values`, each `(1, P, kv_heads, head_dim)`. The keys are as
-attention sees them, and tokens stand behind the cartridge (`shifted`). torchtitan's Llama 3 and 4 rotate neighbouring
+attention sees them, and tokens stand behind the cartridge (`shifted`). torchtitan's Llama 3 rotates neighbouring
 components of a head where transformers rotates its two halves: such keys are `interleaved`, and are put in order here.
-The file does not say which it has. Knows no pickle.
+The file does not say which it has. Opens no pickle.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Method = Literal["mlp", "direct"]
 Reduction = Literal["sequence", "token"]
 
 GPT2_TEMPLATE: Final = "{input} <|endoftext|>"  # the paper's; `convert --paper-spaces` adds the paper's other spaces
-LINE_TEMPLATE: Final = "{input}\n"  # for a decoder whose tokenizer has no mark that GPT-2's documents taught it
+LINE_TEMPLATE: Final = "{input}\n"  # for any other decoder
 DEMO_TEMPLATE: Final = "{input}<|endoftext|>"  # the demo backbone was pretrained with it
 
 

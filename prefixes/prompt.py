@@ -5,6 +5,11 @@ it. In one string, merges could cross the seams: the input would change the temp
 a special token with them. Only the template's text may contain special tokens. In the user's text they are plain text
 and are split.
 
+The pieces' texts stand side by side, too: nothing is put between them. A tokenizer that puts a space before a text, as
+SentencePiece does, puts it before the prompt's first words alone: those of the template, or of the input where only
+special tokens stand before it. It puts none before an input, a template's text or a target that goes on in a text, nor
+behind a special token. So ``Summary: {input}`` has one space there and ``Summary:{input}`` has none.
+
 Before all stand the tokens that the model's own tokenizer begins a text with, where it does (Llama's ``<s>``), unless
 the template begins with them itself.
 
@@ -15,7 +20,9 @@ Owns these rules, and how little of a text need be tokenised to know its prompt;
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +30,7 @@ from tokenizers import Tokenizer
 
 from prefixes.byte_level import byte_level_rules
 from prefixes.errors import InputTooLong, InvalidParameter
+from prefixes.leading_space import without_leading_space
 from prefixes.spec import INPUT_SLOT, split_template
 
 _MARK: Final = re.compile(r"<\|[^<>|\s]{1,60}\|>")  # how most tokenizers write special tokens
@@ -51,17 +59,19 @@ class Fitted:
 class PromptEncoder:
     """Encodes prompts for one tokenizer. Thread-safe. Other threads run while a text is tokenised.
 
-    It keeps two copies of the backend, because splitting special tokens is a mutable switch there. A thread that
-    flipped a shared switch would let another thread's user text through as special tokens.
+    It keeps copies of the backend, because splitting special tokens is a mutable switch there. A thread that flipped a
+    shared switch would let another thread's user text through as special tokens.
     """
 
     def __init__(self, tokenizer: Any, first: tuple[int, ...] = ()) -> None:
         """``first``: the tokens that every prompt begins with."""
         self._first = list(first)
-        self._literal, self._plain = _copy(tokenizer), _copy(tokenizer)
-        self._literal.encode_special_tokens = False
-        self._plain.encode_special_tokens = True
-        self._rules = byte_level_rules(self._plain)
+        described = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._special = frozenset(token["id"] for token in described["added_tokens"] if token["special"])
+        unspaced = without_leading_space(described)
+        self._beginning = _Backends.of(described)
+        self._continuing = self._beginning if unspaced == described else _Backends.of(unspaced)
+        self._rules = byte_level_rules(self._continuing.plain)
 
     def encode(self, template: str, text: str) -> list[int]:
         """Token ids of ``template`` with ``text`` for its ``{input}``.
@@ -69,8 +79,8 @@ class PromptEncoder:
         Raises InvalidArtifact unless the template has exactly one ``{input}``, and InvalidParameter for text that is
         not valid Unicode.
         """
-        before, after = self._around(template)
-        return before + self.encode_text(text) + after
+        before, after, continues = self._around(template)
+        return before + self.encode_text(text, continues=continues) + after
 
     def fit(
         self, template: str, text: str, room: int, *, truncate: bool = False, max_bytes: int | None = None
@@ -80,12 +90,16 @@ class PromptEncoder:
         A text that cannot fit by its length alone is not tokenised. With ``truncate`` a head of it is. Raises as
         ``encode`` does, and InputTooLong where more than ``max_bytes`` of the text would have to be tokenised.
         """
-        before, after = self._around(template)
+        before, after, continues = self._around(template)
+        backend = self._backends(continues).plain
         around, least = len(before) + len(after), self._least(text)
         if not truncate and around + least > room:
             return Fitted(None, around + least, at_least=True)
         left = max(0, room - around)
-        ids, whole = self._head(text, left, max_bytes) if truncate else (self._within(text, max_bytes), True)
+        if truncate:
+            ids, whole = self._head(backend, text, left, max_bytes)
+        else:
+            ids, whole = _within(backend, text, max_bytes), True
         got = around + len(ids)
         if whole and got <= room:
             return Fitted((*before, *ids, *after), got)
@@ -98,22 +112,23 @@ class PromptEncoder:
 
         Raises as ``encode`` does.
         """
-        least = self._least(text) + sum(map(len, self._around(template)))
+        before, after, _ = self._around(template)
+        least = self._least(text) + len(before) + len(after)
         return Fitted(None, least, at_least=True) if least > room else None
 
     def encode_literal(self, text: str) -> list[int]:
-        """Token ids of trusted text. Special tokens are recognised."""
-        return _encode(self._literal, text)
+        """Token ids of a trusted text by itself. Special tokens are recognised."""
+        return self._opening(text)[0]
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of untrusted text. Special tokens are split into plain ones."""
+    def encode_text(self, text: str, *, continues: bool = False) -> list[int]:
+        """Token ids of untrusted text, which ``continues`` another or stands by itself. Special tokens are split."""
         _utf8_size(text)
-        return _encode(self._plain, text)
+        return _encode(self._backends(continues).plain, text)
 
     def unknown_marks(self, template: str) -> list[str]:
         """What is written as a special token in ``template``, ``<|…|>``, and is not one token of the tokenizer's."""
         marks = dict.fromkeys(_MARK.findall(template))
-        return [mark for mark in marks if self.encode_literal(mark) != [self._literal.token_to_id(mark)]]
+        return [mark for mark in marks if self.encode_literal(mark) != [self._beginning.literal.token_to_id(mark)]]
 
     def check_marks(self, template: str) -> None:
         """Raise InvalidParameter for ``unknown_marks``, InvalidArtifact unless there is exactly one ``{input}``."""
@@ -126,17 +141,38 @@ class PromptEncoder:
                 got=unknown[:4],
             )
 
-    def _around(self, template: str) -> tuple[list[int], list[int]]:
-        """The tokens before and after the input."""
-        before, after = (self.encode_literal(part) for part in split_template(template))
+    def _backends(self, continues: bool) -> _Backends:
+        return self._continuing if continues else self._beginning
+
+    def _around(self, template: str) -> tuple[list[int], list[int], bool]:
+        """The tokens before and after the input, and whether the input continues a text."""
+        opening, closing = split_template(template)
+        before, continues = self._opening(opening)
         begun = before[: len(self._first)] == self._first
-        return before if begun else self._first + before, after
+        return before if begun else self._first + before, _encode(self._continuing.literal, closing), continues
+
+    def _opening(self, text: str) -> tuple[list[int], bool]:
+        """Token ids of a trusted text that begins, and whether any of it is text. Only its first words have a space."""
+        if self._continuing is self._beginning:
+            ids = _encode(self._beginning.literal, text)
+            return ids, not self._special.issuperset(ids)
+        spaceless = self._continuing.literal.encode(text, add_special_tokens=False)
+        ids = list(spaceless.ids)
+        start = next((place for place, token in enumerate(ids) if token not in self._special), None)
+        if start is None:
+            return ids, False
+        words = _encode(self._beginning.literal, text[spaceless.offsets[start][0] :])
+        return ids[:start] + words[: self._words(words)] + ids[start + self._words(ids[start:]) :], True
+
+    def _words(self, ids: Sequence[int]) -> int:
+        """How many of ``ids`` stand before the first special token."""
+        return next((place for place, token in enumerate(ids) if token in self._special), len(ids))
 
     def _least(self, text: str) -> int:
         size = _utf8_size(text)
         return self._rules.least_tokens(size) if self._rules else 0
 
-    def _head(self, text: str, wanted: int, max_bytes: int | None) -> tuple[list[int], bool]:
+    def _head(self, backend: Any, text: str, wanted: int, max_bytes: int | None) -> tuple[list[int], bool]:
         """More than ``wanted`` of the tokens that ``text`` begins with, or all of them, and whether it is all."""
         length = HEAD_PER_TOKEN * (wanted + 1)
         most = len(text) if max_bytes is None else max_bytes
@@ -144,30 +180,41 @@ class PromptEncoder:
             place = self._rules.cut_from(text, length, min(len(text), most + 1))
             if place is None:
                 break
-            ids = self._within(text[:place], max_bytes)
+            ids = _within(backend, text[:place], max_bytes)
             if len(ids) > wanted:
                 return ids, False
             length = 2 * place
-        return self._within(text, max_bytes), True
-
-    def _within(self, text: str, max_bytes: int | None) -> list[int]:
-        """Token ids of a text of at most ``max_bytes``."""
-        size = _utf8_size(text)
-        if max_bytes is not None and size > max_bytes:
-            raise InputTooLong(
-                f"input: expected at most {max_bytes} bytes to tokenise, or a sure place to cut it before that, "
-                f"got {size} bytes",
-                expected=max_bytes,
-                got=size,
-            )
-        return _encode(self._plain, text)
+        return _within(backend, text, max_bytes), True
 
 
-def _copy(tokenizer: Any) -> Any:
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy
+@dataclass(frozen=True)
+class _Backends:
+    """Copies of one backend: ``literal`` recognises special tokens, ``plain`` splits them."""
+
+    literal: Any
+    plain: Any
+
+    @classmethod
+    def of(cls, described: dict[str, Any]) -> _Backends:
+        literal, plain = (Tokenizer.from_str(json.dumps(described)) for _ in range(2))
+        for backend in (literal, plain):
+            backend.no_truncation()
+            backend.no_padding()
+        literal.encode_special_tokens, plain.encode_special_tokens = False, True
+        return cls(literal, plain)
+
+
+def _within(backend: Any, text: str, max_bytes: int | None) -> list[int]:
+    """Token ids of a text of at most ``max_bytes``."""
+    size = _utf8_size(text)
+    if max_bytes is not None and size > max_bytes:
+        raise InputTooLong(
+            f"input: expected at most {max_bytes} bytes to tokenise, or a sure place to cut it before that, got {size} "
+            "bytes",
+            expected=max_bytes,
+            got=size,
+        )
+    return _encode(backend, text)
 
 
 def _utf8_size(text: str) -> int:

@@ -32,7 +32,7 @@ class GroupMaker:
         prompt = Prompt.of(request, self._decoder_prompt)
         max_new_tokens = output_limit(request, prompt, self._spec)
         beams = BeamSearch(params, max_new_tokens, self._rules) if params.num_beams > 1 else None
-        detokenizer = None if beams else Detokenizer(self._tokenizer, params.stop)
+        detokenizer = None if beams else Detokenizer(self._tokenizer, params.stop, prompt.decoder_ids)
         state = DecodingState(0, list(prompt.decoder_ids), len(prompt.decoder_ids), detokenizer)
         return Group(
             request=request,

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from prefixes.errors import PrefixdError
+from server.engine.decoding.text_stream import text_of
 from server.engine.observer import EngineObserver
 from server.engine.row import Group
 from server.engine.scheduling.plan import Outcome, StepPlan
@@ -80,22 +81,21 @@ class Reporter:
     def _outputs(self, group: Group) -> tuple[Output, ...]:
         if group.beams and group.beams.done:
             return tuple(
-                Output(self._text(best.token_ids), best.token_ids, best.finish_reason, score=float(best.score))
+                Output(self._text(group, best.token_ids), best.token_ids, best.finish_reason, score=float(best.score))
                 for best in group.beams.best()
             )
         outputs = []
         for row in group.rows[: group.request.params.num_return_sequences]:
             state = row.decoding
             tokens = tuple(state.output_ids)
-            text = state.detokenizer.text if state.detokenizer else self._text(tokens)
+            text = state.detokenizer.text if state.detokenizer else self._text(group, tokens)
             logprobs = tuple(state.logprobs) if group.request.params.logprobs is not None else None
             outputs.append(Output(text, tokens, state.finish_reason or FinishReason.ABORT, logprobs=logprobs))
         return tuple(outputs)
 
-    def _text(self, token_ids: tuple[int, ...]) -> str:
-        kept = [token for token in token_ids if token not in self._eos]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=True)
-        return text
+    def _text(self, group: Group, token_ids: tuple[int, ...]) -> str:
+        kept = (token for token in token_ids if token not in self._eos)
+        return text_of(self._tokenizer, group.prompt.decoder_ids, kept)
 
     def _usage(self, group: Group, output_tokens: int, *, whole: bool = False) -> Usage:
         """What the group has taken so far; of the input the ``whole``, if it has run to its end."""

@@ -23,7 +23,7 @@ SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters", "serv
 # its own room and from rooms on the floors below it; two rooms of one floor do not know each other.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes": (
-        ("errors", "digest", "files", "event_stream", "strict_json", "byte_level"),
+        ("errors", "digest", "files", "event_stream", "strict_json", "byte_level", "leading_space"),
         ("parameters",),
         ("spec",),
         ("actor", "checkpoint_folder", "credentials", "families", "generation_fields", "prompt", "spec_json"),

@@ -123,7 +123,8 @@ def _fit(
     Raises InvalidData, without the file's name, if they exceed the window.
     """
     encoder, spec, start = backbone.prompt_encoder, backbone.spec, backbone.decoder_prompt
-    target = (*opening, *encoder.encode_text(example.target), backbone.end_token_id)
+    told = encoder.encode_text(example.target, continues=not start)  # an encoder-decoder's begins a text
+    target = (*opening, *told, backbone.end_token_id)
     most = spec.max_positions - plan.position_offset("decoder") - len(start)
     if len(target) > most:
         raise _too_long(example, "target", most, Fitted(None, len(target)), "--drop-long leaves such lines out")

@@ -1,40 +1,39 @@
 """Tokens to text, as they come: UTF-8 safe, with text that may become a stop string held back. Torch-free.
 
-Owns one output's text; knows nothing of rows. The pieces it emits, joined, are exactly the final text.
+Owns one output's text and what of it may be shown; knows nothing of rows, nor how tokens become text. The pieces it
+emits, joined, are exactly the final text.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from server.engine.decoding.stop_strings import START, StopStrings
+from server.engine.decoding.text_stream import text_stream
 
 
 class Detokenizer:
-    """Incremental text of one output. ``tokenizer`` is the fast tokenizer's backend (``tokenizers.Tokenizer``)."""
+    """Incremental text of one output.
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+    ``tokenizer`` is the fast tokenizer's backend (``tokenizers.Tokenizer``). The output stands behind ``prompt_ids``.
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = (), prompt_ids: Sequence[int] = ()) -> None:
+        self._stream = text_stream(tokenizer, prompt_ids)
         self._stop = StopStrings(stop)
         self._stop_state = START
-        self._ids: list[int] = []
         self._emitted = 0
         self.text = ""
 
     def push(self, token_id: int) -> bool:
         """Take one token; True when a stop string is complete (``text`` then ends before it)."""
-        self._ids.append(token_id)
-        piece = self._stream.step(self._tokenizer, token_id)
-        return self._extend(piece) if piece else False
+        return self._extend(self._stream.push(token_id))
 
     def finish(self) -> bool:
-        """No more tokens come: an incomplete character becomes U+FFFD, as in a plain decode. Returns as ``push``."""
-        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return self._extend(whole[len(self.text) :]) if whole.startswith(self.text) else False
+        """No more tokens come: an incomplete character becomes U+FFFD. Returns as ``push``."""
+        return self._extend(self._stream.finish())
 
     def take(self, final: bool = False) -> str:
         """The text that may be shown now and was not shown yet; ``final`` holds nothing back."""
@@ -45,7 +44,7 @@ class Detokenizer:
     def fork(self) -> Detokenizer:
         """A copy that goes on by itself."""
         forked = copy.copy(self)
-        forked._stream, forked._ids = copy.copy(self._stream), list(self._ids)
+        forked._stream = copy.copy(self._stream)
         return forked
 
     def _extend(self, piece: str) -> bool:

@@ -11,7 +11,9 @@ import pytest
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.prompt import PromptEncoder
 from prefixes.spec import PrefixSpec
+from server.engine.decoding.text_stream import text_of
 from tests.support.bart import tiny_bart
+from tests.support.byte_fallback import STARTS, save_byte_fallback_tokenizer
 from tests.support.llama import save_tiny_llama
 from tests.support.paths import SHARED
 from tests.support.prefixes import save_tiny_gpt2
@@ -261,3 +263,17 @@ def test_barts_own_tokenizer_gives_the_same_inputs_and_labels(tmp_path: Path) ->
 def _merges(folder: Path) -> list[list[str]]:
     lines = (folder / "merges.txt").read_text().splitlines()[1:]
     return [line.split() for line in lines if line]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_target_is_the_text_that_its_tokens_give_behind_the_prompt(tmp_path: Path, start: str) -> None:
+    """SentencePiece's tokenizers put a space before a text. A target goes on in one, and has none."""
+    save_tiny_llama(tmp_path)
+    save_byte_fallback_tokenizer(tmp_path, start)
+    backbone = load_backbone(str(tmp_path))
+    plan = plan_prefix(TrainConfig.of("e2e", {"prefix_length": P}), backbone, "{input}:")
+    for target in ("world", " world", "the ☕"):
+        example = tokenize(backbone, plan, data(("Hello", target))).examples[0]
+        prompt, told = example.ids[: example.start], example.ids[example.start : -1]
+        assert list(prompt) == backbone.prompt_encoder.encode("{input}:", "Hello")
+        assert text_of(backbone.tokenizer.backend_tokenizer, prompt, told) == target

@@ -56,7 +56,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     ignore_generation_config: Collection[str] | None = (),
 ) -> Backbone:
-    """Load the backbone ``name``: "demo" or "demo-bart" (bundled), a folder, a GGUF file, or a hub id.
+    """Load the backbone ``name``: bundled or fetched under that name, a folder, a GGUF file, or a hub id.
 
     Reads only safetensors and GGUF, and runs no code from the checkpoint. Raises BackboneError for an unknown family, a
     variant that the engine does not compute exactly, missing tensors, no fast tokenizer, or a generation config that is

@@ -1,4 +1,4 @@
-"""Where a backbone's checkpoint lies: in this package, in a folder, in a GGUF file, or on the model hub.
+"""Where a backbone's checkpoint lies: in this package, in the cache, in a folder or GGUF file, or on the model hub.
 
 Owns what a backbone's name means; opens no file of it.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from prefixes.errors import BackboneError
+from prefixes.fetchable import FETCHABLE, fetched_file
 
 DEMOS: Final[Mapping[str, str]] = {"demo": "gpt2", "demo-bart": "bart"}
 """Bundled backbones: name -> folder under ``prefixes/demo``."""
@@ -23,7 +24,7 @@ class Place(NamedTuple):
 
 
 def checkpoint_place(name: str) -> Place:
-    """What is loaded for ``name``: a bundled demo's folder, a folder, a GGUF file, or ``name`` itself as a hub id."""
+    """What is loaded for ``name``: what is bundled or fetched under it, a folder, a GGUF file, or it as a hub id."""
     if name in DEMOS:
         folder = Path(__file__).parent / "demo" / DEMOS[name]
         if not folder.is_dir():
@@ -31,6 +32,11 @@ def checkpoint_place(name: str) -> Place:
                 f"backbone {name!r}: expected the bundled checkpoint in prefixes/demo/{DEMOS[name]}, found none"
             )
         return Place(str(folder))
+    if name in FETCHABLE:
+        file = fetched_file(name)
+        if not file.is_file():
+            raise BackboneError(f"backbone {name!r}: expected {file}, found none: prefixd backbones fetch {name}")
+        return Place(str(file.parent), file)
     path = Path(name).expanduser()
     if name and path.is_dir():
         return Place(str(path))

@@ -4,6 +4,7 @@ PYTHON   ?= python3
 HOST     ?= 127.0.0.1
 PORT     ?= 8000
 ADMIN_PORT ?= 8001
+BACKBONE ?= demo
 REGISTRY ?= var/registry
 TRAINER_PORT ?= 8100
 TRAINER_ADMIN_PORT ?= 8101
@@ -28,8 +29,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-serve: install ## Serve the demo on http://HOST:PORT (disk registry in var/, bundled GPT-2, no model hub)
-	$(BIN)/prefixd serve --host $(HOST) --port $(PORT) --admin-port $(ADMIN_PORT) --backbone demo --registry $(REGISTRY)
+serve: install ## Serve the demo on http://HOST:PORT (disk registry in var/, bundled GPT-2; BACKBONE=smollm2 fetches 93 MB)
+	$(if $(filter smollm2,$(BACKBONE)),$(BIN)/prefixd backbones fetch smollm2)
+	$(BIN)/prefixd serve --host $(HOST) --port $(PORT) --admin-port $(ADMIN_PORT) --backbone $(BACKBONE) \
+	  --registry $(REGISTRY)
 
 trainer: install ## Take training jobs on http://HOST:8100 (TRAINER_PORT), for the demo's backbones and the same registry
 	$(BIN)/prefixd trainer --host $(HOST) --port $(TRAINER_PORT) --admin-port $(TRAINER_ADMIN_PORT) \

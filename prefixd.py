@@ -14,6 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 
+def _backbones() -> typer.Typer:
+    import prefixes.cli.backbones
+
+    return prefixes.cli.backbones.backbones_app
+
+
 def _serve() -> typer.Typer:
     import server.cli
 
@@ -91,6 +97,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], typer.Typer]]] = {
     "trainer": ("Run training jobs as a service over HTTP.", _trainer),
     "jobs": ("Submit jobs to a running trainer, watch and manage them.", _jobs),
     "datasets": ("Upload, list and delete a running trainer's datasets.", _datasets),
+    "backbones": ("List the backbones that have a name, and fetch them.", _backbones),
     "convert": ("Convert a corpus to the trainer's JSONL.", _convert),
 }
 

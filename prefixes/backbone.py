@@ -5,7 +5,8 @@ Owns what is read from a checkpoint through transformers; knows no prefix and no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from prefixes.checkpoint import checkpoint_files, fingerprint, first_tokens
-from prefixes.checkpoint_folder import checkpoint_folder
+from prefixes.checkpoint import canonical_tokenizer, checkpoint_files, fingerprint, first_tokens, stored_parts
+from prefixes.checkpoint_folder import checkpoint_place
 from prefixes.errors import BackboneError
 from prefixes.families import Family, family_of
 from prefixes.generation_config import read_file, read_generation
+from prefixes.gguf_checkpoint import gguf_config, gguf_tokenizer, load_gguf, open_gguf
 from prefixes.prompt import PromptEncoder
 from prefixes.spec import INPUT_SLOT, BackboneSpec
 
@@ -62,32 +64,47 @@ def load_backbone(
     device: str | torch.device = "cpu",
     ignore_generation_config: Collection[str] | None = (),
 ) -> Backbone:
-    """Load the backbone ``name``: "demo" or "demo-bart" (bundled), a folder, or a hub id.
+    """Load the backbone ``name``: bundled or fetched under that name, a folder, a GGUF file, or a hub id.
 
-    Reads only safetensors and runs no code from the checkpoint. Raises BackboneError for an unknown family, a variant
-    that the engine does not compute exactly, missing tensors, no fast tokenizer, or a generation config that is not
-    supported but for the fields in ``ignore_generation_config``; None is for those who generate nothing.
+    Reads only safetensors and GGUF, and runs no code from the checkpoint. Raises BackboneError for an unknown family, a
+    variant that the engine does not compute exactly, missing tensors, no fast tokenizer, or a generation config that is
+    not supported but for the fields in ``ignore_generation_config``; None is for those who generate nothing.
     """
-    folder = checkpoint_folder(name)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError and its validators' own errors
-        raise BackboneError(f"backbone {name!r}: cannot read its configuration: {str(error)[:300]}") from error
+    folder, path = checkpoint_place(name)
+    gguf = open_gguf(path) if path else None
+    with _told(name, "cannot read its configuration"):
+        config = gguf_config(gguf) if gguf else AutoConfig.from_pretrained(folder, trust_remote_code=False)
     family = family_of(config)
     sites = family.sites(config)
-    files = checkpoint_files(folder)
-    tokenizer = _load_tokenizer(name, folder, config.vocab_size)
+    files = {} if gguf else checkpoint_files(folder)
+    with _told(name, "cannot load its tokenizer"):
+        tokenizer = gguf_tokenizer(gguf) if gguf else AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    _check_tokenizer(name, tokenizer, config.vocab_size)
     first = () if family.wraps_input else first_tokens(tokenizer)
     generation_file = read_file(name, folder)
-    model = _load_model(name, folder, family, config, dtype)
-    architecture = {**family.architecture(config), "tied": _head_is_tied(model)}
+    with _told(name, "cannot load its weights"):
+        if gguf:
+            model, info = load_gguf(gguf, config, tokenizer, dtype, generation_file)
+        else:
+            model, info = getattr(transformers, family.auto_class).from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+    _check_whole(name, info)
+    model.eval().requires_grad_(False)
+    identity = {
+        "family": family.name,
+        "architecture": {**family.architecture(config), "tied": _head_is_tied(model)},
+        **({"first_tokens": list(first)} if first else {}),
+        **({"format": "gguf"} if gguf else {"tokenizer": canonical_tokenizer(tokenizer)}),
+    }
     spec = BackboneSpec(
         family=family.name,
         sites=sites,
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
         max_positions=family.window(config),
-        fingerprint=fingerprint(family.name, architecture, model, files, tokenizer, first),
+        fingerprint=fingerprint(identity, gguf.parts() if gguf else stored_parts(model, files)),
     )
     generation = read_generation(name, model, tokenizer, generation_file, ignore_generation_config)
     return Backbone(
@@ -108,27 +125,27 @@ def load_backbone(
     )
 
 
-def _load_model(name: str, folder: str, family: Family, config: Any, dtype: torch.dtype) -> Any:
+@contextmanager
+def _told(name: str, failure: str) -> Iterator[None]:
+    """Name the backbone and what failed: transformers raises OSError, ValueError, KeyError and its libraries' own."""
     try:
-        model, info = getattr(transformers, family.auto_class).from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except Exception as error:  # as above, and safetensors' own
-        raise BackboneError(f"backbone {name!r}: cannot load its weights: {str(error)[:300]}") from error
+        yield
+    except BackboneError:
+        raise
+    except Exception as error:
+        raise BackboneError(f"backbone {name!r}: {failure}: {str(error)[:300]}") from error
+
+
+def _check_whole(name: str, info: Mapping[str, Any]) -> None:
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if missing:  # transformers would fill them with random weights
         raise BackboneError(
             f"backbone {name!r}: expected every weight in the checkpoint, missing {', '.join(missing[:8])}",
             missing=missing[:8],
         )
-    return model.eval().requires_grad_(False)
 
 
-def _load_tokenizer(name: str, folder: str, vocab_size: int) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise BackboneError(f"backbone {name!r}: cannot load its tokenizer: {str(error)[:300]}") from error
+def _check_tokenizer(name: str, tokenizer: Any, vocab_size: int) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BackboneError(f"backbone {name!r}: expected a fast tokenizer, got {type(tokenizer).__name__}")
     if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
@@ -141,7 +158,6 @@ def _load_tokenizer(name: str, folder: str, vocab_size: int) -> Any:
             expected=vocab_size - 1,
             got=largest,
         )
-    return tokenizer
 
 
 def _head_is_tied(model: Any) -> bool:

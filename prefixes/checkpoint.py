@@ -1,13 +1,14 @@
-"""The files of a backbone's checkpoint, and its fingerprint over the checkpoint's own tensors, before any cast.
+"""A checkpoint's safetensors files, and a backbone's fingerprint, over what its checkpoint stores, before any cast.
 
-Owns which of them are read and which parts are hashed. Does not know how a model computes.
+Owns which files are read and which parts are hashed. Does not know how a model computes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,31 +76,19 @@ def first_tokens(tokenizer: Any) -> tuple[int, ...]:
     return tuple(whole[:added])
 
 
-def fingerprint(
-    family: str,
-    architecture: Mapping[str, Any],
-    model: Any,
-    files: Mapping[str, Path],
-    tokenizer: Any,
-    first: tuple[int, ...] = (),
-) -> str:
-    """``sha256:<hex>`` over family, architecture, every parameter as the checkpoint stores it, the tokenizer, and the
-    tokens that every prompt begins with.
+def fingerprint(identity: Mapping[str, Any], stored: Iterable[bytes | memoryview]) -> str:
+    """``sha256:<hex>`` over what says how a backbone computes, and the parts of its checkpoint as stored."""
+    return digest_of(chain([canonical_json(identity).encode()], stored))
+
+
+def stored_parts(model: Any, files: Mapping[str, Path]) -> Iterator[bytes | memoryview]:
+    """Every parameter of ``model`` as its safetensors files store it.
 
     Parameters have the model's own names, and tied ones count once. So the fingerprint does not depend on whether the
     checkpoint was saved with the base model's name prefix, the tied head, or mask buffers.
     """
-    identity = {
-        "family": family, "architecture": dict(architecture), "tokenizer": canonical_tokenizer(tokenizer),
-        **({"first_tokens": list(first)} if first else {}),
-    }  # fmt: skip
-
-    def parts() -> Iterator[bytes | memoryview]:
-        yield canonical_json(identity).encode()
-        for name, tensor in _stored_parameters(model, files):
-            yield from tensor_parts(name, tensor)
-
-    return digest_of(parts())
+    for name, tensor in _stored_parameters(model, files):
+        yield from tensor_parts(name, tensor)
 
 
 def canonical_tokenizer(tokenizer: Any) -> Any:

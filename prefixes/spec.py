@@ -216,7 +216,7 @@ def check_compatible(prefix: PrefixSpec, backbone: BackboneSpec) -> None:
     if prefix.fingerprint != backbone.fingerprint:
         raise IncompatiblePrefix(
             f"backbone fingerprint: this backbone is {backbone.fingerprint}, the prefix was made for "
-            f"{prefix.fingerprint}",
+            f"{prefix.fingerprint}; a model's GGUF file and its safetensors are two backbones",
             expected=backbone.fingerprint,
             got=prefix.fingerprint,
         )

@@ -26,6 +26,7 @@ import prefixes
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.checkpoint_folder import DEMOS
 from prefixes.errors import BackboneError, InvalidParameter, PrefixdError, RegistryUnavailable
+from prefixes.fetchable import FETCHABLE
 from prefixes.generation_config import OPTION
 from prefixes.registry import open_to_serve
 from prefixes.registry.base import Registry
@@ -52,7 +53,11 @@ from server.web.denials import DenialLog
 from server.web.opening import open_keyring
 from server.web.settings_sources import InvalidSettings
 
-DEMO_FOLDERS: Final = {name: Path(prefixes.__file__).parent / "demo" / folder for name, folder in DEMOS.items()}
+DEMO_FOLDERS: Final = {
+    name: Path(prefixes.__file__).parent / "demo" / folder
+    for name, folder in {**DEMOS, **{name: name for name in FETCHABLE}}.items()
+}
+"""Backbone -> the folder whose ``prefixes/`` are published for it. A fetched one need not have any."""
 WARM_UP_TOKENS: Final = 8
 NOBODY: Final = ""  # asks for the warm-up: no tenant's name, so that no tenant's limits hold
 WARM_UP_INPUT: Final = 256  # long enough to measure the pace of prompts and encoders
@@ -101,7 +106,7 @@ def assemble(settings: Settings) -> Assembled:
     _log.info("backbone loaded", extra={"facts": {
         "backbone": settings.backbone, "fingerprint": backbone.spec.fingerprint, "device": str(device),
         "dtype": str(dtype).removeprefix("torch."), "seconds": round(time.monotonic() - began, 3)}})
-    if settings.backbone in DEMOS:
+    if settings.backbone in DEMO_FOLDERS:
         publish_demo(registry, settings.backbone, DEMO_FOLDERS)
     metrics_registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -157,6 +162,8 @@ def publish_demo(registry: Registry, demo: str, folders: Mapping[str, Path]) -> 
     except RegistryUnavailable:
         registry.check()
         return  # a user's registry with damaged data: the user gets that error on asking for the data
+    if not there and not bundled[demo]:
+        _log.warning("no task in the registry; prefixd train and prefixd prefixes publish add one while this serves")
     if there - demos or there & {path.stem for path in bundled[demo]}:
         return
     source = {"source": "bundled with prefixd"}

@@ -46,7 +46,9 @@ class Settings(AccessSettings):
     admin_port: int = Field(8001, ge=0, le=65535, description="The admin port, never for the public; 0 picks one.")
 
     backbone: str = Field(
-        "demo", min_length=1, description='The frozen model: "demo" (bundled), a folder, or a hub id such as gpt2.'
+        "demo", min_length=1,
+        description="The frozen model: a name of `prefixd backbones list`, a folder, FOLDER/NAME.gguf, or a hub id "
+        "such as gpt2.",
     )
     ignore_generation_config: Names = Field(
         (), description="A field of the backbone's generation config that does not count here (repeatable)."

@@ -54,7 +54,7 @@ BackboneOption = Annotated[
     typer.Option(
         "--backbone",
         metavar="NAME",
-        help="The model it was trained on: demo, demo-bart, a folder or a hub id.",
+        help="The model it was trained on: a name of `prefixd backbones list`, a folder, FOLDER/NAME.gguf or a hub id.",
         show_default=False,
     ),
 ]

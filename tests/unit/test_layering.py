@@ -24,12 +24,12 @@ SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters", "serv
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes": (
         ("errors", "digest", "files", "event_stream", "strict_json", "byte_level", "leading_space"),
-        ("parameters",),
+        ("parameters", "fetchable"),
         ("spec",),
         ("actor", "checkpoint_folder", "credentials", "families", "generation_fields", "prompt", "spec_json"),
-        ("checkpoint", "tenancy", "usage"),
-        ("limiter",),
-        ("generation_config",),
+        ("checkpoint", "fetch", "gguf_file", "tenancy", "usage"),
+        ("limiter", "gguf_models"),
+        ("generation_config", "gguf_checkpoint"),
         ("artifact", "backbone"),
         ("registry", "formats"),
         ("remote",),

@@ -51,7 +51,7 @@ def evaluate(
     registry: RegistryOption = None,
     server: ServerOption = None,
     backbone: Annotated[
-        str, typer.Option(help='"demo", "demo-bart", a folder or a hub name: what the prefix was made for.')
+        str, typer.Option(help="What the prefix was made for, as `prefixd train --backbone`.")
     ] = "demo",
     preset: Annotated[str, typer.Option(help=f"How the corpus is scored. {_PRESETS}.")] = "plain",
     metric: Annotated[

@@ -33,7 +33,7 @@ def train(
     data: Annotated[Path, typer.Option(help='JSONL of {"input": …, "target": …} lines (see `prefixd convert`).')],
     backbone: Annotated[
         str,
-        typer.Option(help='"demo", "demo-bart", a folder of a Llama, GPT-2 or BART, or a hub name: gpt2-medium.'),
+        typer.Option(help="A name of `prefixd backbones list`, a folder, FOLDER/NAME.gguf, or a hub id: gpt2-medium."),
     ] = "demo",
     validation: Annotated[Path | None, typer.Option(help="JSONL to validate on.")] = None,
     hold_out: Annotated[

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from prefixes.checkpoint_folder import checkpoint_folder
+from prefixes.checkpoint_folder import Place, checkpoint_place
 from prefixes.errors import BackboneError
 from trainer.service.landlock import Access, Rule, restrict, version
 from trainer.service.request import REQUEST
@@ -83,11 +83,13 @@ def allowed(folder: Path, request: Mapping[str, Any], environment: Mapping[str, 
         writable.append(Path(temporary))
     hub: list[Path] = []
     try:
-        place = checkpoint_folder(run["backbone"])
+        place = checkpoint_place(run["backbone"])
     except BackboneError:  # whoever loads it says so
-        place = str(folder)
-    if Path(place).is_dir():
-        readable += _with_targets(Path(place))
+        place = Place(str(folder))
+    if place.gguf is not None:
+        readable += [place.gguf, place.gguf.with_name("generation_config.json")]
+    elif Path(place.folder).is_dir():
+        readable += _with_targets(Path(place.folder))
     else:  # the hub's; its cache has the user's token for it
         home = environment.get("HF_HOME") or _user_cache(environment) / "huggingface"
         hub = [_made(Path(home)), _made(Path(environment.get("HF_HUB_CACHE") or home))]

@@ -58,7 +58,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
             "run": {
                 "data": str(store.path(job.tenant, spec["dataset"])),
                 "validation": None if validation is None else str(store.path(job.tenant, validation)),
-                "backbone": str(Path(place).absolute()) if Path(place).is_dir() else place,
+                "backbone": str(Path(place).absolute()) if Path(place).is_dir() or place.endswith(".gguf") else place,
                 "device": settings.device,
                 "dtype": settings.dtype,
                 "ignore_generation_config": settings.ignore_generation_config,

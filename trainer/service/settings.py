@@ -70,7 +70,7 @@ class TrainerSettings(AccessSettings):
     )  # fmt: skip
     backbone: Backbones = Field(
         ("demo", "demo-bart"),
-        description="A backbone that jobs may name: NAME, or NAME=FOLDER, or NAME=HUB-ID (repeatable).",
+        description="A backbone that jobs may name: NAME, NAME=FOLDER, NAME=FILE.gguf or NAME=HUB-ID (repeatable).",
     )
     ignore_generation_config: Names = Field(
         (), description="A field of the backbones' generation configs that does not count here (repeatable)."

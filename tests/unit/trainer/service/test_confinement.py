@@ -270,6 +270,14 @@ def test_the_hubs_cache_and_the_web_are_for_backbones_of_the_hub_alone(place: Pl
     assert (str(place.root / "hub") in {rule.path for rule in rules}) == from_hub
 
 
+def test_of_a_backbone_in_a_file_that_file_is_reached_and_not_what_lies_beside_it(place: Place) -> None:
+    file = put(place.root / "models/tiny.gguf")
+    rules, ports = allowed(place.job, place.request(backbone=str(file)), {})
+    beside = {rule.path for rule in rules if rule.path.startswith(str(place.root / "models"))}
+    assert beside == {str(file), str(file.with_name("generation_config.json"))}
+    assert not ports
+
+
 def test_a_tenants_kernels_are_its_own_where_the_environment_says(place: Place) -> None:
     given = {"NUMBA_CACHE_DIR": str(place.root / "kernels"), "XDG_CACHE_HOME": str(place.root / "cache")}
     may = place.paths(given, backbone="nobody/model")

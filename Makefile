@@ -5,7 +5,8 @@ HOST     ?= 127.0.0.1
 PORT     ?= 8000
 ADMIN_PORT ?= 8001
 BACKBONE ?= demo
-REGISTRY ?= var/registry
+# Of its own: a prefix fits one backbone, and both have a task e2e.
+REGISTRY ?= var/registry$(if $(filter smollm2,$(BACKBONE)),-smollm2)
 TRAINER_PORT ?= 8100
 TRAINER_ADMIN_PORT ?= 8101
 TRAINER_DATA ?= var/trainer
@@ -36,7 +37,7 @@ serve: install ## Serve the demo on http://HOST:PORT (disk registry in var/, bun
 
 trainer: install ## Take training jobs on http://HOST:8100 (TRAINER_PORT), for the demo's backbones and the same registry
 	$(BIN)/prefixd trainer --host $(HOST) --port $(TRAINER_PORT) --admin-port $(TRAINER_ADMIN_PORT) \
-	  --data $(TRAINER_DATA) --registry $(REGISTRY)
+	  --data $(TRAINER_DATA) --registry $(REGISTRY) $(if $(filter smollm2,$(BACKBONE)),--backbone smollm2)
 
 test: lint ## Run linters, types and the test suite
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow and not faults"

@@ -49,7 +49,7 @@ def check_served(file: GgufFile) -> None:
             raise file.error(f"{key[:80]}: expected no such key, found one; what it changes is not computed")
     _check_tokenizer(file)
     layers, sizes = _sizes(file, architecture)
-    expected = {**_ENDS, **({} if _HEAD.keys() - file.tensors.keys() else _HEAD)}
+    expected = {**_ENDS, **(_HEAD if _HEAD.keys() <= file.tensors.keys() else {})}
     for name, shape in _ARCHITECTURES[architecture].items():
         expected |= {f"blk.{layer}.{name}": shape for layer in range(layers)}
     for name in [*expected, *file.tensors]:
@@ -75,14 +75,11 @@ def _sizes(file: GgufFile, architecture: str) -> tuple[int, dict[str, int]]:
     file.get(f"{architecture}.context_length", int)
     file.get(f"{architecture}.attention.layer_norm_rms_epsilon", float)
     shared = file.get(f"{architecture}.attention.head_count_kv", int, heads)
-    rotated = file.get(f"{architecture}.rope.dimension_count", int, hidden // heads)
-    head = file.get(f"{architecture}.attention.key_length", int, rotated)
-    for key, got in (
-        ("rope.dimension_count", rotated if f"{architecture}.rope.dimension_count" in file.metadata else head),
-        ("attention.value_length", file.get(f"{architecture}.attention.value_length", int, head)),
-    ):
-        if got != head:
-            raise file.error(f"{architecture}.{key}: expected {head}, the size of a head, got {got}")
+    rotated, values = f"{architecture}.rope.dimension_count", f"{architecture}.attention.value_length"
+    head = file.get(f"{architecture}.attention.key_length", int, file.get(rotated, int, hidden // heads))
+    for key in (rotated, values):
+        if file.get(key, int, head) != head:
+            raise file.error(f"{key}: expected {head}, the size of a head, got {file.get(key, int)}")
     vocabulary = file.get(f"{architecture}.vocab_size", int, len(file.get("tokenizer.ggml.tokens", list)))
     return layers, {
         "hidden": hidden, "inner": inner, "queries": heads * head, "keys": shared * head, "head": head,

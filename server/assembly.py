@@ -153,7 +153,8 @@ def assemble(settings: Settings) -> Assembled:
 def publish_demo(registry: Registry, demo: str, folders: Mapping[str, Path]) -> None:
     """Publish ``demo``'s artifacts, each under its file's name, if ``registry`` has none of them and nothing but demos.
 
-    ``folders`` maps each demo's name to its folder, which has the artifacts under ``prefixes/``.
+    ``folders`` maps each demo's name to its folder, which has the artifacts under ``prefixes/``. Where there is neither
+    an artifact nor a task, the log says how one comes.
     """
     bundled = {name: sorted((folder / "prefixes").glob("*.safetensors")) for name, folder in folders.items()}
     demos = {path.stem for paths in bundled.values() for path in paths}

@@ -374,7 +374,7 @@ def test_wrong_usage_exits_with_2(shell: Shell, arguments: list[str]) -> None:
         (["list", "--registry", "s3://bucket"], "got the scheme 's3'"),
         (["list", "--registry", "redis://:secret@127.0.0.1:9"], "(redis://127.0.0.1:9)"),
         (["list", "--server", "localhost:8000"], "expected http://host[:port]"),
-        (["import", "peft", "/nowhere", "--task", "e2e", "--backbone", "/nowhere"], "expected a folder, found none"),
+        (["import", "peft", "/nowhere", "--task", "e2e", "--backbone", "/nowhere"], "expected a folder or FOLDER"),
     ],
 )
 def test_errors_are_one_line_on_stderr(shell: Shell, arguments: list[str], message: str) -> None:

@@ -527,6 +527,18 @@ def test_a_demo_is_not_published_into_somebodys_registry(registry: Counting, tmp
     assert [task.name for task in registry.tasks()] == ["own"]
 
 
+def test_without_prefixes_of_its_own_a_backbone_begins_with_no_task_and_says_what_to_do(
+    registry: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for task in (None, "own"):
+        if task is not None:
+            registry.publish("default", task, write_prefix(make_prefix(SPEC)), record={})
+        caplog.clear()
+        publish_demo(registry, "smollm2", {"smollm2": tmp_path / "smollm2"})
+        assert [found.name for found in registry.tasks()] == ([] if task is None else [task])
+        assert ("prefixd train" in caplog.text) is (task is None)
+
+
 def test_a_change_that_cannot_be_read_any_more_leaves_what_was_known(registry: Counting) -> None:
     """What was announced was forgotten at once: with a registry that went away just then, served tasks were refused."""
     first, second = publish(registry, 0), publish(registry, 1)

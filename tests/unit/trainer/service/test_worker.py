@@ -278,6 +278,16 @@ def test_a_job_gets_the_trainers_word_on_generation_configs(settings: TrainerSet
     assert run["ignore_generation_config"] == ["min_p", "sequence_bias"]
 
 
+@pytest.mark.parametrize(("place", "whole"), [("models/tiny.gguf", True), ("smollm2", False)])
+def test_a_backbones_file_is_found_from_the_jobs_folder_too(
+    settings: TrainerSettings, registry: Store, place: str, whole: bool
+) -> None:
+    told = settings.model_copy(update={"backbone": (f"tiny={place}",)})
+    prepare(new_job("default", "me", a_spec(settings, start_from=None)).job, settings.data, told, registry)
+    run = json.loads((settings.data / REQUEST).read_text())["run"]
+    assert run["backbone"] == (str(Path(place).absolute()) if whole else place)
+
+
 def test_a_loss_that_is_not_finite_is_none_to_whoever_hears_of_it() -> None:
     async def heard() -> list[Mapping[str, Any]]:
         text = 'print(\'{"event": "progress", "loss": NaN, "validation_loss": -Infinity, "step": 3}\\nno JSON\\n[1]\')'

@@ -20,9 +20,11 @@ _SWITCHES: Final = {
 def without_leading_space(described: dict[str, Any]) -> dict[str, Any]:
     """The description (``Tokenizer.to_str``, parsed) of a tokenizer that puts no space before a text."""
     changed = copy.deepcopy(described)
-    if normalizer := changed["normalizer"]:
-        kept = [step for step in normalizer.get("normalizers", [normalizer]) if step["type"] != "Prepend"]
-        changed["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    normalizer = changed["normalizer"] or {}
+    if normalizer.get("type") == "Prepend":
+        changed["normalizer"] = None
+    elif steps := normalizer.get("normalizers"):
+        normalizer["normalizers"] = [step for step in steps if step["type"] != "Prepend"]
     if splitter := changed["pre_tokenizer"]:
         first = splitter.get("pretokenizers", [splitter])[0]
         first.update(_SWITCHES.get(first["type"], {}))

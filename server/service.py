@@ -18,6 +18,7 @@ from prefixes.registry.base import Resolved
 from prefixes.spec import PrefixSpec, TaskRef
 from server.answers import Identity
 from server.engine.async_engine import AsyncEngine, EventStream
+from server.engine.row import Prompt
 from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
 from server.parameters import ParameterLimits, merge_parameters
 from server.registry.catalog import Catalog
@@ -41,6 +42,7 @@ class Running:
     identity: Identity
     stream: EventStream
     params: SamplingParams
+    prompt_ids: tuple[int, ...]  # that its outputs stand behind
 
 
 class GenerationService:
@@ -107,7 +109,8 @@ class GenerationService:
         """
         stream = self._engine.submit(prepared.request, reservation.ended)
         reservation.begun()
-        return Running(prepared.identity, stream, prepared.request.params)
+        prompt = Prompt.of(prepared.request, self.backbone.decoder_prompt)
+        return Running(prepared.identity, stream, prepared.request.params, prompt.decoder_ids)
 
     async def admit(
         self, caller: Caller, task: str | None, text: str, parameters: Mapping[str, Any], request_id: str, told: Told

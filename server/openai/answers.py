@@ -16,12 +16,14 @@ Placed = tuple[int, TokenLogprob]
 """A token's log-probabilities, and where its text begins in its output."""
 
 
-def completion(id: str, created: int, model: str, finished: Sequence[Finished], texts: TokenTexts) -> dict[str, Any]:
-    """The answer to all prompts of a request. Choices are numbered across all prompts, in their order."""
-    outputs = [output for one in finished for output in one.outputs]
+def completion(
+    id: str, created: int, model: str, finished: Sequence[Finished], texts: Sequence[TokenTexts]
+) -> dict[str, Any]:
+    """The answer to all prompts of a request, each with its ``texts``. Choices are numbered across all, in order."""
+    outputs = [(output, own) for one, own in zip(finished, texts, strict=True) for output in one.outputs]
     choices = [
-        choice(index, output.text, output.finish_reason, _logprobs_of(output, texts))
-        for index, output in enumerate(outputs)
+        choice(index, output.text, output.finish_reason, _logprobs_of(output, own))
+        for index, (output, own) in enumerate(outputs)
     ]
     return {**chunk(id, created, model, choices), "usage": usage_body([one.usage for one in finished])}
 

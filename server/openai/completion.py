@@ -24,8 +24,9 @@ class Completion:
     """One request's answer, from all its prompts."""
 
     def __init__(
-        self, id: str, model: str, running: Sequence[Running], texts: TokenTexts, include_usage: bool
+        self, id: str, model: str, running: Sequence[Running], texts: Sequence[TokenTexts], include_usage: bool
     ) -> None:
+        """``texts`` has one for each prompt."""
         self._frame = (id, int(time.time()), model)
         self._running, self._texts, self._include_usage = running, texts, include_usage
 
@@ -55,8 +56,8 @@ class Completion:
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         writers, first = [], 0
-        for running in self._running:
-            writers.append(ChunkWriter(first, self._texts))
+        for running, texts in zip(self._running, self._texts, strict=True):
+            writers.append(ChunkWriter(first, texts))
             first += running.params.num_return_sequences
         ended: list[Finished] = []
         async for which, events in self._merged():

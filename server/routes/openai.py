@@ -51,7 +51,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options: expected only with stream", parameter="stream_options")
     running: list[Running] = await unless_disconnected(request.receive, _admit_all(runtime, body, request))
-    texts = TokenTexts(runtime.backbone.tokenizer.backend_tokenizer)
+    texts = [TokenTexts(runtime.backbone.tokenizer.backend_tokenizer, one.prompt_ids) for one in running]
     usage = bool(body.stream_options and body.stream_options.include_usage)
     answer = Completion(f"cmpl-{request_id}", body.model, running, texts, usage)
     if body.stream:

@@ -19,7 +19,8 @@ def byte_fallback_tokenizer(start: str = "first", size: int = 300) -> Tokenizer:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=size, special_tokens=specials))
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=specials, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
     learnt = json.loads(trained.to_str())["model"]
     merges = [(left, right) for left, right in learnt["merges"]]
     made = Tokenizer(models.BPE(learnt["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))

@@ -33,7 +33,7 @@ class Detokenizer:
 
     def finish(self) -> bool:
         """No more tokens come: an incomplete character becomes U+FFFD. Returns as ``push``."""
-        return self._extend(self._stream.finish())
+        return self._extend(self._stream.held)
 
     def take(self, final: bool = False) -> str:
         """The text that may be shown now and was not shown yet; ``final`` holds nothing back."""

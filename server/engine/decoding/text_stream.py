@@ -30,8 +30,13 @@ class TextStream(Protocol):
     def push(self, token_id: int) -> str:
         """The text that is certain with this token; empty while a character is incomplete."""
 
-    def finish(self) -> str:
-        """What was held back. No more tokens come."""
+    @property
+    def held(self) -> str:
+        """What was held back: the text's end if no more tokens come."""
+
+    @property
+    def incomplete(self) -> int:
+        """How much of ``held``, at its end, stands for the one character that may yet be completed."""
 
 
 def text_stream(tokenizer: Any, prompt_ids: Sequence[int] = ()) -> TextStream:
@@ -44,7 +49,7 @@ def text_stream(tokenizer: Any, prompt_ids: Sequence[int] = ()) -> TextStream:
 def text_of(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> str:
     """The whole text of an output behind ``prompt_ids``: what its stream gives."""
     stream = text_stream(tokenizer, prompt_ids)
-    return "".join([*map(stream.push, token_ids), stream.finish()])
+    return "".join([*map(stream.push, token_ids), stream.held])
 
 
 def _decodes(tokenizer: Any, pieces: list[str], text: str) -> bool:
@@ -54,25 +59,28 @@ def _decodes(tokenizer: Any, pieces: list[str], text: str) -> bool:
 class _ByteLevelStream:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._held: tuple[int, ...] = ()
+        self._tokens: tuple[int, ...] = ()
+        self.held = ""
 
     def push(self, token_id: int) -> str:
-        held = (*self._held, token_id)
-        text = _decoded(self._tokenizer, *held)
-        incomplete = text.endswith(_REPLACEMENT)
-        self._held = held if incomplete else ()
-        return "" if incomplete else text
+        tokens = (*self._tokens, token_id)
+        text = _decoded(self._tokenizer, *tokens)
+        if text.endswith(_REPLACEMENT):
+            self._tokens, self.held = tokens, text
+            return ""
+        self._tokens, self.held = (), ""
+        return text
 
-    def finish(self) -> str:
-        held, self._held = self._held, ()
-        return _decoded(self._tokenizer, *held)
+    @property
+    def incomplete(self) -> int:
+        return int(bool(self.held))
 
 
 class _PieceStream:
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._has_bytes = _decodes(tokenizer, ["<0xC3>", "<0xA9>"], "é")
-        self._held = b""  # the bytes of an incomplete character
+        self._bytes = b""  # of an incomplete character
         self._begun = any(map(self._behind, reversed(prompt_ids)))
 
     def push(self, token_id: int) -> str:
@@ -83,11 +91,18 @@ class _PieceStream:
         if piece and not self._begun:
             piece, self._begun = _decoded(self._tokenizer, token_id), True
             return piece
-        return self.finish() + piece if piece else ""  # a special token within a character changes nothing
+        if not piece:
+            return ""  # a special token within a character changes nothing
+        held, self._bytes = self.held, b""
+        return held + piece
 
-    def finish(self) -> str:
-        held, self._held = self._held, b""
-        return _REPLACEMENT * len(held)
+    @property
+    def held(self) -> str:
+        return _REPLACEMENT * len(self._bytes)
+
+    @property
+    def incomplete(self) -> int:
+        return len(self._bytes)
 
     def _behind(self, token_id: int) -> str:
         """What the token adds to a text that has begun. Special tokens add nothing."""
@@ -101,9 +116,9 @@ class _PieceStream:
         return bytes.fromhex(found[1]) if found else b""
 
     def _collect(self, byte: bytes) -> str:
-        collected = self._held + byte
+        collected = self._bytes + byte
         text, used = codecs.utf_8_decode(collected, "surrogateescape", False)  # an escape for each byte of no character
-        self._held = collected[used:]
+        self._bytes = collected[used:]
         return _ESCAPED.sub(_REPLACEMENT, text)
 
 

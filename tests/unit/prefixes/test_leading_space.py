@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from prefixes.leading_space import without_leading_space
 from prefixes.prompt import PromptEncoder
@@ -32,6 +32,11 @@ def tokenizer(request: pytest.FixtureRequest, tokenizers: dict[str, Any]) -> Any
     return tokenizers[request.param]
 
 
+@pytest.fixture(scope="module")
+def encoders(tokenizers: dict[str, Any]) -> dict[str, PromptEncoder]:
+    return {start: PromptEncoder(tokenizer, FIRST) for start, tokenizer in tokenizers.items()}
+
+
 @pytest.fixture
 def encoder(tokenizer: Any) -> PromptEncoder:
     return PromptEncoder(tokenizer, FIRST)
@@ -44,10 +49,15 @@ def tokens(tokenizer: Any, ids: list[int]) -> str:
 @QUICK
 @given(opening=TEXTS, begin=st.sampled_from(["", "<s>", "<s></s>"]), text=TEXTS.filter(bool), closing=TEXTS)
 def test_the_text_of_a_prompt_is_the_template_with_the_input_in_it(
-    tokenizers: dict[str, Any], opening: str, begin: str, text: str, closing: str
+    tokenizers: dict[str, Any],
+    encoders: dict[str, PromptEncoder],
+    opening: str,
+    begin: str,
+    text: str,
+    closing: str,
 ) -> None:
     template = f"{begin}{opening}</s>{{input}}</s>{closing}"
-    ids = {start: PromptEncoder(tokenizer, FIRST).encode(template, text) for start, tokenizer in tokenizers.items()}
+    ids = {start: encoder.encode(template, text) for start, encoder in encoders.items()}
     for start in ("legacy", "never"):
         assert tokenizers[start].decode(ids[start], skip_special_tokens=True) == opening + text + closing
     if not (opening or text).startswith(" "):  # Metaspace adds no space to one that is there
@@ -76,13 +86,18 @@ def test_a_templates_tokens_do_not_depend_on_the_input(encoder: PromptEncoder) -
         assert (ids[: len(before)], ids[len(ids) - len(after) :]) == (before, after)
 
 
-def test_a_tokenizer_whose_words_all_begin_with_a_space_is_left_as_it_is() -> None:
-    described = {
-        "normalizer": None,
-        "pre_tokenizer": json.loads(
-            pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]).__getstate__()
-        ),
-    }
+@pytest.mark.parametrize(
+    "splitter",
+    [None, pre_tokenizers.ByteLevel(add_prefix_space=False),
+     pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])],
+    ids=["none", "byte-level", "words that all begin with a space"],
+)  # fmt: skip
+def test_a_tokenizer_that_puts_no_space_before_a_text_is_left_as_it_is(splitter: Any) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    if splitter:
+        backend.pre_tokenizer = splitter
+    described = json.loads(backend.to_str())
     assert without_leading_space(described) == described
 
 

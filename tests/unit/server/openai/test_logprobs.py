@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.decoding.detokenizer import Detokenizer
+from server.engine.decoding.text_stream import text_of
 from server.engine.types import Finished, FinishReason, Output, Timing, TokenEvent, TokenLogprob, Usage
 from server.openai.answers import ChunkWriter, completion
 from server.openai.offsets import TextOffsets, TokenTexts
+from tests.support.byte_fallback import byte_fallback_tokenizer
 from tests.support.prefixes import save_tiny_tokenizer
 
 QUICK = settings(max_examples=150, deadline=None, derandomize=True)
+BYTE_FALLBACK = byte_fallback_tokenizer()
 PIECES = st.lists(st.sampled_from(["a", " b", "é", "☕", "漢字", "👩‍🍳", "<|endoftext|>", "."]), max_size=10)
 
 
@@ -56,7 +59,7 @@ def finished(output: Output) -> Finished:
 
 
 def logprobs_of(tokenizer: Any, output: Output) -> dict[str, list[Any]]:
-    body = completion("id", 0, "e2e", [finished(output)], TokenTexts(tokenizer))
+    body = completion("id", 0, "e2e", [finished(output)], [TokenTexts(tokenizer)])
     logprobs: dict[str, list[Any]] = body["choices"][0]["logprobs"]
     return logprobs
 
@@ -89,6 +92,28 @@ def test_whatever_the_tokens_their_text_stands_at_their_offset(tokenizer: Any, d
         token = tokenizer.decode([token_id], skip_special_tokens=True)
         if "\ufffd" not in token:
             assert text[offset : offset + len(token)] == token
+
+
+@QUICK
+@given(token_ids=st.lists(st.integers(0, 299) | st.integers(128 + 3, 255 + 3), max_size=20))
+@pytest.mark.parametrize("prompt", [[], [1], [1, 299]])
+def test_offsets_point_into_the_text_of_a_byte_fallback_tokenizer(prompt: list[int], token_ids: list[int]) -> None:
+    """The first token of an output has a space where its prompt has text; a bad byte is one character."""
+    text = text_of(BYTE_FALLBACK, prompt, token_ids)
+    offsets = TextOffsets(TokenTexts(BYTE_FALLBACK, prompt))
+    for at, token_id in enumerate(token_ids):
+        offset, before = offsets.add(token_id), text_of(BYTE_FALLBACK, prompt, token_ids[:at])
+        if token_id < 3 or 128 + 3 <= token_id < 256 + 3:  # special, or a part of a character
+            assert len(before.rstrip("\ufffd")) <= offset <= len(before)
+        else:
+            assert offset == len(before)
+            assert text[offset:].startswith(text_of(BYTE_FALLBACK, prompt + token_ids[:at], [token_id]))
+
+
+def test_the_bytes_of_a_character_begin_where_it_begins() -> None:
+    offsets = TextOffsets(TokenTexts(BYTE_FALLBACK, [1]))
+    spelled = [byte + 3 for byte in (*b"a", *"☕".encode(), 0xFF, *"é".encode(), *b"b")]
+    assert [offsets.add(token_id) for token_id in spelled] == [0, 1, 1, 1, 2, 3, 3, 4]
 
 
 def test_the_chosen_token_is_in_top_logprobs_also_where_it_is_none_of_the_likeliest(tokenizer: Any) -> None:

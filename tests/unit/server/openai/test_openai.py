@@ -74,7 +74,7 @@ def test_prompts_that_are_no_texts_are_refused(prompt: Any) -> None:
 
 def test_choices_are_counted_through_all_prompts() -> None:
     outputs = [Output(text, (1, 2), FinishReason.STOP) for text in "abc"]
-    body = completion("id", 0, "e2e", [finished(*outputs[:2]), finished(outputs[2])], NoTexts())
+    body = completion("id", 0, "e2e", [finished(*outputs[:2]), finished(outputs[2])], [NoTexts()] * 2)
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "b"), (2, "c")]
     assert body["usage"] == {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
 

@@ -80,9 +80,9 @@ def test_any_tokens_give_the_text_of_a_plain_decode_behind_the_prompt(
     forked = copy.copy(stream)
     rest = [stream.push(token) for token in output[cut:]]
     want = expected(tokenizer, before, output)
-    assert "".join([*pieces, *rest, stream.finish()]) == want
+    assert "".join([*pieces, *rest, stream.held]) == want
     assert text_of(tokenizer, before, output) == want
-    assert "".join([*pieces, forked.finish()]) == expected(tokenizer, before, output[:cut])
+    assert "".join([*pieces, forked.held]) == expected(tokenizer, before, output[:cut])
     if "\ufffd" not in want:
         assert want == decoded(tokenizer, before + output)[len(decoded(tokenizer, before)) :], "transformers' text"
 
@@ -101,7 +101,7 @@ def test_a_character_is_given_out_with_its_last_byte_and_a_bad_byte_takes_no_oth
     pieces = [stream.push(byte + FIRST_BYTE) for byte in tokens]
     assert pieces == ["", "", "☕", "\ufffd", "", "é", "", "", "\ufffd\ufffd", "é", ""]
     assert stream.push(id_of(tokenizer, "▁the")) == "\ufffd the"
-    assert stream.finish() == ""
+    assert stream.held == ""
 
 
 def test_names_of_bytes_are_text_where_the_decoder_knows_no_bytes() -> None:

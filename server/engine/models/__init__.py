@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 
 from prefixes.backbone import Backbone
-from server.engine.kernels.base import Attention, Kernels
+from prefixes.spec import Site
+from server.engine.kernels.base import Attention, Kernels, Scores
 from server.engine.models.bart import Bart
 from server.engine.models.gpt2 import GPT2
 from server.engine.models.layers import Layer
@@ -51,6 +52,10 @@ class Model(Protocol):
     @property
     def layers(self) -> Sequence[Layer]:
         """In order."""
+
+    @property
+    def scores(self) -> Mapping[Site, Scores]:
+        """What attention gets at the sites where scores are not simply products over ``sqrt(head_dim)``."""
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
         """What layers get in a call over tokens at ``positions (tokens,)``, where these count in attention too."""

@@ -13,12 +13,12 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from prefixes.checkpoint import checkpoint_files, fingerprint, first_tokens
+from prefixes.checkpoint import added_tokens, checkpoint_files, fingerprint
 from prefixes.checkpoint_folder import checkpoint_folder
 from prefixes.errors import BackboneError
 from prefixes.families import Family, family_of
 from prefixes.generation_config import read_file, read_generation
-from prefixes.prompt import PromptEncoder
+from prefixes.prompt import NO_TOKENS, PromptEncoder
 from prefixes.spec import INPUT_SLOT, BackboneSpec
 
 
@@ -69,7 +69,7 @@ def load_backbone(
     sites = family.sites(config)
     files = checkpoint_files(folder)
     tokenizer = _load_tokenizer(name, folder, config.vocab_size)
-    first = () if family.wraps_input else first_tokens(tokenizer)
+    added = NO_TOKENS if family.wraps_input else added_tokens(tokenizer, behind="encoder" in sites)
     generation_file = read_file(name, folder)
     model = _load_model(name, folder, family, config, dtype)
     architecture = {**family.architecture(config), "tied": _head_is_tied(model)}
@@ -78,15 +78,15 @@ def load_backbone(
         sites=sites,
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
-        max_positions=family.window(config),
-        fingerprint=fingerprint(family.name, architecture, model, files, tokenizer, first),
+        max_positions=family.window(config, tokenizer),
+        fingerprint=fingerprint(family.name, architecture, model, files, tokenizer, added),
     )
     generation = read_generation(name, model, tokenizer, generation_file, ignore_generation_config)
     return Backbone(
         name=name,
         model=model.to(device),
         tokenizer=tokenizer,
-        prompt_encoder=PromptEncoder(tokenizer, first),
+        prompt_encoder=PromptEncoder(tokenizer, added),
         spec=spec,
         generation_defaults=generation.defaults,
         eos_token_ids=generation.eos_token_ids,

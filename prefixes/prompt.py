@@ -5,8 +5,8 @@ it. In one string, merges could cross the seams: the input would change the temp
 a special token with them. Only the template's text may contain special tokens. In the user's text they are plain text
 and are split.
 
-Before all stand the tokens that the model's own tokenizer begins a text with, where it does (Llama's ``<s>``), unless
-the template begins with them itself.
+Around all stand the tokens that the model's own tokenizer begins and ends a text with, where it does (Llama's ``<s>``,
+T5's ``</s>``), unless the template begins or ends with them itself.
 
 A prompt that is too long loses tokens from the end of the input, never from the template.
 
@@ -15,6 +15,8 @@ Owns these rules, and how little of a text need be tokenised to know its prompt;
 
 from __future__ import annotations
 
+import json
+import secrets
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +28,17 @@ from prefixes.spec import INPUT_SLOT, split_template
 
 HEAD_PER_TOKEN: Final = 8
 """Characters of the first head that is tried for each token that is wanted. Ordinary text has three to five."""
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """The tokens that every prompt begins with, and those that it ends with."""
+
+    first: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
+
+
+NO_TOKENS: Final = AddedTokens()
 
 
 @dataclass(frozen=True)
@@ -53,10 +66,10 @@ class PromptEncoder:
     flipped a shared switch would let another thread's user text through as special tokens.
     """
 
-    def __init__(self, tokenizer: Any, first: tuple[int, ...] = ()) -> None:
-        """``first``: the tokens that every prompt begins with."""
-        self._first = list(first)
-        self._literal, self._plain = _copy(tokenizer), _copy(tokenizer)
+    def __init__(self, tokenizer: Any, added: AddedTokens = NO_TOKENS) -> None:
+        self._first, self._last = list(added.first), list(added.last)
+        described = tokenizer.backend_tokenizer.to_str()
+        self._literal, self._plain = _made(described), _made(_without_special_pieces(described))
         self._literal.encode_special_tokens = False
         self._plain.encode_special_tokens = True
         self._rules = byte_level_rules(self._plain)
@@ -67,7 +80,7 @@ class PromptEncoder:
         Raises InvalidArtifact unless the template has exactly one ``{input}``, and InvalidParameter for text that is
         not valid Unicode.
         """
-        before, after = self._around(template)
+        before, after = self.around(template)
         return before + self.encode_text(text) + after
 
     def fit(
@@ -78,7 +91,7 @@ class PromptEncoder:
         A text that cannot fit by its length alone is not tokenised. With ``truncate`` a head of it is. Raises as
         ``encode`` does, and InputTooLong where more than ``max_bytes`` of the text would have to be tokenised.
         """
-        before, after = self._around(template)
+        before, after = self.around(template)
         around, least = len(before) + len(after), self._least(text)
         if not truncate and around + least > room:
             return Fitted(None, around + least, at_least=True)
@@ -96,7 +109,7 @@ class PromptEncoder:
 
         Raises as ``encode`` does.
         """
-        least = self._least(text) + sum(map(len, self._around(template)))
+        least = self._least(text) + sum(map(len, self.around(template)))
         return Fitted(None, least, at_least=True) if least > room else None
 
     def encode_literal(self, text: str) -> list[int]:
@@ -108,11 +121,12 @@ class PromptEncoder:
         _utf8_size(text)
         return _encode(self._plain, text)
 
-    def _around(self, template: str) -> tuple[list[int], list[int]]:
-        """The tokens before and after the input."""
+    def around(self, template: str) -> tuple[list[int], list[int]]:
+        """The tokens before and after the input. Raises InvalidArtifact as ``encode`` does."""
         before, after = (self.encode_literal(part) for part in split_template(template))
         begun = before[: len(self._first)] == self._first
-        return before if begun else self._first + before, after
+        ended = after[len(after) - len(self._last) :] == self._last
+        return before if begun else self._first + before, after if ended else after + self._last
 
     def _least(self, text: str) -> int:
         size = _utf8_size(text)
@@ -145,11 +159,28 @@ class PromptEncoder:
         return _encode(self._plain, text)
 
 
-def _copy(tokenizer: Any) -> Any:
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy
+def _made(described: str) -> Any:
+    backend = Tokenizer.from_str(described)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _without_special_pieces(described: str) -> str:
+    """A tokenizer of kind Unigram without its special tokens among the pieces of a text; any other as it is.
+
+    Such a vocabulary (T5's) lists special tokens as pieces, the likeliest of all. A text that names one would get it,
+    whatever ``encode_special_tokens`` says. Ids stay: each special piece gets a name that no text can have.
+    """
+    state = json.loads(described)
+    if state["model"]["type"] != "Unigram":
+        return described
+    special = {token["id"] for token in state["added_tokens"] if token["special"]}
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
+    vocabulary = state["model"]["vocab"]
+    for token in special & set(range(len(vocabulary))):
+        vocabulary[token][0] = f"{token} {secrets.token_hex(16)}"
+    return json.dumps(state)
 
 
 def _utf8_size(text: str) -> int:

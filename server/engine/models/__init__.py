@@ -14,6 +14,7 @@ from server.engine.models.bart import Bart
 from server.engine.models.gpt2 import GPT2
 from server.engine.models.layers import Layer
 from server.engine.models.llama import Llama
+from server.engine.models.t5 import T5
 
 __all__ = ["Encoder", "Layer", "Model", "load_model"]
 
@@ -67,7 +68,7 @@ class Model(Protocol):
         """``(n, hidden)`` of the tokens that need it -> ``(n, vocab)``: final norm and head."""
 
 
-_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2, "bart": Bart, "llama": Llama}
+_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2, "bart": Bart, "llama": Llama, "t5": T5}
 
 
 def load_model(backbone: Backbone, kernels: Kernels) -> Model:

@@ -67,6 +67,7 @@ def bench_attention(kernels: dict[str, Any], clock: Callable[[], float], repeats
         batch = PagedBatch(
             tables=tables,
             lengths=torch.tensor([[PREFIX, context]] * rows, dtype=torch.int32),
+            unplaced=torch.zeros(rows, dtype=torch.int32),
             slots=torch.empty(0, dtype=torch.int64),
             counts=(count,) * rows,
             longest=(PREFIX, context),

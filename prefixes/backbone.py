@@ -14,13 +14,13 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from prefixes.checkpoint import canonical_tokenizer, checkpoint_files, fingerprint, first_tokens, stored_parts
+from prefixes.checkpoint import added_tokens, canonical_tokenizer, checkpoint_files, fingerprint, stored_parts
 from prefixes.checkpoint_folder import checkpoint_place
 from prefixes.errors import BackboneError
 from prefixes.families import Family, family_of
 from prefixes.generation_config import read_file, read_generation
 from prefixes.gguf_checkpoint import gguf_config, gguf_tokenizer, load_gguf, open_gguf
-from prefixes.prompt import PromptEncoder
+from prefixes.prompt import NO_TOKENS, PromptEncoder
 from prefixes.spec import INPUT_SLOT, BackboneSpec
 
 
@@ -80,7 +80,7 @@ def load_backbone(
     with _told(name, "cannot load its tokenizer"):
         tokenizer = gguf_tokenizer(gguf) if gguf else AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _check_tokenizer(name, tokenizer, config.vocab_size)
-    first = () if family.wraps_input else first_tokens(tokenizer)
+    added = NO_TOKENS if family.wraps_input else added_tokens(tokenizer, behind="encoder" in sites)
     generation_file = read_file(name, folder)
     with _told(name, "cannot load its weights"):
         if gguf:
@@ -95,7 +95,8 @@ def load_backbone(
     identity = {
         "family": family.name,
         "architecture": {**family.architecture(config), "tied": _head_is_tied(model)},
-        **({"first_tokens": list(first)} if first else {}),
+        **({"first_tokens": list(added.first)} if added.first else {}),
+        **({"last_tokens": list(added.last)} if added.last else {}),
         **({"format": "gguf"} if gguf else {"tokenizer": canonical_tokenizer(tokenizer)}),
     }
     spec = BackboneSpec(
@@ -103,7 +104,7 @@ def load_backbone(
         sites=sites,
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
-        max_positions=family.window(config),
+        max_positions=family.window(config, tokenizer),
         fingerprint=fingerprint(identity, gguf.parts() if gguf else stored_parts(model, files)),
     )
     generation = read_generation(name, model, tokenizer, generation_file, ignore_generation_config)
@@ -111,7 +112,7 @@ def load_backbone(
         name=name,
         model=model.to(device),
         tokenizer=tokenizer,
-        prompt_encoder=PromptEncoder(tokenizer, first),
+        prompt_encoder=PromptEncoder(tokenizer, added),
         spec=spec,
         generation_defaults=generation.defaults,
         eos_token_ids=generation.eos_token_ids,

@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from prefixes.digest import digest_of, tensor_parts
 from prefixes.errors import BackboneError
+from prefixes.prompt import AddedTokens
 from prefixes.spec_json import canonical_json
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,17 +64,22 @@ def _shard(folder: str, filename: str) -> Path:
     return path
 
 
-def first_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that ``tokenizer`` begins every text with. Raises BackboneError if it adds others elsewhere."""
+def added_tokens(tokenizer: Any, *, behind: bool) -> AddedTokens:
+    """The tokens that ``tokenizer`` puts around every text. Raises BackboneError if it adds others elsewhere.
+
+    ``behind``: whether some may stand behind a text. They may not where a decoder goes on from it.
+    """
     backend = tokenizer.backend_tokenizer
     bare, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
-    added = len(whole) - len(bare)
-    if whole[added:] != bare:
-        raise BackboneError(
-            "tokenizer: expected one that adds tokens before a text and nowhere else, got one that makes "
-            f"{tokenizer.convert_ids_to_tokens(whole)} of the text 'a'"
-        )
-    return tuple(whole[:added])
+    starts = range(len(whole) - len(bare) + 1) if behind else [len(whole) - len(bare)]
+    for start in starts:
+        end = start + len(bare)
+        if whole[start:end] == bare:
+            return AddedTokens(tuple(whole[:start]), tuple(whole[end:]))
+    raise BackboneError(
+        f"tokenizer: expected one that adds tokens before a text {'or behind it ' if behind else ''}and nowhere else, "
+        f"got one that makes {tokenizer.convert_ids_to_tokens(whole)} of the text 'a'"
+    )
 
 
 def fingerprint(identity: Mapping[str, Any], stored: Iterable[bytes | memoryview]) -> str:
@@ -94,7 +100,7 @@ def stored_parts(model: Any, files: Mapping[str, Path]) -> Iterator[bytes | memo
 def canonical_tokenizer(tokenizer: Any) -> Any:
     """What decides token ids and text, as JSON, without truncation, padding, format version and post-processor.
 
-    The post-processor only adds special tokens, see ``first_tokens``. Switches that are off are left out, so that a
+    The post-processor only adds special tokens, see ``added_tokens``. Switches that are off are left out, so that a
     later release that writes one more of them gives the same value.
     """
     raw: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())

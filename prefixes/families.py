@@ -23,7 +23,7 @@ class Family:
     auto_class: str  # of transformers
     architecture: Callable[[Any], Mapping[str, Any]]  # every number and switch that changes the output
     sites: Callable[[Any], Mapping[Site, SiteGeometry]]
-    window: Callable[[Any], int]  # positions; with an encoder, each of encoder and decoder has that many
+    window: Callable[[Any, Any], int]  # positions, of configuration and tokenizer; each of encoder and decoder has them
     wraps_input: bool  # whether the tokenizer's special tokens enclose an input, as in pretraining
     required: Mapping[str, tuple[Any, ...]]  # configuration key -> the values that the engine computes exactly
     check: Callable[[Any], None] = lambda config: None  # raises BackboneError for what else it does not
@@ -53,7 +53,7 @@ GPT2: Final = Family(
     auto_class="AutoModelForCausalLM",
     architecture=_gpt2_architecture,
     sites=_gpt2_sites,
-    window=lambda config: int(config.n_positions),
+    window=lambda config, tokenizer: int(config.n_positions),
     wraps_input=False,
     required={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu"),
@@ -95,7 +95,7 @@ BART: Final = Family(
     auto_class="AutoModelForSeq2SeqLM",
     architecture=_bart_architecture,
     sites=_bart_sites,
-    window=lambda config: int(config.max_position_embeddings),
+    window=lambda config, tokenizer: int(config.max_position_embeddings),
     wraps_input=True,
     required={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu"),
@@ -161,14 +161,60 @@ LLAMA: Final = Family(
     auto_class="AutoModelForCausalLM",
     architecture=_llama_architecture,
     sites=_llama_sites,
-    window=lambda config: int(config.max_position_embeddings),
+    window=lambda config, tokenizer: int(config.max_position_embeddings),
     wraps_input=False,
     required={"hidden_act": ("silu", "gelu_new", "gelu_pytorch_tanh", "gelu", "relu")},
     check=_check_llama,
 )
 
+T5_WINDOW: Final = 512
+"""What T5, T5 v1.1, Flan-T5 and mT5 were pretrained with: the window where the tokenizer states none."""
+MAX_STATED_WINDOW: Final = 1 << 20
+
+
+def _t5_architecture(config: Any) -> Mapping[str, Any]:
+    keys = (
+        "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "relative_attention_num_buckets",
+        "relative_attention_max_distance", "vocab_size", "dense_act_fn", "is_gated_act",
+    )  # fmt: skip
+    return {
+        **{key: getattr(config, key) for key in keys},
+        "layer_norm_epsilon": float(config.layer_norm_epsilon),
+        "scale_decoder_outputs": bool(getattr(config, "scale_decoder_outputs", False)),  # mT5 has no such key
+    }
+
+
+def _t5_sites(config: Any) -> Mapping[Site, SiteGeometry]:
+    decoder = SiteGeometry(config.num_decoder_layers, config.num_heads, config.d_kv)
+    return {
+        "decoder": decoder,
+        "encoder": SiteGeometry(config.num_layers, config.num_heads, config.d_kv),
+        "cross": decoder,
+    }
+
+
+def _t5_window(config: Any, tokenizer: Any) -> int:
+    """The tokenizer's own limit. The model has none: its positions are relative."""
+    stated = tokenizer.model_max_length  # transformers says 10**30 for none
+    return int(stated) if 1 <= stated <= MAX_STATED_WINDOW else T5_WINDOW
+
+
+T5: Final = Family(
+    name="t5",
+    auto_class="AutoModelForSeq2SeqLM",
+    architecture=_t5_architecture,
+    sites=_t5_sites,
+    window=_t5_window,
+    wraps_input=False,
+    required={
+        "dense_act_fn": ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu"),
+        "is_encoder_decoder": (True,),
+    },
+)
+
 FAMILIES: Final[Mapping[str, Family]] = {
-    "gpt2": GPT2, "bart": BART, **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA)
+    "gpt2": GPT2, "bart": BART, **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA),
+    **dict.fromkeys(("t5", "mt5"), T5),
 }  # fmt: skip
 """``model_type`` of a configuration -> its family."""
 

@@ -130,7 +130,7 @@ class _Reader:
     def decoder_prompt(self) -> tuple[int, ...]:
         if not self._config.is_encoder_decoder:
             return ()
-        token = self.token("decoder_start_token_id", self._config.decoder_start_token_id)
+        token = self.token("decoder_start_token_id", getattr(self._config, "decoder_start_token_id", None))
         if token is None:
             raise BackboneError(
                 f"backbone {self._name!r}: expected a decoder_start_token_id, got none; set it in "

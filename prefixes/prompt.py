@@ -10,8 +10,8 @@ SentencePiece does, puts it before the prompt's first words alone: those of the 
 special tokens stand before it. It puts none before an input, a template's text or a target that goes on in a text, nor
 behind a special token. So ``Summary: {input}`` has one space there and ``Summary:{input}`` has none.
 
-Before all stand the tokens that the model's own tokenizer begins a text with, where it does (Llama's ``<s>``), unless
-the template begins with them itself.
+Around all stand the tokens that the model's own tokenizer begins and ends a text with, where it does (Llama's ``<s>``,
+T5's ``</s>``), unless the template begins or ends with them itself.
 
 A prompt that is too long loses tokens from the end of the input, never from the template.
 
@@ -26,16 +26,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tokenizers import Tokenizer
-
 from prefixes.byte_level import byte_level_rules
 from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.leading_space import without_leading_space
 from prefixes.spec import INPUT_SLOT, split_template
+from prefixes.tokenizer_backends import Backends
 
 _MARK: Final = re.compile(r"<\|[^<>|\s]{1,60}\|>")  # how most tokenizers write special tokens
 HEAD_PER_TOKEN: Final = 8
 """Characters of the first head that is tried for each token that is wanted. Ordinary text has three to five."""
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """The tokens that every prompt begins with, and those that it ends with."""
+
+    first: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
+
+
+NO_TOKENS: Final = AddedTokens()
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,13 @@ class PromptEncoder:
     shared switch would let another thread's user text through as special tokens.
     """
 
-    def __init__(self, tokenizer: Any, first: tuple[int, ...] = ()) -> None:
-        """``first``: the tokens that every prompt begins with."""
-        self._first = list(first)
+    def __init__(self, tokenizer: Any, added: AddedTokens = NO_TOKENS) -> None:
+        self._first, self._last = list(added.first), list(added.last)
         described = json.loads(tokenizer.backend_tokenizer.to_str())
         self._special = frozenset(token["id"] for token in described["added_tokens"] if token["special"])
         unspaced = without_leading_space(described)
-        self._beginning = _Backends.of(described)
-        self._continuing = self._beginning if unspaced == described else _Backends.of(unspaced)
+        self._beginning = Backends.of(described)
+        self._continuing = self._beginning if unspaced == described else Backends.of(unspaced)
         self._rules = byte_level_rules(self._continuing.plain)
 
     def encode(self, template: str, text: str) -> list[int]:
@@ -79,7 +88,7 @@ class PromptEncoder:
         Raises InvalidArtifact unless the template has exactly one ``{input}``, and InvalidParameter for text that is
         not valid Unicode.
         """
-        before, after, continues = self._around(template)
+        before, after, continues = self.around(template)
         return before + self.encode_text(text, continues=continues) + after
 
     def fit(
@@ -90,8 +99,8 @@ class PromptEncoder:
         A text that cannot fit by its length alone is not tokenised. With ``truncate`` a head of it is. Raises as
         ``encode`` does, and InputTooLong where more than ``max_bytes`` of the text would have to be tokenised.
         """
-        before, after, continues = self._around(template)
-        backend = self._backends(continues).plain
+        before, after, continues = self.around(template)
+        backend = self._backend(continues).plain
         around, least = len(before) + len(after), self._least(text)
         if not truncate and around + least > room:
             return Fitted(None, around + least, at_least=True)
@@ -112,7 +121,7 @@ class PromptEncoder:
 
         Raises as ``encode`` does.
         """
-        before, after, _ = self._around(template)
+        before, after, _ = self.around(template)
         least = self._least(text) + len(before) + len(after)
         return Fitted(None, least, at_least=True) if least > room else None
 
@@ -123,7 +132,7 @@ class PromptEncoder:
     def encode_text(self, text: str, *, continues: bool = False) -> list[int]:
         """Token ids of untrusted text, which ``continues`` another or stands by itself. Special tokens are split."""
         _utf8_size(text)
-        return _encode(self._backends(continues).plain, text)
+        return _encode(self._backend(continues).plain, text)
 
     def unknown_marks(self, template: str) -> list[str]:
         """What is written as a special token in ``template``, ``<|…|>``, and is not one token of the tokenizer's."""
@@ -141,15 +150,17 @@ class PromptEncoder:
                 got=unknown[:4],
             )
 
-    def _backends(self, continues: bool) -> _Backends:
+    def _backend(self, continues: bool) -> Backends:
         return self._continuing if continues else self._beginning
 
-    def _around(self, template: str) -> tuple[list[int], list[int], bool]:
-        """The tokens before and after the input, and whether the input continues a text."""
+    def around(self, template: str) -> tuple[list[int], list[int], bool]:
+        """The tokens before and after the input, and whether the input continues a text. Raises as ``encode`` does."""
         opening, closing = split_template(template)
         before, continues = self._opening(opening)
+        after = _encode(self._continuing.literal, closing)
         begun = before[: len(self._first)] == self._first
-        return before if begun else self._first + before, _encode(self._continuing.literal, closing), continues
+        ended = after[len(after) - len(self._last) :] == self._last
+        return before if begun else self._first + before, after if ended else after + self._last, continues
 
     def _opening(self, text: str) -> tuple[list[int], bool]:
         """Token ids of a trusted text that begins, and whether any of it is text. Only its first words have a space."""
@@ -185,23 +196,6 @@ class PromptEncoder:
                 return ids, False
             length = 2 * place
         return _within(backend, text, max_bytes), True
-
-
-@dataclass(frozen=True)
-class _Backends:
-    """Copies of one backend: ``literal`` recognises special tokens, ``plain`` splits them."""
-
-    literal: Any
-    plain: Any
-
-    @classmethod
-    def of(cls, described: dict[str, Any]) -> _Backends:
-        literal, plain = (Tokenizer.from_str(json.dumps(described)) for _ in range(2))
-        for backend in (literal, plain):
-            backend.no_truncation()
-            backend.no_padding()
-        literal.encode_special_tokens, plain.encode_special_tokens = False, True
-        return cls(literal, plain)
 
 
 def _within(backend: Any, text: str, max_bytes: int | None) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from prefixes.errors import IncompatiblePrefix, InvalidArtifact, InvalidName
 
 Site = Literal["decoder", "encoder", "cross"]
-Family = Literal["gpt2", "bart", "llama"]
+Family = Literal["gpt2", "bart", "llama", "t5"]
 SITES: tuple[Site, ...] = ("decoder", "encoder", "cross")
 
 Positions = Literal["shifted", "unshifted"]

@@ -30,6 +30,7 @@ from prefixes.errors import IncompatiblePrefix, InvalidArtifact
 from prefixes.formats.paper_file import read_checkpoint
 from prefixes.spec import INPUT_SLOT, BackboneSpec, Positions, PrefixSpec, Site, SitePrefix, check_compatible
 
+FAMILIES: Final = ("gpt2", "bart")
 _ENDINGS: Final[Mapping[str, Site]] = {"": "decoder", "_enc": "encoder", "2": "cross"}
 _NAME: Final = re.compile(r"(wte|control_trans)(_enc|2|)((?:\.[a-z0-9]+)*)")
 _DIRECT: Final = frozenset({"control_trans"})
@@ -55,10 +56,10 @@ def import_paper(
     ``Backbone.input_template``. Raises InvalidArtifact for a file that holds something else or a variant that is no
     prefix of keys and values, IncompatiblePrefix for another geometry, both with expected and got.
     """
-    if backbone.family not in ("gpt2", "bart"):
+    if backbone.family not in FAMILIES:
         raise IncompatiblePrefix(
-            f"checkpoint of the paper's code: expected a gpt2 or bart backbone, got a {backbone.family} backbone",
-            expected=["gpt2", "bart"],
+            f"the paper's code: expected a {' or '.join(FAMILIES)} backbone, got a {backbone.family} one",
+            expected=list(FAMILIES),
             got=backbone.family,
         )
     checkpoint = read_checkpoint(path)

@@ -37,12 +37,15 @@ class _Context:
     count: int
     prefix_blocks: Sequence[int]
     prefix_length: int
+    unplaced: int  # keys of the prefix that stand at no position
     own_blocks: Sequence[int]
     own_length: int
 
 
 def _context(group: Group, site: Site, count: int, blocks: Sequence[int], length: int) -> _Context:
-    return _Context(count, group.prefix_blocks.get(site, ()), group.prefix_length(site), blocks, length)
+    prefix = group.prefix_length(site)
+    unplaced = prefix - group.position_offset(site)
+    return _Context(count, group.prefix_blocks.get(site, ()), prefix, unplaced, blocks, length)
 
 
 class BatchBuilder:
@@ -121,6 +124,7 @@ class BatchBuilder:
         return PagedBatch(
             tables=self._tensor(tables),
             lengths=self._tensor(lengths),
+            unplaced=self._tensor(np.array([context.unplaced for context in contexts], np.int32)),
             slots=self._tensor(slots),
             counts=counts,
             longest=(int(lengths[:, 0].max()), int(lengths[:, 1].max())),

@@ -134,7 +134,7 @@ class Runner:
         else:
             hidden = self._joined(work)
             assert hidden.shape[0] == work.tokens, "an input has lost what its next unit takes"
-        prepared = self._kernels.prepare(self._cache, batch)
+        prepared = self._kernels.prepare(self._cache, batch, self._model.scores.get("encoder"))
         attention = PagedAttention({"encoder": prepared, "cross": prepared})
         hidden = self._encoder.advance(hidden, work.units, attention)
         ended = work.units.stop == self.encoder_units
@@ -153,8 +153,9 @@ class Runner:
         """One call of the decoder over ``rows``; float32 logits ``(n, vocab)`` of those that want them, in order."""
         self.forwards["decoder"] += 1
         call = self._build.decoder(rows)
-        contexts = PagedAttention({s: self._kernels.prepare(self._cache, batch) for s, batch in call.batches.items()})
-        attention = self._model.attention(call.positions, contexts)
+        scores = self._model.scores
+        contexts = {s: self._kernels.prepare(self._cache, batch, scores.get(s)) for s, batch in call.batches.items()}
+        attention = self._model.attention(call.positions, PagedAttention(contexts))
         hidden = self._model.embed(call.tokens, call.positions)
         for layer in self._model.layers:
             hidden = layer(hidden, attention)

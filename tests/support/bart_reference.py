@@ -58,7 +58,7 @@ def reference_encode(
 ) -> Tensor:
     """The encoder's output ``(len(input_ids), hidden)``: every token sees the encoder's prefix and every token."""
     encoder, heads = model.model.encoder, model.config.encoder_attention_heads
-    x = _embed(model.config, encoder, input_ids, _offset("encoder", prefix, positions))
+    x = _embed(model.config, encoder, input_ids, offset_of("encoder", prefix, positions))
     for index, layer in enumerate(encoder.layers):
         attended = _attention(layer.self_attn, heads, x, x, _of_layer(prefix, "encoder", index), causal=False)
         x = _norm(layer.self_attn_layer_norm, x + attended)
@@ -73,7 +73,7 @@ def reference_decode(
     cross-attention the cross prefix and all of ``encoded (input, hidden)``.
     """
     decoder, heads = model.model.decoder, model.config.decoder_attention_heads
-    x = _embed(model.config, decoder, decoder_ids, _offset("decoder", prefix, positions))
+    x = _embed(model.config, decoder, decoder_ids, offset_of("decoder", prefix, positions))
     for index, layer in enumerate(decoder.layers):
         attended = _attention(layer.self_attn, heads, x, x, _of_layer(prefix, "decoder", index), causal=True)
         x = _norm(layer.self_attn_layer_norm, x + attended)
@@ -84,7 +84,7 @@ def reference_decode(
     return logits
 
 
-def _offset(site: Site, prefix: PrefixKV, positions: Mapping[Site, str]) -> int:
+def offset_of(site: Site, prefix: PrefixKV, positions: Mapping[Site, str]) -> int:
     if site not in prefix:
         return 0
     assert positions[site] in ("shifted", "unshifted"), positions[site]
@@ -180,12 +180,30 @@ def reference_generate(
 
     Greedy or beam search: processors, beams and stopping are transformers'. ``max_new_tokens`` is cut to the window.
     """
+    room = model.config.max_position_embeddings - offset_of("decoder", prefix, positions) - len(decoder_prompt)
+    encoded = reference_encode(model, input_ids, prefix, positions)
+    return searched(
+        _ReferenceModel(model, prefix, positions), input_ids, encoded, params, room, decoder_prompt, forced_first,
+        forced_last, eos_token_ids,
+    )  # fmt: skip
+
+
+def searched(
+    oracle: Any,
+    input_ids: Sequence[int],
+    encoded: Tensor,
+    params: SamplingParams,
+    room: int,
+    decoder_prompt: Sequence[int],
+    forced_first: int | None,
+    forced_last: int | None,
+    eos_token_ids: Iterable[int],
+) -> list[tuple[list[int], float | None]]:
+    """What ``oracle.generate`` finds behind ``decoder_prompt`` for an input that is ``encoded``, in ``room`` tokens."""
     assert not params.do_sample, "the text of sampling has no outside oracle"
-    oracle = _ReferenceModel(model, prefix, positions)
-    end, device = sorted(eos_token_ids), model.device
-    window = model.config.max_position_embeddings - _offset("decoder", prefix, positions)
+    end, device = sorted(eos_token_ids), encoded.device
     config = GenerationConfig(
-        max_new_tokens=min(params.max_new_tokens, window - len(decoder_prompt)),
+        max_new_tokens=min(params.max_new_tokens, room),
         min_new_tokens=params.min_new_tokens or None,
         do_sample=False,
         num_beams=params.num_beams,
@@ -206,7 +224,7 @@ def reference_generate(
     out = oracle.generate(
         torch.tensor([list(input_ids)], device=device),
         attention_mask=torch.ones(1, len(input_ids), dtype=torch.long, device=device),
-        encoder_outputs=BaseModelOutput(last_hidden_state=reference_encode(model, input_ids, prefix, positions)[None]),
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded[None]),
         decoder_input_ids=torch.tensor([list(decoder_prompt)], device=device),
         generation_config=config,
     )

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from server.engine.kernels.base import KVCache, PagedBatch
+from server.engine.kernels.base import KVCache, PagedBatch, Scores
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a call: keys of segment 0, keys of segment 1 (the call's own included), tokens in the call."""
+    """One row of a call: keys of segment 0, keys of segment 1 (the call's own included), tokens in the call, and how
+    many keys of segment 0 stand at no position.
+    """
 
     prefix: int
     own: int
     count: int
+    unplaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def make_case(
     batch = PagedBatch(
         tables=tables,
         lengths=torch.tensor([[row.prefix, row.own] for row in rows], dtype=torch.int32).reshape(-1, 2),
+        unplaced=torch.tensor([row.unplaced for row in rows], dtype=torch.int32),
         slots=torch.tensor(slots, dtype=torch.int64),
         counts=counts,
         longest=(max((row.prefix for row in rows), default=0), max((row.own for row in rows), default=0)),
@@ -73,7 +77,7 @@ def make_case(
     return Case(rows, batch, cache, qkv)
 
 
-def naive_attention(query: torch.Tensor, case: Case, layer: int) -> torch.Tensor:
+def naive_attention(query: torch.Tensor, case: Case, layer: int, scores: Scores | None = None) -> torch.Tensor:
     """``(tokens, heads, head_dim)`` in float64: every token and head by itself, straight from the definition."""
     block_size = case.cache.block_size
     out = torch.zeros(query.shape, dtype=torch.float64)
@@ -91,7 +95,16 @@ def naive_attention(query: torch.Tensor, case: Case, layer: int) -> torch.Tensor
                     ])
                     for pool in (case.cache.keys, case.cache.values)
                 )  # fmt: skip
-                scores = keys @ query[token, head].double() / query.shape[2] ** 0.5
-                out[token, head] = torch.softmax(scores, dim=0) @ values
+                scored = keys @ query[token, head].double() * (scores.scale if scores else query.shape[2] ** -0.5)
+                for key in range(row.unplaced, len(places) if scores and scores.bias is not None else 0):
+                    scored[key] += bias_of(scores, head, key - (row.prefix + row.own - row.count + step))
+                out[token, head] = torch.softmax(scored, dim=0) @ values
             token += 1
     return out
+
+
+def bias_of(scores: Scores | None, head: int, distance: int) -> float:
+    """What a key at ``distance`` behind the query adds, from the table as its docstring says."""
+    assert scores is not None and scores.bias is not None
+    reach = (scores.bias.shape[1] - 1) // 2
+    return float(scores.bias[head, reach + min(max(distance, -reach), reach)])

@@ -74,8 +74,12 @@ def save_tiny_llama(folder: Path, kind: str = "llama", *, seed: int = 0, begins:
 def tiny_llama(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.float64, **config: Any) -> Backbone:
     """A loaded one. Its norms are exact in float64, where transformers measures the rows in float32."""
     save_tiny_llama(folder, kind, **config)
-    backbone = load_backbone(str(folder), dtype=dtype)
-    if dtype == torch.float64:
+    return with_exact_norms(load_backbone(str(folder), dtype=dtype))
+
+
+def with_exact_norms(backbone: Backbone) -> Backbone:
+    """``backbone``, whose root-mean-square norms measure the rows in float64 if it is of that type."""
+    if backbone.model.dtype == torch.float64:
         make_norms_exact(backbone.model)
     return backbone
 

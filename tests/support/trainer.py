@@ -19,6 +19,8 @@ from server.engine.models import Model, load_model
 from tests.support.bart import save_tiny_bart
 from tests.support.llama import KINDS, tiny_llama
 from tests.support.prefixes import save_tiny_gpt2
+from tests.support.t5 import KINDS as T5_KINDS
+from tests.support.t5 import tiny_t5
 from trainer.data.dataset import Dataset, Example
 from trainer.data.sequences import Batch, TokenExample, tokenize
 from trainer.training.config import TrainConfig
@@ -29,20 +31,25 @@ from trainer.training.reparam import PrefixKV
 
 TEMPLATE = "{input}<|endoftext|>"
 BART_TEMPLATE = "<s>{input}</s>"
+T5_TEMPLATE = "item : {input}"
 FAMILIES: dict[str, Callable[[Path], Any]] = {"gpt2": save_tiny_gpt2, "bart": save_tiny_bart}
 
 
 def tiny_backbone(folder: Path, dtype: torch.dtype = torch.float64, family: str = "gpt2") -> Backbone:
-    """A random GPT-2 of two layers, BART of two and three, or kind of Llama, saved to ``folder`` and loaded back."""
+    """A random GPT-2 of two layers, BART of two and three, or kind of Llama or T5, saved to ``folder`` and loaded back.
+    """
     if family in KINDS:
         return tiny_llama(folder, family, dtype)
+    if family in T5_KINDS:
+        return tiny_t5(folder, family, dtype)
     FAMILIES[family](folder)
     return load_backbone(str(folder), dtype=dtype)
 
 
 def toy_plan(backbone: Backbone, config: TrainConfig) -> PrefixSpec:
     """The plan of a run, with the template that the toy data goes into."""
-    return plan_prefix(config, backbone, BART_TEMPLATE if backbone.spec.family == "bart" else TEMPLATE)
+    template = {"bart": BART_TEMPLATE, "t5": T5_TEMPLATE}.get(backbone.spec.family, TEMPLATE)
+    return plan_prefix(config, backbone, template)
 
 
 def tiny_model(backbone: Backbone) -> Model:

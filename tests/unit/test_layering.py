@@ -23,7 +23,10 @@ SHARED_WITH_TRAINER = ("server.engine", "server.web", "server.parameters", "serv
 # its own room and from rooms on the floors below it; two rooms of one floor do not know each other.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "prefixes": (
-        ("errors", "digest", "files", "event_stream", "strict_json", "byte_level", "leading_space"),
+        (
+            "errors", "digest", "files", "event_stream", "strict_json", "byte_level", "leading_space",
+            "tokenizer_backends",
+        ),
         ("parameters", "fetchable"),
         ("spec",),
         ("actor", "checkpoint_folder", "credentials", "families", "generation_fields", "prompt", "spec_json"),
@@ -110,7 +113,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("paged",),
         ("kernels",),
     ),
-    "server.engine.models": (("layers",), ("bart", "gpt2", "llama"), ("__init__",)),
+    "server.engine.models": (("layers",), ("bart", "gpt2", "llama", "t5"), ("__init__",)),
     "trainer": (
         ("data", "jobs"),
         ("client", "evaluation"),

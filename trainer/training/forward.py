@@ -61,7 +61,8 @@ def forward_hidden(
     ``plan`` says how positions count behind the prefix; None without one.
     """
     lengths = batch.inputs.lengths if batch.inputs is not None else None
-    attention = DenseAttention(batch.ids.shape[0], prefix, lengths)
+    unplaced = [site for site in prefix if plan is None or not plan.position_offset(site)]
+    attention = DenseAttention(batch.ids.shape[0], prefix, lengths, model.scores, unplaced)
     if batch.inputs is not None:
         offset = plan.position_offset("encoder") if plan else 0
         run_encoder(model, batch.inputs.ids, attention, offset, compute)

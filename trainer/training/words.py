@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
-from prefixes.spec import Site, split_template
+from prefixes.spec import Site
 from server.engine.kernels.dense import DenseAttention
 from server.engine.models import Model
 from trainer.data.sequences import target_opening
@@ -82,14 +82,15 @@ def text_activations(model: Model, backbone: Backbone, text: str, length: int, s
 @torch.no_grad()
 def _activations(model: Model, backbone: Backbone, tokens: Sequence[int], sites: Collection[Site]) -> PrefixKV:
     encoder, length = backbone.prompt_encoder, len(tokens)
-    before, after = (encoder.encode_literal(part) for part in split_template(backbone.input_template))
+    encodes = backbone.spec.input_site == "encoder"
+    before, after, _ = encoder.around(backbone.input_template) if encodes else ([], [], False)
     begin = [*backbone.decoder_prompt, *target_opening(backbone)]
     _check_room(backbone, length, len(before) + len(after), len(begin))
 
     device = next(backbone.model.parameters()).device
     ids = torch.tensor([[*before, *tokens, *after]], device=device)
-    recording = _Recording(DenseAttention(1, {}, torch.tensor([ids.shape[1]], device=device)))
-    if backbone.spec.input_site == "encoder":
+    recording = _Recording(DenseAttention(1, {}, torch.tensor([ids.shape[1]], device=device), model.scores))
+    if encodes:
         run_encoder(model, ids, recording, 0)
     nothing = torch.empty(0, dtype=torch.int64, device=device)  # no hidden states: only keys and values are kept
     run_decoder(model, torch.tensor([[*begin, *tokens]], device=device), recording, 0, nothing)

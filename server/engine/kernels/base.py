@@ -36,7 +36,7 @@ class Attention(Protocol):
         """Attend ``query (tokens, heads, head_dim)`` to the rows' contexts at ``site``; same shape back.
 
         ``key`` and ``value``, ``(tokens, kv_heads, head_dim)``, belong to the same tokens and join the context first;
-        None where the context is already complete (cross-attention). Scale is ``head_dim ** -0.5``.
+        None where the context is already complete (cross-attention). ``Scores`` say how products become scores.
         """
 
     def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -64,6 +64,24 @@ class KVCache:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """How a site's products of queries and keys become scores: ``scale * q·k + bias``, the same in all of its layers.
+
+    ``bias (heads, 2 * reach + 1)`` is what a key adds by its distance, which is its position less the query's: distance
+    ``d`` stands at ``d + reach``, and whatever is further away adds what stands at the end (Raffel et al. 2020, T5).
+    """
+
+    scale: float
+    bias: torch.Tensor | None = None
+
+    def bias_at(self, distances: torch.Tensor) -> torch.Tensor:
+        """``(heads, *distances.shape)``, where there is a bias."""
+        assert self.bias is not None, "scores without a bias"
+        reach = self.bias.shape[1] // 2
+        return self.bias[:, distances.clamp(-reach, reach) + reach]
+
+
+@dataclass(frozen=True)
 class PagedBatch:
     """The rows of one call, as tables. Tokens are ordered row by row; row ``r`` has ``counts[r]`` of them, maybe none.
 
@@ -72,10 +90,14 @@ class PagedBatch:
     ``lengths[r, s]`` keys in blocks ``tables[r, s]``, padded with 0. If ``causal``, the call's own tokens are the last
     of segment 1 and count in its length: token ``i`` of ``n`` sees all of segment 0 and the first
     ``lengths[r, 1] - n + i + 1`` keys of segment 1. Otherwise every token sees all of both.
+
+    For a bias by distance, a row's keys stand at positions 0, 1, 2 and so on, through both segments, and the call's own
+    tokens are the last. Its first ``unplaced[r]`` keys stand nowhere and get no bias: those of an unshifted prefix.
     """
 
     tables: torch.Tensor  # (rows, 2, max_blocks) int32
     lengths: torch.Tensor  # (rows, 2) int32
+    unplaced: torch.Tensor  # (rows,) int32
     slots: torch.Tensor  # (tokens,) int64: block * block_size + offset of each token; (0,) if the call writes none
     counts: tuple[int, ...]  # tokens of each row, on the host
     longest: tuple[int, int]  # the longest of each segment, on the host
@@ -92,7 +114,7 @@ class PreparedBatch(Protocol):
         """Store ``key`` and ``value (tokens, kv_heads, head_dim)`` of ``layer`` at the batch's slots."""
 
     def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """``softmax(q kᵀ / sqrt(head_dim)) v`` over each row's two segments; ``(tokens, heads, head_dim)``."""
+        """``softmax(scores) v`` over each row's two segments; ``(tokens, heads, head_dim)``."""
 
 
 class Kernels(Protocol):
@@ -128,8 +150,11 @@ class Kernels(Protocol):
         finite value.
         """
 
-    def prepare(self, cache: KVCache, batch: PagedBatch) -> PreparedBatch:
-        """Make what the layers of one call share. The batch's tensors must not change while it is in use."""
+    def prepare(self, cache: KVCache, batch: PagedBatch, scores: Scores | None = None) -> PreparedBatch:
+        """Make what the layers of one call share. The batch's tensors must not change while it is in use.
+
+        Without ``scores`` the scale is ``head_dim ** -0.5``, and there is no bias.
+        """
 
     def warm_up(self, seconds: float = 2.0) -> None:
         """Measure and choose implementations, after a model has bound its layers and before the first request.

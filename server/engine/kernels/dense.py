@@ -5,14 +5,14 @@ Owns only the arithmetic; gradients flow to the prefixes alone. ``TorchKernels``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from prefixes.spec import Site
-from server.engine.kernels.base import Activation, Linear
+from server.engine.kernels.base import Activation, Linear, Scores
 from server.engine.kernels.torch_reference import TorchKernels
 
 PrefixKV = Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
@@ -42,12 +42,15 @@ class DenseAttention:
 
     The decoder is causal: no real token sees the padding behind its row, so it needs no other mask. An encoder sees
     both ways: ``input_lengths (batch,)`` say which of its tokens, and which keys of cross-attention, are real. Outputs
-    at padding positions mean nothing.
+    at padding positions mean nothing. ``scores`` are the model's; a prefix at the sites in ``unplaced`` stands at no
+    position, as in ``PagedBatch``.
     """
 
     batch: int
     prefix: PrefixKV
     input_lengths: torch.Tensor | None = None
+    scores: Mapping[Site, Scores] = field(default_factory=dict)
+    unplaced: Collection[Site] = ()
     _stored: dict[tuple[Site, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _masks: dict[Site, torch.Tensor] = field(default_factory=dict)
 
@@ -62,18 +65,18 @@ class DenseAttention:
             prefix_k, prefix_v = (x[layer].to(q.dtype).transpose(0, 1) for x in self.prefix[site])  # (heads, P, dim)
             k = torch.cat([prefix_k.expand(self.batch, -1, -1, -1), k], dim=2)
             v = torch.cat([prefix_v.expand(self.batch, -1, -1, -1), v], dim=2)
-        grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[site], enable_gqa=grouped)
+        grouped, scale = q.shape[1] != k.shape[1], self.scores[site].scale if site in self.scores else None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[site], scale=scale, enable_gqa=grouped)
         return out.transpose(1, 2).reshape(query.shape)
 
     def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         self._stored[site, layer] = (key, value)
 
     def _mask(self, site: Site, query: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """The mask to add to the scores, the same in every layer: 0 where a token sees a key, else -inf.
+        """What to add to the scores, the same in every layer: the bias, or 0, where a token sees a key, else -inf.
 
         Keys are the prefix's, then the row's. ``(queries, keys)`` for the decoder, ``(batch, 1, 1, keys)`` for an
-        encoder's.
+        encoder's; with a bias ``(batch or 1, heads, queries, keys)``.
         """
         queries, keys = query.shape[2], own.shape[2]
         if site == "decoder":
@@ -81,9 +84,15 @@ class DenseAttention:
         else:
             assert self.input_lengths is not None, "an encoder's rows have lengths"
             seen = (torch.arange(keys, device=query.device) < self.input_lengths[:, None])[:, None, None]
-        if site in self.prefix:
-            seen = F.pad(seen, (self.prefix[site][0].shape[1], 0), value=True)
-        return torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill_(~seen, float("-inf"))
+        length = self.prefix[site][0].shape[1] if site in self.prefix else 0
+        seen = F.pad(seen, (length, 0), value=True)
+        added = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
+        if site in self.scores and self.scores[site].bias is not None:
+            positions = torch.arange(length + keys, device=query.device)
+            added = self.scores[site].bias_at(positions - positions[length : length + queries, None]).to(query.dtype)
+            if site in self.unplaced:
+                added = added.masked_fill(positions < length, 0)
+        return added.masked_fill(~seen, float("-inf"))
 
     def _heads_first(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(self.batch, -1, *x.shape[1:]).transpose(1, 2)

@@ -10,7 +10,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from server.engine.kernels.base import Activation, KVCache, Linear, Norm, PagedBatch
+from server.engine.kernels.base import Activation, KVCache, Linear, Norm, PagedBatch, Scores
 
 LONG_QUERY = 8  # a row with at least this many tokens in a call attends alone; shorter rows of equal count together
 
@@ -31,12 +31,20 @@ def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 class _SameCount:
     """Rows with the same number of tokens in a call, padded to the whole batch's longest context of each segment."""
 
-    def __init__(self, cache: KVCache, batch: PagedBatch, rows: list[int], starts: list[int], count: int) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        batch: PagedBatch,
+        scores: Scores | None,
+        rows: list[int],
+        starts: list[int],
+        count: int,
+    ) -> None:
         device = batch.tables.device
         select, steps = torch.tensor(rows, device=device), torch.arange(count, device=device)
         self._tokens = torch.tensor(starts, device=device)[:, None] + steps  # (rows, count)
         self._segments: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each: blocks, and which places are empty
-        lengths, visible = batch.lengths[select].long(), []  # (rows, 2)
+        lengths, visible, keys = batch.lengths[select].long(), [], []  # (rows, 2)
         for segment, longest in enumerate(batch.longest):
             if longest == 0:
                 continue
@@ -47,7 +55,14 @@ class _SameCount:
             if segment == 1 and batch.causal:
                 limit = limit - count + 1 + steps
             visible.append(places < limit[:, :, None])
+            keys.append(places + segment * lengths[:, :1])  # (rows, longest): their positions
         self._mask = torch.cat(visible, dim=2)[:, None]  # (rows, 1, count, keys)
+        self._scale = None if scores is None else scores.scale
+        if scores is not None and scores.bias is not None:
+            positions, first = torch.cat(keys, dim=1), lengths.sum(dim=1, keepdim=True) - count
+            bias = scores.bias_at(positions[:, None] - (first + steps)[:, :, None])  # (heads, rows, count, keys)
+            unplaced = positions[:, None] < batch.unplaced[select, None, None]
+            self._mask = bias.masked_fill(unplaced, 0).transpose(0, 1).masked_fill(~self._mask, float("-inf"))
 
     def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> None:
         """Attend to a layer's ``keys`` and ``values``, ``(blocks, kv_heads, block_size, head_dim)``, into ``out``."""
@@ -56,6 +71,7 @@ class _SameCount:
             self._contexts(keys),
             self._contexts(values),
             attn_mask=self._mask,
+            scale=self._scale,
             enable_gqa=keys.shape[1] != query.shape[1],
         )
         out[self._tokens] = attended.transpose(1, 2)
@@ -73,7 +89,7 @@ class _SameCount:
 class TorchBatch:
     """See ``base.PreparedBatch``: index tensors and masks, the same in every layer."""
 
-    def __init__(self, cache: KVCache, batch: PagedBatch) -> None:
+    def __init__(self, cache: KVCache, batch: PagedBatch, scores: Scores | None) -> None:
         self._cache = cache
         self._block, self._offset = batch.slots // cache.block_size, batch.slots % cache.block_size
         counts, starts = batch.counts, [0, *itertools.accumulate(batch.counts)]
@@ -81,7 +97,7 @@ class TorchBatch:
         together = [[row for row, count in enumerate(counts) if count == same] for same in short]
         alone = [[row] for row, count in enumerate(counts) if count >= LONG_QUERY]
         self._parts = [
-            _SameCount(cache, batch, rows, [starts[row] for row in rows], counts[rows[0]])
+            _SameCount(cache, batch, scores, rows, [starts[row] for row in rows], counts[rows[0]])
             for rows in (*together, *alone)
         ]
 
@@ -137,8 +153,8 @@ class TorchKernels:
         values, ids = torch.topk(torch.log_softmax(logits, dim=1), count)
         return values, ids
 
-    def prepare(self, cache: KVCache, batch: PagedBatch) -> TorchBatch:
-        return TorchBatch(cache, batch)
+    def prepare(self, cache: KVCache, batch: PagedBatch, scores: Scores | None = None) -> TorchBatch:
+        return TorchBatch(cache, batch, scores)
 
     def warm_up(self, seconds: float = 2.0) -> None:
         """Nothing to measure."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 
 from prefixes.backbone import Backbone
-from server.engine.kernels.base import Attention, Kernels
+from prefixes.spec import Site
+from server.engine.kernels.base import Attention, Kernels, Scores
 from server.engine.models.bart import Bart
 from server.engine.models.gpt2 import GPT2
 from server.engine.models.layers import Layer
 from server.engine.models.llama import Llama
+from server.engine.models.t5 import T5
 
 __all__ = ["Encoder", "Layer", "Model", "load_model"]
 
@@ -52,6 +54,10 @@ class Model(Protocol):
     def layers(self) -> Sequence[Layer]:
         """In order."""
 
+    @property
+    def scores(self) -> Mapping[Site, Scores]:
+        """What attention gets at the sites where scores are not simply products over ``sqrt(head_dim)``."""
+
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
         """What layers get in a call over tokens at ``positions (tokens,)``, where these count in attention too."""
 
@@ -62,7 +68,7 @@ class Model(Protocol):
         """``(n, hidden)`` of the tokens that need it -> ``(n, vocab)``: final norm and head."""
 
 
-_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2, "bart": Bart, "llama": Llama}
+_FAMILIES: dict[str, Callable[[Backbone, Kernels], Model]] = {"gpt2": GPT2, "bart": Bart, "llama": Llama, "t5": T5}
 
 
 def load_model(backbone: Backbone, kernels: Kernels) -> Model:

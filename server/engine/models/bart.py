@@ -6,13 +6,15 @@ Norms follow the residual sums (post-norm). Position 0 is row 2 of the position 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
-from server.engine.kernels.base import Activation, Attention, Kernels, Linear
+from prefixes.spec import Site
+from server.engine.kernels.base import Activation, Attention, Kernels, Linear, Scores
 from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm, fused
 
 POSITION_OFFSET = 2
@@ -161,6 +163,7 @@ class Bart:
         # The head's bias is a buffer of shape (1, vocab), all zero in the published checkpoints.
         bias = backbone.model.final_logits_bias.detach()[0]
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), bias.contiguous() if bias.any() else None)
+        self.scores: Mapping[Site, Scores] = {}
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
         return attention

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
-from server.engine.kernels.base import Activation, Attention, Kernels, Linear
+from prefixes.spec import Site
+from server.engine.kernels.base import Activation, Attention, Kernels, Linear, Scores
 from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm
 
 
@@ -55,6 +57,7 @@ class GPT2:
         ]
         self._final_norm = bound_norm(kernels, transformer.ln_f)
         self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
+        self.scores: Mapping[Site, Scores] = {}
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
         return attention

@@ -6,6 +6,7 @@ layers without positions, which the weights and the configuration say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from prefixes.spec import Site
-from server.engine.kernels.base import Attention, Kernels, Norm
+from server.engine.kernels.base import Attention, Kernels, Norm, Scores
 from server.engine.models.layers import ACTIVATIONS, Layer, bound_rms_norm, fused
 
 
@@ -92,6 +93,7 @@ class Llama:
         ]
         self._final_norm = bound_rms_norm(kernels, model.norm)
         self._head = kernels.linear(*fused((backbone.model.lm_head,)))
+        self.scores: Mapping[Site, Scores] = {}
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
         angles = positions[:, None].float() * self._frequencies.float()  # (tokens, head_dim / 2), as transformers does

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from prefixes.leading_space import without_leading_space
-from prefixes.prompt import PromptEncoder
+from prefixes.prompt import AddedTokens, PromptEncoder
 from tests.support.byte_fallback import STARTS, save_byte_fallback_tokenizer
 from tests.support.prefixes import save_tiny_tokenizer
 
@@ -34,12 +34,12 @@ def tokenizer(request: pytest.FixtureRequest, tokenizers: dict[str, Any]) -> Any
 
 @pytest.fixture(scope="module")
 def encoders(tokenizers: dict[str, Any]) -> dict[str, PromptEncoder]:
-    return {start: PromptEncoder(tokenizer, FIRST) for start, tokenizer in tokenizers.items()}
+    return {start: PromptEncoder(tokenizer, AddedTokens(FIRST)) for start, tokenizer in tokenizers.items()}
 
 
 @pytest.fixture
 def encoder(tokenizer: Any) -> PromptEncoder:
-    return PromptEncoder(tokenizer, FIRST)
+    return PromptEncoder(tokenizer, AddedTokens(FIRST))
 
 
 def tokens(tokenizer: Any, ids: list[int]) -> str:

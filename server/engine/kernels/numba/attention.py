@@ -6,7 +6,6 @@ Blocks are read in place: nothing is gathered or padded. A token's result does n
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,19 @@ from numba import carray
 
 from server.engine.kernels.numba.jit import jit
 from server.engine.kernels.numba.linear import dots
-from server.engine.kernels.numba.math import exponentials, scaled_maximum, total
+from server.engine.kernels.numba.math import add_by_distance, exponentials, scaled_maximum, total
 from server.engine.kernels.numba.tiles import VECTOR_BYTES, itemsize, mix_tile, pointer
 
-# Fields of a job, by position; strides in bytes. TILES: (row, token, token within its row, tokens) each, int32.
+# Fields of a job, by position; strides in bytes. TILES: (row, token, token within its row, tokens) each, int32. SCALE:
+# the address of a float64. BIAS: 0 is none, else (heads, 2 * REACH + 1).
 (
     KIND, QUERY, QUERY_TOKEN, QUERY_HEAD, KEYS, VALUES, OUT, HEADS, KV_HEADS, BLOCK_SIZE, HEAD_DIM, TILES, TILE_COUNT,
     COUNTS, TABLES, MAX_BLOCKS, LENGTHS, CAUSAL, SCRATCH, SCRATCH_ROW,
-) = range(20)  # fmt: skip
+    SCALE, BIAS, REACH, UNPLACED,
+) = range(24)  # fmt: skip
 
 QUERY_TILE = 4
-_INT32, _INT64 = np.int32(0), np.int64(0)
+_INT32, _INT64, _FLOAT64 = np.int32(0), np.int64(0), np.float64(0)
 _mix_1x8, _mix_1x1, _mix_1 = mix_tile(1, 8), mix_tile(1, 1), mix_tile(1, 0)
 _mix_4x2, _mix_4x1, _mix_4 = mix_tile(4, 2), mix_tile(4, 1), mix_tile(4, 0)
 
@@ -106,7 +107,7 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
                     place + part * lines * line + start * size, line, 0,
                 )  # fmt: skip
 
-    scale = real(1 / math.sqrt(width))
+    scale = real(carray(pointer(_FLOAT64, job[SCALE]), (1,))[0])
     longest = prefix + visible[1]
     for at in range(tokens * group):
         part, token = at // lines, at % lines if tokens > 1 else 0
@@ -116,7 +117,14 @@ def attention_chunk(zero: Any, job: Any, index: int, thread: int) -> None:
             result[d] = zero
         if count == 0:
             continue
-        exponentials(zero, address, count, scaled_maximum(zero, address, count, scale))
+        left = scale  # what the scores are still to be multiplied by
+        if job[BIAS]:
+            table = job[BIAS] + (kv_head * group + at // tokens) * (2 * job[REACH] + 1) * size
+            unplaced = carray(pointer(_INT32, job[UNPLACED] + row * 4), (1,))[0]
+            position = prefix + own - carray(pointer(_INT32, job[COUNTS] + row * 4), (1,))[0] + tile[2] + token
+            add_by_distance(zero, address, count, scale, table, job[REACH], np.int64(unplaced), position)
+            left = real(1)
+        exponentials(zero, address, count, scaled_maximum(zero, address, count, left))
         weights = carray(pointer(zero, address), (longest,))
         share = real(1) / total(zero, address, count)
         for i in range(count):

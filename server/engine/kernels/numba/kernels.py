@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from numba.np.numpy_support import from_dtype
 
-from server.engine.kernels.base import Activation, KVCache, PagedBatch
+from server.engine.kernels.base import Activation, KVCache, PagedBatch, Scores
 from server.engine.kernels.numba import linear as linear_job
 from server.engine.kernels.numba import norm as norm_job
 from server.engine.kernels.numba import rows as rows_job
@@ -207,9 +207,9 @@ class NumbaKernels:
         self._pool.run(job, rows, logits.numel() * 4 >= SHARED_BYTES)
         return values, ids
 
-    def prepare(self, cache: KVCache, batch: PagedBatch) -> NumbaBatch:
+    def prepare(self, cache: KVCache, batch: PagedBatch, scores: Scores | None = None) -> NumbaBatch:
         """As in ``base.Kernels``. Raises ValueError for tables that point outside of the pool."""
-        return NumbaBatch(self._pool, self.dtype, cache, batch)
+        return NumbaBatch(self._pool, self.dtype, cache, batch, scores)
 
     def warm_up(self, seconds: float = 2.0) -> None:
         """Measure our kernel against torch's for every shape bound so far, about ``seconds`` in all, and choose.

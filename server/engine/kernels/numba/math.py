@@ -131,6 +131,28 @@ def scaled_maximum(zero: Any, address: int, count: int, scale: Any) -> Any:
 
 
 @jit(fastmath={"contract"})
+def add_by_distance(
+    zero: Any, address: int, count: int, scale: Any, table: int, reach: int, first: int, position: int
+) -> None:
+    """``x[i] = scale * x[i] + table[reach + i - position]``, no further from the middle of the table than ``reach``.
+
+    The elements before ``first`` are only multiplied.
+    """
+    x = carray(pointer(zero, address), (count,))
+    bias = carray(pointer(zero, table), (2 * reach + 1,))
+    near = min(max(first, position - reach), count)
+    far = min(max(near, position + reach), count)
+    for i in range(min(first, count)):
+        x[i] *= scale
+    for i in range(first, near):
+        x[i] = scale * x[i] + bias[0]
+    for i in range(near, far):
+        x[i] = scale * x[i] + bias[reach + i - position]
+    for i in range(far, count):
+        x[i] = scale * x[i] + bias[2 * reach]
+
+
+@jit(fastmath={"contract"})
 def add_exponentials(zero: Any, address: int, count: int, shift: Any, sums: int) -> None:
     """``sums[i] += exp(x[i] - shift)``; none may exceed ``shift``.
 

@@ -5,20 +5,24 @@ Owns the way from a batch's tensors to the addresses that the loops of ``attenti
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
-from server.engine.kernels.base import KVCache, PagedBatch
+from server.engine.kernels.base import KVCache, PagedBatch, Scores
 from server.engine.kernels.numba import attention as attention_job
 from server.engine.kernels.numba.attention import QUERY_TILE, fill_tiles, write_blocks
-from server.engine.kernels.numba.checks import check_pool, checked_heads, checked_table
+from server.engine.kernels.numba.checks import check_pool, check_tensor, checked_heads, checked_table
 from server.engine.kernels.numba.pool import ATTENTION, JOB_FIELDS, SHARED_BYTES, WorkerPool
 
 
 class NumbaBatch:
     """See ``base.PreparedBatch``. Checks all tables when it is made: the kernels follow them through memory."""
 
-    def __init__(self, pool: WorkerPool, dtype: torch.dtype, cache: KVCache, batch: PagedBatch) -> None:
+    def __init__(
+        self, pool: WorkerPool, dtype: torch.dtype, cache: KVCache, batch: PagedBatch, scores: Scores | None
+    ) -> None:
         check_pool(cache.keys, dtype)
         check_pool(cache.values, dtype)
         self._pool, self._dtype, self._cache, self._size = pool, dtype, cache, dtype.itemsize
@@ -26,6 +30,7 @@ class NumbaBatch:
         self._slots = checked_table(batch.slots, torch.int64, "slots")
         self._tables = checked_table(batch.tables, torch.int32, "tables")
         self._lengths = checked_table(batch.lengths, torch.int32, "lengths")
+        self._unplaced = checked_table(batch.unplaced, torch.int32, "unplaced")
         self._counts, self._tokens = np.asarray(batch.counts, np.int32), sum(batch.counts)
         self._check(batch.causal)
 
@@ -43,6 +48,7 @@ class NumbaBatch:
             int(batch.causal),
         )  # fmt: skip
         self._job[attention_job.SCRATCH_ROW] = self._longest * self._size
+        self._set_scores(scores)
         self._bytes_per_head = len(batch.counts) * self._longest * self._width * self._size * 2
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -64,6 +70,8 @@ class NumbaBatch:
             raise ValueError(f"query: expected {self._tokens} tokens as the batch counts, got {tokens}")
         if heads % self._kv_heads:
             raise ValueError(f"query: expected a multiple of {self._kv_heads} heads, got {heads}")
+        if self._bias is not None and heads != self._bias.shape[0]:
+            raise ValueError(f"query: expected {self._bias.shape[0]} heads as the bias has, got {heads}")
         query = checked_heads(query, self._dtype, (tokens, heads, self._width), "query")
         self._provide_scratch(heads // self._kv_heads)
         out = torch.empty((tokens, heads, self._width), dtype=self._dtype)
@@ -75,6 +83,17 @@ class NumbaBatch:
         shared = self._bytes_per_head * self._kv_heads >= SHARED_BYTES
         self._pool.run(self._job, self._tile_count * self._kv_heads, shared)
         return out
+
+    def _set_scores(self, scores: Scores | None) -> None:
+        scale = 1 / math.sqrt(self._width) if scores is None else scores.scale
+        self._scale, self._bias = np.array([scale]), None if scores is None else scores.bias
+        self._job[attention_job.SCALE] = self._scale.ctypes.data
+        if self._bias is not None:
+            check_tensor(self._bias, self._dtype, (self._bias.shape[0], self._bias.shape[1] | 1), "bias")
+            self._bias = self._bias.contiguous()
+            self._job[attention_job.BIAS : attention_job.UNPLACED + 1] = (
+                self._bias.data_ptr(), self._bias.shape[1] // 2, self._unplaced.data_ptr(),
+            )  # fmt: skip
 
     def _provide_scratch(self, group: int) -> None:
         """Each thread's lines of scores, for ``group`` query heads to a key head."""
@@ -91,6 +110,7 @@ class NumbaBatch:
     def _check(self, causal: bool) -> None:
         """Raise ValueError if a table points outside of the pool."""
         tables, lengths, slots = self._tables.numpy(), self._lengths.numpy(), self._slots.numpy()
+        unplaced = self._unplaced.numpy()
         rows, blocks, size = len(self._counts), self._cache.keys.shape[1], self._cache.block_size
         if tables.shape[:2] != (rows, 2) or lengths.shape != (rows, 2):
             raise ValueError(f"tables and lengths: expected {rows} rows, got {tables.shape} and {lengths.shape}")
@@ -99,6 +119,8 @@ class NumbaBatch:
         room = tables.shape[2] * size
         if lengths.size and (lengths.min() < 0 or lengths.max() > room):
             raise ValueError(f"lengths: expected 0 to {room} for these tables, got {lengths.min()} to {lengths.max()}")
+        if unplaced.shape != (rows,) or (unplaced < 0).any() or (unplaced > lengths[:, 0]).any():
+            raise ValueError(f"unplaced: expected 0 to {lengths[:, 0]} keys of a prefix, got {unplaced}")
         if causal and (lengths[:, 1] < self._counts).any():
             raise ValueError(f"lengths: expected at least the call's own {self._counts}, got {lengths[:, 1]}")
         if slots.size and (slots.min() < 0 or slots.max() >= blocks * size):

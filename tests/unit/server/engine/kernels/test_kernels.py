@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from server.engine.kernels import select_kernels
-from server.engine.kernels.base import Activation, Kernels, KVCache, PagedBatch
+from server.engine.kernels.base import Activation, Kernels, KVCache, PagedBatch, Scores
 from server.engine.kernels.numba.kernels import NumbaKernels
 from server.engine.kernels.torch_reference import TorchKernels
 from tests.support.kernels import Case, Row, make_case, naive_attention
@@ -239,6 +239,44 @@ def test_attention_equals_the_definition_on_random_ragged_batches(kernels: Kerne
         assert_close(attend(kernels, case), naive_attention(case.qkv[:, 0], case, 1))
 
 
+def test_attention_with_a_bias_by_distance_equals_the_definition(kernels: Kernels, dtype: torch.dtype) -> None:
+    """Rows shorter and longer than the table reaches, and prefixes that stand before the tokens or nowhere."""
+    rng, generator = random.Random(12), torch.Generator().manual_seed(12)
+    for trial in range(16):
+        causal, reach = trial % 2 == 0, rng.choice((1, 6, 128))
+        rows = []
+        for row in random_rows(rng, causal):
+            own = row.own if causal else row.count  # an encoder's tokens are all of the call
+            if row.prefix + own:
+                rows.append(replace(row, own=own, unplaced=rng.choice((0, row.prefix))))
+        heads, kv_heads, head_dim = rng.choice([(3, 3, 16), (2, 2, 64), (4, 2, 7)])
+        case = make_case(
+            rng, rows, dtype=dtype, block_size=rng.choice(BLOCK_SIZES), heads=heads, kv_heads=kv_heads,
+            head_dim=head_dim, causal=causal,
+        )  # fmt: skip
+        bias = torch.randn(heads, 2 * reach + 1, dtype=dtype, generator=generator) * 3
+        scores = Scores(rng.choice((1.0, 0.5)), bias)
+        got = kernels.prepare(case.cache, case.batch, scores).attend(1, case.qkv[:, 0])
+        assert_close(got, naive_attention(case.qkv[:, 0], case, 1, scores))
+
+
+def test_a_scale_alone_is_followed(kernels: Kernels, dtype: torch.dtype) -> None:
+    case = make_case(random.Random(13), [Row(5, 20, 7), Row(0, 30, 1)], dtype=dtype, causal=False)
+    scores = Scores(1.0)
+    got = kernels.prepare(case.cache, case.batch, scores).attend(1, case.qkv[:, 0])
+    assert_close(got, naive_attention(case.qkv[:, 0], case, 1, scores))
+
+
+def test_with_a_bias_too_a_row_does_not_depend_on_its_neighbours(numba: NumbaKernels) -> None:
+    case = make_case(random.Random(3), [Row(5, 20, 7, 5), Row(17, 8, 1), Row(0, 1, 0)], heads=2)
+    scores = Scores(1.0, torch.randn(2, 9))
+    together = numba.prepare(case.cache, case.batch, scores).attend(1, case.qkv[:, 0])
+    one = slice(1, 2)
+    tables, lengths, unplaced = case.batch.tables[one], case.batch.lengths[one], case.batch.unplaced[one]
+    alone = PagedBatch(tables, lengths, unplaced, case.batch.slots[7:], (1,), (17, 8))
+    assert torch.equal(numba.prepare(case.cache, alone, scores).attend(1, case.qkv[7:, 0]), together[7:])
+
+
 def test_a_row_without_any_key_gives_zeros_and_harms_nobody(numba: NumbaKernels) -> None:
     case = make_case(random.Random(9), [Row(0, 0, 2), Row(5, 0, 2), Row(0, 0, 0)], causal=False)
     got = attend(numba, case)
@@ -276,7 +314,8 @@ def test_a_row_does_not_depend_on_its_neighbours_to_the_last_bit(numba: NumbaKer
     for heads, kv_heads in ((2, 2), (6, 2), (5, 1)):
         case = make_case(random.Random(3), rows, heads=heads, kv_heads=kv_heads, head_dim=20)
         together = attend(numba, case)
-        alone = PagedBatch(case.batch.tables[:1], case.batch.lengths[:1], case.batch.slots[:7], (7,), (5, 20))
+        tables, lengths, unplaced = case.batch.tables[:1], case.batch.lengths[:1], case.batch.unplaced[:1]
+        alone = PagedBatch(tables, lengths, unplaced, case.batch.slots[:7], (7,), (5, 20))
         assert torch.equal(numba.prepare(case.cache, alone).attend(1, case.qkv[:7, 0]), together[:7])
 
 
@@ -428,6 +467,12 @@ def test_tensors_that_do_not_fit_are_refused(numba: NumbaKernels) -> None:
         prepared.attend(0, case.qkv[:1, 0])
     with pytest.raises(ValueError, match=r"query: expected torch.float32 .* got torch.float64"):
         prepared.attend(0, case.qkv[:, 0].double())
+    with pytest.raises(ValueError, match=r"bias: expected torch.float32 .* got torch.float64"):
+        numba.prepare(case.cache, case.batch, Scores(1.0, torch.zeros(3, 5).double()))
+    with pytest.raises(ValueError, match=r"bias: expected torch.float32 \(3, 5\) on cpu, got .*\(3, 4\)"):
+        numba.prepare(case.cache, case.batch, Scores(1.0, torch.zeros(3, 4)))
+    with pytest.raises(ValueError, match="query: expected 2 heads as the bias has, got 3"):
+        numba.prepare(case.cache, case.batch, Scores(1.0, torch.zeros(2, 5))).attend(0, case.qkv[:, 0])
 
 
 def test_tables_that_point_outside_of_the_pool_are_refused_before_any_layer_runs(numba: NumbaKernels) -> None:
@@ -441,6 +486,7 @@ def test_tables_that_point_outside_of_the_pool_are_refused_before_any_layer_runs
         (r"lengths: expected at least the call's own \[2\], got \[1\]", {"lengths": torch.tensor([[5, 1]]).int()}),
         (r"tables and lengths: expected 2 rows, got \(1, 2, \d+\)", {"counts": (1, 1)}),
         (r"slots: expected torch.int64 .* got torch.int32", {"slots": case.batch.slots.int()}),
+        (r"unplaced: expected 0 to \[5\] keys of a prefix, got \[6\]", {"unplaced": torch.tensor([6]).int()}),
     ]
     for says, change in bad:
         with pytest.raises(ValueError, match=says):

@@ -36,7 +36,7 @@ from trainer.training.run import RunRequest, run_training
 CONFIG = TrainConfig(prefix_length=4, middle=16, batch_size=7, epochs=1, seed=3)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, "t5"])
 def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
     return tiny_backbone(tmp_path / "backbone", torch.float64, request.param)
 

@@ -86,7 +86,7 @@ class NumbaBatch:
 
     def _set_scores(self, scores: Scores | None) -> None:
         scale = 1 / math.sqrt(self._width) if scores is None else scores.scale
-        self._scale, self._bias = np.array([scale]), None if scores is None else scores.bias
+        self._scale, self._bias = np.array([scale], np.float64), None if scores is None else scores.bias
         self._job[attention_job.SCALE] = self._scale.ctypes.data
         if self._bias is not None:
             check_tensor(self._bias, self._dtype, (self._bias.shape[0], self._bias.shape[1] | 1), "bias")

@@ -245,19 +245,19 @@ def test_a_key_file_that_is_open_to_others_is_warned_of_once_and_taken(
     assert secret not in result.output
 
 
-def options_of(group: Any) -> Iterator[tuple[str, set[str]]]:
-    """Each command below ``group`` and its visible options."""
+def options_of(group: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each command below ``group``, by all of its words, and its visible options."""
     for name in group.commands:
         _, command, _ = group.resolve_command(typer.Context(group), [name])
         if isinstance(command, TyperGroup):
-            yield from options_of(command)
+            yield from options_of(command, f"{path}{name} ")
         else:
             shown = (one for one in command.params if not getattr(one, "hidden", False))
-            yield name, {option for one in shown for option in one.opts}
+            yield path + name, {option for one in shown for option in one.opts}
 
 
 def test_every_command_that_goes_to_a_service_takes_a_key() -> None:
     commands = dict(options_of(typer.main.get_command(prefixd.app)))
     clients = {name for name, options in commands.items() if options & {"--server", "--trainer"}}
-    assert clients >= {"train", "evaluate", "list", "usage", "submit"}
+    assert clients >= {"train", "evaluate", "prefixes list", "usage", "jobs submit"}
     assert {name for name, options in commands.items() if "--key" in options} == clients

@@ -45,7 +45,13 @@ Positions = Annotated[
 PrefixLength = Annotated[int | None, typer.Option(help="Virtual positions at each site, the paper's P.")]
 Middle = Annotated[int | None, typer.Option(help="Hidden size of the MLP. Default: 512; xsum 800.")]
 FrozenPositions = Annotated[int | None, typer.Option(help="direct: leading positions kept as initialised.")]
-Init = Annotated[str | None, typer.Option(help='"random", or words to start from: "table-to-text:"')]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help='What to start from: "random" (default); "examples", the model\'s own keys and values over some training '
+        'pairs, trained directly, the first position frozen; or over any words: "table-to-text:"'
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data.")]
 BatchSize = Annotated[int | None, typer.Option(help="Sequences per step.")]
 Accumulate = Annotated[

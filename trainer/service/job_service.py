@@ -30,7 +30,7 @@ from trainer.service.quotas import Quotas
 from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
-from trainer.training.config import PRESETS, TrainConfig, steps_of
+from trainer.training.config import PRESETS, RANDOM, TrainConfig, steps_of
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ class JobService:
         if body.evaluation is not None:
             check_metrics(body.evaluation.preset, body.evaluation.metrics)
         config = TrainConfig.of(preset, body.hyperparameters.given(), from_text=body.start_text is not None)
-        if (body.start_from, body.start_text) != (None, None) and config.init != "random":
-            raise InvalidParameter("init: expected words, or something to start from, got both", parameter="init")
+        if (body.start_from, body.start_text) != (None, None) and config.init != RANDOM:
+            raise InvalidParameter(
+                "init: expected words or examples, or something to start from, got both", parameter="init"
+            )
         if None not in (body.start_from, body.start_text):
             raise InvalidParameter(
                 "start_text: expected a text or a version to start from, got both", parameter="start_text"

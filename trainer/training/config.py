@@ -19,10 +19,16 @@ Reduction = Literal["sequence", "token"]
 GPT2_TEMPLATE: Final = "{input} <|endoftext|>"  # the paper's; `convert --paper-spaces` adds the paper's other spaces
 DEMO_TEMPLATE: Final = "{input}<|endoftext|>"  # the demo backbone was pretrained with it
 
+RANDOM: Final = "random"
+EXAMPLES: Final = "examples"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of one run. ``init`` is ``random``, or words whose activations in the frozen model start the prefix.
+    """The options of one run.
+
+    ``init``: ``random``, or what the prefix starts from as the frozen model's keys and values: ``examples``, training
+    pairs drawn by the seed, or any other words.
 
     ``reduction``: ``sequence`` sums the loss over a sequence's tokens and averages over the batch (the paper's GPT-2
     code); ``token`` averages over all learnt tokens (its BART code).
@@ -34,7 +40,7 @@ class TrainConfig:
     method: Method = "mlp"
     middle: int = 512  # the MLP's hidden size, the paper's k
     frozen_positions: int = 0  # direct only: leading positions that keep their initial values
-    init: str = "random"
+    init: str = RANDOM
     epochs: int = 5
     batch_size: int = 10
     accumulate: int = 1  # micro-batches per batch, computed in turn: less memory, the same sum
@@ -95,10 +101,10 @@ class TrainConfig:
         """Return the paper's settings for ``preset``, overridden by ``options``.
 
         ``from_text``: the prefix starts from the activations of a text. Unless ``options`` say otherwise, it is then
-        trained directly with its first position frozen.
+        trained directly with its first position frozen. So it is from examples.
         """
         settings = {**PRESETS[preset].options, **options}
-        if from_text:
+        if from_text or settings.get("init") == EXAMPLES:
             settings.setdefault("method", "direct")
             if settings["method"] == "direct":
                 settings.setdefault("frozen_positions", 1)

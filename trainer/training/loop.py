@@ -22,9 +22,9 @@ from server.engine.models import Model
 from trainer.data.errors import TrainingStopped
 from trainer.data.sequences import TokenExample, collate, epoch_batches, split_batch
 from trainer.training.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
-from trainer.training.config import TrainConfig, linear_schedule, steps_of
+from trainer.training.config import EXAMPLES, RANDOM, TrainConfig, linear_schedule, steps_of
 from trainer.training.forward import Compute
-from trainer.training.initial import Initial
+from trainer.training.initial import Initial, InitialExamples
 from trainer.training.loss import batch_loss, denominator, token_loss
 from trainer.training.plan import dtype_of
 from trainer.training.reparam import DirectPrefix, MlpPrefix, PrefixKV
@@ -104,7 +104,10 @@ class Trainer:
         """
         self.config, self.state, self._plan = config, State(), plan
         self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
-        self._identity, self._checkpoint, self._initial = identity, checkpoint, initial
+        self._identity, self._checkpoint = identity, checkpoint
+        self.initial: Initial | InitialExamples | None = initial
+        if initial is None and config.init == EXAMPLES:
+            self.initial = InitialExamples.draw(train, plan, config.seed)
         self._compute = Compute(autocast, config.checkpoint_activations)
         self._report: Callable[[Progress], None] = lambda _: None
         self._should_stop: Callable[[], bool] = lambda: False
@@ -165,9 +168,9 @@ class Trainer:
 
     def _initialise(self) -> None:
         plan, config = self._plan, self.config
-        if self._initial is not None:
-            activations = self._initial.activations(self._model, self._backbone, plan)
-        elif config.init != "random":
+        if self.initial is not None:
+            activations = self.initial.activations(self._model, self._backbone, plan)
+        elif config.init != RANDOM:
             activations = word_activations(self._model, self._backbone, config.init, config.prefix_length, plan.sites)
         else:
             return

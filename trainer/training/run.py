@@ -29,7 +29,7 @@ from trainer.data.dataset import Dataset, read_dataset
 from trainer.data.sequences import tokenize
 from trainer.reports.plot import plot_losses
 from trainer.training.checkpoint import CheckpointError
-from trainer.training.config import TrainConfig
+from trainer.training.config import RANDOM, TrainConfig
 from trainer.training.export import Provenance, fold, origin_of
 from trainer.training.failures import named_failures
 from trainer.training.initial import Initial
@@ -80,8 +80,8 @@ class RunRequest:
         object.__setattr__(self, "autocast", default if self.autocast is None else self.autocast)
         if self.autocast and self.dtype != "float32":
             raise InvalidParameter(f"autocast: expected a float32 model to compute in bfloat16, got {self.dtype}")
-        if self.initial is not None and self.config.init != "random":
-            raise InvalidParameter("init: expected words, or a text or version to start from, got both")
+        if self.initial is not None and self.config.init != RANDOM:
+            raise InvalidParameter("init: expected words or examples, or a text or version to start from, got both")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; a text or version to start from is named by its digest."""
@@ -197,7 +197,7 @@ def _run(
         len(validation.examples),
         state.step,
         state.best_step or state.step,
-        None if request.initial is None else request.initial.as_dict(),
+        None if trainer.initial is None else trainer.initial.as_dict(),
     )
     origin = origin_of(request.config, provenance, request.backbone)
     prefix = fold(kv, plan, origin)

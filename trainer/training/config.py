@@ -42,6 +42,7 @@ class TrainConfig:
     frozen_positions: int = 0  # direct only: leading positions that keep their initial values
     init: str = RANDOM
     epochs: int = 5
+    steps: int = 0  # in place of epochs; 0: none
     batch_size: int = 10
     accumulate: int = 1  # micro-batches per batch, computed in turn: less memory, the same sum
     checkpoint_activations: bool = False  # keep only each layer's input, and compute the layer again for the gradient
@@ -51,6 +52,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     reduction: Reduction = "sequence"
     validate_every: int = 0  # steps; 0: at the end of each epoch
+    patience: int = 0  # validations in a row without a lower loss that end the run; 0: none do
     checkpoint_every: int = 500  # steps
     seed: int = 1
 
@@ -76,7 +78,7 @@ class TrainConfig:
         for name in (*positive, "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise InvalidParameter(f"{name}: expected more than 0, got {getattr(self, name)}", parameter=name)
-        for name in ("frozen_positions", "warmup_steps", "weight_decay", "validate_every"):
+        for name in ("frozen_positions", "steps", "warmup_steps", "weight_decay", "validate_every", "patience"):
             if not getattr(self, name) >= 0:
                 raise InvalidParameter(f"{name}: expected at least 0, got {getattr(self, name)}", parameter=name)
         if self.accumulate > self.batch_size:
@@ -112,7 +114,11 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; ``TrainConfig(**…)`` takes them back."""
-        return asdict(self) | {"sites": list(self.sites)}
+        values = asdict(self) | {"sites": list(self.sites)}
+        for name in ("steps", "patience"):
+            if not values[name]:
+                del values[name]  # as in the runs of a time without them, which can be resumed
+        return values
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,12 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 def steps_of(config: TrainConfig, examples: int) -> int:
     """The steps of a run over so many examples."""
-    return config.epochs * -(-examples // config.batch_size)
+    return config.steps or config.epochs * steps_per_epoch(config, examples)
+
+
+def steps_per_epoch(config: TrainConfig, examples: int) -> int:
+    """The steps of a pass over so many examples."""
+    return -(-examples // config.batch_size)
 
 
 def linear_schedule(step: int, total: int, warmup: int) -> float:

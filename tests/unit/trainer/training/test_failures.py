@@ -23,7 +23,8 @@ from trainer.data.errors import OutOfMemory, TrainingStopped
 from trainer.training.config import TrainConfig
 from trainer.training.failures import named_failures
 from trainer.training.loop import Progress
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 CONFIG = TrainConfig(
     prefix_length=4, method="direct", epochs=3, batch_size=6, learning_rate=0.01, checkpoint_every=2, accumulate=2
@@ -87,7 +88,8 @@ import torch
 from prefixes.errors import DiskFull, PrefixdError
 from tests.support.trainer import TEMPLATE
 from trainer.training.config import TrainConfig
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

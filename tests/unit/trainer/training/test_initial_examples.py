@@ -31,7 +31,8 @@ from trainer.data.sequences import TokenExample, collate
 from trainer.training.config import TrainConfig
 from trainer.training.initial import InitialExamples, InitialText
 from trainer.training.reparam import PrefixKV
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 START = TrainConfig.of(
     "e2e", {"prefix_length": 30, "init": "examples", "epochs": 1, "learning_rate": 1e-12, "batch_size": 6}

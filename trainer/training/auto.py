@@ -22,13 +22,14 @@ from trainer.training.curve import LEAST_EXAMPLES, LEAST_HELD_OUT, doubled, unsa
 from trainer.training.ledger import Ledger, Trial
 from trainer.training.loop import Progress, Trainer, TrainingDiverged
 from trainer.training.material import Material
-from trainer.training.search import CHECKS, Choice, Cost, candidates, plan_rounds, survivors
+from trainer.training.search import Choice, Cost, candidates, plan_rounds, survivors
 
 LEDGER: Final = "auto.json"
 TRIALS: Final = "trials"
-SELECTION: Final = 200  # held-out examples that trials are compared on, at most
+SELECTION: Final = 100  # held-out examples that trials are compared on, at most
 PROBE: Final = 4  # steps that are timed
 PATIENCE: Final = 3  # of the last trial's validations
+CHECKPOINTS: Final = 8  # of a trial
 NOTE_S: Final = 5.0  # between two notes of the time spent
 
 
@@ -78,7 +79,7 @@ class Search:
                 f"({self._budget.spent:.0f} s were spent); a smaller model, shorter inputs or more minutes",
                 got=self._auto.budget_minutes,
             )
-        trainer = self._trainer(best.choice, best.steps, best.round, self._train, self._path(best.round, best.choice))
+        trainer = self._trial(best.round, best.choice)
         trainer.restore()
         return trainer
 
@@ -106,7 +107,7 @@ class Search:
             standing = standing[: part.trials]
             for index, choice in enumerate(standing):
                 if index >= len(ledger.of_round(number)):
-                    self._run_trial(number, index, choice, part.steps)
+                    self._run_trial(number, index, choice)
             losses = [trial.loss for trial in ledger.of_round(number)]
             standing = [standing[index] for index in survivors(losses, len(standing))]
             if not standing and ledger.best is None:
@@ -115,11 +116,13 @@ class Search:
             ledger.curve = self._curve()
             ledger.write(self._budget.spent)
 
-    def _run_trial(self, number: int, index: int, choice: Choice, steps: int) -> None:
+    def _trial(self, number: int, choice: Choice) -> Trainer:
+        part = self.ledger.rounds[number - 1]
+        return self._trainer(choice, part.steps, part.checks, self._train, self._path(number, choice))
+
+    def _run_trial(self, number: int, index: int, choice: Choice) -> None:
         """Run what is left of a trial. Raises TrainingStopped also at the end of the budget, once that is noted."""
-        path = self._path(number, choice)
-        trainer = self._trainer(choice, steps, number, self._train, path)
-        of = self.ledger.rounds[number - 1].trials
+        trainer, of = self._trial(number, choice), self.ledger.rounds[number - 1].trials
         name = (
             f"round {number} of {len(self.ledger.rounds)}, trial {index + 1} of {of}: length {choice.prefix_length}, "
             f"{choice.init if self._material.request.initial is None else 'given start'}, {choice.method}, "
@@ -138,7 +141,9 @@ class Search:
             ended = "budget"
         state = trainer.state
         loss = None if ended == "diverged" else state.best_loss
-        self.ledger.trials.append(Trial(number, choice, steps, state.step, loss, ended, state.tokens, state.learnt))
+        self.ledger.trials.append(
+            Trial(number, choice, trainer.total, state.step, loss, ended, state.tokens, state.learnt)
+        )
         self.ledger.write(self._budget.spent)
         best = self.ledger.best
         for other in (self._folder / TRIALS).iterdir():
@@ -166,7 +171,7 @@ class Search:
         nested = random.Random(f"{self._config.seed}/curve").sample(self._train, count)
         points = []
         for part in (count // 4, count // 2):
-            trainer = self._trainer(whole.choice, whole.steps, number, nested[:part], None)
+            trainer = self._trainer(whole.choice, whole.steps, 1, nested[:part], None)
             self._budget.begin_trial()
             try:
                 trainer.run(self._watch(f"learning curve, {part} examples", made), self._is_over)
@@ -187,16 +192,14 @@ class Search:
         return Cost(max(0.0, times[0] - began - step), step, max(0.0, times[-1] - times[-2] - step))
 
     def _trainer(
-        self, choice: Choice, steps: int, number: int, train: Sequence[TokenExample], path: Path | None
+        self, choice: Choice, steps: int, checks: int, train: Sequence[TokenExample], path: Path | None
     ) -> Trainer:
-        """A trial's run. The last round's validates on the way and may end early, unless the user says otherwise."""
-        last = number == len(self.ledger.rounds)
-        often = max(1, steps // CHECKS)
-        options: dict[str, Any] = {"steps": steps, "checkpoint_every": often}
+        """A trial's run. One that validates on the way may end early; what the user says of either comes first."""
+        options: dict[str, Any] = {"steps": steps, "checkpoint_every": max(1, steps // CHECKPOINTS)}
         if "validate_every" not in self._auto.fixed:
-            options["validate_every"] = often if last else steps
+            options["validate_every"] = -(-steps // checks)
         if "patience" not in self._auto.fixed:
-            options["patience"] = PATIENCE if last else 0
+            options["patience"] = PATIENCE if checks > 1 else 0
         config = TrainConfig(**{**vars(self._config), **choice.as_dict(), **options})
         return self._material.trainer(config, path, train, self.selection)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from trainer.training.config import EXAMPLES, RANDOM, TrainConfig
@@ -22,7 +22,8 @@ SEARCH_SHARE: Final = 0.35  # of the budget, for choosing
 FINAL_SHARE: Final = 0.5  # for the last trial; the rest is for what a run needs beside its trials
 KEPT: Final = 3  # one of so many goes on
 LEAST_STEPS: Final = 8  # of a trial whose loss tells anything
-CHECKS: Final = 8  # validations of the last trial
+CHECKS: Final = 8  # validations of the last trial, at most
+CHECK_SHARE: Final = 0.25  # of the last trial's time, for validations
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Round:
-    """So many trials of so many steps each."""
+    """So many trials of so many steps, with as many validations, each."""
 
     trials: int
     steps: int
+    checks: int = 1
 
 
 def candidates(config: TrainConfig, fixed: Collection[str], lengths: Sequence[int]) -> list[Choice]:
@@ -91,18 +93,24 @@ def plan_rounds(seconds: float, cost: Cost, count: int, most_steps: int) -> list
     anything, down to one, which is not compared with any.
     """
 
-    def afforded(share: float, trials: int, validations: int) -> int:
-        return min(cost.steps(share * seconds / trials, validations), int(share * most_steps / trials))
+    def part(share: float, trials: int, checks: int = 1) -> Round:
+        steps = min(cost.steps(share * seconds / trials, checks), int(share * most_steps / trials))
+        return Round(trials, steps, checks)
 
-    last = afforded(FINAL_SHARE, 1, CHECKS)
+    def last(share: float) -> Round:
+        checks = int(CHECK_SHARE * share * seconds / cost.validation) if cost.validation else CHECKS
+        return part(share, 1, max(1, min(CHECKS, checks)))
+
+    longest = last(FINAL_SHARE)
     for first in range(count, 1, -1):
         trials = [first]
         while trials[-1] > KEPT:
             trials.append(-(-trials[-1] // KEPT))
-        rounds = [Round(number, afforded(SEARCH_SHARE / len(trials), number, 1)) for number in trials]
-        if rounds[0].steps >= LEAST_STEPS and rounds[-1].steps < last:
-            return [*rounds, Round(1, last)]
-    return [Round(1, max(1, afforded(SEARCH_SHARE + FINAL_SHARE, 1, CHECKS)))]
+        rounds = [part(SEARCH_SHARE / len(trials), number) for number in trials]
+        if rounds[0].steps >= LEAST_STEPS and rounds[-1].steps < longest.steps:
+            return [*rounds, longest]
+    only = last(SEARCH_SHARE + FINAL_SHARE)
+    return [replace(only, steps=max(1, only.steps))]
 
 
 def survivors(losses: Sequence[float | None], count: int) -> list[int]:

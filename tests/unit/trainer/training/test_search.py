@@ -24,12 +24,8 @@ from trainer.training.search import (
 
 
 def price(rounds: list[Round], cost: Cost) -> float:
-    """Seconds of a whole schedule; only the last round validates on the way."""
-    checks = [1] * (len(rounds) - 1) + [CHECKS]
-    return sum(
-        part.trials * (cost.start + part.steps * cost.step + number * cost.validation)
-        for part, number in zip(rounds, checks, strict=True)
-    )
+    """Seconds of a whole schedule."""
+    return sum(part.trials * (cost.start + part.steps * cost.step + part.checks * cost.validation) for part in rounds)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -51,9 +47,16 @@ def test_a_schedule_costs_less_than_its_budget_and_lets_fewer_and_longer_trials_
 def test_a_greater_budget_compares_more_candidates_until_all_are_there_and_then_longer() -> None:
     cost, made = Cost(0, 1, 0), [plan_rounds(seconds, Cost(0, 1, 0), 18, 10**9) for seconds in (30, 300, 3000, 30000)]
     assert [rounds[0].trials for rounds in made] == sorted(rounds[0].trials for rounds in made)
-    assert made[0] == [Round(1, int(30 * 0.85))], "nothing is compared for want of time"
+    assert made[0] == [Round(1, int(30 * 0.85), CHECKS)], "nothing is compared for want of time"
     assert made[-1][0].trials == 18 and made[-1][0].steps > made[-2][0].steps
-    assert plan_rounds(0.5, cost, 18, 10**9) == [Round(1, 1)]
+    assert plan_rounds(0.5, cost, 18, 10**9) == [Round(1, 1, CHECKS)]
+
+
+def test_validations_that_cost_much_are_few_and_leave_the_time_to_steps() -> None:
+    """On a busy machine eight of them took the whole budget, and the last trial had one step."""
+    (only,) = plan_rounds(40, Cost(1.3, 0.6, 10.4), 18, 10**9)
+    assert only.checks == 1 and only.steps > 30
+    assert plan_rounds(4000, Cost(1.3, 0.6, 10.4), 18, 10**9)[-1].checks == CHECKS
 
 
 def test_the_lowest_losses_survive_the_earlier_trial_where_they_are_equal_and_none_without_a_loss() -> None:

@@ -150,7 +150,7 @@ def _finish(
             "initialisation_error": state.initial_error,
             "scores": {"validation_loss_per_token": state.best_loss, "final_loss": state.metrics[-1]["loss"]},
             "origin": origin,
-            "warnings": material.warnings,
+            **({"warnings": material.warnings} if material.warnings else {}),
             **({} if search is None else {"search": search.summary()}),
         },
     )

@@ -64,7 +64,7 @@ def test_a_folder_made_beforehand_and_taken_away_before_the_first_write_is_not_m
         request_.output.rmdir()
         return inner(*arguments, **options)
 
-    monkeypatch.setattr("trainer.training.run.load_backbone", meanwhile)
+    monkeypatch.setattr("trainer.training.material.load_backbone", meanwhile)
     with pytest.raises(FileNotFoundError):
         run_training(request_, resume=True)
     assert not request_.output.exists()

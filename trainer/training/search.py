@@ -66,7 +66,8 @@ class Round:
 def candidates(config: TrainConfig, fixed: Collection[str], lengths: Sequence[int]) -> list[Choice]:
     """Every combination of what is not ``fixed``, the most plausible first; of what is fixed, ``config``'s value.
 
-    Each axis lists its values by plausibility, and a combination is as plausible as its places are near the front.
+    Each axis lists its values by plausibility, and a combination is as plausible as its places are near the front. Of
+    equals the other start comes first: which start suits a backbone is the least known.
     """
     if "prefix_length" in fixed:
         lengths = [config.prefix_length]
@@ -76,13 +77,13 @@ def candidates(config: TrainConfig, fixed: Collection[str], lengths: Sequence[in
         starts = [(EXAMPLES, config.method), (RANDOM, config.method)]
     else:
         starts = [(EXAMPLES, "direct"), (RANDOM, "mlp")]
-    ranked: list[tuple[int, Choice]] = []
+    ranked: list[tuple[tuple[int, int, int], Choice]] = []
     for (i, length), (j, (init, method)) in itertools.product(enumerate(lengths), enumerate(starts)):
         frozen = config.frozen_positions
         if "init" not in fixed and "frozen_positions" not in fixed:
             frozen = int(init == EXAMPLES and method == "direct" and length > 1)
         rates = [config.learning_rate] if "learning_rate" in fixed else RATES[method]
-        ranked += [(i + j + k, Choice(length, init, method, frozen, rate)) for k, rate in enumerate(rates)]
+        ranked += [((i + j + k, -j, i), Choice(length, init, method, frozen, rate)) for k, rate in enumerate(rates)]
     return [choice for _, choice in sorted(ranked, key=lambda pair: pair[0])]
 
 

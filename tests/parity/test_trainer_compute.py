@@ -31,7 +31,8 @@ from trainer.training.config import TrainConfig
 from trainer.training.forward import Compute, forward_hidden
 from trainer.training.loop import Trainer
 from trainer.training.loss import batch_loss, learnt_loss, token_loss
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 CONFIG = TrainConfig(prefix_length=4, middle=16, batch_size=7, epochs=1, seed=3)
 

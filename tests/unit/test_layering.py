@@ -123,7 +123,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("demos",),
     ),
     "trainer.evaluation": (("scores", "generate"), ("bootstrap",), ("evaluate",)),
-    "trainer.reports": (("content", "style", "svg", "plot"), ("html",), ("report",)),
+    "trainer.reports": (("content", "style", "svg", "plot", "search"), ("html",), ("report",)),
     "trainer.cli": (
         ("options", "terminal"),
         ("training_options",),

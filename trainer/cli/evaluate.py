@@ -33,7 +33,7 @@ from trainer.evaluation.bootstrap import RESAMPLES
 from trainer.evaluation.generate import check_scored
 from trainer.evaluation.scores.presets import METRICS, PRESETS, metrics_of, preset_of
 from trainer.reports.report import build_report, write_reports
-from trainer.training.run import DTYPES
+from trainer.training.request import DTYPES
 
 _PRESETS = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
 

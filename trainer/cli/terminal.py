@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainer.reports.search import TRIAL_COLUMNS, learning_curve, trial_rows
 from trainer.training.loop import Progress as Step
-from trainer.training.run import RunRequest
+from trainer.training.request import RunRequest
 
 
 @contextmanager
@@ -28,11 +29,12 @@ def progress_bar(console: Console) -> Iterator[Callable[[Step], None]]:
                 bar,
                 total=step.total,
                 completed=step.step,
-                description=f"epoch {step.epoch + 1} loss {smooth[0]:.3f}",
+                description=f"{step.trial or f'epoch {step.epoch + 1}'} loss {smooth[0]:.3f}",
                 rate=f"{speed:.1f} steps/s" if speed else "",
             )
             if step.validation_loss is not None:
-                progress.console.print(f"step {step.step}: validation loss per token {step.validation_loss:.4f}")
+                where = f"{step.trial}, step {step.step}" if step.trial else f"step {step.step}"
+                progress.console.print(f"{where}: validation loss per token {step.validation_loss:.4f}")
 
         yield report
 
@@ -45,3 +47,17 @@ def print_summary(console: Console, request: RunRequest, version: str, record: M
     table.add_row("seconds", str(record["seconds"]))
     table.add_row("results", str(request.output))
     console.print(table)
+    if search := record.get("search"):
+        console.print(_search_table(search))
+        console.print(learning_curve(search["curve"]))
+    for warning in record.get("warnings", ()):
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def _search_table(search: Mapping[str, Any]) -> Table:
+    table = Table(title=f"tried in {search['seconds']:.0f} s of {60 * search['budget_minutes']:.0f} s")
+    for name in TRIAL_COLUMNS:
+        table.add_column(name)
+    for row in trial_rows(search):
+        table.add_row(*row)
+    return table

@@ -19,10 +19,12 @@ from prefixes.spec import DEFAULT_ALIAS, TaskRef
 from trainer.cli import training_options as options
 from trainer.cli.options import DeviceOption, DtypeOption, IgnoreOption, decoding_parameters, initial_text, named_errors
 from trainer.cli.terminal import print_summary, progress_bar
+from trainer.training.budget import auto_of
 from trainer.training.config import PRESETS, TrainConfig
 from trainer.training.initial import Initial, InitialText, InitialVersion
 from trainer.training.publish import Targets
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 train_app = application("Train a prefix on a frozen backbone, and publish it.")
 
@@ -46,6 +48,8 @@ def train(
         str | None, typer.Option("--server", metavar="URL", help="Running server to publish to, http://…")
     ] = None,
     alias: Annotated[str, typer.Option(help="Alias to move to the new version; empty for none.")] = DEFAULT_ALIAS,
+    auto: options.AutoOption = False,
+    budget_minutes: options.BudgetMinutes = None,
     preset: options.Preset = None,
     method: options.Method = None,
     sites: options.Sites = None,
@@ -66,6 +70,7 @@ def train(
         typer.Option(help="A version to go on from: FILE.safetensors, or a task of --registry or --server."),
     ] = None,
     epochs: options.Epochs = None,
+    steps: options.Steps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
     checkpoint_activations: options.CheckpointActivations = False,
@@ -74,6 +79,7 @@ def train(
     weight_decay: options.WeightDecay = None,
     reduction: options.Reduction = None,
     validate_every: options.ValidateEvery = None,
+    patience: options.Patience = None,
     checkpoint_every: options.CheckpointEvery = None,
     seed: options.Seed = None,
     template: options.Template = None,
@@ -104,6 +110,8 @@ def train(
                     --prefix-length 32 --lr 0.02
       prefixd train --task e2e --data more.jsonl --init-from e2e@production
                     --method direct --lr 0.005 --registry ./registry
+      prefixd train --task e2e --data e2e.jsonl --auto --budget-minutes 20
+                    --registry ./registry
       prefixd train --task e2e --data e2e.jsonl --resume
       prefixd train --task xsum --data xsum.jsonl --backbone facebook/bart-large
                     --truncate --registry ./registry
@@ -119,11 +127,12 @@ def train(
     chosen = _preset(preset, ref.name)
     hyperparameters = options.given(
         sites=options.site_names(sites), positions=positions, method=method, prefix_length=prefix_length,
-        middle=middle, init=init, epochs=epochs, frozen_positions=frozen_positions, batch_size=batch_size,
+        middle=middle, init=init, epochs=epochs, steps=steps, frozen_positions=frozen_positions, batch_size=batch_size,
         learning_rate=learning_rate, accumulate=accumulate, checkpoint_activations=checkpoint_activations or None,
         warmup_steps=warmup_steps, weight_decay=weight_decay, reduction=reduction, validate_every=validate_every,
-        checkpoint_every=checkpoint_every, seed=seed,
+        patience=patience, checkpoint_every=checkpoint_every, seed=seed,
     )  # fmt: skip
+    search = auto_of(auto, budget_minutes, hyperparameters)
     config = TrainConfig.of(chosen, hyperparameters, from_text=init_file is not None)
     defaults = {**PRESETS[chosen].decoding, **decoding_parameters("--default", default or [])}
     _set_threads(threads)
@@ -145,6 +154,7 @@ def train(
             autocast=autocast,
             initial=_initial(init_file, init_from, targets),
             ignore_generation_config=ignore_generation_config or (),
+            auto=search,
         )
         with progress_bar(console) as report:
             result = run_training(request, resume=resume, accept=targets.check, report=report)

@@ -30,6 +30,18 @@ Truncate = Annotated[
 ]
 DropLong = Annotated[bool, typer.Option("--drop-long", help="Leave out lines that pass the window.")]
 
+AutoOption = Annotated[
+    bool,
+    typer.Option(
+        "--auto",
+        help="Choose length, start and learning rate by trying: many short trials, the best third longer, the best one "
+        "longest. What is given, such as --prefix-length 20, is not searched.",
+    ),
+]
+BudgetMinutes = Annotated[
+    float | None, typer.Option(help="With --auto: minutes for everything that is trained. Default: 10.")
+]
+
 # --- hyperparameters ---
 
 Method = Annotated[
@@ -45,8 +57,15 @@ Positions = Annotated[
 PrefixLength = Annotated[int | None, typer.Option(help="Virtual positions at each site, the paper's P.")]
 Middle = Annotated[int | None, typer.Option(help="Hidden size of the MLP. Default: 512; xsum 800.")]
 FrozenPositions = Annotated[int | None, typer.Option(help="direct: leading positions kept as initialised.")]
-Init = Annotated[str | None, typer.Option(help='"random", or words to start from: "table-to-text:"')]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help='What to start from: "random" (default); "examples", the model\'s own keys and values over some training '
+        'pairs, trained directly, the first position frozen; or over any words: "table-to-text:"'
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data.")]
+Steps = Annotated[int | None, typer.Option(help="So many steps, in place of --epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Sequences per step.")]
 Accumulate = Annotated[
     int | None,
@@ -64,6 +83,10 @@ Reduction = Annotated[
     typer.Option(help="Loss: sequence (sum over tokens, mean over batch) or token. Default: sequence; xsum token."),
 ]
 ValidateEvery = Annotated[int | None, typer.Option(help="Steps between validations. Default: an epoch.")]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="End early after so many validations in a row that were no better. Default: 0, never."),
+]
 CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: 500.")]
 Seed = Annotated[int | None, typer.Option(help="Of initialisation and data order. Default: 1.")]
 

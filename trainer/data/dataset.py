@@ -1,6 +1,7 @@
 """Training data: a JSONL file of ``{"input", "target"}`` lines.
 
-Owns the reading of a file and the split by input; ``lines`` owns the format of a line. Knows no tokens.
+Owns the reading of a file, the split by input and what two sides share; ``lines`` owns the format of a line. Knows no
+tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 from trainer.data.corpora import held_out
 from trainer.data.lines import Example, InvalidData, LineReader
 
-__all__ = ["Dataset", "Example", "InvalidData", "read_dataset"]
+__all__ = ["Dataset", "Example", "InvalidData", "input_digest", "read_dataset", "shared_inputs"]
 
 HOLD_OUT_SALT: Final = "validation:"
 """Makes this split independent of ``prefixd convert --split``: with its hash, none of its training side is held out."""
@@ -34,6 +35,17 @@ class Dataset:
         for example in self.examples:
             sides[held_out(example.input, percent, salt=HOLD_OUT_SALT)].append(example)
         return replace(self, examples=tuple(sides[False])), replace(self, examples=tuple(sides[True]))
+
+
+def input_digest(text: str) -> bytes:
+    """The sha256 of an input: two inputs are the same if all their characters are."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def shared_inputs(train: Dataset, held_out: Dataset) -> tuple[int, int]:
+    """How many different inputs of ``held_out`` are inputs of ``train`` too, and how many it has."""
+    known, asked = ({input_digest(example.input) for example in side.examples} for side in (train, held_out))
+    return len(known & asked), len(asked)
 
 
 def read_dataset(path: Path) -> Dataset:

@@ -27,7 +27,8 @@ from trainer.data.convert import Conversion, convert
 from trainer.data.dataset import read_dataset
 from trainer.evaluation.evaluate import evaluate
 from trainer.training.config import DEMO_TEMPLATE, TrainConfig
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
 SUMMARY_DECODING: Final[Mapping[str, Any]] = {

@@ -15,6 +15,7 @@ from typing import Any, Final
 from server.engine.types import SamplingParams
 from trainer.evaluation.evaluate import ScoredOutput
 from trainer.reports.content import Report
+from trainer.reports.search import TRIAL_COLUMNS, learning_curve, trial_rows
 from trainer.reports.style import STYLE
 from trainer.reports.svg import line_chart
 
@@ -32,7 +33,8 @@ def render_html(report: Report) -> str:
     title = "Training report" if report.metrics else "Evaluation report"
     heading = f"{title}: {report.task}" if report.task else title
     sections = [
-        _header(heading, report), _curves(report), _scores(report), _outputs("Worst outputs", report.worst, report),
+        _header(heading, report), _warnings(report), _curves(report), _search(report), _scores(report),
+        _outputs("Worst outputs", report.worst, report),
         _outputs("Random outputs", report.random, report), _cost(report), _provenance(report),
     ]  # fmt: skip
     return (
@@ -69,6 +71,28 @@ def _header(heading: str, report: Report) -> str:
     finished = f' · {escaped(facts["finished_at"])}' if facts.get("finished_at") else ""
     version = f'<p class="version"><code>{escaped(facts.get("version", ""))}</code>{finished}</p>'
     return f'<header><h1>{escaped(heading)}</h1>{version}<dl class="tiles">{shown}</dl></header>'
+
+
+def _warnings(report: Report) -> str:
+    told = "".join(f"<p><strong>Warning:</strong> {escaped(text)}.</p>" for text in report.facts.get("warnings", ()))
+    return f"<section>{told}</section>" if told else ""
+
+
+def _search(report: Report) -> str:
+    """What a search tried; nothing for a run without one."""
+    search = report.facts.get("search")
+    if not search:
+        return ""
+    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in TRIAL_COLUMNS)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in trial_rows(search)
+    )
+    note = (
+        f"{search['seconds']:,.0f} s of a budget of {60 * search['budget_minutes']:,.0f} s; losses per token on "
+        f"{search['selection_examples']:,} held-out examples. {learning_curve(search['curve'])}."
+    )
+    table = f'<table class="scores"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<section><h2>Search</h2>{table}<p class="muted">{escaped(note)}</p></section>'
 
 
 def _curves(report: Report) -> str:
@@ -141,7 +165,7 @@ def _cost(report: Report) -> str:
 
 def _provenance(report: Report) -> str:
     """The tables of hyperparameters and provenance. The hyperparameters are part of the artifact's origin."""
-    shown = ("seconds", "tokens", "finished_at", "origin")
+    shown = ("seconds", "tokens", "finished_at", "origin", "search", "warnings")
     facts = {name: value for name, value in report.facts.items() if name not in shown}
     origin = dict(report.facts.get("origin", {}))
     hyperparameters = origin.pop("hyperparameters", {})

@@ -30,7 +30,8 @@ from trainer.service.quotas import Quotas
 from trainer.service.schemas import MAX_SPEC_BYTES, JobBody
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
-from trainer.training.config import PRESETS, TrainConfig, steps_of
+from trainer.training.budget import auto_of, check_held_out
+from trainer.training.config import PRESETS, RANDOM, TrainConfig, steps_of
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,17 @@ class JobService:
         if body.evaluation is not None:
             check_metrics(body.evaluation.preset, body.evaluation.metrics)
         config = TrainConfig.of(preset, body.hyperparameters.given(), from_text=body.start_text is not None)
-        if (body.start_from, body.start_text) != (None, None) and config.init != "random":
-            raise InvalidParameter("init: expected words, or something to start from, got both", parameter="init")
+        if (body.start_from, body.start_text) != (None, None) and config.init != RANDOM:
+            raise InvalidParameter(
+                "init: expected words or examples, or something to start from, got both", parameter="init"
+            )
         if None not in (body.start_from, body.start_text):
             raise InvalidParameter(
                 "start_text: expected a text or a version to start from, got both", parameter="start_text"
             )
+        auto = auto_of(body.auto, body.budget_minutes, body.hyperparameters.given())
+        if body.validation_dataset is None:
+            check_held_out(body.hold_out, config, auto)
         spec = {
             "task": task.task,
             "dataset": body.dataset,
@@ -155,6 +161,7 @@ class JobService:
             "backbone": backbone,
             "preset": preset,
             "config": config.as_dict(),
+            "auto": None if auto is None else auto.as_dict(),
             "template": body.template,
             "defaults": defaults,
             "truncate": body.truncate,
@@ -165,7 +172,7 @@ class JobService:
             "evaluation": None if body.evaluation is None else body.evaluation.model_dump(mode="json"),
         }
         check_size(spec)
-        return spec, steps_of(config, lines)
+        return spec, steps_of(config, lines) if auto is None else auto.most_steps
 
     def _start(self, caller: Caller, text: str | None) -> str | None:
         """Resolve the reference of a warm start to a version."""

@@ -62,6 +62,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
                 "device": settings.device,
                 "dtype": settings.dtype,
                 "ignore_generation_config": settings.ignore_generation_config,
+                "auto": spec.get("auto"),
                 **{name: spec[name] for name in AS_ASKED},
             },
         },

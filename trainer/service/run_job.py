@@ -26,12 +26,14 @@ from trainer.evaluation.scores.base import ScorerMissing
 from trainer.evaluation.scores.presets import NEED_JAVA, metrics_of, preset_of
 from trainer.reports.report import report_of, write_reports
 from trainer.service.request import RECORD, REQUEST, START
+from trainer.training.budget import Auto
 from trainer.training.config import TrainConfig
 from trainer.training.failures import named_failures
 from trainer.training.initial import Initial, InitialText, InitialVersion
 from trainer.training.loop import Progress
+from trainer.training.request import RunRequest, read_datasets
 from trainer.training.resume import begun_with
-from trainer.training.run import RunRequest, RunResult, read_datasets, run_training
+from trainer.training.run import RunResult, run_training
 
 EVALUATION: Final = "evaluation.json"
 PROGRESS_INTERVAL_S: Final = 0.1
@@ -95,7 +97,7 @@ def read_request(folder: Path) -> JobRequest:
     values = json.loads((folder / REQUEST).read_text())
     # A resumed run keeps its first dtype and autocast, even if this machine would choose others.
     run, start = {**values["run"], **begun_with(folder)}, folder / START
-    config, validation = run["config"], run["validation"]
+    config, validation, auto = run["config"], run["validation"], run.get("auto")
     return JobRequest(
         values["task"],
         RunRequest(
@@ -105,6 +107,7 @@ def read_request(folder: Path) -> JobRequest:
                 "validation": None if validation is None else Path(validation),
                 "output": folder,
                 "config": TrainConfig(**config | {"sites": tuple(config["sites"])}),
+                "auto": None if auto is None else Auto(**auto),
                 "initial": _initial(values["start_text"], start),
                 "device": _device(run["device"]),
             }
@@ -160,10 +163,11 @@ def _reporter(listener: Listener, pace: Pace) -> Any:
             return
         told = time.monotonic()
         validation = {} if measured is None else {"validation_loss": measured}
+        trial = {} if progress.trial is None else {"trial": progress.trial}
         listener.tell(
             "progress",
             step=progress.step, total=progress.total, epoch=progress.epoch, loss=progress.loss,
-            learning_rate=progress.learning_rate, tokens=progress.tokens, **validation, **speeds,
+            learning_rate=progress.learning_rate, tokens=progress.tokens, **trial, **validation, **speeds,
         )  # fmt: skip
 
     return report

@@ -18,6 +18,7 @@ from trainer.data.texts import checked, is_blank
 from trainer.evaluation.scores.presets import METRICS
 from trainer.evaluation.scores.presets import PRESETS as SCORE_PRESETS
 from trainer.jobs.record import State
+from trainer.training.budget import MAX_MINUTES
 from trainer.training.config import PRESETS
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -91,6 +92,7 @@ class Hyperparameters(Body):
     frozen_positions: int | None = Field(None, ge=0, le=4096)
     init: Text | None = None
     epochs: int | None = Field(None, ge=1, le=10_000)
+    steps: int | None = Field(None, ge=0, lt=1 << 63)
     batch_size: int | None = Field(None, ge=1, le=4096)
     accumulate: int | None = Field(None, ge=1, le=4096)
     checkpoint_activations: bool | None = None
@@ -100,6 +102,7 @@ class Hyperparameters(Body):
     gradient_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
     reduction: Literal["sequence", "token"] | None = None
     validate_every: int | None = Field(None, ge=0, lt=1 << 63)
+    patience: int | None = Field(None, ge=0, lt=1 << 63)
     checkpoint_every: int | None = Field(None, ge=1, lt=1 << 63)
     seed: int | None = Field(None, ge=0, lt=1 << 63)
 
@@ -126,6 +129,8 @@ class JobBody(Body):
     dataset: Digest
     backbone: Backbone | None = None
     preset: Preset | None = None
+    auto: bool = False
+    budget_minutes: float | None = Field(None, gt=0, le=MAX_MINUTES, allow_inf_nan=False)
     hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters.model_validate({}))
     validation_dataset: Digest | None = None
     hold_out: int = Field(5, ge=0, le=50)

@@ -233,8 +233,9 @@ class Worker:
             except RegistryUnavailable as error:
                 await retry.wait(error)
             else:
+                told = {name: record[name] for name in ("search", "warnings") if record.get(name)}
                 scores = record.get("scores", {})
-                return {"task": task.task, "version": info.version, "alias": alias, "scores": scores}
+                return {"task": task.task, "version": info.version, "alias": alias, "scores": scores, **told}
 
     def _registry_retry(self, job: Job, watch: Watch) -> RegistryRetry:
         return RegistryRetry(self.settings.publish_patience_s, lambda: self._owned(job), watch)

@@ -20,10 +20,16 @@ GPT2_TEMPLATE: Final = "{input} <|endoftext|>"  # the paper's; `convert --paper-
 LINE_TEMPLATE: Final = "{input}\n"  # for any other decoder
 DEMO_TEMPLATE: Final = "{input}<|endoftext|>"  # the demo backbone was pretrained with it
 
+RANDOM: Final = "random"
+EXAMPLES: Final = "examples"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of one run. ``init`` is ``random``, or words whose activations in the frozen model start the prefix.
+    """The options of one run.
+
+    ``init``: ``random``, or what the prefix starts from as the frozen model's keys and values: ``examples``, training
+    pairs drawn by the seed, or any other words.
 
     ``reduction``: ``sequence`` sums the loss over a sequence's tokens and averages over the batch (the paper's GPT-2
     code); ``token`` averages over all learnt tokens (its BART code).
@@ -35,8 +41,9 @@ class TrainConfig:
     method: Method = "mlp"
     middle: int = 512  # the MLP's hidden size, the paper's k
     frozen_positions: int = 0  # direct only: leading positions that keep their initial values
-    init: str = "random"
+    init: str = RANDOM
     epochs: int = 5
+    steps: int = 0  # in place of epochs; 0: none
     batch_size: int = 10
     accumulate: int = 1  # micro-batches per batch, computed in turn: less memory, the same sum
     checkpoint_activations: bool = False  # keep only each layer's input, and compute the layer again for the gradient
@@ -46,6 +53,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     reduction: Reduction = "sequence"
     validate_every: int = 0  # steps; 0: at the end of each epoch
+    patience: int = 0  # validations in a row without a lower loss that end the run; 0: none do
     checkpoint_every: int = 500  # steps
     seed: int = 1
 
@@ -71,7 +79,7 @@ class TrainConfig:
         for name in (*positive, "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise InvalidParameter(f"{name}: expected more than 0, got {getattr(self, name)}", parameter=name)
-        for name in ("frozen_positions", "warmup_steps", "weight_decay", "validate_every"):
+        for name in ("frozen_positions", "steps", "warmup_steps", "weight_decay", "validate_every", "patience"):
             if not getattr(self, name) >= 0:
                 raise InvalidParameter(f"{name}: expected at least 0, got {getattr(self, name)}", parameter=name)
         if self.accumulate > self.batch_size:
@@ -96,10 +104,10 @@ class TrainConfig:
         """Return the paper's settings for ``preset``, overridden by ``options``.
 
         ``from_text``: the prefix starts from the activations of a text. Unless ``options`` say otherwise, it is then
-        trained directly with its first position frozen.
+        trained directly with its first position frozen. So it is from examples.
         """
         settings = {**PRESETS[preset].options, **options}
-        if from_text:
+        if from_text or settings.get("init") == EXAMPLES:
             settings.setdefault("method", "direct")
             if settings["method"] == "direct":
                 settings.setdefault("frozen_positions", 1)
@@ -107,7 +115,11 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; ``TrainConfig(**…)`` takes them back."""
-        return asdict(self) | {"sites": list(self.sites)}
+        values = asdict(self) | {"sites": list(self.sites)}
+        for name in ("steps", "patience"):
+            if not values[name]:
+                del values[name]  # as in the runs of a time without them, which can be resumed
+        return values
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,12 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 def steps_of(config: TrainConfig, examples: int) -> int:
     """The steps of a run over so many examples."""
-    return config.epochs * -(-examples // config.batch_size)
+    return config.steps or config.epochs * steps_per_epoch(config, examples)
+
+
+def steps_per_epoch(config: TrainConfig, examples: int) -> int:
+    """The steps of a pass over so many examples."""
+    return -(-examples // config.batch_size)
 
 
 def linear_schedule(step: int, total: int, warmup: int) -> float:

@@ -28,7 +28,7 @@ class Provenance:
     validation_examples: int
     steps: int
     best_step: int
-    initial: Mapping[str, Any] | None = None  # the text or version it started from, if any
+    initial: Mapping[str, Any] | None = None  # the text, version or examples it started from, if any
 
 
 def origin_of(config: TrainConfig, provenance: Provenance, backbone: str) -> dict[str, Any]:

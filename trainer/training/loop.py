@@ -22,9 +22,9 @@ from server.engine.models import Model
 from trainer.data.errors import TrainingStopped
 from trainer.data.sequences import TokenExample, collate, epoch_batches, split_batch
 from trainer.training.checkpoint import CheckpointError, load_state, pack_optimizer, save_state, unpack_optimizer
-from trainer.training.config import TrainConfig, linear_schedule, steps_of
+from trainer.training.config import EXAMPLES, RANDOM, TrainConfig, linear_schedule, steps_of, steps_per_epoch
 from trainer.training.forward import Compute
-from trainer.training.initial import Initial
+from trainer.training.initial import Initial, InitialExamples
 from trainer.training.loss import batch_loss, denominator, token_loss
 from trainer.training.plan import dtype_of
 from trainer.training.reparam import DirectPrefix, MlpPrefix, PrefixKV
@@ -44,7 +44,7 @@ class Progress:
     """The loop's report after each step. ``validation_loss`` is per learnt token; None if this step measured none.
 
     ``tokens`` counts the tokens through the model since the run began, across resumes, without padding and validation.
-    ``learnt`` counts the learnt tokens.
+    ``learnt`` counts the learnt tokens. A search's progress counts on over its trials, and names the one at work.
     """
 
     step: int
@@ -55,6 +55,7 @@ class Progress:
     validation_loss: float | None
     tokens: int
     learnt: int
+    trial: str | None = None
 
 
 @dataclass
@@ -66,6 +67,7 @@ class State:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best_loss: float | None = None
     best_step: int = 0
+    stale: int = 0  # validations since the best one
     initial_error: float | None = None
     tokens: int = 0
     learnt: int = 0
@@ -104,13 +106,16 @@ class Trainer:
         """
         self.config, self.state, self._plan = config, State(), plan
         self._backbone, self._model, self._train, self._validation = backbone, model, train, validation
-        self._identity, self._checkpoint, self._initial = identity, checkpoint, initial
+        self._identity, self._checkpoint = identity, checkpoint
+        self.initial: Initial | InitialExamples | None = initial
+        if initial is None and config.init == EXAMPLES:
+            self.initial = InitialExamples.draw(train, plan, config.seed)
         self._compute = Compute(autocast, config.checkpoint_activations)
         self._report: Callable[[Progress], None] = lambda _: None
         self._should_stop: Callable[[], bool] = lambda: False
         self._device = next(backbone.model.parameters()).device
         self.total = steps_of(config, len(train))
-        self._per_epoch = self.total // config.epochs
+        self._per_epoch = steps_per_epoch(config, len(train))
         with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
             torch.manual_seed(config.seed)
             self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)
@@ -118,7 +123,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self.prefix.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self._best: PrefixKV | None = None
+        self.best: PrefixKV | None = None  # that validated best so far
         self._began = time.monotonic()
 
     def run(
@@ -130,9 +135,7 @@ class Trainer:
         it is true; where steps were made it first writes a checkpoint. Raises CheckpointError, TrainingDiverged.
         """
         self._report, self._should_stop, self._began = report, should_stop, time.monotonic()
-        if self._checkpoint is not None and self._checkpoint.exists():
-            self._restore(self._checkpoint)
-        else:
+        if not self.restore():
             self._initialise()
         try:
             self._run()
@@ -142,18 +145,32 @@ class Trainer:
             raise
         if self._checkpoint is None:
             self._count_time()
-        return self._best if self._best is not None else self._folded()
+        return self.best if self.best is not None else self._folded()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or as many validations in a row as ``patience`` were no better."""
+        return self.state.step >= self.total or 0 < self.config.patience <= self.state.stale
+
+    def restore(self) -> bool:
+        """Go back to the checkpoint; False if there is none. Raises CheckpointError."""
+        if self._checkpoint is None or not self._checkpoint.exists():
+            return False
+        self._restore(self._checkpoint)
+        return True
 
     def _run(self) -> None:
         if not self.state.closed:
             self._close_step()
-        while self.state.step < self.total:
+        while not self.ended:
             epoch, index = divmod(self.state.step, self._per_epoch)
             order = epoch_batches(self._train, self.config.batch_size, self.config.seed, epoch)
             for indices in order[index:]:
                 self._ask()
                 self._step([self._train[i] for i in indices])
                 self._close_step()
+                if self.ended:
+                    break
 
     def _count_time(self) -> None:
         now = time.monotonic()
@@ -165,9 +182,9 @@ class Trainer:
 
     def _initialise(self) -> None:
         plan, config = self._plan, self.config
-        if self._initial is not None:
-            activations = self._initial.activations(self._model, self._backbone, plan)
-        elif config.init != "random":
+        if self.initial is not None:
+            activations = self.initial.activations(self._model, self._backbone, plan)
+        elif config.init != RANDOM:
             activations = word_activations(self._model, self._backbone, config.init, config.prefix_length, plan.sites)
         else:
             return
@@ -198,7 +215,7 @@ class Trainer:
         self._log(epoch, rate, measured)
         state.closed = True
         self._report(Progress(done, self.total, epoch, loss, rate, measured, state.tokens, state.learnt))
-        if self._checkpoint is not None and (done % self.config.checkpoint_every == 0 or done == self.total):
+        if self._checkpoint is not None and (done % self.config.checkpoint_every == 0 or self.ended):
             self._save(self._checkpoint)
 
     def _rate(self, step: int) -> float:
@@ -236,7 +253,9 @@ class Trainer:
                 f"step {self.state.step}: expected a finite validation loss, got {loss}; try a lower learning rate"
             )
         if self.state.best_loss is None or loss < self.state.best_loss:
-            self.state.best_loss, self.state.best_step, self._best = loss, self.state.step, folded
+            self.state.best_loss, self.state.best_step, self.state.stale, self.best = loss, self.state.step, 0, folded
+        else:
+            self.state.stale += 1
         return loss
 
     def _log(self, epoch: int, rate: float, measured: float | None) -> None:
@@ -254,7 +273,7 @@ class Trainer:
     def _save(self, path: Path) -> None:
         self._count_time()
         tensors = {f"prefix.{name}": tensor for name, tensor in self.prefix.state_dict().items()}
-        for site, (key, value) in (self._best or {}).items():
+        for site, (key, value) in (self.best or {}).items():
             tensors |= {f"best.{site}.key": key, f"best.{site}.value": value}
         packed, optimizer = pack_optimizer(self._optimizer)
         meta = {"identity": self._identity, "config": self.config.as_dict(), "optimizer": optimizer}
@@ -272,4 +291,4 @@ class Trainer:
         )
         unpack_optimizer(self._optimizer, moved, meta["optimizer"])
         if any(name.startswith("best.") for name in moved):
-            self._best = {site: (moved[f"best.{site}.key"], moved[f"best.{site}.value"]) for site in self._plan.sites}
+            self.best = {site: (moved[f"best.{site}.key"], moved[f"best.{site}.value"]) for site in self._plan.sites}

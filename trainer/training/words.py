@@ -1,16 +1,17 @@
-"""The start of a prefix from real words or a text: the frozen model's own keys and values over them, at every site.
+"""The start of a prefix from real tokens: the frozen model's own keys and values over them, at every site.
 
-The words stand where a text stands: in an encoder between the tokens that the backbone puts around every input, in a
-decoder behind those that begin every output. Only the words' own positions are kept. A decoder with an encoder attends
-to the encoded words meanwhile; the keys and values of cross-attention are over the same words. Words are repeated or
-cut to the prefix's length. A text is cut, and must be long enough.
+Words and texts stand where a text stands: in an encoder between the tokens that the backbone puts around every input,
+in a decoder behind those that begin every output. Only the words' own positions are kept. A decoder with an encoder
+attends to the encoded words meanwhile; the keys and values of cross-attention are over the same words. Words are
+repeated or cut to the prefix's length. A text is cut, and must be long enough. Whole sequences, such as training pairs,
+have nothing around them.
 
 Owns which activations these are; knows no parameterisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
-from prefixes.spec import Site
+from prefixes.spec import SITES, Site
 from server.engine.kernels.dense import DenseAttention
 from server.engine.models import Model
 from trainer.data.sequences import target_opening
@@ -79,31 +80,54 @@ def text_activations(model: Model, backbone: Backbone, text: str, length: int, s
     return _activations(model, backbone, text_tokens(backbone, text, length), sites)
 
 
-@torch.no_grad()
+def sequence_activations(
+    model: Model, backbone: Backbone, inputs: Sequence[int], outputs: Sequence[int], sites: Collection[Site]
+) -> PrefixKV:
+    """Keys and values ``(layers, length, kv_heads, head_dim)`` over whole sequences, at each of ``sites``.
+
+    The decoder reads ``outputs``, an encoder ``inputs`` of the same length. Raises InvalidParameter beyond the window.
+    """
+    length = len(outputs)
+    _check_room(backbone, length, 0)
+    return _recorded(model, backbone, inputs, outputs, dict.fromkeys(SITES, 0), length, sites)
+
+
 def _activations(model: Model, backbone: Backbone, tokens: Sequence[int], sites: Collection[Site]) -> PrefixKV:
     encoder, length = backbone.prompt_encoder, len(tokens)
     encodes = backbone.spec.input_site == "encoder"
     before, after, _ = encoder.around(backbone.input_template) if encodes else ([], [], False)
     begin = [*backbone.decoder_prompt, *target_opening(backbone)]
-    _check_room(backbone, length, len(before) + len(after), len(begin))
-
-    device = next(backbone.model.parameters()).device
-    ids = torch.tensor([[*before, *tokens, *after]], device=device)
-    recording = _Recording(DenseAttention(1, {}, torch.tensor([ids.shape[1]], device=device), model.scores))
-    if encodes:
-        run_encoder(model, ids, recording, 0)
-    nothing = torch.empty(0, dtype=torch.int64, device=device)  # no hidden states: only keys and values are kept
-    run_decoder(model, torch.tensor([[*begin, *tokens]], device=device), recording, 0, nothing)
+    _check_room(backbone, length, max(len(before) + len(after), len(begin)))
     starts: dict[Site, int] = {"decoder": len(begin), "encoder": len(before), "cross": len(before)}
+    return _recorded(model, backbone, [*before, *tokens, *after], [*begin, *tokens], starts, length, sites)
+
+
+@torch.no_grad()
+def _recorded(
+    model: Model,
+    backbone: Backbone,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    starts: Mapping[Site, int],
+    length: int,
+    sites: Collection[Site],
+) -> PrefixKV:
+    """The keys and values of ``length`` tokens from ``starts`` on, at each of ``sites``."""
+    device = next(backbone.model.parameters()).device
+    recording = _Recording(DenseAttention(1, {}, torch.tensor([len(inputs)], device=device), model.scores))
+    if backbone.spec.input_site == "encoder":
+        run_encoder(model, torch.tensor([inputs], device=device), recording, 0)
+    nothing = torch.empty(0, dtype=torch.int64, device=device)  # no hidden states: only keys and values are kept
+    run_decoder(model, torch.tensor([outputs], device=device), recording, 0, nothing)
     dtype = getattr(torch, dtype_of(backbone))
     return {site: _stacked(recording.made[site], starts[site], length, dtype) for site in sites}
 
 
-def _check_room(backbone: Backbone, length: int, around: int, begin: int) -> None:
-    most = backbone.spec.max_positions - max(around, begin)
+def _check_room(backbone: Backbone, length: int, beside: int) -> None:
+    most = backbone.spec.max_positions - beside
     if length > most:
         raise InvalidParameter(
-            f"initial words: expected a prefix of at most {most} positions, the window has no more; got {length}",
+            f"init: expected a prefix of at most {most} positions, the window has no more; got {length}",
             expected=most,
             got=length,
         )

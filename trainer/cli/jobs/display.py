@@ -152,13 +152,14 @@ def progress_text(data: Mapping[str, Any]) -> str:
 
 
 def numbers_text(data: Mapping[str, Any]) -> str:
-    """Join time left, loss, validation loss and speed, as far as they are known."""
+    """Join time left, loss, validation loss, speed and the trial of a search, as far as they are known."""
     left = data.get("seconds_left")
     parts = (
         f"{timedelta(seconds=round(left))} left" if isinstance(left, (int, float)) else "",
         _number(data, "loss", "loss {:.4f}"),
         _number(data, "validation_loss", "validation loss {:.4f}"),
         _number(data, "tokens_per_s", "{:,.0f} tokens/s"),
+        str(data.get("trial") or ""),
     )
     return "  ".join(filter(None, parts))
 

@@ -42,6 +42,8 @@ def submit(
     backbone: Annotated[
         str | None, typer.Option(help="One of those that the trainer has. Default: its first.", show_default=False)
     ] = None,
+    auto: options.AutoOption = False,
+    budget_minutes: options.BudgetMinutes = None,
     preset: options.Preset = None,
     alias: Annotated[str, typer.Option(help="Alias to move to the new version.")] = DEFAULT_ALIAS,
     no_alias: Annotated[bool, typer.Option("--no-alias", help="Publish the version, move no alias.")] = False,
@@ -83,6 +85,7 @@ def submit(
     frozen_positions: options.FrozenPositions = None,
     init: options.Init = None,
     epochs: options.Epochs = None,
+    steps: options.Steps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
     checkpoint_activations: options.CheckpointActivations = False,
@@ -92,6 +95,7 @@ def submit(
     gradient_clip: Annotated[float | None, typer.Option(help="The gradient's norm at most. Default: 1.")] = None,
     reduction: options.Reduction = None,
     validate_every: options.ValidateEvery = None,
+    patience: options.Patience = None,
     checkpoint_every: options.CheckpointEvery = None,
     seed: options.Seed = None,
     trainer: TrainerOption = None,
@@ -105,6 +109,8 @@ def submit(
       prefixd jobs submit --task e2e --data e2e.jsonl --watch
       prefixd jobs submit --task e2e --data e2e.jsonl --backbone gpt2-medium
                           --evaluate e2e --limit 0 --alias candidate
+      prefixd jobs submit --task e2e --data e2e.jsonl --auto
+                          --budget-minutes 20 --watch
       prefixd jobs submit --task e2e --data more.jsonl --start-from e2e
                           --method direct --lr 0.005
       prefixd jobs submit --task e2e --data e2e.jsonl --start-file style.txt
@@ -117,14 +123,15 @@ def submit(
         raise typer.BadParameter("--no-evaluate: expected no --evaluate, --metric or --limit beside it")
     hyperparameters = options.given(
         sites=options.site_names(sites), positions=positions, method=method, prefix_length=prefix_length,
-        middle=middle, init=init, epochs=epochs, frozen_positions=frozen_positions, batch_size=batch_size,
+        middle=middle, init=init, epochs=epochs, steps=steps, frozen_positions=frozen_positions, batch_size=batch_size,
         learning_rate=learning_rate, accumulate=accumulate, checkpoint_activations=checkpoint_activations or None,
         warmup_steps=warmup_steps, weight_decay=weight_decay, gradient_clip=gradient_clip, reduction=reduction,
-        validate_every=validate_every, checkpoint_every=checkpoint_every, seed=seed,
+        validate_every=validate_every, patience=patience, checkpoint_every=checkpoint_every, seed=seed,
     )  # fmt: skip
     body = options.given(
         task=task, backbone=backbone, preset=preset, hold_out=hold_out, template=template, start_from=start_from,
-        truncate=truncate, drop_long=drop_long, hyperparameters=hyperparameters,
+        truncate=truncate, drop_long=drop_long, auto=auto, budget_minutes=budget_minutes,
+        hyperparameters=hyperparameters,
         defaults=decoding_parameters("--default", default or []),
     )  # fmt: skip
     if start_file is not None:

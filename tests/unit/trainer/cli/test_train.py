@@ -18,7 +18,7 @@ from prefixes.registry import open_registry
 from prefixes.spec import SITES
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 from tests.support.trainer import BART_TEMPLATE, FAMILIES, TEMPLATE, toy_pairs, write_jsonl
-from trainer.training import publish
+from trainer.training import budget, publish, search
 
 FAST = ["--epochs", "2", "--batch-size", "6", "--lr", "0.01", "--method", "direct", "--threads", "1"]
 
@@ -318,3 +318,36 @@ def test_a_backbone_that_a_server_refuses_is_refused_before_training_and_trained
     assert told.exit_code == 0, told.output
     assert "sequence_bias" in caplog.text and "ignored" in caplog.text
     assert "ignore_generation_config" not in json.loads((workplace / "out" / "config.json").read_text())
+
+
+def test_auto_shows_what_it_tried_and_resumes_as_it_began(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "STEPS_PER_MINUTE", 1)  # steps end it, long before its minutes
+    monkeypatch.setattr(search, "LEAST_STEPS", 2)
+    place = ["--task", "toy", "--backbone", str(workplace / "backbone"), "--template", TEMPLATE, "--hold-out", "20"]
+    paths = ["--data", str(workplace / "data.jsonl"), "--output", str(workplace / "out"), "--threads", "1"]
+    given = ["--prefix-length", "4", "--init", "examples", "--auto", "--budget-minutes", "60"]
+    made = invoke("train", *place, *paths, *given)
+    assert made.exit_code == 0, made.output
+    told = json.loads((workplace / "out" / "report.json").read_text())["search"]
+    assert {trial["choice"]["prefix_length"] for trial in told["trials"]} == {4}
+    assert {trial["choice"]["init"] for trial in told["trials"]} == {"examples"}
+    assert len({trial["choice"]["learning_rate"] for trial in told["trials"]}) > 1
+    assert "(best)" in made.output and "With twice the examples" in made.output and "trial 2 of" in made.output
+    assert invoke("train", *place, *paths, *given, "--resume").stdout == made.stdout
+    other = invoke("train", *place, *paths, *given[:-1], "30", "--resume")
+    assert (other.exit_code, "cannot resume with other options: auto" in " ".join(other.output.split())) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--budget-minutes", "5"], "budget_minutes: expected auto beside it"),
+        (["--auto"], "epochs: expected none beside auto"),
+        (["--auto", "--budget-minutes", "0"], "budget_minutes: expected above 0"),
+        (["--patience", "2", "--hold-out", "0"], "patience: expected held-out inputs"),
+    ],
+)
+def test_what_goes_with_no_search_ends_with_a_named_error(workplace: Path, arguments: list[str], said: str) -> None:
+    result = train(workplace, *arguments)
+    assert result.exit_code == 1 and said in " ".join(result.output.split()), result.output
+    assert not (workplace / "out").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.trainer import write_jsonl
 from trainer.data.corpora import held_out
-from trainer.data.dataset import Example, InvalidData, read_dataset
+from trainer.data.dataset import Dataset, Example, InvalidData, read_dataset, shared_inputs
 
 
 def test_reads_lines_in_order_with_their_numbers_and_the_files_digest(tmp_path: Path) -> None:
@@ -62,3 +62,13 @@ def test_the_training_side_of_a_converted_split_is_split_once_more(tmp_path: Pat
     train, apart = read_dataset(write_jsonl(tmp_path / "data.jsonl", pairs)).split(5)
     assert len(train.examples) + len(apart.examples) == len(pairs) < 1000
     assert 20 < len(apart.examples) < 90
+
+
+def test_inputs_that_both_sides_have_are_counted_once_and_by_every_character() -> None:
+    def side(*inputs: str) -> Dataset:
+        return Dataset(tuple(Example(line, text, "x") for line, text in enumerate(inputs, 1)), "sha256:0")
+
+    assert shared_inputs(side("a", "b", "b"), side("b", "b", "c", " a")) == (1, 3)
+    assert shared_inputs(side("a"), side()) == (0, 0)
+    whole = side(*(f"input {number % 40}" for number in range(80)))
+    assert shared_inputs(*whole.split(30))[0] == 0, "a split keeps an input's lines together"

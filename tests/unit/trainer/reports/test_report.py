@@ -117,6 +117,32 @@ def test_the_report_shows_curves_scores_outputs_cost_and_provenance() -> None:
     assert page.count("<svg") == 2
 
 
+CHOICE = {"prefix_length": 20, "init": "examples", "method": "direct", "frozen_positions": 1, "learning_rate": 0.005}
+TRIAL = {"round": 1, "choice": CHOICE, "steps": 8, "made": 8, "loss": 2.5, "ended": "done", "tokens": 9, "learnt": 3}
+SEARCH = {
+    "budget_minutes": 5, "seconds": 240.0, "selection_examples": 32, "chosen": CHOICE, "rounds": [], "cost": None,
+    "trials": [TRIAL, {**TRIAL, "loss": None, "ended": "diverged", "made": 2}],
+    "curve": {
+        "estimate": 2.125, "low": 2.0, "high": 2.25, "examples": 200, "points": [[25, 4.0], [50, 3.0], [100, 2.5]]
+    },
+}  # fmt: skip
+
+
+def test_the_report_shows_what_a_search_tried_and_what_more_examples_would_bring() -> None:
+    page = render_html(build_report({**FACTS, "search": SEARCH, "warnings": ["3 of the 9 <held-out>"]}, metrics(3)))
+    shown = " ".join(Page(page).texts)
+    for said in (
+        "2.5000 (best)", "none (diverged)", "2 of 8", "240 s of a budget of 300 s", "32 held-out examples",
+        "With twice the examples, 200: about 0.3750 lower (between 0.2500 and 0.5000)", "4.0000 with 25",
+        "3 of the 9 <held-out>",
+    ):  # fmt: skip
+        assert said in shown, said
+    untold = {**SEARCH, "curve": {"estimate": None, "reason": "it takes more"}}
+    assert "not estimated, it takes more" in render_html(build_report({**FACTS, "search": untold}, []))
+    plain = render_html(build_report({**FACTS, "warnings": []}, metrics(3)))
+    assert "Search" not in plain and "Warning" not in plain
+
+
 def test_a_report_without_training_or_without_evaluation_is_whole() -> None:
     bare = render_html(build_report(FACTS, metrics(3)))
     assert {"table", "svg"} <= Page(bare).tags and "Scores" not in bare

@@ -19,6 +19,7 @@ from trainer.data.errors import TrainingStopped
 from trainer.service.child import Pace
 from trainer.service.request import REQUEST
 from trainer.service.run_job import read_request, run_job
+from trainer.training import budget
 from trainer.training.checkpoint import CheckpointError
 from trainer.training.config import TrainConfig
 
@@ -124,3 +125,39 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(folder: Path, monkeyp
     with pytest.raises(PrefixdError, match="finite validation loss") as caught:
         run_job(folder, Listening(), Pace())
     assert caught.value.code == "training_diverged"
+
+
+def test_a_search_is_told_with_its_trials_and_goes_on_from_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps end it, long before its minutes."""
+    monkeypatch.setattr(budget, "STEPS_PER_MINUTE", 1)
+    request = json.loads((folder / REQUEST).read_text())
+    request["run"] |= {"auto": {"budget_minutes": 60, "fixed": ["init", "learning_rate", "prefix_length"]}}
+    write_json(folder / REQUEST, request)
+    trials: list[str] = []
+
+    class Told(Listening):
+        def tell(self, event: str, **facts: Any) -> None:
+            super().tell(event, **facts)
+            trials.extend(facts[name] for name in facts if name == "trial")
+
+    with pytest.raises(TrainingStopped):
+        run_job(folder, Told(stop_after=12), Pace())
+    assert not (folder / "report.json").exists()
+    run_job(folder, Told(), Pace())
+    assert set(trials) == {"round 1 of 1, trial 1 of 1: length 3, random, direct, rate 8e-05"}
+    record = json.loads((folder / "record.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
+    assert record["search"] == report["search"]
+    (trial,) = record["search"]["trials"]
+    assert 12 < trial["made"] <= 60
+    assert "Search" in (folder / "report.html").read_text()
+
+
+def test_held_out_inputs_that_are_training_inputs_are_warned_of(folder: Path) -> None:
+    request = json.loads((folder / REQUEST).read_text())
+    request["run"] |= {"validation": request["run"]["data"]}
+    write_json(folder / REQUEST, request)
+    run_job(folder, Listening(), Pace())
+    (warning,) = json.loads((folder / "record.json").read_text())["warnings"]
+    assert "20 of the 20 held-out inputs are training inputs too" in warning
+    assert warning in (folder / "report.html").read_text()

@@ -43,6 +43,25 @@ async def fail(trainer: Served, job: Job) -> None:
     await trainer.trainer.worker._end(job, lambda found: failed(found, found.token, Failure("disk_full", "no room")))
 
 
+def test_a_search_reserves_what_its_budget_can_take_at_most(tmp_path: Path) -> None:
+    async def test(trainer: Served) -> None:
+        trainer.limit(Limits(training_steps_per_day=2000))
+        assert (await trainer.submit(auto=True, budget_minutes=3)).status_code == 201
+        assert used(trainer) == 1800
+        status, code, _ = refusal(await trainer.submit("two", auto=True, budget_minutes=0.5))
+        assert (status, code) == (403, "quota_exceeded")
+        for fields, said in (
+            ({"budget_minutes": 3}, "expected auto beside it"),
+            ({"auto": True, "hold_out": 0}, "expected held-out inputs"),
+            ({"auto": True, "hyperparameters": {"epochs": 3}}, "expected none beside auto"),
+            ({"hyperparameters": {"patience": 3}, "hold_out": 0}, "patience: expected held-out inputs"),
+        ):
+            answer = await trainer.submit("two", **fields)
+            assert answer.status_code == 422 and said in answer.text, answer.text
+
+    served(tmp_path, test)
+
+
 def test_planned_steps_are_reserved_and_what_is_too_much_is_refused(tmp_path: Path) -> None:
     async def test(trainer: Served) -> None:
         trainer.limit(Limits(training_steps_per_day=70))

@@ -23,7 +23,8 @@ from trainer.data.errors import OutOfMemory, TrainingStopped
 from trainer.training.config import TrainConfig
 from trainer.training.failures import named_failures
 from trainer.training.loop import Progress
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 CONFIG = TrainConfig(
     prefix_length=4, method="direct", epochs=3, batch_size=6, learning_rate=0.01, checkpoint_every=2, accumulate=2
@@ -63,7 +64,7 @@ def test_a_folder_made_beforehand_and_taken_away_before_the_first_write_is_not_m
         request_.output.rmdir()
         return inner(*arguments, **options)
 
-    monkeypatch.setattr("trainer.training.run.load_backbone", meanwhile)
+    monkeypatch.setattr("trainer.training.material.load_backbone", meanwhile)
     with pytest.raises(FileNotFoundError):
         run_training(request_, resume=True)
     assert not request_.output.exists()
@@ -87,7 +88,8 @@ import torch
 from prefixes.errors import DiskFull, PrefixdError
 from tests.support.trainer import TEMPLATE
 from trainer.training.config import TrainConfig
-from trainer.training.run import RunRequest, run_training
+from trainer.training.request import RunRequest
+from trainer.training.run import run_training
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

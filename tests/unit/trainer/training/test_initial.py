@@ -49,7 +49,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
 def started(backbone: Backbone, config: TrainConfig, initial: InitialText | InitialVersion) -> PrefixKV:
     """The prefix before its first step."""
     trainer = toy_trainer(backbone, config)
-    trainer._initial = initial
+    trainer.initial = initial
     trainer._initialise()
     return trainer._folded()
 
@@ -71,7 +71,7 @@ def test_the_first_position_of_a_prefix_from_a_text_stays_frozen(backbone: Backb
     assert (config.method, config.frozen_positions) == ("direct", 1)
     before = started(backbone, config, InitialText(TEXT))
     trainer = toy_trainer(backbone, config)
-    trainer._initial = InitialText(TEXT)
+    trainer.initial = InitialText(TEXT)
     after = trainer.run()
     for site, pair in before.items():
         for old, new in zip(pair, after[site], strict=True):
@@ -123,7 +123,7 @@ def test_a_warm_start_of_the_mlp_is_a_regression_whose_error_is_told(backbone: B
     initial = version(backbone)
     config = TrainConfig(**{**START.as_dict(), "method": "mlp", "middle": 64})
     trainer: Trainer = toy_trainer(backbone, config)
-    trainer._initial = initial
+    trainer.initial = initial
     trainer._initialise()
     assert trainer.state.initial_error is not None and trainer.state.initial_error < 1e-3
     for site, (key, _) in trainer._folded().items():

@@ -26,6 +26,7 @@ from tests.support.trainer import (
 )
 from trainer.data.errors import TrainingStopped
 from trainer.data.sequences import collate
+from trainer.training import loop
 from trainer.training.checkpoint import CheckpointError, load_state
 from trainer.training.config import TrainConfig, linear_schedule
 from trainer.training.export import fold, unfold
@@ -273,3 +274,36 @@ def test_linear_schedule_rises_over_the_warm_up_and_falls_to_zero() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter, match="expected"):
         TrainConfig.of("e2e", options)
+
+
+def test_a_run_takes_as_many_steps_as_it_is_told_whatever_an_epoch_has(backbone: Backbone) -> None:
+    for steps in (3, 10):  # an epoch has four
+        seen = list[Progress]()
+        toy_trainer(backbone, TrainConfig(**{**MLP.as_dict(), "steps": steps})).run(seen.append)
+        assert [progress.step for progress in seen] == list(range(1, steps + 1))
+        assert {progress.total for progress in seen} == {steps}
+        assert seen[-1].learning_rate == pytest.approx(MLP.learning_rate / steps), "the rate falls to its end"
+        assert seen[-1].validation_loss is not None
+
+
+def test_a_run_ends_when_it_no_longer_validates_better_and_a_resumed_one_too(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = [5.0, 4.0, 4.5, 3.0, 3.0, 3.5, 3.25, 1.0, 1.0, 1.0]
+    config = TrainConfig(**{**MLP.as_dict(), "validate_every": 1, "steps": 10, "patience": 3})
+    path, seen, losses = tmp_path / "state.safetensors", list[Progress](), iter(measured)
+    monkeypatch.setattr(loop, "token_loss", lambda *_: next(losses))
+    trainer = toy_trainer(backbone, config, path)
+    kept = trainer.run(seen.append)
+    assert [progress.validation_loss for progress in seen] == measured[:7]
+    assert (trainer.state.best_loss, trainer.state.best_step) == (3.0, 4)
+    again = list[Progress]()
+    assert same(toy_trainer(backbone, config, path).run(again.append), kept) and again == [], "it has ended already"
+    losses = iter(measured)
+    toy_trainer(backbone, TrainConfig(**{**config.as_dict(), "patience": 0})).run(again.append)
+    assert len(again) == 10
+
+
+def test_options_of_a_later_release_that_are_not_used_leave_a_runs_options_as_they_were() -> None:
+    assert {"steps", "patience"} & DIRECT.as_dict().keys() == set()
+    assert TrainConfig(**TrainConfig(steps=3, patience=2).as_dict()) == TrainConfig(steps=3, patience=2)

@@ -7,7 +7,7 @@ import re
 
 from rich.console import Console
 
-from trainer.cli.jobs.display import LINE_EVERY_S, Lines, display
+from trainer.cli.jobs.display import LINE_EVERY_S, Lines, display, progress_text
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 STEP = {
@@ -42,6 +42,11 @@ def test_without_a_terminal_there_are_lines() -> None:
         "outputs 4/8",
         "cancelled",
     ]
+
+
+def test_the_progress_of_a_search_names_the_trial() -> None:
+    shown = progress_text({"step": 3, "total": 10, "loss": 1.5, "trial": "round 1 of 2, trial 1 of 3"})
+    assert shown == "step 3/10  loss 1.5000  round 1 of 2, trial 1 of 3"
 
 
 def test_a_quiet_one_tells_of_interruptions_alone() -> None:

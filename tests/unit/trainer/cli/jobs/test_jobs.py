@@ -89,7 +89,8 @@ def test_every_field_of_a_job_has_an_option_that_reaches_it(trainer: Trainer, da
     numbers = {
         "prefix-length": 7, "middle": 9, "frozen-positions": 1, "epochs": 3, "batch-size": 8, "accumulate": 2,
         "lr": 0.5, "warmup-steps": 4, "weight-decay": 0.1, "gradient-clip": 2.0, "validate-every": 6,
-        "checkpoint-every": 11, "seed": 12, "hold-out": 13, "limit": 14,
+        "checkpoint-every": 11, "seed": 12, "hold-out": 13, "limit": 14, "steps": 15, "patience": 16,
+        "budget-minutes": 17,
     }  # fmt: skip
     texts = {
         "sites": "decoder, cross", "positions": "unshifted", "method": "direct", "init": "some words",
@@ -100,7 +101,7 @@ def test_every_field_of_a_job_has_an_option_that_reaches_it(trainer: Trainer, da
     options = [word for name, value in {**numbers, **texts}.items() for word in (f"--{name}", str(value))]
     (data.parent / "style.txt").write_text("a style\n")
     options += ["--start-file", str(data.parent / "style.txt")]
-    result = prefixd_jobs("submit", *options, "--checkpoint-activations", "--truncate", "--drop-long")
+    result = prefixd_jobs("submit", *options, "--checkpoint-activations", "--truncate", "--drop-long", "--auto")
     assert result.exit_code == 0, result.output
     assert result.stdout == "job-1\n"
     sent = trainer.submitted()
@@ -110,11 +111,11 @@ def test_every_field_of_a_job_has_an_option_that_reaches_it(trainer: Trainer, da
     body = JobBody.model_validate(sent)
     for name, value in numbers.items():
         name = {"lr": "learning_rate"}.get(name, name).replace("-", "_")
-        owner = body.evaluation if name == "limit" else body if name == "hold_out" else body.hyperparameters
+        owner = next(part for part in (body, body.evaluation, body.hyperparameters) if hasattr(part, name))
         assert getattr(owner, name) == value, name
     assert (body.task, body.backbone, body.preset, body.alias) == ("acme/e2e", "tiny", "xsum", "canary")
     assert (body.template, body.start_from, body.defaults) == ("<{input}>", "e2e@old", {"num_beams": 3})
-    assert body.start_text == "a style\n"
+    assert body.start_text == "a style\n" and body.auto
     assert body.hyperparameters.sites == ("decoder", "cross")
     assert body.evaluation == Evaluation(preset="e2e", metrics=("bleu",), limit=14)
     digests = [f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in (data, validation)]

@@ -78,10 +78,13 @@ def show_task(task: TaskInfo) -> None:
 def show_audit(entries: Sequence[AuditEntry]) -> None:
     """Print a table of changes, the latest first."""
     rows = [
-        [entry.at, entry.actor, entry.action, entry.task, entry.alias or "-", short(entry.old), short(entry.new)]
+        [
+            entry.at, entry.actor, entry.action, entry.task, entry.alias or "-", short(entry.old), short(entry.new),
+            entry.note or "",
+        ]
         for entry in entries
-    ]
-    show_table(["at", "actor", "action", "task", "alias", "from", "to"], rows)
+    ]  # fmt: skip
+    show_table(["at", "actor", "action", "task", "alias", "from", "to", "note"], rows)
 
 
 def show_deleted(items: Sequence[DeletedTask]) -> None:

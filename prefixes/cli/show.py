@@ -19,6 +19,8 @@ from prefixes.registry.records import version_to_dict
 from prefixes.spec import DEFAULT_ALIAS
 
 SHORT = len("sha256:") + 12
+LONG = 120
+"""Most characters of a text within what a table says of a version."""
 
 
 def show_json(value: Any) -> None:
@@ -153,4 +155,11 @@ def _in_words(value: Any) -> str:
 
 
 def _brief(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, ensure_ascii=False) if values else "-"
+    return json.dumps(_cut(values), sort_keys=True, ensure_ascii=False) if values else "-"
+
+
+def _cut(value: Any) -> Any:
+    """A value whose long texts are cut, such as an origin's digests of inputs."""
+    if isinstance(value, Mapping):
+        return {name: _cut(item) for name, item in value.items()}
+    return f"{value[:LONG]}…" if isinstance(value, str) and len(value) > LONG else value

@@ -163,15 +163,14 @@ class Registry(Protocol):
     ) -> VersionInfo:
         """Validate ``data``, store it, then move ``alias`` (None moves none). Idempotent for the same content.
 
-        Known content keeps its time and its record, to which the entries of ``record`` are added: see VersionInfo. The
-        artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
-        InvalidArtifact, LimitReached, and, judged in one step with the change, QuotaExceeded and Conflict: ``alias``
-        does not point at a given ``expected_current``.
+        Known content keeps its time and its record, to which those entries are added: see VersionInfo. The artifact is
+        written first and the alias last: a killed publish leaves nothing half-visible. Raises InvalidArtifact,
+        LimitReached, and in one step with the change QuotaExceeded, and Conflict as ``promote`` does.
 
         ``idempotency_key`` has the form of a name. The first publish to the task with a key does its work. A later one
         changes nothing, whatever it brings and wherever the aliases point by then; it answers what the first one
-        published. Of several at the same time, one is the first. The task keeps its last KEYS_KEPT keys, also in copies
-        and when deleted. Raises Conflict for a key of a deleted task of that name that can still be brought back.
+        published. Of several at once, one is the first. The task keeps its last KEYS_KEPT keys, also in copies and when
+        deleted. Raises Conflict for a key of a deleted task of that name that can be brought back.
         """
 
     def promote(
@@ -292,9 +291,7 @@ class Store(Registry, Protocol):
     def replace_audit(self, tenant: str, entries: Sequence[AuditEntry]) -> None:
         """Make the tenant's audit these, the oldest first: one from elsewhere. Makes the tenant known."""
 
-    def gc(
-        self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
-    ) -> GcReport:
+    def gc(self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR) -> GcReport:
         """Remove tasks deleted ``retention_s`` ago, and artifacts that no task has and no publisher is storing.
 
         The report names tenants whose data is damaged or lost; the others are cleaned.

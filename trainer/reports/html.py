@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from server.engine.types import SamplingParams
+from trainer.data.seen import ENTRY
 from trainer.evaluation.evaluate import ScoredOutput
 from trainer.reports.content import Report
 from trainer.reports.style import STYLE
@@ -143,7 +144,7 @@ def _provenance(report: Report) -> str:
     """The tables of hyperparameters and provenance. The hyperparameters are part of the artifact's origin."""
     shown = ("seconds", "tokens", "finished_at", "origin")
     facts = {name: value for name, value in report.facts.items() if name not in shown}
-    origin = dict(report.facts.get("origin", {}))
+    origin = {name: value for name, value in report.facts.get("origin", {}).items() if name != ENTRY}
     hyperparameters = origin.pop("hyperparameters", {})
     if report.evaluation:
         facts |= {"evaluation": {name: report.evaluation[name] for name in ("data", "seed", "scorers")}}

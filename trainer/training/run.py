@@ -26,13 +26,14 @@ from server.engine.kernels.dense import DenseKernels
 from server.engine.models import load_model
 from server.parameters import WITHOUT_LIMITS, check_defaults
 from trainer.data.dataset import Dataset, read_dataset
+from trainer.data.seen import SeenInputs, seen_by
 from trainer.data.sequences import tokenize
 from trainer.reports.plot import plot_losses
 from trainer.training.checkpoint import CheckpointError
 from trainer.training.config import TrainConfig
 from trainer.training.export import Provenance, fold, origin_of
 from trainer.training.failures import named_failures
-from trainer.training.initial import Initial
+from trainer.training.initial import Initial, InitialVersion
 from trainer.training.loop import Progress, Trainer
 from trainer.training.plan import plan_prefix
 from trainer.training.resume import check_folder, check_identity
@@ -56,6 +57,7 @@ class RunRequest:
     config: TrainConfig
     validation: Path | None = None
     hold_out: int = 5
+    gate_hold_out: int = 0  # percent of the inputs that are for a gate alone
     defaults: Mapping[str, Any] = field(default_factory=dict)
     drop_long: bool = False
     truncate: bool = False  # cut inputs that are too long
@@ -89,6 +91,8 @@ class RunRequest:
         # A run may move to other folders and devices. The fingerprint in its identity names the backbone.
         for place in ("output", "backbone", "device", "ignore_generation_config"):
             del plain[place]
+        if not self.gate_hold_out:
+            del plain["gate_hold_out"]  # as in the runs of a release without it
         paths = {name: None if plain[name] is None else plain[name].name for name in ("data", "validation")}
         initial = None if self.initial is None else self.initial.as_dict()
         return plain | paths | {"config": self.config.as_dict(), "defaults": dict(self.defaults), "initial": initial}
@@ -197,6 +201,7 @@ def _run(
         len(validation.examples),
         state.step,
         state.best_step or state.step,
+        seen_inputs(request, train_set, validation_set),
         None if request.initial is None else request.initial.as_dict(),
     )
     origin = origin_of(request.config, provenance, request.backbone)
@@ -242,7 +247,7 @@ def read_datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
 
     Raises InvalidParameter if there are too few inputs for both parts.
     """
-    everything = read_dataset(request.data)
+    everything, _ = read_dataset(request.data).split_gate(request.gate_hold_out)
     if request.validation is not None:
         return everything, read_dataset(request.validation)
     train, held_out = everything.split(request.hold_out)
@@ -255,6 +260,14 @@ def read_datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
             got=request.hold_out,
         )
     return train, held_out
+
+
+def seen_inputs(request: RunRequest, *data: Dataset) -> SeenInputs:
+    """The inputs of the ``data`` that a run trains and validates on, and those of the version that it starts from."""
+    seen = SeenInputs.of(example.input for part in data for example in part.examples)
+    if isinstance(request.initial, InitialVersion):
+        return seen.with_start(seen_by(request.initial.prefix.spec.origin))
+    return seen
 
 
 def _write_metrics(folder: Path, trainer: Trainer) -> None:

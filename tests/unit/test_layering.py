@@ -119,7 +119,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("service", "cli"),
         ("demos",),
     ),
-    "trainer.evaluation": (("scores", "generate"), ("bootstrap",), ("evaluate",)),
+    "trainer.evaluation": (("scores", "generate"), ("bootstrap",), ("evaluate", "gate_rule"), ("gate_set",), ("gate",)),
     "trainer.reports": (("content", "style", "svg", "plot"), ("html",), ("report",)),
     "trainer.cli": (
         ("options", "terminal"),

@@ -18,6 +18,8 @@ Verdict = Literal["promoted", "rejected", "undecided"]
 
 LEAST_INPUTS: Final = 50
 """With fewer inputs nothing is decided."""
+MOST_MOVES: Final = 2
+"""After so many moves of the alias while versions were scored, nothing is decided."""
 MOST_MARGIN: Final = 1000.0
 METRIC_OF: Final[Mapping[str, str]] = {
     "bleu": "bleu", "ter": "ter", "chrf": "chrf", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge",
@@ -45,6 +47,15 @@ class Rule:
                 f"promote_if: expected a margin from -{MOST_MARGIN:g} to {MOST_MARGIN:g}, got {self.margin}",
                 parameter="promote_if",
             )
+
+
+def check_inputs(decides: bool, own_data: bool, hold_out: int) -> None:
+    """Raise InvalidParameter unless a rule has one source of inputs, and a data set of its own has a rule."""
+    got = "both" if own_data and hold_out else "neither" if decides and not (own_data or hold_out) else None
+    if got is not None:
+        raise InvalidParameter(f"gate: expected a data set of its own or a share to hold out, got {got}", got=got)
+    if own_data and not decides:
+        raise InvalidParameter("gate: expected a rule beside its data set, got none", parameter="promote_if")
 
 
 @dataclass(frozen=True)
@@ -81,3 +92,11 @@ def reason_of(rule: Rule, found: Comparison, inputs: int) -> str:
         f"{rule.metric} {found.new:.2f} against {found.current:.2f} over {inputs} inputs: {found.difference:+.2f}, "
         f"and its lower bound {found.low:+.2f} is {side} {-rule.margin:+g}"
     )
+
+
+def after_moves(outcome: Mapping[str, Any], moves: int) -> Mapping[str, Any]:
+    """Return what becomes of a gate's outcome, JSON values, when the alias has moved so often meanwhile."""
+    if moves < MOST_MOVES:
+        return outcome
+    reason = f"the alias moved {moves} times while versions were scored"
+    return {**outcome, "verdict": "undecided", "reason": reason}

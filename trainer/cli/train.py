@@ -160,13 +160,12 @@ def train(
         print_summary(console, request, result.version, result.record)
         ref, record = TaskRef.parse(task, targets.own_tenant), {**result.record, "who": getpass.getuser()}
         if judge is not None:
-            ref = TaskRef(ref.tenant, ref.name, alias)
-            found = judge.publish(request, result, record, targets, ref, threads or None, console)
-            alias = alias if found["verdict"] == "promoted" else ""
-            published = 1
+            wanted = TaskRef(ref.tenant, ref.name, alias)
+            outcome = judge.publish(request, result, record, targets, wanted, threads or None, console)
+            alias = alias if outcome["verdict"] == "promoted" else ""
         else:
-            published = targets.publish(ref, result.artifact, record, alias or None)
-        if published:
+            targets.publish(ref, result.artifact, record, alias or None)
+        if targets:
             console.print(f"published {ref.task}@{alias or result.version}")
     typer.echo(result.version)
 

@@ -77,6 +77,7 @@ class Targets:
         return store.fetch(ref.tenant, store.resolve(ref).version)
 
     def __len__(self) -> int:
+        """How many places there are."""
         return len(self._stores)
 
     def current(self, ref: TaskRef) -> bytes | None:
@@ -86,11 +87,11 @@ class Targets:
         except TaskNotFound:
             return None
 
-    def publish(self, ref: TaskRef, artifact: bytes, record: Mapping[str, Any], alias: str | None) -> int:
+    def publish(self, ref: TaskRef, artifact: bytes, record: Mapping[str, Any], alias: str | None) -> None:
         """Publish to every target under ``ref``'s tenant and name, and move ``alias`` as the record's gate says.
 
-        Without a gate it moves (None moves none). Return the number of targets. Raises AliasMoved where it points at
-        another version than the gate compared with.
+        Without a gate it moves (None moves none). Raises AliasMoved where it points at another version than the gate
+        compared with.
         """
         for store in self._stores:
             how = placed(record.get("gate"), alias)
@@ -99,7 +100,6 @@ class Targets:
             except Conflict as error:
                 raise_if_moved(error, record)
                 raise
-        return len(self._stores)
 
 
 def placed(gate: Mapping[str, Any] | None, alias: str | None) -> dict[str, Any]:

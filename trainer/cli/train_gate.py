@@ -19,11 +19,11 @@ from prefixes.errors import InvalidParameter
 from prefixes.files import write_json
 from prefixes.spec import TaskRef
 from trainer.data.dataset import read_dataset
-from trainer.evaluation.gate import Gate
 from trainer.evaluation.gate_rule import METRIC_OF, MOST_MOVES, Rule, after_moves, check_inputs
 from trainer.evaluation.scores.presets import metrics_of, preset_of
+from trainer.training.gate import gate_of
 from trainer.training.publish import AliasMoved, Targets
-from trainer.training.run import RunRequest, RunResult, read_datasets, seen_inputs
+from trainer.training.run import RunRequest, RunResult
 
 PRESET: Final = "plain"
 """How texts are scored."""
@@ -77,12 +77,7 @@ class TrainGate:
             request.backbone, dtype=getattr(torch, request.dtype), device=request.device,
             ignore_generation_config=request.ignore_generation_config,
         )  # fmt: skip
-        if self.data is None:
-            _, data = read_dataset(request.data).split_gate(request.gate_hold_out)
-        else:
-            data = read_dataset(self.data)
-        seen = seen_inputs(request, *read_datasets(request))
-        gate = Gate(self.rule, PRESET, data, read_prefix(result.artifact), seen)
+        gate = gate_of(request, result.artifact, self.rule, PRESET, self.data)
         outcome: Mapping[str, Any] = {}
         for moves in range(MOST_MOVES + 1):
             if moves < MOST_MOVES:

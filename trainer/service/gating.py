@@ -15,12 +15,11 @@ import torch
 from prefixes.artifact import read_prefix
 from prefixes.backbone import load_backbone
 from prefixes.files import write_json
-from trainer.data.dataset import read_dataset
-from trainer.evaluation.gate import Gate
 from trainer.evaluation.gate_rule import Rule, after_moves
 from trainer.evaluation.generate import Report
 from trainer.service.current import CURRENT
-from trainer.training.run import RunRequest, read_datasets, seen_inputs
+from trainer.training.gate import gate_of
+from trainer.training.run import RunRequest
 
 GATE: Final = "gate.json"
 
@@ -32,12 +31,8 @@ def gated(
     current: str | None = asked["current"]
     found: Mapping[str, Any] = json.loads((folder / GATE).read_text()) if (folder / GATE).exists() else {}
     if found.get("current", "") != current:  # none yet, or of where the alias pointed before
-        if asked["data"] is None:
-            _, data = read_dataset(run.data).split_gate(run.gate_hold_out)
-        else:
-            data = read_dataset(Path(asked["data"]))
-        seen = seen_inputs(run, *read_datasets(run))
-        gate = Gate(Rule(**asked["rule"]), asked["preset"], data, read_prefix(artifact), seen)
+        data = None if asked["data"] is None else Path(asked["data"])
+        gate = gate_of(run, artifact, Rule(**asked["rule"]), asked["preset"], data)
         backbone = load_backbone(
             run.backbone, dtype=getattr(torch, run.dtype), device=run.device,
             ignore_generation_config=run.ignore_generation_config,

@@ -80,16 +80,22 @@ class RemoteRegistry:
         data: bytes,
         *,
         alias: str | None = DEFAULT_ALIAS,
+        expected_current: str | None = None,
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
+        note: str | None = None,
         quota: Limits | None = None,
     ) -> VersionInfo:
         """As in the Protocol. The server knows the caller by the API key, so no method sends ``actor`` or ``quota``."""
         _path(tenant, name)
         fields = {"task": f"{tenant}/{name}", "alias": alias or "", "record": json.dumps(dict(record))}
+        if expected_current is not None:
+            fields["expected_current"] = expected_current
         if idempotency_key is not None:
             fields["once"] = check_name("publish key", idempotency_key)
+        if note is not None:
+            fields["note"] = note
         file = (f"{name}.safetensors", data, "application/octet-stream")
         answer = self._server.json("POST", "/prefixes", data=fields, files={"file": file})
         if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):

@@ -195,6 +195,7 @@ class Change(TypedDict):
     alias: str | None
     old: str | None
     new: str | None
+    note: NotRequired[str]
 
 
 class KeyChange(TypedDict):

@@ -17,7 +17,17 @@ from starlette.datastructures import FormData, UploadFile
 from prefixes.artifact import read_prefix
 from prefixes.backbone import Backbone
 from prefixes.errors import NO_ROOM, DiskFull, InputTooLong, InvalidArtifact, InvalidParameter, NotReady
-from prefixes.spec import DEFAULT_ALIAS, NAME_PATTERN, TASK_PATTERN, TaskRef, check_compatible, check_name
+from prefixes.registry.limits import NOTE
+from prefixes.spec import (
+    DEFAULT_ALIAS,
+    NAME_PATTERN,
+    TASK_PATTERN,
+    VERSION_PATTERN,
+    TaskRef,
+    check_compatible,
+    check_name,
+    check_version,
+)
 from prefixes.strict_json import strict_json
 from server.engine.async_engine import AsyncEngine
 from server.parameters import ParameterLimits, check_defaults
@@ -37,12 +47,17 @@ FORM: Final[dict[str, Any]] = {
             "default": DEFAULT_ALIAS,
             "description": "The alias that moves; none moves if it is empty.",
         },
+        "expected_current": {
+            "anyOf": [{"type": "string", "pattern": VERSION_PATTERN}, {"type": "string", "const": ""}],
+            "description": "Refuse unless the alias points here, or if this is empty unless there is no such alias.",
+        },
         "record": {"type": "object", "description": "A JSON object, as text."},
         "once": {
             "type": "string",
             "pattern": NAME_PATTERN,
             "description": "A publish key: a later upload with the same one changes nothing.",
         },
+        "note": {"type": "string", "pattern": NOTE, "description": "Why, a line for the audit."},
     },
 }
 """The form, for the document."""
@@ -56,8 +71,10 @@ class Upload:
     tenant: str
     name: str
     alias: str | None
+    expected_current: str | None
     record: dict[str, Any]
     idempotency_key: str | None
+    note: str | None
     file: UploadFile
 
 
@@ -85,9 +102,13 @@ async def read_upload(request: Request, caller: Caller) -> AsyncIterator[Upload]
         alias = _text(form.get("alias", DEFAULT_ALIAS), "alias")
         if alias:
             check_name("alias", alias)
+        expected = _text(form.get("expected_current"), "expected_current") if "expected_current" in form else None
+        if expected:
+            check_version(expected)
         record = _record(_text(form.get("record", ""), "record"))
         key = check_name("publish key", _text(form.get("once"), "once")) if "once" in form else None
-        yield Upload(ref.tenant, ref.name, alias or None, record, key, file)
+        note = _text(form.get("note"), "note") if "note" in form else None
+        yield Upload(ref.tenant, ref.name, alias or None, expected, record, key, note, file)
     finally:
         await form.close()
 

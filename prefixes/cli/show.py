@@ -19,6 +19,8 @@ from prefixes.registry.records import version_to_dict
 from prefixes.spec import DEFAULT_ALIAS
 
 SHORT = len("sha256:") + 12
+LONG = 120
+"""Most characters of a text within what a table says of a version."""
 
 
 def show_json(value: Any) -> None:
@@ -78,10 +80,13 @@ def show_task(task: TaskInfo) -> None:
 def show_audit(entries: Sequence[AuditEntry]) -> None:
     """Print a table of changes, the latest first."""
     rows = [
-        [entry.at, entry.actor, entry.action, entry.task, entry.alias or "-", short(entry.old), short(entry.new)]
+        [
+            entry.at, entry.actor, entry.action, entry.task, entry.alias or "-", short(entry.old), short(entry.new),
+            entry.note or "",
+        ]
         for entry in entries
-    ]
-    show_table(["at", "actor", "action", "task", "alias", "from", "to"], rows)
+    ]  # fmt: skip
+    show_table(["at", "actor", "action", "task", "alias", "from", "to", "note"], rows)
 
 
 def show_deleted(items: Sequence[DeletedTask]) -> None:
@@ -150,4 +155,11 @@ def _in_words(value: Any) -> str:
 
 
 def _brief(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, ensure_ascii=False) if values else "-"
+    return json.dumps(_cut(values), sort_keys=True, ensure_ascii=False) if values else "-"
+
+
+def _cut(value: Any) -> Any:
+    """A value whose long texts are cut, such as an origin's digests of inputs."""
+    if isinstance(value, Mapping):
+        return {name: _cut(item) for name, item in value.items()}
+    return f"{value[:LONG]}…" if isinstance(value, str) and len(value) > LONG else value

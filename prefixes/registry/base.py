@@ -20,6 +20,7 @@ from prefixes.usage.store import UsageStore
 UNKNOWN_ACTOR: Final = "unknown"
 RETENTION_S: Final = 7 * 86400.0
 """How long a deleted task can be brought back, by default."""
+NOWHERE: Final = ""  # an ``expected_current``: there is no such alias yet
 CONFIRMED_BELOW_S: Final = 3600.0
 """A clean-up with a shorter retention takes what was deleted just now, by mistake perhaps: it has to be confirmed."""
 
@@ -99,6 +100,7 @@ class AuditEntry:
     alias: str | None  # the alias that moved; production's for a whole task
     old: str | None  # where it pointed
     new: str | None  # where it points
+    note: str | None = None  # why, as the publisher said
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Registry(Protocol):
     """Every method raises RegistryUnavailable when the store cannot be reached or read.
 
     A change that raises it was not made at all, or it was made whole and its answer was lost: look before you repeat
-    it. ``actor`` is who asks, for the audit.
+    it. ``actor`` is who asks, ``note`` why, for the audit.
     """
 
     def resolve(self, ref: TaskRef) -> Resolved:
@@ -152,22 +154,23 @@ class Registry(Protocol):
         data: bytes,
         *,
         alias: str | None = DEFAULT_ALIAS,
+        expected_current: str | None = None,
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
+        note: str | None = None,
         quota: Limits | None = None,
     ) -> VersionInfo:
         """Validate ``data``, store it, then move ``alias`` (None moves none). Idempotent for the same content.
 
-        Known content keeps its time and its record, to which the entries of ``record`` are added: see VersionInfo. The
-        artifact is written first and the alias last: a publish that is killed leaves nothing half-visible. Raises
-        InvalidArtifact, LimitReached, and QuotaExceeded for more than ``quota`` allows the tenant, judged in one step.
+        Known content keeps its time and its record, to which those entries are added: see VersionInfo. The artifact is
+        written first and the alias last: a killed publish leaves nothing half-visible. Raises InvalidArtifact,
+        LimitReached, and in one step with the change QuotaExceeded, and Conflict as ``promote`` does.
 
         ``idempotency_key`` has the form of a name. The first publish to the task with a key does its work. A later one
-        with the same key changes nothing, whatever it brings and wherever the aliases point by then; it answers what
-        the first one published. Of several at the same time, one is the first. The task keeps its last KEYS_KEPT keys;
-        they are copied, backed up and deleted with it. Raises Conflict for a key of a deleted task of that name that
-        can still be brought back.
+        changes nothing, whatever it brings and wherever the aliases point by then; it answers what the first one
+        published. Of several at once, one is the first. The task keeps its last KEYS_KEPT keys, also in copies and when
+        deleted. Raises Conflict for a key of a deleted task of that name that can be brought back.
         """
 
     def promote(
@@ -288,9 +291,7 @@ class Store(Registry, Protocol):
     def replace_audit(self, tenant: str, entries: Sequence[AuditEntry]) -> None:
         """Make the tenant's audit these, the oldest first: one from elsewhere. Makes the tenant known."""
 
-    def gc(
-        self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR
-    ) -> GcReport:
+    def gc(self, *, retention_s: float = RETENTION_S, dry_run: bool = False, actor: str = UNKNOWN_ACTOR) -> GcReport:
         """Remove tasks deleted ``retention_s`` ago, and artifacts that no task has and no publisher is storing.
 
         The report names tenants whose data is damaged or lost; the others are cleaned.

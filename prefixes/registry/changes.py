@@ -33,6 +33,7 @@ class Edit:
     plan: Callable[[TaskInfo | None], Change]
     version: str | None = None  # of a publish, or of a delete of one version
     quota: Limits | None = None  # what the tenant may have in all, judged in the step that makes the change
+    note: str | None = None  # for the audit
 
 
 class Writer(Protocol):

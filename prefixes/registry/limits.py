@@ -7,9 +7,10 @@ would add to it is refused. Of histories, publish keys, replaced entries and aud
 from __future__ import annotations
 
 import json
+import re
 from typing import Final
 
-from prefixes.errors import LimitReached
+from prefixes.errors import InvalidParameter, LimitReached
 from prefixes.registry.base import VersionInfo
 
 RECORD_BYTES: Final = 256 << 10
@@ -31,6 +32,8 @@ KEYS_KEPT: Final = 100
 REPLACED_KEPT: Final = 16
 REPLACED_BYTES: Final = 64 << 10
 """How many replaced entries a version keeps, and how much JSON they take together: the oldest ones."""
+NOTE: Final = "^[ -~]{1,500}$"
+"""A publish's note in the audit: a line of ASCII."""
 AUDIT_KEPT: Final = 10_000
 """How many entries a tenant's audit has, the latest. Redis drops older ones in nodes of a hundred, so it may have more.
 """
@@ -50,6 +53,13 @@ def check_record(task: str, info: VersionInfo) -> None:
                 expected=most,
                 got=got,
             )
+
+
+def check_note(note: str) -> None:
+    """Raise InvalidParameter for a note that an audit does not keep."""
+    if not re.fullmatch(NOTE, note):
+        got = repr(note[:80])
+        raise InvalidParameter(f"note: expected 1 to 500 printable ASCII characters, got {got}", parameter="note")
 
 
 def check_versions(task: str, got: int) -> None:

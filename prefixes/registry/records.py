@@ -104,14 +104,18 @@ def deleted_from_dict(raw: Any) -> DeletedTask:
 
 
 def audit_to_dict(entry: AuditEntry) -> dict[str, str | None]:
-    """An audit entry as plain JSON values."""
-    return asdict(entry)
+    """An audit entry as plain JSON values; ``note`` only where there is one, as in those of old releases."""
+    values: dict[str, str | None] = asdict(entry)
+    if entry.note is None:
+        del values["note"]
+    return values
 
 
 def audit_from_dict(raw: Any) -> AuditEntry:
     """The audit entry that ``raw`` describes; unknown keys are ignored."""
     try:
-        values = {field.name: raw[field.name] for field in fields(AuditEntry)}
+        values = {field.name: raw[field.name] for field in fields(AuditEntry) if field.name != "note"}
+        values["note"] = raw.get("note")
     except (KeyError, TypeError) as error:
         raise ValueError(f"an audit entry's JSON: {type(error).__name__} {error}") from None
     if not all(isinstance(value, str | None) for value in values.values()):

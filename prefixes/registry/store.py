@@ -23,7 +23,7 @@ from prefixes.registry.base import (
 )
 from prefixes.registry.changes import Change, Edit, Writer
 from prefixes.registry.failed_tenants import FailedTenants
-from prefixes.registry.limits import check_tasks
+from prefixes.registry.limits import check_note, check_tasks
 from prefixes.registry.quota import Kept, added_by, check_quota
 from prefixes.registry.transitions import (
     check_key_not_deleted,
@@ -94,15 +94,19 @@ class TaskStore(ABC):
         data: bytes,
         *,
         alias: str | None = DEFAULT_ALIAS,
+        expected_current: str | None = None,
         record: Mapping[str, Any],
         actor: str = UNKNOWN_ACTOR,
         idempotency_key: str | None = None,
+        note: str | None = None,
         quota: Limits | None = None,
     ) -> VersionInfo:
         check_names(tenant, name, alias)
         check_json("record", record)
         if idempotency_key is not None:
             check_name("publish key", idempotency_key)
+        if note is not None:
+            check_note(note)
         current = self._find(tenant, name)
         if current and (done := published_with(current, idempotency_key)):
             return done
@@ -118,7 +122,8 @@ class TaskStore(ABC):
                 check_key_not_deleted(idempotency_key, deleted)
             if before is None:
                 check_tasks(tenant, self._task_count(tenant) + 1)
-            after = published(before or TaskInfo(tenant, name, {}, {}, ()), info, alias, idempotency_key)
+            task = before or TaskInfo(tenant, name, {}, {}, ())
+            after = published(task, info, alias, idempotency_key, expected_current)
             return Change(after, adds=True)
 
         planned = plan(current)  # what is refused stores no artifact
@@ -126,7 +131,7 @@ class TaskStore(ABC):
             check_quota(tenant, quota, self._kept(tenant), added_by(current, planned))
         with self._writing(tenant) as writer:
             writer.put(version, canonical)
-            after = writer.edit(name, Edit("publish", actor, alias, plan, version, quota))
+            after = writer.edit(name, Edit("publish", actor, alias, plan, version, quota, note))
         assert after is not None
         return published_with(after, idempotency_key) or version_of_task(after, version)
 

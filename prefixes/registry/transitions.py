@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from prefixes.errors import Conflict, TaskNotFound
 from prefixes.registry.base import (
+    NOWHERE,
     AuditEntry,
     HistoryEntry,
     IdempotencyKey,
@@ -40,13 +41,22 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def published(task: TaskInfo, info: VersionInfo, alias: str | None, idempotency_key: str | None = None) -> TaskInfo:
+def published(
+    task: TaskInfo,
+    info: VersionInfo,
+    alias: str | None,
+    idempotency_key: str | None = None,
+    expected_current: str | None = None,
+) -> TaskInfo:
     """``task`` with one more version and ``alias`` at it (None moves none); unchanged where the task knows the key.
 
-    Known content keeps its time; the new record's entries are added as VersionInfo says. Raises LimitReached.
+    Known content keeps its time; the new record's entries are added as VersionInfo says. Raises LimitReached, and
+    Conflict as in the Protocol.
     """
     if published_with(task, idempotency_key):
         return task
+    if alias is not None:
+        _check_current("publish", task, alias, expected_current)
     known = next((old for old in task.versions if old.version == info.version), None)
     if known:
         info = _with_record(known, info.record)
@@ -142,6 +152,7 @@ def audit_entry(
     after: TaskInfo | None,
     *,
     version: str | None = None,
+    note: str | None = None,
 ) -> AuditEntry:
     """The audit entry of a change from ``before`` to ``after``; None is no task.
 
@@ -150,7 +161,7 @@ def audit_entry(
     old, new = (task.aliases.get(alias or DEFAULT_ALIAS) if task else None for task in (before, after))
     if version is not None and alias is None:
         old, new = (None, version) if action == "publish" else (version, None)
-    return AuditEntry(now(), actor, action, f"{tenant}/{name}", alias, old, new)
+    return AuditEntry(now(), actor, action, f"{tenant}/{name}", alias, old, new, note)
 
 
 def resolved(task: TaskInfo, ref: TaskRef) -> Resolved:
@@ -183,13 +194,13 @@ def no_task(tenant: str, name: str) -> TaskNotFound:
 
 
 def _check_current(action: str, task: TaskInfo, alias: str, expected: str | None) -> None:
-    current = task.aliases.get(alias)
+    current = task.aliases.get(alias, NOWHERE)
     if expected is not None and current != expected:
         raise Conflict(
-            f"{action} of {task.tenant}/{task.name}@{alias}: expected it at {expected}, "
-            f"got {current or 'no such alias'}",
-            expected=expected,
-            got=current,
+            f"{action} of {task.tenant}/{task.name}@{alias}: expected "
+            f"{f'it at {expected}' if expected else 'no such alias'}, got {current or 'no such alias'}",
+            expected=expected or None,
+            got=current or None,
         )
 
 

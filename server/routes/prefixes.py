@@ -12,6 +12,7 @@ from prefixes.errors import (
     DiskFull,
     IncompatiblePrefix,
     InvalidArtifact,
+    InvalidParameter,
     LimitReached,
     NotReady,
     QuotaExceeded,
@@ -48,8 +49,8 @@ ARTIFACT_HEADERS = {
 }
 
 UPLOADED = answers(
-    Published, *BODY, *CHANGE, InvalidArtifact, IncompatiblePrefix, Conflict, LimitReached, QuotaExceeded,
-    DiskFull, NotReady,
+    Published, *BODY, *CHANGE, InvalidArtifact, InvalidParameter, IncompatiblePrefix, Conflict, LimitReached,
+    QuotaExceeded, DiskFull, NotReady,
     status=201,
 )  # fmt: skip
 LISTED = answers(TaskList, InvalidRequest, RegistryUnavailable)
@@ -89,9 +90,11 @@ def _publish(runtime: Runtime, form: Upload, data: bytes, caller: Caller) -> dic
         form.name,
         data,
         alias=form.alias,
+        expected_current=form.expected_current,
         record=form.record,
         actor=caller.actor,
         idempotency_key=form.idempotency_key,
+        note=form.note,
         quota=runtime.keyring.registry_quota(form.tenant, caller.key_id),
     )
     task = registry.inspect(form.tenant, form.name)

@@ -17,6 +17,7 @@ from prefixes.client import RemoteRegistry
 from prefixes.errors import Conflict, IncompatiblePrefix, InvalidArtifact, TaskNotFound
 from prefixes.formats.peft_export import export_peft
 from prefixes.registry import open_registry
+from prefixes.registry.base import NOWHERE
 from prefixes.spec import TaskRef
 from tests.support.paths import ROOT
 from tests.support.prefixes import make_prefix
@@ -108,6 +109,15 @@ def test_a_publish_with_a_key_is_made_once_through_the_server(world: TinyWorld, 
     remote.delete("default", "once")
     with pytest.raises(Conflict, match="expected a publish key that is new"):
         remote.publish("default", "once", data[0], record={}, idempotency_key="job-1")
+
+
+def test_a_publish_through_the_server_compares_before_it_sets(world: TinyWorld, remote: RemoteRegistry) -> None:
+    first, second = (world.prefix(seed=seed) for seed in range(2))
+    made = remote.publish("default", "compared", first, expected_current=NOWHERE, record={}, note="the first")
+    with pytest.raises(Conflict, match="expected no such alias"):
+        remote.publish("default", "compared", second, expected_current=NOWHERE, record={})
+    moved = remote.publish("default", "compared", second, expected_current=made.version, record={})
+    assert remote.inspect("default", "compared").aliases == {"production": moved.version}
 
 
 def test_refused_uploads_come_back_as_the_errors_that_they_are(world: TinyWorld, remote: RemoteRegistry) -> None:

@@ -19,6 +19,7 @@ from prefixes.spec import DEFAULT_ALIAS, TaskRef
 from trainer.cli import training_options as options
 from trainer.cli.options import DeviceOption, DtypeOption, IgnoreOption, decoding_parameters, initial_text, named_errors
 from trainer.cli.terminal import print_summary, progress_bar
+from trainer.cli.train_gate import TrainGate
 from trainer.training.budget import auto_of
 from trainer.training.config import PRESETS, TrainConfig
 from trainer.training.initial import Initial, InitialText, InitialVersion
@@ -50,6 +51,10 @@ def train(
     alias: Annotated[str, typer.Option(help="Alias to move to the new version; empty for none.")] = DEFAULT_ALIAS,
     auto: options.AutoOption = False,
     budget_minutes: options.BudgetMinutes = None,
+    promote_if: options.PromoteIf = None,
+    margin: options.Margin = None,
+    gate: Annotated[Path | None, typer.Option(help="With --promote-if: JSONL to decide by.")] = None,
+    gate_hold_out: options.GateHoldOut = None,
     preset: options.Preset = None,
     method: options.Method = None,
     sites: options.Sites = None,
@@ -112,6 +117,8 @@ def train(
                     --method direct --lr 0.005 --registry ./registry
       prefixd train --task e2e --data e2e.jsonl --auto --budget-minutes 20
                     --registry ./registry
+      prefixd train --task e2e --data e2e.jsonl --gate-hold-out 10
+                    --promote-if bleu --margin 0.5 --registry ./registry
       prefixd train --task e2e --data e2e.jsonl --resume
       prefixd train --task xsum --data xsum.jsonl --backbone facebook/bart-large
                     --truncate --registry ./registry
@@ -138,6 +145,7 @@ def train(
     _set_threads(threads)
     console = Console(stderr=True)
     with Targets(registry, server, key_of_command() if server else None) as targets:
+        judge = TrainGate.of(promote_if, margin, gate, gate_hold_out or 0, alias, targets)
         request = RunRequest(
             data=data,
             backbone=backbone,
@@ -146,6 +154,7 @@ def train(
             config=config,
             validation=validation,
             hold_out=hold_out,
+            gate_hold_out=gate_hold_out or 0,
             defaults=defaults,
             drop_long=drop_long,
             truncate=truncate,
@@ -159,8 +168,14 @@ def train(
         with progress_bar(console) as report:
             result = run_training(request, resume=resume, accept=targets.check, report=report)
         print_summary(console, request, result.version, result.record)
-        ref = TaskRef.parse(task, targets.own_tenant)
-        if targets.publish(ref, result.artifact, {**result.record, "who": getpass.getuser()}, alias or None):
+        ref, record = TaskRef.parse(task, targets.own_tenant), {**result.record, "who": getpass.getuser()}
+        if judge is not None:
+            wanted = TaskRef(ref.tenant, ref.name, alias)
+            outcome = judge.publish(request, result, record, targets, wanted, threads or None, console)
+            alias = alias if outcome["verdict"] == "promoted" else ""
+        else:
+            targets.publish(ref, result.artifact, record, alias or None)
+        if targets:
             console.print(f"published {ref.task}@{alias or result.version}")
     typer.echo(result.version)
 

@@ -42,6 +42,25 @@ BudgetMinutes = Annotated[
     float | None, typer.Option(help="With --auto: minutes for everything that is trained. Default: 10.")
 ]
 
+# --- the gate ---
+
+PromoteIf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METRIC",
+        help="Move the alias only if the version is not worse than the current one by this score, such as bleu, with "
+        "95 % confidence: both are scored on inputs of --gate or --gate-hold-out that neither has seen.",
+    ),
+]
+Margin = Annotated[
+    float | None,
+    typer.Option(help="With --promote-if: how much worse is good enough; below 0, how much better. Default: 0."),
+]
+GateHoldOut = Annotated[
+    int | None,
+    typer.Option(help="Percent of the inputs that are kept for the gate alone, of later versions too.", min=0, max=50),
+]
+
 # --- hyperparameters ---
 
 Method = Annotated[

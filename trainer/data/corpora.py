@@ -224,5 +224,9 @@ def held_out(source: str, percent: int = 5, *, salt: str = "") -> bool:
     All references of a source fall on the same side, whatever the order of its fields. Another ``salt`` gives another,
     independent split.
     """
-    canonical = salt + "|".join(sorted(part.strip() for part in source.split("|")))
-    return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") % 100 < percent
+    return int.from_bytes(hashlib.sha256((salt + canonical(source)).encode()).digest()[:8], "big") % 100 < percent
+
+
+def canonical(source: str) -> str:
+    """One text per source, whatever the order of its fields."""
+    return "|".join(sorted(part.strip() for part in source.split("|")))

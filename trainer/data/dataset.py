@@ -7,12 +7,14 @@ tokens.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from trainer.data.corpora import held_out
 from trainer.data.lines import Example, InvalidData, LineReader
+from trainer.data.seen import in_gate
 
 __all__ = ["Dataset", "Example", "InvalidData", "input_digest", "read_dataset", "shared_inputs"]
 
@@ -31,9 +33,16 @@ class Dataset:
 
     def split(self, percent: int) -> tuple[Dataset, Dataset]:
         """Return training and validation part. Inputs are held out by hash, about ``percent``, with all their lines."""
+        return self._split(lambda text: held_out(text, percent, salt=HOLD_OUT_SALT))
+
+    def split_gate(self, percent: int) -> tuple[Dataset, Dataset]:
+        """Return what may be trained on, and the gate's share: the same inputs of every file that has them."""
+        return self._split(lambda text: in_gate(text, percent))
+
+    def _split(self, is_held_out: Callable[[str], bool]) -> tuple[Dataset, Dataset]:
         sides: dict[bool, list[Example]] = {False: [], True: []}
         for example in self.examples:
-            sides[held_out(example.input, percent, salt=HOLD_OUT_SALT)].append(example)
+            sides[is_held_out(example.input)].append(example)
         return replace(self, examples=tuple(sides[False])), replace(self, examples=tuple(sides[True]))
 
 

@@ -6,7 +6,7 @@ of their scores can be judged pair by pair (Koehn 2004).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -32,16 +32,43 @@ def intervals(
     count = inputs.pop() if inputs else 0
     if count < 2 or resamples < 1:
         return found
-    random = np.random.default_rng(seed)
     parts: dict[str, list[Floats]] = {name: [] for name in summed}
+    for counts in _draws(count, seed, resamples):
+        for name, score in summed.items():
+            parts[name].append(_resampled(score, counts))
+    for name, values in parts.items():
+        found[name] = _interval(values, confidence)
+    return found
+
+
+def difference_interval(
+    new: Score, current: Score, *, seed: int = 1, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the percentile interval of ``new`` minus ``current``, two scores of the same inputs in the same order.
+
+    Both must be functions of sums over inputs.
+    """
+    assert new.statistics is not None and current.statistics is not None
+    count = len(new.statistics)
+    assert count == len(current.statistics) >= 2, "paired: two scores of the same inputs"
+    draws = _draws(count, seed, resamples)
+    return _interval([_resampled(new, counts) - _resampled(current, counts) for counts in draws], confidence)
+
+
+def _draws(count: int, seed: int, resamples: int) -> Iterator[Floats]:
+    """How often each input is drawn ``(some resamples, count)``, all resamples one part after the other."""
+    random = np.random.default_rng(seed)
     share, step = np.full(count, 1 / count), max(1, _AT_ONCE // count)
     for start in range(0, resamples, step):
-        counts = random.multinomial(count, share, size=min(step, resamples - start)).astype(np.float64)
-        for name, score in summed.items():
-            assert score.statistics is not None and score.of_sums is not None
-            parts[name].append(score.of_sums(counts @ score.statistics))
+        yield random.multinomial(count, share, size=min(step, resamples - start)).astype(np.float64)
+
+
+def _resampled(score: Score, counts: Floats) -> Floats:
+    assert score.statistics is not None and score.of_sums is not None
+    return score.of_sums(counts @ score.statistics)
+
+
+def _interval(values: Sequence[Floats], confidence: float) -> tuple[float, float]:
     tail = 50 * (1 - confidence)
-    for name, values in parts.items():
-        low, high = np.percentile(np.concatenate(values), [tail, 100 - tail])
-        found[name] = (float(low), float(high))
-    return found
+    low, high = np.percentile(np.concatenate(values), [tail, 100 - tail])
+    return float(low), float(high)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.jobs.record import Job, State
 
-NEEDED = ("dataset", "validation_dataset")
+NEEDED = ("dataset", "validation_dataset", "gate_dataset")
 """The fields of a spec that name a dataset."""
 
 

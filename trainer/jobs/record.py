@@ -39,7 +39,7 @@ class Job:
     ran_s: float = 0.0  # with the attempt's workers before that one
     lost: int = 0  # workers lost in this attempt
     cancel_requested: bool = False
-    stage: str | None = None  # while it runs: loading, training, evaluating, reporting, publishing
+    stage: str | None = None  # while it runs: loading, training, evaluating, gating, reporting, publishing
     progress: Mapping[str, Any] = field(default_factory=dict)  # the newest that its worker sent
     failure: Failure | None = None
     version: str | None = None  # of the finished prefix; set before it is published

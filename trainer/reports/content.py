@@ -13,7 +13,7 @@ from typing import Any, Final
 from prefixes.errors import InvalidParameter
 from trainer.evaluation.evaluate import ScoredOutput
 
-ADDED: Final = ("task", "cost", "metrics", "evaluation", "worst", "random")
+ADDED: Final = ("task", "cost", "metrics", "evaluation", "gate", "worst", "random")
 """The keys that a report adds to the run's facts."""
 
 
@@ -21,7 +21,7 @@ ADDED: Final = ("task", "cost", "metrics", "evaluation", "worst", "random")
 class Report:
     """``facts`` are the run's: version, digests, hyperparameters, time. ``metrics`` are its lines with step, epoch,
     loss, learning_rate and perhaps validation_loss; empty without training. ``cost`` has the known ones of seconds,
-    tokens, tokens_per_second and peak_memory_bytes. ``evaluation`` is a summary without texts.
+    tokens, tokens_per_second and peak_memory_bytes. ``evaluation`` is a summary without texts, ``gate`` an outcome.
     """
 
     facts: Mapping[str, Any]
@@ -31,6 +31,7 @@ class Report:
     evaluation: Mapping[str, Any] | None
     worst: tuple[ScoredOutput, ...]
     random: tuple[ScoredOutput, ...]
+    gate: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values: the facts and the added keys at one level. ``from_dict`` takes them back."""
@@ -40,6 +41,7 @@ class Report:
             "cost": dict(self.cost),
             "metrics": [dict(line) for line in self.metrics],
             "evaluation": None if self.evaluation is None else dict(self.evaluation),
+            "gate": None if self.gate is None else dict(self.gate),
             "worst": [output.as_dict() for output in self.worst],
             "random": [output.as_dict() for output in self.random],
         }
@@ -54,6 +56,7 @@ class Report:
                 task=document["task"],
                 cost=document["cost"],
                 evaluation=document["evaluation"],
+                gate=document.get("gate"),  # a report of an older release lacks it
                 worst=tuple(map(ScoredOutput.from_dict, document["worst"])),
                 random=tuple(map(ScoredOutput.from_dict, document["random"])),
             )

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from server.engine.types import SamplingParams
+from trainer.data.seen import ENTRY
 from trainer.evaluation.evaluate import ScoredOutput
 from trainer.reports.content import Report
 from trainer.reports.search import TRIAL_COLUMNS, learning_curve, trial_rows
@@ -33,9 +34,9 @@ def render_html(report: Report) -> str:
     title = "Training report" if report.metrics else "Evaluation report"
     heading = f"{title}: {report.task}" if report.task else title
     sections = [
-        _header(heading, report), _warnings(report), _curves(report), _search(report), _scores(report),
-        _outputs("Worst outputs", report.worst, report),
-        _outputs("Random outputs", report.random, report), _cost(report), _provenance(report),
+        _header(heading, report), _warnings(report), _curves(report), _search(report), _scores(report), _gate(report),
+        _outputs("Worst outputs", report.worst, report), _outputs("Random outputs", report.random, report),
+        _cost(report), _provenance(report),
     ]  # fmt: skip
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -125,6 +126,16 @@ def _scores(report: Report) -> str:
     return f'<section><h2>Scores</h2>{table}<p class="muted">{escaped(note)}</p></section>'
 
 
+def _gate(report: Report) -> str:
+    """The gate's verdict, why, and what it follows from."""
+    made = report.gate
+    if made is None:
+        return ""
+    facts = {name: value for name, value in made.items() if name not in ("verdict", "reason", "version")}
+    said = f'<p><span class="tag">{escaped(made["verdict"])}</span> {escaped(made["reason"])}</p>'
+    return f"<section><h2>Gate</h2>{said}{_facts(flattened(facts))}</section>"
+
+
 def _told(name: str, value: Any) -> bool:
     """Whether to show a decoding parameter: these two always, the others if they differ from the default."""
     return name in ("num_beams", "max_new_tokens") or value not in (getattr(SamplingParams, name, False), [])
@@ -167,7 +178,7 @@ def _provenance(report: Report) -> str:
     """The tables of hyperparameters and provenance. The hyperparameters are part of the artifact's origin."""
     shown = ("seconds", "tokens", "finished_at", "origin", "search", "warnings")
     facts = {name: value for name, value in report.facts.items() if name not in shown}
-    origin = dict(report.facts.get("origin", {}))
+    origin = {name: value for name, value in report.facts.get("origin", {}).items() if name != ENTRY}
     hyperparameters = origin.pop("hyperparameters", {})
     if report.evaluation:
         facts |= {"evaluation": {name: report.evaluation[name] for name in ("data", "seed", "scorers")}}
@@ -177,8 +188,12 @@ def _provenance(report: Report) -> str:
 def _table(heading: str, rows: Mapping[str, object]) -> str:
     if not rows:
         return ""
+    return f"<section><h2>{escaped(heading)}</h2>{_facts(rows)}</section>"
+
+
+def _facts(rows: Mapping[str, object]) -> str:
     cells = "".join(f'<tr><th scope="row">{escaped(k)}</th><td>{escaped(v)}</td></tr>' for k, v in rows.items())
-    return f'<section><h2>{escaped(heading)}</h2><table class="facts"><tbody>{cells}</tbody></table></section>'
+    return f'<table class="facts"><tbody>{cells}</tbody></table>'
 
 
 def flattened(facts: Mapping[str, Any], under: str = "") -> dict[str, object]:

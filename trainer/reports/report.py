@@ -30,6 +30,7 @@ def build_report(
     *,
     task: str | None = None,
     cost: Mapping[str, float] | None = None,
+    gate: Mapping[str, Any] | None = None,
     seed: int = 1,
 ) -> Report:
     """Return the report of a run, with its ten worst outputs and ten drawn with ``seed``.
@@ -46,6 +47,7 @@ def build_report(
         task=task,
         cost=dict(cost or {}),
         evaluation=None if evaluation is None else evaluation.summary(),
+        gate=gate,
         worst=tuple(map(_shown, ranked[:SHOWN])),
         random=tuple(_shown(outputs[index]) for index in drawn),
     )
@@ -57,6 +59,7 @@ def report_of(
     *,
     task: str | None = None,
     cost: Mapping[str, float] | None = None,
+    gate: Mapping[str, Any] | None = None,
 ) -> Report:
     """Return the report of the finished run in ``folder``. Raises InvalidParameter if there is none."""
     try:
@@ -64,7 +67,7 @@ def report_of(
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise InvalidParameter(f"report: expected a finished run, got {type(error).__name__}") from error
-    return build_report(facts, metrics, evaluation, task=task, cost=cost)
+    return build_report(facts, metrics, evaluation, task=task, cost=cost, gate=gate)
 
 
 def write_reports(folder: Path, report: Report) -> None:

@@ -1,6 +1,6 @@
 """What a job's process may reach: an allow-list, which it puts on itself before it reads data or imports torch.
 
-Owns the list. The process gets the libraries, its backbone, its own two dataset files, its tenant's cache, and its own
+Owns the list. The process gets the libraries, its backbone, its own dataset files, its tenant's cache, and its own
 folder. All else is refused to it and to what it starts: other tenants' data, the registry, passwords, the trainer.
 Does not know how the system refuses.
 """
@@ -77,7 +77,8 @@ def cache_of(tenant: str, environment: Mapping[str, str]) -> Path:
 def allowed(folder: Path, request: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[list[Rule], list[int]]:
     """What the job in ``folder`` needs for its ``request``: of the files, and the ports that it may connect to."""
     run = request["run"]
-    readable = [*_software(environment), *filter(None, (run["data"], run["validation"]))]
+    gate = (request.get("gate") or {}).get("data")
+    readable = [*_software(environment), *filter(None, (run["data"], run["validation"], gate))]
     writable = [Path("/dev/shm"), folder, _made(cache_of(request["tenant"], environment))]
     if temporary := environment.get("TMPDIR"):
         writable.append(Path(temporary))

@@ -20,6 +20,7 @@ from prefixes.spec import TaskRef, check_name, split_template
 from server.parameters import WITHOUT_LIMITS, check_defaults
 from server.web.auth import Action, Caller, authorize
 from trainer.data.store import DatasetStore
+from trainer.evaluation.gate_rule import METRIC_OF, Rule, check_inputs
 from trainer.evaluation.scores.presets import check_metrics
 from trainer.jobs.base import JobStore, Queue
 from trainer.jobs.errors import JobNotFound, JobStoreUnavailable
@@ -170,9 +171,25 @@ class JobService:
             "start_from": self._start(caller, body.start_from),
             "start_text": body.start_text,
             "evaluation": None if body.evaluation is None else body.evaluation.model_dump(mode="json"),
+            **self._gate(caller, body),
         }
         check_size(spec)
         return spec, steps_of(config, lines) if auto is None else auto.most_steps
+
+    def _gate(self, caller: Caller, body: JobBody) -> dict[str, Any]:
+        """The gate's fields. Without a rule a share may be held out all the same, for the gate of a later version."""
+        check_inputs(body.promote_if is not None, body.gate_dataset is not None, body.gate_hold_out)
+        if body.gate_dataset is not None:
+            self.datasets.info(caller.tenant, body.gate_dataset)
+        inputs = {"gate_dataset": body.gate_dataset, "gate_hold_out": body.gate_hold_out}
+        if body.promote_if is None:
+            return {"promote_if": None, **inputs}
+        if body.alias is None:
+            raise InvalidParameter("promote_if: expected an alias that may move, got null", parameter="promote_if")
+        rule = Rule(body.promote_if.metric, body.promote_if.margin)
+        preset = body.promote_if.preset or ("plain" if body.evaluation is None else body.evaluation.preset)
+        check_metrics(preset, (METRIC_OF[rule.metric],))
+        return {"promote_if": {"metric": rule.metric, "margin": rule.margin, "preset": preset}, **inputs}
 
     def _start(self, caller: Caller, text: str | None) -> str | None:
         """Resolve the reference of a warm start to a version."""

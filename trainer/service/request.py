@@ -15,6 +15,7 @@ from prefixes.registry.base import Registry
 from prefixes.spec import TaskRef
 from trainer.data.store import DatasetStore
 from trainer.jobs.record import Job
+from trainer.service.current import fetch_current
 from trainer.service.settings import TrainerSettings
 
 REQUEST: Final = "request.json"
@@ -46,7 +47,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
         ref = TaskRef.parse(spec["start_from"])
         assert ref.version is not None, "the service has resolved it"
         write_bytes(start, registry.fetch(ref.tenant, ref.version))
-    validation = spec["validation_dataset"]
+    validation, gate_hold_out = spec["validation_dataset"], spec.get("gate_hold_out", 0)
     write_json(
         folder / REQUEST,
         {
@@ -55,6 +56,7 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
             "evaluation": spec["evaluation"],
             "threads": settings.threads,
             "start_text": spec.get("start_text"),  # a job from an older trainer lacks the key
+            "gate": _gate(job, folder, store, registry),
             "run": {
                 "data": str(store.path(job.tenant, spec["dataset"])),
                 "validation": None if validation is None else str(store.path(job.tenant, validation)),
@@ -64,9 +66,25 @@ def prepare(job: Job, folder: Path, settings: TrainerSettings, registry: Registr
                 "ignore_generation_config": settings.ignore_generation_config,
                 "auto": spec.get("auto"),
                 **{name: spec[name] for name in AS_ASKED},
+                **({"gate_hold_out": gate_hold_out} if gate_hold_out else {}),
             },
         },
     )
+
+
+def _gate(job: Job, folder: Path, store: DatasetStore, registry: Registry) -> dict[str, Any] | None:
+    """What the gate is to decide, with the version that the alias points at; None for a job without a rule."""
+    rule, dataset = job.spec.get("promote_if"), job.spec.get("gate_dataset")
+    if rule is None:
+        return None
+    facts = fetch_current(folder, registry, TaskRef.parse(job.spec["task"]), job.spec["alias"])
+    return {
+        "rule": {"metric": rule["metric"], "margin": rule["margin"]},
+        "preset": rule["preset"],
+        "data": None if dataset is None else str(store.path(job.tenant, dataset)),
+        "current": facts["version"],
+        "moves": facts["moves"],
+    }
 
 
 def finished(folder: Path) -> tuple[bytes, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The steps of a job's process: train, score on the held-out data, report.
+"""The steps of a job's process: train, score on the held-out data, judge at the gate, report.
 
 Owns their order, and skips a step that an earlier process has finished. Knows no worker and no registry.
 """
@@ -22,9 +22,12 @@ from prefixes.files import write_json
 from trainer.data.errors import TrainingStopped
 from trainer.data.lines import InvalidData
 from trainer.evaluation.evaluate import Evaluation, evaluate
+from trainer.evaluation.gate_rule import METRIC_OF
+from trainer.evaluation.generate import Report
 from trainer.evaluation.scores.base import ScorerMissing
 from trainer.evaluation.scores.presets import NEED_JAVA, metrics_of, preset_of
 from trainer.reports.report import report_of, write_reports
+from trainer.service.gating import gated
 from trainer.service.request import RECORD, REQUEST, START
 from trainer.training.budget import Auto
 from trainer.training.config import TrainConfig
@@ -42,12 +45,13 @@ PROGRESS_INTERVAL_S: Final = 0.1
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What to train, for which task, and how to score it."""
+    """What to train, for which task, how to score it, and what its gate is to decide, as ``request`` wrote it."""
 
     task: str
     run: RunRequest
     evaluation: Mapping[str, Any] | None
     threads: int | None
+    gate: Mapping[str, Any] | None = None
 
 
 class Listener(Protocol):
@@ -71,6 +75,8 @@ def run_job(folder: Path, listener: Listener, pace: Pace) -> str:
     """Run the job in ``folder``, where its results lie then; return the version of the prefix. Raises PrefixdError."""
     job = read_request(folder)
     metrics = None if job.evaluation is None else _metrics(job.evaluation)  # fails before training, not after it
+    if job.gate is not None:
+        metrics_of(preset_of(job.gate["preset"]), [METRIC_OF[job.gate["rule"]["metric"]]])
     _check_data(job)
     listener.tell("stage", stage="training")
     result = run_training(job.run, resume=True, report=_reporter(listener, pace), should_stop=listener.should_stop)
@@ -79,15 +85,22 @@ def run_job(folder: Path, listener: Listener, pace: Pace) -> str:
         listener.tell("stage", stage="evaluating")
         with named_failures("a smaller evaluation limit needs less"):
             evaluation = _evaluated(folder, job, result, metrics, job.evaluation, listener)
+    gate = None
+    if job.gate is not None:
+        listener.tell("stage", stage="gating")
+        with named_failures("fewer inputs of the gate need less"):
+            gate = gated(folder, job.gate, job.run, result.artifact, job.threads, _scored(listener))
     listener.tell("stage", stage="reporting")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     seconds, tokens = result.record["seconds"], result.record["tokens"]
     speed = {"tokens_per_second": round(tokens / seconds, 1)} if seconds else {}
     cost = {"seconds": seconds, "tokens": tokens, **speed, "peak_memory_bytes": peak}
-    write_reports(folder, report_of(folder, evaluation, task=job.task, cost=cost))
+    write_reports(folder, report_of(folder, evaluation, task=job.task, cost=cost, gate=gate))
     record = dict(result.record)
     if evaluation is not None:
         record = record | evaluation.record(record)
+    if gate is not None:
+        record["gate"] = gate
     write_json(folder / RECORD, record)
     return result.version
 
@@ -114,6 +127,7 @@ def read_request(folder: Path) -> JobRequest:
         ),
         values["evaluation"],
         values["threads"],
+        values.get("gate"),
     )
 
 
@@ -145,11 +159,26 @@ def _metrics(how: Mapping[str, Any]) -> Sequence[str]:
 
 def _check_data(job: JobRequest) -> None:
     """Raise InvalidData if a file's digest is not that of the job's dataset."""
-    for path in filter(None, (job.run.data, job.run.validation)):
+    for path in filter(None, (job.run.data, job.run.validation, _gate_data(job))):
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != path.stem:
             raise InvalidData(f"dataset: expected sha256:{path.stem}, found sha256:{found}: the file is damaged")
+
+
+def _gate_data(job: JobRequest) -> Path | None:
+    return Path(job.gate["data"]) if job.gate is not None and job.gate["data"] is not None else None
+
+
+def _scored(listener: Listener) -> Report:
+    """Tell how many outputs there are. Raises TrainingStopped."""
+
+    def report(done: int, total: int) -> None:
+        if listener.should_stop():
+            raise TrainingStopped("stopped while its outputs were scored")
+        listener.tell("progress", evaluated=done, inputs=total)
+
+    return report
 
 
 def _reporter(listener: Listener, pace: Pace) -> Any:
@@ -193,15 +222,10 @@ def _evaluated(
         ignore_generation_config=run.ignore_generation_config,
     )  # fmt: skip
 
-    def report(done: int, total: int) -> None:
-        if listener.should_stop():
-            raise TrainingStopped("stopped while its outputs were scored")
-        listener.tell("progress", evaluated=done, inputs=total)
-
     made = evaluate(
         backbone, read_prefix(result.artifact), data,
         preset=how["preset"], metrics=metrics, limit=how["limit"], truncate=run.truncate, threads=job.threads,
-        report=report,
+        report=_scored(listener),
     )  # fmt: skip
     write_json(path, made.as_dict())
     return made

@@ -15,6 +15,7 @@ from server.parameter_schemas import PARAMETER_SCHEMAS
 from server.web.openapi import SETTING
 from server.web.strict_body import Body
 from trainer.data.texts import checked, is_blank
+from trainer.evaluation.gate_rule import METRIC_OF, MOST_MARGIN
 from trainer.evaluation.scores.presets import METRICS
 from trainer.evaluation.scores.presets import PRESETS as SCORE_PRESETS
 from trainer.jobs.record import State
@@ -122,6 +123,14 @@ class Evaluation(Body):
     limit: int | None = Field(500, ge=1, le=100_000)
 
 
+class PromoteIf(Body):
+    """The gate's rule: when the alias moves. ``preset``: how texts are scored, by default as the evaluation's are."""
+
+    metric: Annotated[str, Field(max_length=40), _stated(type="string", enum=list(METRIC_OF))]
+    margin: float = Field(0.0, ge=-MOST_MARGIN, le=MOST_MARGIN, allow_inf_nan=False)
+    preset: ScorePreset | None = None
+
+
 class JobBody(Body):
     """``POST /jobs``."""
 
@@ -142,6 +151,9 @@ class JobBody(Body):
     start_from: Reference | None = None
     start_text: Text | None = None
     evaluation: Evaluation | None = Field(default_factory=lambda: Evaluation.model_validate({}))
+    promote_if: PromoteIf | None = None
+    gate_dataset: Digest | None = None
+    gate_hold_out: int = Field(0, ge=0, le=50)
 
 
 class JobsQuery(BaseModel):

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,16 +28,19 @@ from trainer.jobs.lease import Lease
 from trainer.jobs.open_job import OpenJob
 from trainer.jobs.record import Change, Job
 from trainer.jobs.signals import Watch
+from trainer.service.current import note_moved
 from trainer.service.guard import STOP_S, Guard
 from trainer.service.metrics import JobMetrics
 from trainer.service.outcome import Cancelled, JobFailed, failure_of
 from trainer.service.process import ChildProcess, started
 from trainer.service.progress_writer import ProgressWriter
+from trainer.service.publishing import publish
 from trainer.service.registry_retry import RETRY_S, RegistryRetry
 from trainer.service.request import START, finished, prepare
 from trainer.service.rights import audit, check_rights, check_start
 from trainer.service.settings import TrainerSettings
 from trainer.service.settling import Settling
+from trainer.training.publish import AliasMoved
 
 HAND_BACK_S: Final = 2.0
 """The part of the drain time that is kept for handing jobs back."""
@@ -121,12 +125,17 @@ class Worker:
         with self.store.watch(job.id) as watch:
             heartbeats = asyncio.create_task(self._send_heartbeats(job))
             try:
-                await self._prepare(job, folder, watch)
-                version = await self._train(job, folder, watch)
-                job = await self._write(job, lambda job: trained(job, token, version))
-                if job.ended:
-                    raise Cancelled
-                result = await self._publish(job, folder, watch)
+                result = None
+                while result is None:
+                    await self._prepare(job, folder, watch)
+                    version = await self._train(job, folder, watch)
+                    job = await self._write(job, partial(trained, token=token, version=version))
+                    if job.ended:
+                        raise Cancelled
+                    try:
+                        result = await self._publish(job, folder, watch)
+                    except AliasMoved:  # the gate alone is done again, and no more often than ``current`` allows
+                        await asyncio.to_thread(note_moved, folder)
                 await self._end(job, lambda job: succeeded(job, token, result))
             finally:
                 heartbeats.cancel()
@@ -210,32 +219,16 @@ class Worker:
             await asyncio.sleep(Lease(self.settings.lease_s).heartbeat_s)
 
     async def _publish(self, job: Job, folder: Path, watch: Watch) -> dict[str, Any]:
-        """Publish once, under the job's key; wait for a registry that is away. Return the job's result."""
+        """Publish once; wait for a registry that is away. Return the job's result. Raises AliasMoved."""
         artifact, record = await asyncio.to_thread(finished, folder)
-        task, alias = TaskRef.parse(job.spec["task"]), job.spec["alias"]
         retry = self._registry_retry(job, watch)
         while True:
-            with contextlib.suppress(JobStoreUnavailable):  # the idempotency key below prevents a second publish
+            with contextlib.suppress(JobStoreUnavailable):  # the idempotency key prevents a second publish
                 await self._owned(job)  # this worker may have slept while the job ended or began again
             try:
-                await asyncio.to_thread(check_rights, self.keyring, job, task)
-                info = await asyncio.to_thread(
-                    self.registry.publish,
-                    task.tenant,
-                    task.name,
-                    artifact,
-                    alias=alias,
-                    record={**record, "job": job.id},
-                    actor=job.actor,
-                    idempotency_key=job.id,
-                    quota=self.keyring.registry_quota(task.tenant, job.key_id),
-                )
+                return await asyncio.to_thread(publish, job, artifact, record, self.registry, self.keyring)
             except RegistryUnavailable as error:
                 await retry.wait(error)
-            else:
-                told = {name: record[name] for name in ("search", "warnings") if record.get(name)}
-                scores = record.get("scores", {})
-                return {"task": task.task, "version": info.version, "alias": alias, "scores": scores, **told}
 
     def _registry_retry(self, job: Job, watch: Watch) -> RegistryRetry:
         return RegistryRetry(self.settings.publish_patience_s, lambda: self._owned(job), watch)

@@ -13,6 +13,7 @@ from typing import Any
 
 from prefixes.artifact import Prefix
 from prefixes.spec import PrefixSpec
+from trainer.data.seen import ENTRY, SeenInputs
 from trainer.training.config import TrainConfig
 from trainer.training.reparam import PrefixKV
 
@@ -28,6 +29,7 @@ class Provenance:
     validation_examples: int
     steps: int
     best_step: int
+    seen: SeenInputs
     initial: Mapping[str, Any] | None = None  # the text, version or examples it started from, if any
 
 
@@ -48,6 +50,7 @@ def origin_of(config: TrainConfig, provenance: Provenance, backbone: str) -> dic
         "hyperparameters": config.as_dict(),
         "steps": provenance.steps,
         "best_step": provenance.best_step,
+        ENTRY: provenance.seen.as_dict(),
     }
     return made if provenance.initial is None else made | {"initial": dict(provenance.initial)}
 

@@ -1,7 +1,7 @@
 """Publishes a finished prefix, and fetches one to start from, at a registry or a running server. Asks the server before
 training whether the prefix will fit it.
 
-Owns the choice between the two; ``prefixes/`` owns their protocols.
+Owns the choice between the two, and what a gate's verdict means for the alias; ``prefixes/`` owns their protocols.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from typing import Any
 
 from prefixes.actor import local_actor
 from prefixes.client import RemoteRegistry
-from prefixes.errors import IncompatiblePrefix, InvalidParameter
+from prefixes.errors import Conflict, IncompatiblePrefix, InvalidParameter, PrefixdError, TaskNotFound
 from prefixes.registry import open_registry
-from prefixes.registry.base import Registry
+from prefixes.registry.base import NOWHERE, Registry
 from prefixes.spec import DEFAULT_TENANT, PrefixSpec, TaskRef
+
+
+class AliasMoved(PrefixdError):
+    """The alias points at another version than the one that a gate compared with."""
+
+    code = "conflict"
 
 
 class Targets:
@@ -70,11 +76,43 @@ class Targets:
         store = self._stores[0]
         return store.fetch(ref.tenant, store.resolve(ref).version)
 
-    def publish(self, ref: TaskRef, artifact: bytes, record: Mapping[str, Any], alias: str | None) -> int:
-        """Publish to every target under ``ref``'s tenant and name, and move ``alias`` (None moves none).
+    def __len__(self) -> int:
+        """How many places there are."""
+        return len(self._stores)
 
-        Return the number of targets.
+    def current(self, ref: TaskRef) -> bytes | None:
+        """Return the artifact that ``ref`` means now in the first target, None where there is no such alias."""
+        try:
+            return self.fetch(ref)
+        except TaskNotFound:
+            return None
+
+    def publish(self, ref: TaskRef, artifact: bytes, record: Mapping[str, Any], alias: str | None) -> None:
+        """Publish to every target under ``ref``'s tenant and name, and move ``alias`` as the record's gate says.
+
+        Without a gate it moves (None moves none). Raises AliasMoved where it points at another version than the gate
+        compared with.
         """
         for store in self._stores:
-            store.publish(ref.tenant, ref.name, artifact, alias=alias, record=record, actor=local_actor())
-        return len(self._stores)
+            how = placed(record.get("gate"), alias)
+            try:
+                store.publish(ref.tenant, ref.name, artifact, **how, record=record, actor=local_actor())
+            except Conflict as error:
+                raise_if_moved(error, record)
+                raise
+
+
+def placed(gate: Mapping[str, Any] | None, alias: str | None) -> dict[str, Any]:
+    """Return the registry's arguments for what a gate decided about ``alias``; None is no gate."""
+    if gate is None:
+        return {"alias": alias}
+    note = f"gate {gate['verdict']}: {gate['reason']}"
+    if gate["verdict"] == "promoted":
+        return {"alias": alias, "expected_current": gate["current"] or NOWHERE, "note": note}
+    return {"alias": None, "note": note}
+
+
+def raise_if_moved(error: Conflict, record: Mapping[str, Any]) -> None:
+    """Raise AliasMoved if a publish with a gate in its ``record`` was refused for where the alias points."""
+    if "gate" in record and "got" in error.detail:
+        raise AliasMoved(error.message) from None

@@ -16,9 +16,10 @@ from prefixes.errors import InvalidParameter
 from prefixes.spec import split_template
 from server.parameters import WITHOUT_LIMITS, check_defaults
 from trainer.data.dataset import Dataset, read_dataset
+from trainer.data.seen import SeenInputs, seen_by
 from trainer.training.budget import Auto, check_held_out
 from trainer.training.config import RANDOM, TrainConfig
-from trainer.training.initial import Initial
+from trainer.training.initial import Initial, InitialVersion
 
 DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
 
@@ -38,6 +39,7 @@ class RunRequest:
     config: TrainConfig
     validation: Path | None = None
     hold_out: int = 5
+    gate_hold_out: int = 0  # percent of the inputs that are for a gate alone
     defaults: Mapping[str, Any] = field(default_factory=dict)
     drop_long: bool = False
     truncate: bool = False  # cut inputs that are too long
@@ -74,6 +76,8 @@ class RunRequest:
         # A run may move to other folders and devices. The fingerprint in its identity names the backbone.
         for place in ("output", "backbone", "device", "ignore_generation_config"):
             del plain[place]
+        if not self.gate_hold_out:
+            del plain["gate_hold_out"]  # as in the runs of a release without it
         paths = {name: None if plain[name] is None else plain[name].name for name in ("data", "validation")}
         initial = None if self.initial is None else self.initial.as_dict()
         plain["auto"] = None if self.auto is None else self.auto.as_dict()
@@ -85,7 +89,7 @@ def read_datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
 
     Raises InvalidParameter if there are too few inputs for both parts.
     """
-    everything = read_dataset(request.data)
+    everything, _ = read_dataset(request.data).split_gate(request.gate_hold_out)
     if request.validation is not None:
         return everything, read_dataset(request.validation)
     train, held_out = everything.split(request.hold_out)
@@ -98,3 +102,11 @@ def read_datasets(request: RunRequest) -> tuple[Dataset, Dataset]:
             got=request.hold_out,
         )
     return train, held_out
+
+
+def seen_inputs(request: RunRequest, *data: Dataset) -> SeenInputs:
+    """The inputs of the ``data`` that a run trains and validates on, and those of the version that it starts from."""
+    seen = SeenInputs.of(example.input for part in data for example in part.examples)
+    if isinstance(request.initial, InitialVersion):
+        return seen.with_start(seen_by(request.initial.prefix.spec.origin))
+    return seen

@@ -29,7 +29,7 @@ from trainer.training.failures import named_failures
 from trainer.training.loop import Progress, Trainer
 from trainer.training.material import Material
 from trainer.training.reparam import PrefixKV
-from trainer.training.request import RunRequest
+from trainer.training.request import RunRequest, seen_inputs
 from trainer.training.resume import check_folder, check_identity
 
 PLOT_EVERY_S: Final = 20.0  # least time between two plots: drawing takes longer than a step
@@ -130,6 +130,7 @@ def _finish(
         validated,
         state.step,
         state.best_step or state.step,
+        seen_inputs(request, material.train_set, material.validation_set),
         None if trainer.initial is None else trainer.initial.as_dict(),
     )
     origin = origin_of(trainer.config, provenance, request.backbone)

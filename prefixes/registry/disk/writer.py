@@ -54,7 +54,7 @@ class DiskWriter:
             check_quota(self._tenant, edit.quota, kept, added)
         deleted = deleted_now(change.adds_deleted) if change.adds_deleted else None
         entry = audit_entry(
-            edit.action, edit.actor, self._tenant, name, edit.alias, before, after, version=edit.version
+            edit.action, edit.actor, self._tenant, name, edit.alias, before, after, version=edit.version, note=edit.note
         )
         named = self._references(name, after)
         removed = [parts for parts in self._references(name, before) if parts not in named]

@@ -56,8 +56,9 @@ class RedisWriter:
         def attempt(before: TaskInfo | None) -> tuple[Change, AuditEntry]:
             change = edit.plan(before)
             return change, audit_entry(
-                edit.action, edit.actor, self._tenant, name, edit.alias, before, change.after, version=edit.version
-            )
+                edit.action, edit.actor, self._tenant, name, edit.alias, before, change.after,
+                version=edit.version, note=edit.note,
+            )  # fmt: skip
 
         return self._make(name, attempt, edit.quota)
 

@@ -166,6 +166,27 @@ def test_an_upload_that_is_repeated_with_its_key_changes_nothing_and_answers_the
     with_apps(tmp_path, test)
 
 
+def test_an_upload_that_names_what_its_alias_points_at_is_refused_where_it_points_elsewhere(tmp_path: Path) -> None:
+    async def test(served: Served) -> None:
+        client = served.public
+        first = (await client.get("/prefixes/e2e")).json()["aliases"]["production"]
+        data = write_prefix(make_prefix(served.assembled.backbone.spec, seed=1))
+
+        async def upload(**fields: str) -> Any:
+            return await client.post("/prefixes", data={"task": "e2e", **fields}, files={"file": ("x", data)})
+
+        for expected in ("", f"sha256:{'0' * 64}"):
+            refused = await upload(expected_current=expected)
+            assert (refused.status_code, refused.json()["error"]["detail"]["got"]) == (409, first)
+        assert (await upload(expected_current="new")).status_code == 422
+        assert (await upload(note="\x1b[2J")).status_code == 422
+        made = await upload(expected_current=first, note="gate promoted")
+        assert made.json()["aliases"] == {"production": made.json()["version"]}
+        assert (await client.get("/audit")).json()["entries"][0]["note"] == "gate promoted"
+
+    with_apps(tmp_path, test)
+
+
 @pytest.mark.parametrize("record", ['{"who": "a", "who": "b"}', '{"loss": NaN}', "[" * 100_000, "[]", "{"])
 def test_a_record_that_is_not_plain_json_is_refused(tmp_path: Path, record: str) -> None:
     async def test(served: Served) -> None:

@@ -77,6 +77,12 @@ def submit(
     limit: Annotated[
         int | None, typer.Option(help="Held-out inputs that are scored, at most; 0 for all. Default: 500.", min=0)
     ] = None,
+    promote_if: options.PromoteIf = None,
+    margin: options.Margin = None,
+    gate: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --promote-if: JSONL to decide by, or sha256:…")
+    ] = None,
+    gate_hold_out: options.GateHoldOut = None,
     method: options.Method = None,
     sites: options.Sites = None,
     positions: options.Positions = None,
@@ -117,6 +123,8 @@ def submit(
                           --lr 0.02
       prefixd jobs submit --task acme/tldr --preset xsum --data sha256:…
                           --backbone demo-bart --sites encoder,cross --truncate
+      prefixd jobs submit --task e2e --data more.jsonl --gate gate.jsonl
+                          --promote-if bleu --margin 0.5 --watch
       JOB=$(prefixd jobs submit --task e2e --data e2e.jsonl)
     """
     if no_evaluate and (evaluate is not None or metric or limit is not None):
@@ -131,8 +139,8 @@ def submit(
     body = options.given(
         task=task, backbone=backbone, preset=preset, hold_out=hold_out, template=template, start_from=start_from,
         truncate=truncate, drop_long=drop_long, auto=auto, budget_minutes=budget_minutes,
-        hyperparameters=hyperparameters,
-        defaults=decoding_parameters("--default", default or []),
+        hyperparameters=hyperparameters, defaults=decoding_parameters("--default", default or []),
+        gate_hold_out=gate_hold_out, promote_if=_rule(promote_if, margin),
     )  # fmt: skip
     if start_file is not None:
         body["start_text"] = initial_text(start_file)
@@ -142,6 +150,8 @@ def submit(
         body["dataset"] = send_dataset(client, data)
         if validation is not None:
             body["validation_dataset"] = send_dataset(client, validation)
+        if gate is not None:
+            body["gate_dataset"] = send_dataset(client, gate)
         job = client.submit(body)
         typer.echo(job["id"])
         if watch:
@@ -155,3 +165,9 @@ def _evaluation(preset: str | None, metrics: list[str] | None, limit: int | None
     if limit is not None:
         body["limit"] = limit or None
     return body
+
+
+def _rule(metric: str | None, margin: float | None) -> Mapping[str, Any] | None:
+    if metric is None and margin is not None:
+        raise typer.BadParameter("--margin: expected --promote-if beside it")
+    return None if metric is None else options.given(metric=metric, margin=margin)

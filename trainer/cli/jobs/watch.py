@@ -83,7 +83,9 @@ def _result(result: dict[str, Any]) -> str:
     alias = result.get("alias")
     moved = f"\n{result.get('task')}@{alias} is this version now" if alias else ""
     scores = "".join(f"\n  {name} {show_number(value)}" for name, value in (result.get("scores") or {}).items())
-    return f"{result.get('task')}@{show.short(result.get('version'))}{moved}{scores}"
+    gate = result.get("gate") or {}
+    judged = f"\ngate: {gate.get('verdict')}: {gate.get('reason')}" if gate else ""
+    return f"{result.get('task')}@{show.short(result.get('version'))}{moved}{judged}{scores}"
 
 
 def show_number(value: Any) -> str:

@@ -152,6 +152,12 @@ def test_a_rollback_moves_nothing_that_moved_since_it_was_looked_at(
     assert shell.json("inspect", "e2e")["aliases"]["production"] == VERSIONS[0]
 
 
+def test_inspect_cuts_long_texts_for_people_alone(shell: Shell) -> None:
+    shell.run("publish", shell.file(0), "--task", "e2e", "--record", json.dumps({"seen": {"digests": "A" * 9000}}))
+    assert "A" * 100 in (shown := shell.run("inspect", "e2e").stdout) and len(shown) < 3000
+    assert shell.json("inspect", "e2e")["versions"][0]["record"]["seen"]["digests"] == "A" * 9000
+
+
 def test_inspect_shows_what_a_later_publish_replaced_in_a_record(shell: Shell) -> None:
     for score in (68.2, 70.1):
         shell.run("publish", shell.file(0), "--task", "e2e", "--record", json.dumps({"bleu": score}))

@@ -99,7 +99,19 @@ def hostile_report(more: str = "") -> Report:
         made, ranked_by=texts[1], preset=texts[2], scores={texts[0]: ScoreValue(1.0, None, None)},
         decoding={texts[1]: texts[0]},
     )  # fmt: skip
-    return build_report(facts, metrics(), made, task=texts[0], cost={texts[2]: 3.0})
+    gate = {"verdict": texts[0], "reason": texts[1], "rule": {texts[2]: texts[3]}, "scores": None}
+    return build_report(facts, metrics(), made, task=texts[0], cost={texts[2]: 3.0}, gate=gate)
+
+
+def test_a_gates_verdict_its_reason_and_its_numbers_are_shown_and_come_back() -> None:
+    gate = {"verdict": "rejected", "reason": "bleu 3.00 against 9.00", "inputs": 77, "left_out": {"current": 5}}
+    report = build_report(FACTS, metrics(), task="t", gate=gate)
+    shown = " ".join(Page(render_html(report)).texts)
+    assert all(text in shown for text in ("Gate", "rejected", "bleu 3.00 against 9.00", "77", "left_out · current"))
+    document = json.loads(json.dumps(report.as_dict()))
+    assert Report.from_dict(document).gate == gate
+    del document["gate"]  # as in the reports of older releases
+    assert Report.from_dict(document).gate is None
 
 
 def test_the_report_shows_curves_scores_outputs_cost_and_provenance() -> None:

@@ -295,3 +295,9 @@ def test_java_is_reached_wherever_it_lies_and_no_folder_that_only_looks_like_it(
             put(place.root / home / "release")
         may = place.paths({"PATH": str(program.parent)})
         assert (str(place.root / home) in may) == real
+
+
+def test_a_job_reads_the_inputs_of_its_gate_and_no_other_dataset(place: Place) -> None:
+    gate = str(place.data / "acme/datasets/gate.jsonl")
+    rules, _ = allowed(place.job, {**place.request(), "gate": {"data": gate}}, {})
+    assert gate in {rule.path for rule in rules} - place.paths({}).keys()

@@ -20,7 +20,7 @@ from server.web.settings_sources import load_settings
 from tests.support.trainer import toy_pairs, write_jsonl
 from trainer.cli.jobs.submit import submit
 from trainer.evaluation.scores.presets import PRESETS as SCORE_PRESETS
-from trainer.service.schemas import Evaluation, Hyperparameters, JobBody
+from trainer.service.schemas import Evaluation, Hyperparameters, JobBody, PromoteIf
 
 JOB = {"id": "job-1", "state": "queued", "spec": {}}
 
@@ -96,7 +96,8 @@ def test_every_field_of_a_job_has_an_option_that_reaches_it(trainer: Trainer, da
         "sites": "decoder, cross", "positions": "unshifted", "method": "direct", "init": "some words",
         "reduction": "token", "task": "acme/e2e", "data": str(data), "validation": str(validation),
         "backbone": "tiny", "preset": "xsum", "alias": "canary", "template": "<{input}>", "start-from": "e2e@old",
-        "default": "num_beams=3", "evaluate": "e2e", "metric": "bleu",
+        "default": "num_beams=3", "evaluate": "e2e", "metric": "bleu", "promote-if": "rougeL", "margin": "0.5",
+        "gate": str(validation), "gate-hold-out": "7",
     }  # fmt: skip
     options = [word for name, value in {**numbers, **texts}.items() for word in (f"--{name}", str(value))]
     (data.parent / "style.txt").write_text("a style\n")
@@ -118,8 +119,9 @@ def test_every_field_of_a_job_has_an_option_that_reaches_it(trainer: Trainer, da
     assert body.start_text == "a style\n" and body.auto
     assert body.hyperparameters.sites == ("decoder", "cross")
     assert body.evaluation == Evaluation(preset="e2e", metrics=("bleu",), limit=14)
+    assert body.promote_if == PromoteIf(metric="rougeL", margin=0.5)
     digests = [f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in (data, validation)]
-    assert [body.dataset, body.validation_dataset] == digests
+    assert [body.dataset, body.validation_dataset, body.gate_dataset, body.gate_hold_out] == [*digests, digests[1], 7]
 
 
 def test_what_is_not_given_is_the_trainers_to_choose(trainer: Trainer, data: Path) -> None:

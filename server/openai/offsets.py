@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from server.engine.decoding.text_stream import TextStream, text_stream
+from server.engine.decoding.text_stream import TextStream, text_stream, token_text
 
 
 class TokenTexts:
@@ -19,8 +19,8 @@ class TokenTexts:
         self._backend, self._prompt_ids = backend, prompt_ids
 
     def token(self, token_id: int) -> str:
-        """The text of one token by itself, also of a special one."""
-        return str(self._backend.decode([token_id], skip_special_tokens=False))
+        """The text of one token, also of a special one."""
+        return token_text(self._backend, token_id)
 
     def stream(self) -> TextStream:
         """What the tokens of one output add to its text."""

@@ -41,7 +41,7 @@ class TextStream(Protocol):
 
 def text_stream(tokenizer: Any, prompt_ids: Sequence[int] = ()) -> TextStream:
     """The stream of an output behind ``prompt_ids``. ``tokenizer`` is the backend (``tokenizers.Tokenizer``)."""
-    if _decodes(tokenizer, ["Ġ"], " "):
+    if _is_byte_level(tokenizer):
         return _ByteLevelStream(tokenizer)
     return _PieceStream(tokenizer, prompt_ids)
 
@@ -50,6 +50,19 @@ def text_of(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Iterable[int])
     """The whole text of an output behind ``prompt_ids``: what its stream gives."""
     stream = text_stream(tokenizer, prompt_ids)
     return "".join([*map(stream.push, token_ids), stream.held])
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """What a token adds behind a text, so with the space that it begins with; of a special token its name."""
+    alone: str = tokenizer.decode((token_id,), skip_special_tokens=False)
+    if _is_byte_level(tokenizer):
+        return alone
+    twice: str = tokenizer.decode((token_id, token_id), skip_special_tokens=False)
+    return twice[len(alone) :]
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    return _decodes(tokenizer, ["Ġ"], " ")
 
 
 def _decodes(tokenizer: Any, pieces: list[str], text: str) -> bool:

@@ -116,6 +116,18 @@ def test_the_bytes_of_a_character_begin_where_it_begins() -> None:
     assert [offsets.add(token_id) for token_id in spelled] == [0, 1, 1, 1, 2, 3, 3, 4]
 
 
+@QUICK
+@given(token_ids=st.lists(st.integers(256 + 3, 299) | st.integers(ord("a") + 3, ord("z") + 3), max_size=20))
+def test_the_texts_of_an_outputs_tokens_are_its_text(token_ids: list[int]) -> None:
+    """Also where tokens begin with SentencePiece's space: `the` and ` the` are two texts."""
+    texts = TokenTexts(BYTE_FALLBACK)
+    assert "".join(map(texts.token, token_ids)) == text_of(BYTE_FALLBACK, [299], token_ids)
+
+
+def test_a_special_token_has_its_name_for_a_text() -> None:
+    assert [TokenTexts(BYTE_FALLBACK).token(token_id) for token_id in range(3)] == ["<unk>", "<s>", "</s>"]
+
+
 def test_the_chosen_token_is_in_top_logprobs_also_where_it_is_none_of_the_likeliest(tokenizer: Any) -> None:
     a, b, c = ids_of(tokenizer, "abc")
     logprobs = (

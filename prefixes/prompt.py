@@ -82,6 +82,11 @@ class PromptEncoder:
         self._continuing = self._beginning if unspaced == described else Backends.of(unspaced)
         self._rules = byte_level_rules(self._continuing.plain)
 
+    @property
+    def first(self) -> tuple[int, ...]:
+        """The tokens that every prompt begins with."""
+        return tuple(self._first)
+
     def encode(self, template: str, text: str) -> list[int]:
         """Token ids of ``template`` with ``text`` for its ``{input}``.
 

@@ -1,10 +1,11 @@
 """The start of a prefix from real tokens: the frozen model's own keys and values over them, at every site.
 
 Words and texts stand where a text stands: in an encoder between the tokens that the backbone puts around every input,
-in a decoder behind those that begin every output. Only the words' own positions are kept. A decoder with an encoder
-attends to the encoded words meanwhile; the keys and values of cross-attention are over the same words. Words are
-repeated or cut to the prefix's length. A text is cut, and must be long enough. Whole sequences, such as training pairs,
-have nothing around them.
+in a decoder behind those that begin every output. Only the words' own positions are kept. Where a decoder reads the
+input and the model's tokenizer begins a text with a token (``<s>``), the words begin with it: attention rests on it. A
+decoder with an encoder attends to the encoded words meanwhile; the keys and values of cross-attention are over the same
+words. Words are repeated or cut to the prefix's length. A text is cut, and must be long enough. Whole sequences, such
+as training pairs, have nothing around them.
 
 Owns which activations these are; knows no parameterisation.
 """
@@ -54,13 +55,13 @@ def word_activations(model: Model, backbone: Backbone, words: str, length: int, 
     tokens = backbone.prompt_encoder.encode_text(words)
     if not tokens:
         raise InvalidParameter(f"initial words: expected at least one token, got none in {words!r}", got=words)
-    repeated = (tokens * -(-length // len(tokens)))[:length]
-    return _activations(model, backbone, repeated, sites)
+    repeated = tokens * -(-length // len(tokens))
+    return _activations(model, backbone, [*_first(backbone), *repeated][:length], sites)
 
 
 def text_tokens(backbone: Backbone, text: str, length: int) -> Sequence[int]:
     """The first ``length`` tokens of ``text``. Raises InvalidParameter if it has fewer."""
-    tokens = backbone.prompt_encoder.encode_text(text)
+    tokens = [*_first(backbone), *backbone.prompt_encoder.encode_text(text)]
     if len(tokens) < length:
         raise InvalidParameter(
             f"initial text: expected at least the prefix's {length} tokens, got {len(tokens)}; a shorter prefix starts "
@@ -78,6 +79,10 @@ def text_activations(model: Model, backbone: Backbone, text: str, length: int, s
     a text with fewer tokens, and if the window does not hold ``length``.
     """
     return _activations(model, backbone, text_tokens(backbone, text, length), sites)
+
+
+def _first(backbone: Backbone) -> Sequence[int]:
+    return backbone.prompt_encoder.first if backbone.spec.input_site == "decoder" else ()
 
 
 def sequence_activations(

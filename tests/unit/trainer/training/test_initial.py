@@ -16,6 +16,7 @@ from prefixes.backbone import Backbone
 from prefixes.errors import IncompatiblePrefix, InvalidParameter
 from prefixes.registry import open_registry
 from prefixes.spec import Site
+from tests.support.llama import tiny_llama
 from tests.support.trainer import (
     FAMILIES,
     TEMPLATE,
@@ -36,6 +37,7 @@ from trainer.training.export import fold
 from trainer.training.initial import InitialText, InitialVersion
 from trainer.training.loop import Trainer
 from trainer.training.reparam import PrefixKV
+from trainer.training.words import word_activations
 
 TEXT = "Blue Spice is a coffee shop in the city centre. It is cheap and family-friendly."
 START = TrainConfig(prefix_length=6, method="direct", epochs=1, learning_rate=1e-12, batch_size=6)
@@ -64,6 +66,21 @@ def test_a_prefix_from_a_text_is_the_text_itself_in_front_of_every_input(tmp_pat
     behind = [TokenExample((*text, *example.ids), example.start + 6) for example in examples]
     expected = forward_logits(model, collate(behind, backbone.pad_token_id), {}, None)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_where_a_text_begins_with_a_token_so_does_the_prefix_from_it(tmp_path: Path) -> None:
+    """As transformers' cache of the text, and so PEFT's start from one, does. From words too."""
+    backbone = tiny_llama(tmp_path, "llama", begins=True)
+    ids = backbone.tokenizer(TEXT).input_ids[:6]
+    assert ids[0] == backbone.tokenizer.bos_token_id
+    layers = backbone.model(torch.tensor([ids]), use_cache=True).past_key_values.layers
+    text = started(backbone, START, InitialText(TEXT))["decoder"]
+    words = word_activations(tiny_model(backbone), backbone, TEXT, 6, ("decoder",))["decoder"]
+    for part, name in enumerate(("keys", "values")):
+        expected = torch.stack([getattr(layer, name)[0].transpose(0, 1) for layer in layers])
+        for got in (text[part], words[part]):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)  # transformers' rotations are float32
 
 
 def test_the_first_position_of_a_prefix_from_a_text_stays_frozen(backbone: Backbone) -> None:

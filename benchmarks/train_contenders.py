@@ -1,10 +1,10 @@
-"""The contenders of ``train.py``: one training run in a process of its own, timed from its first step to its last.
+"""The contenders of ``train.py`` and ``taught.py``: one training run in a process, timed from first step to last.
 
 Protocol: ``python benchmarks/train_contenders.py KIND --backbone FOLDER --examples FILE`` prints one JSON line:
 ``{"seconds", "cpu_seconds", "steps", "learnt", "loaded_mib", "peak_mib", "loss"}``. Both get the same token ids and
-learn by the same rules, each in its own batches, the first ``--steps`` of its epoch; loading is not timed. Memory is
-the process's own (VmHWM, VmRSS of /proc/self/status; ``ru_maxrss`` would begin with that of the process that started
-it).
+learn by the same rules, each in its own batches, ``--steps`` of them; loading is not timed. ``--save`` leaves the
+prefix in a folder, ours as an artifact and PEFT's as PEFT saves it. Memory is the process's own (VmHWM, VmRSS of
+/proc/self/status; ``ru_maxrss`` would begin with that of the process that started it).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PREFIX_LENGTH, MIDDLE, BATCH, RATE, CLIP = 5, 512, 10, 8e-5, 1.0
+MIDDLE, CLIP = 512, 1.0
 
 
 def resident_mib(field: str) -> float:
@@ -48,19 +48,21 @@ def train_prefixd(folder: str, pairs: list[tuple[list[int], int]], options: argp
     """Train with this trainer."""
     import torch
 
+    from prefixes.artifact import write_prefix
     from prefixes.backbone import load_backbone
     from server.engine.kernels.dense import DenseKernels
     from server.engine.models import load_model
-    from trainer.data.errors import TrainingStopped
     from trainer.data.sequences import TokenExample
     from trainer.training.config import TrainConfig
+    from trainer.training.export import fold
     from trainer.training.loop import Progress, Trainer
     from trainer.training.plan import plan_prefix
 
     torch.set_num_threads(options.threads)
     config = TrainConfig(
-        prefix_length=PREFIX_LENGTH, middle=MIDDLE, batch_size=BATCH, learning_rate=RATE, gradient_clip=CLIP, epochs=1,
-        reduction="token", accumulate=options.accumulate, checkpoint_activations=options.recompute,
+        prefix_length=options.length, middle=MIDDLE, batch_size=options.batch, learning_rate=options.rate,
+        gradient_clip=CLIP, steps=options.steps, seed=options.seed, reduction="token",
+        accumulate=options.accumulate, checkpoint_activations=options.recompute,
     )  # fmt: skip
     backbone = load_backbone(folder)
     examples = [TokenExample(tuple(ids), start) for ids, start in pairs]
@@ -68,9 +70,12 @@ def train_prefixd(folder: str, pairs: list[tuple[list[int], int]], options: argp
     trainer = Trainer(config, plan, backbone, model, examples, [], identity="benchmark")
     seen: list[Progress] = []
     loaded, began = resident_mib("VmRSS"), clocks()
-    with profiled(options.profile), suppress(TrainingStopped):
-        trainer.run(seen.append, lambda: len(seen) == options.steps)
+    with profiled(options.profile):
+        made = trainer.run(seen.append)
     ended = clocks()
+    if options.save is not None:
+        options.save.mkdir()
+        (options.save / "prefix.safetensors").write_bytes(write_prefix(fold(made, plan, {})))
     loss = sum(progress.loss for progress in seen) / len(seen)
     return {
         **since(began, ended), "steps": len(seen), "learnt": seen[-1].learnt, "loaded_mib": loaded, "loss": loss,
@@ -84,23 +89,22 @@ def train_peft(folder: str, pairs: list[tuple[list[int], int]], options: argpars
     """
     import torch
     from peft import PrefixTuningConfig, get_peft_model
-    from transformers import (
-        AutoTokenizer,
-        DataCollatorForSeq2Seq,
-        GPT2LMHeadModel,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+    from prefixes.backbone import load_backbone
 
     torch.set_num_threads(options.threads)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(options.seed)
+    backbone = load_backbone(folder)
+    tokenizer = backbone.tokenizer
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
-    base = GPT2LMHeadModel.from_pretrained(folder, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    for module in backbone.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     model = get_peft_model(
-        base,
+        backbone.model,
         PrefixTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=PREFIX_LENGTH, prefix_projection=True, encoder_hidden_size=MIDDLE
+            task_type="CAUSAL_LM", num_virtual_tokens=options.length, prefix_projection=True, encoder_hidden_size=MIDDLE
         ),
     )
     rows = [
@@ -122,10 +126,11 @@ def train_peft(folder: str, pairs: list[tuple[list[int], int]], options: argpars
             times.append(clocks())
 
     arguments = TrainingArguments(
-        output_dir=str(Path(folder) / "peft"), per_device_train_batch_size=BATCH, max_steps=options.steps,
-        learning_rate=RATE, lr_scheduler_type="linear", warmup_steps=0, weight_decay=0.0, max_grad_norm=CLIP,
-        use_cpu=True, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
-        seed=1, train_sampling_strategy="group_by_length" if options.group else "random",
+        output_dir=str(options.examples.parent / "peft"), per_device_train_batch_size=options.batch,
+        max_steps=options.steps, learning_rate=options.rate, lr_scheduler_type="linear", warmup_steps=0,
+        weight_decay=0.0, max_grad_norm=CLIP, use_cpu=True, save_strategy="no", logging_strategy="no", report_to=[],
+        disable_tqdm=True, seed=options.seed,
+        train_sampling_strategy="group_by_length" if options.group else "random",
     )  # fmt: skip
     trainer = Trainer(
         model=model, args=arguments, train_dataset=rows, data_collator=counted, callbacks=[Clock()],
@@ -133,6 +138,8 @@ def train_peft(folder: str, pairs: list[tuple[list[int], int]], options: argpars
     loaded = resident_mib("VmRSS")
     with profiled(options.profile):
         done = trainer.train()
+    if options.save is not None:
+        model.save_pretrained(options.save)
     return {
         **since(times[0], times[-1]), "steps": done.global_step, "learnt": sum(learnt[: done.global_step]),
         "loaded_mib": loaded, "loss": done.training_loss,
@@ -158,6 +165,11 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--examples", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--length", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=8e-5)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--save", type=Path, help="folder for the prefix")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accumulate", type=int, default=1, help="prefixd: micro-batches")
     parser.add_argument("--recompute", action="store_true", help="prefixd: activation checkpointing")

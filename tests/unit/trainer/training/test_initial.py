@@ -76,7 +76,7 @@ def test_where_a_text_begins_with_a_token_so_does_the_prefix_from_it(tmp_path: P
     assert ids[0] == backbone.tokenizer.bos_token_id
     layers = backbone.model(torch.tensor([ids]), use_cache=True).past_key_values.layers
     text = started(backbone, START, InitialText(TEXT))["decoder"]
-    words = word_activations(tiny_model(backbone), backbone, TEXT, 6, ("decoder",))["decoder"]
+    words = word_activations(tiny_model(backbone), backbone, TEXT, 6, toy_plan(backbone, START).sites)["decoder"]
     for part, name in enumerate(("keys", "values")):
         expected = torch.stack([getattr(layer, name)[0].transpose(0, 1) for layer in layers])
         for got in (text[part], words[part]):

@@ -17,7 +17,7 @@ from prefixes.artifact import Prefix, read_prefix, write_prefix
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import IncompatiblePrefix, InvalidArtifact
 from prefixes.formats.paper import import_paper
-from prefixes.spec import BackboneSpec, Site, SiteGeometry
+from prefixes.spec import BackboneSpec, Family, Site, SiteGeometry
 from tests.support.paper import PublishedPrefix, cut, lightning
 from tests.support.prefixes import make_backbone_spec, make_encoder_decoder_spec, save_tiny_gpt2
 
@@ -235,10 +235,11 @@ def test_another_number_of_layers_with_the_same_width_is_refused(tmp_path: Path)
         import_paper(save(tmp_path / "x", PublishedPrefix(GPT2).state_dict()), other)
 
 
-def test_the_paper_knew_gpt2_and_bart_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_the_paper_knew_gpt2_and_bart_alone(tmp_path: Path, family: Family) -> None:
     folder = save(tmp_path / "x", PublishedPrefix(GPT2).state_dict())
-    with pytest.raises(IncompatiblePrefix, match="expected a gpt2 or bart backbone, got a llama backbone"):
-        import_paper(folder, replace(GPT2, family="llama"))
+    with pytest.raises(IncompatiblePrefix, match=f"expected a gpt2 or bart backbone, got a {family} one"):
+        import_paper(folder, replace(GPT2, family=family))
 
 
 def test_template_and_defaults_come_from_the_importer(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from peft import CartridgeConfig, PeftModel, PrefixTuningConfig, get_peft_model
 
 from prefixes.artifact import Prefix
 from prefixes.backbone import Backbone
-from prefixes.errors import IncompatiblePrefix, InvalidArtifact
-from prefixes.formats.paper import import_paper
+from prefixes.errors import InvalidArtifact
 from prefixes.formats.peft import import_peft
 from prefixes.formats.peft_export import export_peft
 from server.engine.types import SamplingParams
@@ -102,8 +101,3 @@ def test_what_peft_cannot_hold_is_not_exported(backbone: Backbone, tmp_path: Pat
         prefix: Any = random_bart_prefix(backbone.spec, sites, 3, positions)  # type: ignore[arg-type]
         with pytest.raises(InvalidArtifact, match=message):
             export_peft(prefix, tmp_path / "adapter", backbone.spec)
-
-
-def test_the_papers_code_has_no_t5(backbone: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(IncompatiblePrefix, match="the paper's code: expected a gpt2 or bart backbone, got a t5 one"):
-        import_paper(tmp_path, backbone.spec)

@@ -74,9 +74,9 @@ def candidates(config: TrainConfig, fixed: Collection[str], lengths: Sequence[in
     if "init" in fixed:
         starts = [(config.init, config.method)]
     elif "method" in fixed:
-        starts = [(EXAMPLES, config.method), (RANDOM, config.method)]
+        starts = [(RANDOM, config.method), (EXAMPLES, config.method)]
     else:
-        starts = [(EXAMPLES, "direct"), (RANDOM, "mlp")]
+        starts = [(RANDOM, "mlp"), (EXAMPLES, "direct")]
     ranked: list[tuple[tuple[int, int, int], Choice]] = []
     for (i, length), (j, (init, method)) in itertools.product(enumerate(lengths), enumerate(starts)):
         frozen = config.frozen_positions

@@ -69,7 +69,7 @@ def test_what_is_fixed_is_not_searched_and_the_most_plausible_is_the_first() -> 
     config = TrainConfig(prefix_length=7, learning_rate=0.123)
     free = candidates(config, (), LENGTHS)
     assert len(free) == len(set(free)) == 3 * 2 * 3
-    assert free[:2] == [Choice(20, "examples", "direct", 1, 5e-3), Choice(20, "random", "mlp", 0, 1e-3)]
+    assert free[:2] == [Choice(20, "random", "mlp", 0, 1e-3), Choice(20, "examples", "direct", 1, 5e-3)]
     assert {(choice.init, choice.method) for choice in free} == {("examples", "direct"), ("random", "mlp")}
     assert {choice.prefix_length for choice in candidates(config, ("prefix_length",), LENGTHS)} == {7}
     assert {choice.learning_rate for choice in candidates(config, ("learning_rate",), LENGTHS)} == {0.123}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from prefixes.errors import Conflict, InvalidArtifact, TaskNotFound
+from prefixes.errors import Conflict, InvalidArtifact, InvalidParameter, TaskNotFound
 from prefixes.registry.base import (
     RETENTION_S,
     UNKNOWN_ACTOR,
@@ -107,6 +107,10 @@ class TaskStore(ABC):
             check_name("publish key", idempotency_key)
         if note is not None:
             check_note(note)
+        if alias is None and expected_current is not None:
+            raise InvalidParameter(
+                "expected_current: expected an alias that moves beside it, got none", parameter="expected_current"
+            )
         current = self._find(tenant, name)
         if current and (done := published_with(current, idempotency_key)):
             return done

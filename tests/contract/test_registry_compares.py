@@ -28,6 +28,12 @@ def test_a_publish_compares_before_it_sets_and_a_refused_one_leaves_nothing(regi
     assert resolve(registry, "e2e") == 2
 
 
+def test_there_is_nothing_to_compare_where_no_alias_moves(registry: Store) -> None:
+    with pytest.raises(InvalidParameter, match="expected_current: expected an alias that moves"):
+        publish(registry, 0, alias=None, expected_current=NOWHERE)
+    assert registry.tasks("default") == []
+
+
 def test_the_audit_keeps_why_a_publish_moved_no_alias(registry: Store) -> None:
     publish(registry, 0)
     publish(registry, 1, alias=None, note="gate rejected: bleu 3.1 against 40.2")

@@ -71,7 +71,7 @@ Sites = Annotated[
     typer.Option(help="Where the prefix attaches: some of encoder,decoder,cross. Default: all there are."),
 ]
 Positions = Annotated[
-    str | None, typer.Option(help="shifted or unshifted behind the prefix. Default: BART unshifted, else shifted.")
+    str | None, typer.Option(help="shifted or unshifted behind the prefix. Default: with an encoder unshifted.")
 ]
 PrefixLength = Annotated[int | None, typer.Option(help="Virtual positions at each site, the paper's P.")]
 Middle = Annotated[int | None, typer.Option(help="Hidden size of the MLP. Default: 512; xsum 800.")]

@@ -16,7 +16,7 @@ from trainer.data.corpora import held_out
 from trainer.data.lines import Example, InvalidData, LineReader
 from trainer.data.seen import in_gate
 
-__all__ = ["Dataset", "Example", "InvalidData", "input_digest", "read_dataset", "shared_inputs"]
+__all__ = ["Dataset", "Example", "InvalidData", "read_dataset", "shared_inputs"]
 
 HOLD_OUT_SALT: Final = "validation:"
 """Makes this split independent of ``prefixd convert --split``: with its hash, none of its training side is held out."""
@@ -46,14 +46,9 @@ class Dataset:
         return replace(self, examples=tuple(sides[False])), replace(self, examples=tuple(sides[True]))
 
 
-def input_digest(text: str) -> bytes:
-    """The sha256 of an input: two inputs are the same if all their characters are."""
-    return hashlib.sha256(text.encode()).digest()
-
-
 def shared_inputs(train: Dataset, held_out: Dataset) -> tuple[int, int]:
-    """How many different inputs of ``held_out`` are inputs of ``train`` too, and how many it has."""
-    known, asked = ({input_digest(example.input) for example in side.examples} for side in (train, held_out))
+    """How many different inputs of ``held_out`` are, to the character, inputs of ``train`` too, and how many it has."""
+    known, asked = ({example.input for example in side.examples} for side in (train, held_out))
     return len(known & asked), len(asked)
 
 

@@ -6,10 +6,9 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,12 +17,11 @@ from tests.support.hostile import TOLD, install
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.server import TinyWorld, make_world
-from tests.support.trainer_process import TrainerProcess, restaurants
+from tests.support.trainer_process import Start, restaurants, trainers
 from trainer.service.landlock import version
 
 pytestmark = pytest.mark.skipif(version() == 0, reason="the kernel has no Landlock, or refuses it")
 
-Start = Callable[..., TrainerProcess]
 JAVA = shutil.which("java") is not None and importlib.util.find_spec("pycocoevalcap") is not None
 SAID = "jobs' processes can read what the trainer's user can"
 
@@ -39,14 +37,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 
 @pytest.fixture
 def start(world: TinyWorld, tmp_path: Path) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def started(*arguments: str, **options: Any) -> TrainerProcess:
-            places = ("--data", str(tmp_path / "data"), "--registry", str(tmp_path / "registry"))
-            made = TrainerProcess(tmp_path, *places, "--backbone", f"tiny={world.folder}", *arguments, **options)
-            return stack.enter_context(made).wait_ready()
-
-        yield started
+    with trainers(tmp_path, world.folder) as start:
+        yield start
 
 
 def confined(pid: int) -> bool:

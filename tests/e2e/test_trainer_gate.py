@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import pytest
 from prefixes.registry import open_registry
 from prefixes.registry.base import AuditEntry, TaskInfo
 from tests.support.server import TinyWorld, make_world
-from tests.support.trainer_process import PATIENCE_S, TrainerProcess, wait_for
+from tests.support.trainer_process import PATIENCE_S, Start, TrainerProcess, trainers, wait_for
 
-Start = Callable[..., TrainerProcess]
 RULE: Mapping[str, Any] = {"metric": "chrf", "margin": 0.5}
 GOOD = {"method": "direct", "learning_rate": 0.05, "epochs": 30, "batch_size": 8, "prefix_length": 4}
 """On random weights a prefix learns the one target that all lines have."""
@@ -37,14 +36,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 
 @pytest.fixture
 def start(world: TinyWorld, tmp_path: Path) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def started(*arguments: str) -> TrainerProcess:
-            places = ("--data", str(tmp_path / "data"), "--registry", str(tmp_path / "registry"))
-            made = TrainerProcess(tmp_path, *places, "--backbone", f"tiny={world.folder}", *arguments)
-            return stack.enter_context(made).wait_ready()
-
-        yield started
+    with trainers(tmp_path, world.folder) as start:
+        yield start
 
 
 def submit(trainer: TrainerProcess, how: Mapping[str, Any], seed: int, **body: Any) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.server import TinyWorld, make_world
-from tests.support.trainer_process import TrainerProcess, restaurants
+from tests.support.trainer_process import Start, restaurants, trainers
 
-Start = Callable[..., TrainerProcess]
 LONG = {"epochs": 10_000, "checkpoint_every": 5}
 """Hyperparameters of a job that runs for many minutes unless it is ended."""
 
@@ -25,14 +23,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 
 @pytest.fixture
 def start(world: TinyWorld, tmp_path: Path) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def started(*arguments: str) -> TrainerProcess:
-            places = ("--data", str(tmp_path / "data"), "--registry", str(tmp_path / "registry"))
-            made = TrainerProcess(tmp_path, *places, "--backbone", f"tiny={world.folder}", *arguments)
-            return stack.enter_context(made).wait_ready()
-
-        yield started
+    with trainers(tmp_path, world.folder) as start:
+        yield start
 
 
 def test_a_job_that_does_not_end_gives_the_only_worker_back_and_keeps_its_checkpoint(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from prefixes.usage.model import Counts
 from tests.support.redis_server import RedisServer
 from tests.support.server import PLAIN, ServerProcess, TinyWorld, make_world
 from tests.support.traffic import SHORT, Requests
-from tests.support.trainer_process import PATIENCE_S, TrainerProcess, alive, restaurants, wait_for
+from tests.support.trainer_process import PATIENCE_S, Start, TrainerProcess, alive, restaurants, trainers, wait_for
 
-Start = Callable[..., TrainerProcess]
 LONG = {"epochs": 500, "checkpoint_every": 5}
 """Hyperparameters of a job that runs for minutes unless it is ended."""
 
@@ -34,14 +33,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 
 @pytest.fixture
 def start(world: TinyWorld, tmp_path: Path) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def started(*arguments: str, **options: Any) -> TrainerProcess:
-            places = ("--data", str(tmp_path / "data"), "--registry", str(tmp_path / "registry"))
-            made = TrainerProcess(tmp_path, *places, "--backbone", f"tiny={world.folder}", *arguments, **options)
-            return stack.enter_context(made)
-
-        yield started
+    with trainers(tmp_path, world.folder, ready=False) as start:
+        yield start
 
 
 @pytest.fixture(scope="module")

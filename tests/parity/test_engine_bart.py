@@ -17,7 +17,7 @@ from prefixes.errors import InputTooLong
 from server.engine.kernels import select_kernels
 from server.engine.types import Failed, Finished, FinishReason, GenerationRequest, Usage
 from tests.support.bart import tiny_bart
-from tests.support.bart_library import SUBSETS, BartLibrary
+from tests.support.bart_library import SUBSETS, BartLibrary, check_sampling_depends_on_nothing_else
 from tests.support.bart_reference import parts_of, reference_generate, reference_logits
 from tests.support.engine import KERNELS, Counts, Library, LogitsRecorder, kernels, make_engine, run
 
@@ -152,17 +152,7 @@ def test_sampled_outputs_depend_on_nothing_but_the_request(make_backbone: Callab
                         num_return_sequences=3, seed=index, top_k=20)
         for index in range(12)
     ]  # fmt: skip
-    engine = make_engine(backbone, library, blocks=200)
-    mixed = run(engine, requests, random.Random(0), preempt=0.1)
-    engine.close()
-    for request in requests:
-        engine = make_engine(backbone, library, blocks=400)
-        alone = run(engine, [request])[request.request_id]
-        engine.close()
-        together = mixed[request.request_id]
-        assert isinstance(alone, Finished) and isinstance(together, Finished)
-        assert [o.token_ids for o in alone.outputs] == [o.token_ids for o in together.outputs]
-        assert len({o.token_ids for o in alone.outputs}) > 1
+    check_sampling_depends_on_nothing_else(backbone, library, requests)
 
 
 def test_an_abort_in_the_middle_of_encoding_leaves_the_others_as_they_were(

@@ -14,7 +14,7 @@ import torch
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.errors import InputTooLong
 from server.engine.types import Failed, Finished, GenerationRequest, TokenEvent
-from tests.support.bart_library import SUBSETS, BartLibrary
+from tests.support.bart_library import SUBSETS, BartLibrary, check_sampling_depends_on_nothing_else
 from tests.support.bart_reference import parts_of
 from tests.support.engine import KERNELS, Counts, Library, LogitsRecorder, joined_text, kernels, make_engine, run
 from tests.support.t5 import KINDS, save_tiny_t5, tiny_t5
@@ -137,17 +137,7 @@ def test_sampled_outputs_depend_on_nothing_but_the_request(make_backbone: Callab
                         num_return_sequences=3, seed=index, top_k=20)
         for index in range(len(SUBSETS))
     ]  # fmt: skip
-    engine = make_engine(backbone, library, blocks=200)
-    mixed = run(engine, requests, random.Random(0), preempt=0.1)
-    engine.close()
-    for request in requests:
-        engine = make_engine(backbone, library, blocks=400)
-        alone = run(engine, [request])[request.request_id]
-        engine.close()
-        together = mixed[request.request_id]
-        assert isinstance(alone, Finished) and isinstance(together, Finished)
-        assert [o.token_ids for o in alone.outputs] == [o.token_ids for o in together.outputs]
-        assert len({o.token_ids for o in alone.outputs}) > 1
+    check_sampling_depends_on_nothing_else(backbone, library, requests)
 
 
 def test_streamed_text_is_the_tokenizers_own(make_backbone: Callable[..., Backbone]) -> None:

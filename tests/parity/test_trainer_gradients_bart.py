@@ -16,7 +16,14 @@ from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
 from prefixes.spec import SITES, Positions, PrefixSpec, Site
 from tests.support.bart_reference import reference_logits
-from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan, toy_trainer
+from tests.support.trainer import (
+    tiny_backbone,
+    tiny_model,
+    toy_examples,
+    toy_plan,
+    toy_trainer,
+    transformers_loss,
+)
 from trainer.data.sequences import Batch, TokenExample, collate
 from trainer.training.config import Reduction, TrainConfig
 from trainer.training.loss import batch_loss, denominator
@@ -91,17 +98,9 @@ def test_loss_and_gradient_equal_the_plain_references(
 
 
 def test_without_a_prefix_the_loss_is_transformers_own(backbone: Backbone) -> None:
-    """Labels as its BART takes them: everything behind the decoder's start token."""
     examples, batch = make_batch(backbone)
     loss = batch_loss(tiny_model(backbone), batch, {}, None) / denominator(examples, "token")
-    inputs = batch.inputs
-    assert inputs is not None
-    real = torch.arange(inputs.ids.shape[1]) < inputs.lengths[:, None]
-    labels = torch.full((len(examples), batch.ids.shape[1]), -100)
-    for row, example in enumerate(examples):
-        labels[row, : len(example.ids) - 1] = torch.tensor(example.ids[1:])
-    expected = backbone.model(input_ids=inputs.ids, attention_mask=real.long(), labels=labels).loss
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss, transformers_loss(backbone, examples, batch), rtol=1e-12, atol=1e-12)
 
 
 def test_word_activations_equal_transformers_at_every_site(backbone: Backbone) -> None:

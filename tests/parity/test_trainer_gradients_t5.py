@@ -17,7 +17,15 @@ from prefixes.backbone import Backbone
 from prefixes.spec import SITES, Positions, PrefixSpec, Site
 from tests.support.t5 import KINDS
 from tests.support.t5_reference import reference_logits
-from tests.support.trainer import tiny_backbone, tiny_model, toy_data, toy_examples, toy_plan, toy_trainer
+from tests.support.trainer import (
+    tiny_backbone,
+    tiny_model,
+    toy_data,
+    toy_examples,
+    toy_plan,
+    toy_trainer,
+    transformers_loss,
+)
 from trainer.data.sequences import Batch, TokenExample, collate
 from trainer.training.config import TrainConfig
 from trainer.training.loss import batch_loss, denominator
@@ -95,14 +103,7 @@ def test_inputs_and_labels_are_those_of_transformers(backbone: Backbone) -> None
 def test_without_a_prefix_the_loss_is_transformers_own(backbone: Backbone) -> None:
     examples, batch = make_batch(backbone)
     loss = batch_loss(tiny_model(backbone), batch, {}, None) / denominator(examples, "token")
-    inputs = batch.inputs
-    assert inputs is not None
-    real = torch.arange(inputs.ids.shape[1]) < inputs.lengths[:, None]
-    labels = torch.full((len(examples), batch.ids.shape[1]), -100)
-    for row, example in enumerate(examples):
-        labels[row, : len(example.ids) - 1] = torch.tensor(example.ids[1:])
-    expected = backbone.model(input_ids=inputs.ids, attention_mask=real.long(), labels=labels).loss
-    torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(loss, transformers_loss(backbone, examples, batch), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,14 +1,17 @@
-"""Tasks for a tiny BART: each with prefixes on another subset of the sites. Knows no test."""
+"""Tasks for a tiny BART or T5: each with prefixes on another subset of the sites. Knows no test."""
 
 from __future__ import annotations
 
 import functools
+import random
+from collections.abc import Sequence
 from typing import Any
 
 from prefixes.backbone import Backbone
 from prefixes.spec import Positions, Site
+from server.engine.types import Finished, GenerationRequest
 from tests.support.bart import random_bart_prefix
-from tests.support.engine import Library
+from tests.support.engine import Library, make_engine, run
 
 SUBSETS: tuple[tuple[dict[Site, int], Positions], ...] = (
     ({}, "unshifted"),
@@ -38,3 +41,20 @@ class BartLibrary(Library):
 
 def positions_of(lengths: dict[Site, int], positions: Positions) -> dict[Site, Positions]:
     return {site: "unshifted" if site == "cross" else positions for site in lengths}
+
+
+def check_sampling_depends_on_nothing_else(
+    backbone: Backbone, library: Library, requests: Sequence[GenerationRequest]
+) -> None:
+    """Assert that each of sampled ``requests`` has its outputs in a mix, with preemption, as alone; more than one."""
+    engine = make_engine(backbone, library, blocks=200)
+    mixed = run(engine, requests, random.Random(0), preempt=0.1)
+    engine.close()
+    for request in requests:
+        engine = make_engine(backbone, library, blocks=400)
+        alone = run(engine, [request])[request.request_id]
+        engine.close()
+        together = mixed[request.request_id]
+        assert isinstance(alone, Finished) and isinstance(together, Finished)
+        assert [o.token_ids for o in alone.outputs] == [o.token_ids for o in together.outputs]
+        assert len({o.token_ids for o in alone.outputs}) > 1

@@ -99,6 +99,18 @@ def toy_trainer(backbone: Backbone, config: TrainConfig, checkpoint: Path | None
     )
 
 
+def transformers_loss(backbone: Backbone, examples: list[TokenExample], batch: Batch) -> Tensor:
+    """An encoder-decoder's own loss for ``batch``, with labels as it takes them: all behind the decoder's start."""
+    inputs = batch.inputs
+    assert inputs is not None
+    real = torch.arange(inputs.ids.shape[1]) < inputs.lengths[:, None]
+    labels = torch.full((len(examples), batch.ids.shape[1]), -100)
+    for row, example in enumerate(examples):
+        labels[row, : len(example.ids) - 1] = torch.tensor(example.ids[1:])
+    loss: Tensor = backbone.model(input_ids=inputs.ids, attention_mask=real.long(), labels=labels).loss
+    return loss
+
+
 def weights_digest(backbone: Backbone) -> str:
     """A digest of every tensor of the backbone, bytes and names."""
     digest = hashlib.sha256()

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ class TrainerProcess(ServerProcess):
         with self.client() as client, client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as stream:
             assert stream.status_code == 200
             yield from events(stream.iter_lines())
+
+
+Start = Callable[..., TrainerProcess]
+
+
+@contextmanager
+def trainers(folder: Path, backbone: Path, *, ready: bool = True) -> Iterator[Start]:
+    """Gives what starts trainers over one data folder and registry in ``folder``. They end with the block."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **options: Any) -> TrainerProcess:
+            places = ("--data", str(folder / "data"), "--registry", str(folder / "registry"))
+            made = stack.enter_context(
+                TrainerProcess(folder, *places, "--backbone", f"tiny={backbone}", *arguments, **options)
+            )
+            return made.wait_ready() if ready else made
+
+        yield start
 
 
 def wait_for(reached: Callable[[], bool], timeout_s: float, why: Callable[[], str]) -> None:

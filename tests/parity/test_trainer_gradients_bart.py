@@ -52,7 +52,7 @@ def make_batch(backbone: Backbone) -> tuple[list[TokenExample], Batch]:
 def make_prefix(backbone: Backbone, plan: PrefixSpec, seed: int) -> MlpPrefix:
     torch.manual_seed(seed)
     sites = {site: planned.geometry for site, planned in plan.sites.items()}
-    prefix = MlpPrefix(sites, LENGTH, hidden=backbone.spec.hidden_size, middle=8).double()
+    prefix = MlpPrefix(sites, LENGTH, middle=8).double()
     for parameter in prefix.parameters():
         torch.nn.init.normal_(parameter)
     return prefix

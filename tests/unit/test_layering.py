@@ -102,7 +102,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine",),
         ("async_engine",),
     ),
-    "server.engine.kernels": (("base", "threads"), ("torch_reference",), ("dense", "numba"), ("__init__",)),
+    "server.engine.kernels": (("base", "frozen", "threads"), ("torch_reference",), ("dense", "numba"), ("__init__",)),
     "server.engine.kernels.numba": (
         ("jit", "calibrate", "checks"),
         ("tiles",),

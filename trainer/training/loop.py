@@ -75,11 +75,11 @@ class State:
     closed: bool = True  # whether what follows the last step, such as its validation, is done
 
 
-def build_prefix(config: TrainConfig, plan: PrefixSpec, hidden: int) -> MlpPrefix | DirectPrefix:
+def build_prefix(config: TrainConfig, plan: PrefixSpec) -> MlpPrefix | DirectPrefix:
     """Make the randomly initialised parameters that ``config`` asks for, separate ones for every site of ``plan``."""
     sites = {site: planned.geometry for site, planned in plan.sites.items()}
     if config.method == "mlp":
-        return MlpPrefix(sites, config.prefix_length, hidden=hidden, middle=config.middle)
+        return MlpPrefix(sites, config.prefix_length, middle=config.middle)
     return DirectPrefix(sites, config.prefix_length, frozen=config.frozen_positions)
 
 
@@ -118,7 +118,7 @@ class Trainer:
         self._per_epoch = steps_per_epoch(config, len(train))
         with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
             torch.manual_seed(config.seed)
-            self.prefix = build_prefix(config, plan, backbone.spec.hidden_size)
+            self.prefix = build_prefix(config, plan)
         self.prefix.to(self._device, getattr(torch, dtype_of(backbone)))
         self._optimizer = torch.optim.AdamW(
             self.prefix.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True

@@ -58,19 +58,23 @@ class DirectPrefix(nn.Module):
 
 
 class MlpPrefix(nn.Module):
-    """``Embedding(P, d) -> Linear(d, k) -> Tanh -> Linear(k, layers * 2 * kv_heads * head_dim)`` per site."""
+    """``Embedding(P, d) -> Linear(d, k) -> Tanh -> Linear(k, layers * 2 * d)`` per site, ``d = kv_heads * head_dim``.
 
-    def __init__(self, sites: Mapping[Site, SiteGeometry], length: int, *, hidden: int, middle: int = 512) -> None:
+    ``d`` is the width of a key, as in the published code and in PEFT: a wider one learns as at a higher rate.
+    """
+
+    def __init__(self, sites: Mapping[Site, SiteGeometry], length: int, *, middle: int = 512) -> None:
         super().__init__()
         self.sites = dict(sites)
         self.register_buffer("index", torch.arange(length), persistent=False)
         self.networks = nn.ModuleDict()
         for site, geometry in sites.items():
+            width = geometry.kv_heads * geometry.head_dim
             self.networks[site] = nn.Sequential(
-                nn.Embedding(length, hidden),
-                nn.Linear(hidden, middle),
+                nn.Embedding(length, width),
+                nn.Linear(width, middle),
                 nn.Tanh(),
-                nn.Linear(middle, geometry.layers * 2 * geometry.kv_heads * geometry.head_dim),
+                nn.Linear(middle, geometry.layers * 2 * width),
             )
 
     def forward(self) -> PrefixKV:

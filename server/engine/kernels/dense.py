@@ -1,6 +1,6 @@
 """The differentiable kernels for training: a right-padded batch, prefixes as plain tensors, no blocks.
 
-Owns only the arithmetic; gradients flow to the prefixes alone. ``TorchKernels`` has the linear layers and norms.
+Owns only the arithmetic; gradients flow to the prefixes alone. ``TorchKernels`` has what ``frozen.py`` has not.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from prefixes.spec import Site
-from server.engine.kernels.base import Activation, Linear, Scores
-from server.engine.kernels.torch_reference import TorchKernels
+from server.engine.kernels.base import Activation, Linear, Norm, Scores
+from server.engine.kernels.frozen import FrozenLinear, FrozenRmsNorm, GatedSilu, Rotation
+from server.engine.kernels.torch_reference import TorchKernels, activate
 
 PrefixKV = Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
 """Per site, keys and values ``(layers, prefix_len, kv_heads, head_dim)``."""
@@ -33,7 +34,37 @@ class DenseKernels(TorchKernels):
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
         if self._autocast is not None:
             weight, bias = weight.to(self._autocast), None if bias is None else bias.to(self._autocast)
-        return super().linear(weight, bias, activation)
+            return super().linear(weight, bias, activation)
+
+        def frozen(x: torch.Tensor) -> torch.Tensor:
+            return activate(FrozenLinear.apply(x, weight, bias), activation)
+
+        return frozen
+
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+        if activation != "silu":
+            return super().gated(weight, bias, activation)
+        linear = self.linear(weight, bias)
+
+        def gated(x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = GatedSilu.apply(linear(x))
+            return made
+
+        return gated
+
+    def rms_norm(self, weight: torch.Tensor, eps: float) -> Norm:
+        if weight.dtype in (torch.float16, torch.bfloat16):  # sums in float32 have casts between
+            return super().rms_norm(weight, eps)
+
+        def norm(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            made: torch.Tensor = FrozenRmsNorm.apply(x if residual is None else x + residual, weight, eps)
+            return made
+
+        return norm
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = Rotation.apply(x, cos, sin)
+        return made
 
 
 @dataclass(frozen=True)

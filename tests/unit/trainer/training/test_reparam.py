@@ -24,7 +24,7 @@ def activations() -> PrefixKV:
     }
 
 
-@pytest.mark.parametrize("prefix", [MlpPrefix(SITES, LENGTH, hidden=16, middle=32), DirectPrefix(SITES, LENGTH)])
+@pytest.mark.parametrize("prefix", [MlpPrefix(SITES, LENGTH, middle=32), DirectPrefix(SITES, LENGTH)])
 def test_every_site_gets_keys_and_values_of_its_geometry(prefix: MlpPrefix | DirectPrefix) -> None:
     made = prefix()
     assert made.keys() == SITES.keys()
@@ -33,11 +33,11 @@ def test_every_site_gets_keys_and_values_of_its_geometry(prefix: MlpPrefix | Dir
         assert {tensor.shape for tensor in made[site]} == {torch.Size(expected)}
 
 
-def test_mlp_has_the_papers_layers_and_sizes() -> None:
-    network = MlpPrefix({"decoder": SITES["decoder"]}, LENGTH, hidden=16, middle=32).networks["decoder"]
+def test_mlp_has_the_papers_layers_as_wide_as_a_key() -> None:
+    network = MlpPrefix({"decoder": SITES["decoder"]}, LENGTH, middle=32).networks["decoder"]
     assert [type(layer).__name__ for layer in network.children()] == ["Embedding", "Linear", "Tanh", "Linear"]
     shapes = [tuple(parameter.shape) for parameter in network.parameters()]
-    assert shapes == [(5, 16), (32, 16), (32,), (3 * 2 * 2 * 4, 32), (3 * 2 * 2 * 4,)]
+    assert shapes == [(5, 8), (32, 8), (32,), (3 * 2 * 2 * 4, 32), (3 * 2 * 2 * 4,)]
 
 
 def test_direct_initialisation_is_exact() -> None:
@@ -49,7 +49,7 @@ def test_direct_initialisation_is_exact() -> None:
 
 def test_mlp_initialisation_regresses_onto_the_activations() -> None:
     torch.manual_seed(0)
-    prefix, wanted = MlpPrefix(SITES, LENGTH, hidden=16, middle=32), activations()
+    prefix, wanted = MlpPrefix(SITES, LENGTH, middle=256), activations()
     error = prefix.initialise(wanted)
     assert error < 1e-3
     for site in SITES:

@@ -46,7 +46,6 @@ class Backbone:
     forced_last: int | None  # the last token where an output reaches its limit
     suppressed: frozenset[int]  # tokens that no output has
     suppressed_first: frozenset[int]  # tokens that no output begins with, behind a forced one
-    pad_token_id: int  # the tokenizer's, else the first end token, else 0; attention never reads it
 
     @property
     def end_token_id(self) -> int:
@@ -122,7 +121,6 @@ def load_backbone(
         forced_last=generation.forced_last,
         suppressed=generation.suppressed,
         suppressed_first=generation.suppressed_first,
-        pad_token_id=_pad_token_id(tokenizer, generation.eos_token_ids),
     )
 
 
@@ -171,7 +169,3 @@ def _input_template(name: str, family: Family, tokenizer: Any) -> str:
     if tokenizer.bos_token is None or tokenizer.eos_token is None:
         raise BackboneError(f"backbone {name!r}: expected a tokenizer with tokens for begin and end, got none")
     return f"{tokenizer.bos_token}{INPUT_SLOT}{tokenizer.eos_token}"
-
-
-def _pad_token_id(tokenizer: Any, eos_token_ids: tuple[int, ...]) -> int:
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*eos_token_ids, 0)[0])

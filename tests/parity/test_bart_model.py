@@ -42,11 +42,10 @@ def random_rows(rng: random.Random, count: int, longest: int) -> list[list[int]]
     return [[rng.randrange(320) for _ in range(rng.choice([1, 2, longest]))] for _ in range(count)]
 
 
-def padded(rows: Sequence[Sequence[int]], first: int) -> tuple[Tensor, Tensor]:
-    """Ids and positions, flattened; the padding is no quiet token."""
-    longest = max(map(len, rows))
-    ids = [token for row in rows for token in [*row, *range(7, 7 + longest - len(row))]]
-    return torch.tensor(ids), torch.arange(first, first + longest).repeat(len(rows))
+def flattened(rows: Sequence[Sequence[int]], first: int) -> tuple[Tensor, Tensor]:
+    """Ids and positions, one row behind the other."""
+    ids = [token for row in rows for token in row]
+    return torch.tensor(ids), torch.cat([torch.arange(first, first + len(row)) for row in rows])
 
 
 def dense_logits(
@@ -56,17 +55,15 @@ def dense_logits(
     assert model.encoder is not None
     prefix, positions = parts
     first = {s: prefix[s][0].shape[1] if positions.get(s) == "shifted" else 0 for s in SITES}
-    attention = DenseAttention(len(inputs), prefix, torch.tensor([len(row) for row in inputs]))
-    hidden = model.encoder.embed(*padded(inputs, first["encoder"]))
+    attention = DenseAttention([len(row) for row in outputs], prefix, [len(row) for row in inputs])
+    hidden = model.encoder.embed(*flattened(inputs, first["encoder"]))
     stops = [0, *units, model.encoder.units]
     for begin, end in itertools.pairwise(stops):
         hidden = model.encoder.advance(hidden, range(begin, end), attention)
-    states = model.embed(*padded(outputs, first["decoder"]))
+    states = model.embed(*flattened(outputs, first["decoder"]))
     for layer in model.layers:
         states = layer(states, attention)
-    logits = model.logits(states)
-    rows = logits.view(len(outputs), -1, logits.shape[-1])
-    return [row[: len(output)] for row, output in zip(rows, outputs, strict=True)]
+    return list(model.logits(states).split([len(output) for output in outputs]))
 
 
 SUBSETS: list[tuple[Site, ...]] = [tuple(s for bit, s in enumerate(SITES) if mask >> bit & 1) for mask in range(8)]
@@ -74,7 +71,7 @@ SUBSETS: list[tuple[Site, ...]] = [tuple(s for bit, s in enumerate(SITES) if mas
 
 @pytest.mark.parametrize("sites", SUBSETS, ids=str)
 @pytest.mark.parametrize("positions", ["shifted", "unshifted"])
-def test_every_row_of_a_padded_batch_equals_the_reference(
+def test_every_row_of_a_ragged_batch_equals_the_reference(
     backbone: Backbone, model: Model, sites: tuple[Site, ...], positions: Positions
 ) -> None:
     rng = random.Random(len(sites))

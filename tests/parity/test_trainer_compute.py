@@ -73,7 +73,7 @@ def test_micro_batches_and_recomputed_layers_give_the_large_batchs_loss_and_grad
 def test_the_chunked_loss_equals_cross_entropy_over_all_logits_at_once(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = collate(toy_examples(backbone)[:6], backbone.pad_token_id)
+    batch = collate(toy_examples(backbone)[:6])
     model, plan = tiny_model(backbone), toy_plan(backbone, CONFIG)
     torch.manual_seed(1)
     prefix = {site: _pair(shape) for site, shape in _shapes(backbone).items()}
@@ -107,10 +107,11 @@ def test_the_chunked_loss_stays_finite_and_right_for_scores_that_overflow_an_exp
 def test_the_last_layer_computes_only_what_is_learnt_and_gives_the_same_states(
     backbone: Backbone, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = collate(toy_examples(backbone)[:6], backbone.pad_token_id)
+    batch = collate(toy_examples(backbone)[:6])
+    batch = replace(batch, predict=batch.predict[::2])  # an encoder-decoder learns all that its decoder reads
     model, plan, compute = tiny_model(backbone), toy_plan(backbone, CONFIG), Compute(recompute=recompute)
     prefix = {site: _pair(shape) for site, shape in _shapes(backbone).items()}
-    everything = replace(batch, predict=torch.arange(batch.ids.numel()))
+    everything = replace(batch, predict=torch.arange(batch.read.ids.numel()))
     states = forward_hidden(model, everything, prefix, plan)
     assert len(batch.predict) < len(states)
     last, computed = model.layers[-1], []
@@ -131,13 +132,12 @@ def test_validation_is_the_mean_over_learnt_tokens_whatever_the_batches(
 ) -> None:
     examples, plan, model = toy_examples(backbone), toy_plan(backbone, CONFIG), tiny_model(backbone)
     prefix = {site: _pair(shape) for site, shape in _shapes(backbone).items()}
-    pad = backbone.pad_token_id
-    summed = sum(batch_loss(model, collate([example], pad), prefix, plan).item() for example in examples)
+    summed = sum(batch_loss(model, collate([example]), prefix, plan).item() for example in examples)
     expected = summed / sum(example.learnt for example in examples)
     for tokens in (1, 60, 4096):
         monkeypatch.setattr(losses, "VALIDATION_TOKENS", tokens)
         calls: list[None] = []
-        got = token_loss(model, examples, prefix, plan, pad, between=lambda seen=calls: seen.append(None))  # type: ignore[misc]
+        got = token_loss(model, examples, prefix, plan, between=lambda seen=calls: seen.append(None))  # type: ignore[misc]
         assert got == pytest.approx(expected, rel=1e-12)
         assert (len(calls) == len(examples)) == (tokens == 1) and (len(calls) == 1) == (tokens == 4096)
 
@@ -146,7 +146,7 @@ def test_autocast_computes_in_bfloat16_and_stays_within_its_precision(tmp_path: 
     """Against float32: the matrix products are bfloat16's, the residual sums, the loss and the gradient float32's."""
     for family in FAMILIES:
         backbone = tiny_backbone(tmp_path / family, torch.float32, family)
-        batch = collate(toy_examples(backbone)[:8], backbone.pad_token_id)
+        batch = collate(toy_examples(backbone)[:8])
         plan = toy_plan(backbone, CONFIG)
         made = {}
         for dtype in (None, torch.bfloat16):
@@ -172,7 +172,7 @@ def test_autocast_computes_in_bfloat16_and_stays_within_its_precision(tmp_path: 
 def test_nothing_is_kept_for_the_weights_and_half_the_activations_with_recomputed_layers(tmp_path: Path) -> None:
     """What autograd saves, counted: no weight's input, and with ``recompute`` little but each layer's input."""
     backbone = tiny_backbone(tmp_path, torch.float32)
-    batch = collate(toy_examples(backbone)[:8], backbone.pad_token_id)
+    batch = collate(toy_examples(backbone)[:8])
     plan, model = toy_plan(backbone, CONFIG), tiny_model(backbone)
     weights = {parameter.data_ptr() for parameter in backbone.model.parameters()}
 
@@ -189,7 +189,7 @@ def test_nothing_is_kept_for_the_weights_and_half_the_activations_with_recompute
         prefix = {site: _pair(shape, torch.float32) for site, shape in _shapes(backbone).items()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             forward_hidden(model, batch, prefix, plan, Compute(recompute=recompute))
-        return sum(saved.values()) // batch.ids.numel()
+        return sum(saved.values()) // batch.read.ids.numel()
 
     hidden, layers = backbone.spec.hidden_size, backbone.spec.sites["decoder"].layers
     # A layer keeps two norms' inputs (2), queries (with keys and values that share their storage: 3), keys and values

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from prefixes.backbone import Backbone
 from tests.support.llama import KINDS
-from tests.support.trainer import tiny_backbone, tiny_model, toy_examples, toy_plan
+from tests.support.trainer import padded, tiny_backbone, tiny_model, toy_examples, toy_plan
 from trainer.data.sequences import Batch, TokenExample, collate
 from trainer.training.config import Reduction, TrainConfig
 from trainer.training.loss import batch_loss, denominator
@@ -33,7 +33,7 @@ def make_batch(backbone: Backbone) -> tuple[list[TokenExample], Batch]:
     examples = sorted(toy_examples(backbone), key=lambda example: len(example.ids))
     chosen = [examples[0], examples[-1], examples[5], examples[-2]]
     assert len({len(example.ids) for example in chosen}) > 1
-    return chosen, collate(chosen, backbone.pad_token_id)
+    return chosen, collate(chosen)
 
 
 def make_prefix(backbone: Backbone) -> DirectPrefix:
@@ -55,10 +55,6 @@ def reference_loss(logits: Tensor, examples: list[TokenExample], reduction: Redu
     return total / (len(per_token) if reduction == "token" else len(examples))
 
 
-def padding(examples: list[TokenExample], length: int) -> Tensor:
-    return torch.tensor([[1] * example.tokens + [0] * (length - example.tokens) for example in examples])
-
-
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(backbone: Backbone, reduction: Reduction) -> None:
     examples, batch = make_batch(backbone)
@@ -70,13 +66,14 @@ def test_loss_and_gradient_equal_transformers_with_the_prefix_as_past(backbone: 
     theirs = make_prefix(backbone)
     key, value = theirs()["decoder"]
     cache = DynamicCache()
-    rows, length = batch.ids.shape
+    ids, real = padded(batch.read)
+    rows, length = ids.shape
     for layer in range(key.shape[0]):
         pair = (x[layer].transpose(0, 1).expand(rows, -1, -1, -1) for x in (key, value))
         cache.update(*pair, layer)
-    mask = torch.cat([torch.ones(rows, LENGTH, dtype=torch.long), padding(examples, length)], dim=1)
+    mask = torch.cat([torch.ones(rows, LENGTH, dtype=torch.long), real.long()], dim=1)
     positions = torch.arange(LENGTH, LENGTH + length).expand(rows, -1)
-    logits = backbone.model(batch.ids, past_key_values=cache, attention_mask=mask, position_ids=positions).logits
+    logits = backbone.model(ids, past_key_values=cache, attention_mask=mask, position_ids=positions).logits
     expected = reference_loss(logits, examples, reduction)
     expected.backward()
 
@@ -105,9 +102,10 @@ def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path, family: str)
     weight = peft.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(flat)
-    rows, length = batch.ids.shape
+    ids, real = padded(batch.read)
+    rows, length = ids.shape
     positions = torch.arange(length).expand(rows, -1)  # PEFT adds the prefix's length itself
-    logits = peft(input_ids=batch.ids, attention_mask=padding(examples, length), position_ids=positions).logits
+    logits = peft(input_ids=ids, attention_mask=real.long(), position_ids=positions).logits
     expected = reference_loss(logits, examples, "sequence")
     expected.backward()
 

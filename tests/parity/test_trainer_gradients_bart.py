@@ -46,7 +46,7 @@ def make_batch(backbone: Backbone) -> tuple[list[TokenExample], Batch]:
     wordy = TokenExample((2, 0, *range(40, 52), 2), 1, (0,))
     chosen = [examples[0], long, examples[-1], wordy]
     assert len({len(one.input_ids) for one in chosen}) > 2 and len({len(one.ids) for one in chosen}) > 2
-    return chosen, collate(chosen, backbone.pad_token_id)
+    return chosen, collate(chosen)
 
 
 def make_prefix(backbone: Backbone, plan: PrefixSpec, seed: int) -> MlpPrefix:

@@ -48,7 +48,7 @@ def make_batch(backbone: Backbone) -> tuple[list[TokenExample], Batch]:
     wordy = TokenExample((0, *range(40, 90), 1), 1, (7, 1))
     chosen = [examples[0], long, examples[-1], wordy]
     assert len({len(one.input_ids) for one in chosen}) > 2 and len({len(one.ids) for one in chosen}) > 2
-    return chosen, collate(chosen, backbone.pad_token_id)
+    return chosen, collate(chosen)
 
 
 def make_prefix(backbone: Backbone, plan: PrefixSpec) -> DirectPrefix:
@@ -114,7 +114,7 @@ def test_loss_and_gradient_equal_peft_prefix_tuning(tmp_path: Path, kind: str) -
     plan = toy_plan(backbone, config)
     [example, *_], _ = make_batch(backbone)
     ours = make_prefix(backbone, plan)
-    loss = batch_loss(tiny_model(backbone), collate([example], backbone.pad_token_id), ours(), plan)
+    loss = batch_loss(tiny_model(backbone), collate([example]), ours(), plan)
     loss.backward()
 
     geometry = backbone.spec.sites["decoder"]
@@ -173,6 +173,6 @@ def test_a_prefix_learns(tmp_path: Path) -> None:
     trained = trainer.run()
     assert set(trained) == set(SITES)
     examples, plan = toy_examples(backbone), toy_plan(backbone, TrainConfig(prefix_length=4))
-    batch, model = collate(examples, backbone.pad_token_id), tiny_model(backbone)
+    batch, model = collate(examples), tiny_model(backbone)
     bare = batch_loss(model, batch, {}, None)
     assert batch_loss(model, batch, trained, plan) < 0.85 * bare

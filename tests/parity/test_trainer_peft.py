@@ -53,7 +53,7 @@ def test_the_loss_equals_pefts_for_the_same_prefix_batch_and_definition(
     prefix = {site: (key.float().to(dtype), value.float().to(dtype)) for site, (key, value) in trained.items()}
     examples, plan = toy_examples(backbone)[3:13], toy_plan(backbone, CONFIG)
     assert len({len(example.ids) for example in examples}) > 1
-    batch, model = collate(examples, backbone.pad_token_id), tiny_model(backbone)
+    batch, model = collate(examples), tiny_model(backbone)
     ours = batch_loss(model, batch, prefix, plan) / denominator(examples, "token")
 
     # PEFT holds a prefix in float32 whatever the model: nothing is lost by that.

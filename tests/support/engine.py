@@ -264,7 +264,7 @@ def generate(backbone: Backbone, prefix: Prefix | None, request: GenerationReque
         early_stopping=params.early_stopping,
         repetition_penalty=params.repetition_penalty,
         no_repeat_ngram_size=params.no_repeat_ngram_size,
-        pad_token_id=backbone.pad_token_id,
+        pad_token_id=(*backbone.eos_token_ids, 0)[0],
         output_scores=True,
         return_dict_in_generate=True,
     )

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from prefixes.backbone import Backbone, load_backbone
 from prefixes.spec import PrefixSpec
-from server.engine.kernels.torch_reference import TorchKernels
+from server.engine.kernels.dense import DenseKernels
 from server.engine.models import Model, load_model
 from tests.support.bart import save_tiny_bart
 from tests.support.llama import KINDS, tiny_llama
@@ -22,7 +23,7 @@ from tests.support.prefixes import save_tiny_gpt2
 from tests.support.t5 import KINDS as T5_KINDS
 from tests.support.t5 import tiny_t5
 from trainer.data.dataset import Dataset, Example
-from trainer.data.sequences import Batch, TokenExample, tokenize
+from trainer.data.sequences import Batch, Ragged, TokenExample, tokenize
 from trainer.training.config import TrainConfig
 from trainer.training.forward import forward_hidden
 from trainer.training.loop import Trainer
@@ -53,7 +54,7 @@ def toy_plan(backbone: Backbone, config: TrainConfig) -> PrefixSpec:
 
 
 def tiny_model(backbone: Backbone) -> Model:
-    return load_model(backbone, TorchKernels())
+    return load_model(backbone, DenseKernels())
 
 
 def forward_logits(model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None) -> Tensor:
@@ -103,12 +104,19 @@ def transformers_loss(backbone: Backbone, examples: list[TokenExample], batch: B
     """An encoder-decoder's own loss for ``batch``, with labels as it takes them: all behind the decoder's start."""
     inputs = batch.inputs
     assert inputs is not None
-    real = torch.arange(inputs.ids.shape[1]) < inputs.lengths[:, None]
-    labels = torch.full((len(examples), batch.ids.shape[1]), -100)
+    ids, real = padded(inputs)
+    labels = torch.full(padded(batch.read)[0].shape, -100)
     for row, example in enumerate(examples):
         labels[row, : len(example.ids) - 1] = torch.tensor(example.ids[1:])
-    loss: Tensor = backbone.model(input_ids=inputs.ids, attention_mask=real.long(), labels=labels).loss
+    loss: Tensor = backbone.model(input_ids=ids, attention_mask=real.long(), labels=labels).loss
     return loss
+
+
+def padded(read: Ragged) -> tuple[Tensor, Tensor]:
+    """The sequences as transformers takes them, ``(sequences, longest)``, padded on the right; and which are real."""
+    rows = read.ids.split(read.lengths)
+    ids, real = (pad_sequence(list(parts), True) for parts in (rows, map(torch.ones_like, rows)))
+    return ids, real.bool()
 
 
 def weights_digest(backbone: Backbone) -> str:

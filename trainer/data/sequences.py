@@ -1,4 +1,4 @@
-"""Texts to token sequences to padded batches, for a decoder alone and for an encoder-decoder.
+"""Texts to token sequences to batches, for a decoder alone and for an encoder-decoder.
 
 Owns the places of input and target, the learnt tokens, and the order of batches. The order is a pure function of seed
 and epoch, so that a resumed run continues exactly. Knows no model.
@@ -22,8 +22,6 @@ from prefixes.backbone import Backbone
 from prefixes.prompt import Fitted
 from prefixes.spec import PrefixSpec, split_template
 from trainer.data.dataset import Dataset, Example, InvalidData
-
-BUCKET_BATCHES = 50  # shuffled examples are sorted by length in groups of this many batches
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,31 @@ class Tokenized:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The encoder's part of a batch, right-padded."""
+class Ragged:
+    """Sequences one behind the other, without padding: ``ids (tokens,)`` int64, and the tokens of each."""
 
-    ids: Tensor  # (sequences, input length) int64
-    lengths: Tensor  # (sequences,) int64: real tokens of each
+    ids: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Ragged:
+        """Put them one behind the other."""
+        ids = torch.tensor([token for row in rows for token in row], dtype=torch.long, device=device)
+        return cls(ids, tuple(map(len, rows)))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A right-padded batch. ``ids`` holds all tokens of a sequence but the last.
+    """What the decoder reads, all tokens of a sequence but the last, and what an encoder reads.
 
-    ``predict`` are flat indices into ``ids``; the token that follows each one is learnt and stands in ``targets``.
+    ``predict`` are indices into the decoder's tokens; the token that follows each one is learnt and stands in
+    ``targets``.
     """
 
-    ids: Tensor  # (sequences, length) int64
-    predict: Tensor  # (learnt,) int64, into ids.flatten()
+    read: Ragged
+    predict: Tensor  # (learnt,) int64
     targets: Tensor  # (learnt,) int64
-    inputs: Inputs | None  # None where the decoder reads the input itself
+    inputs: Ragged | None  # None where the decoder reads the input itself
 
 
 def target_opening(backbone: Backbone) -> tuple[int, ...]:
@@ -149,34 +154,30 @@ def _too_long(example: Example, what: str, expected: int, got: Fitted, remedy: s
 
 
 def epoch_batches(examples: Sequence[TokenExample], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the batches of an epoch, as indices. Examples are shuffled, sorted by length within groups of
-    ``BUCKET_BATCHES`` batches, and the batches are shuffled again.
+    """Return the batches of an epoch, as indices: a shuffle, cut into pieces.
+
+    Lengths stay mixed. Nothing is padded, so like lengths together would save nothing; and where a loss is a mean over
+    the tokens of a batch, they teach short outputs: a token weighs more in a batch of short ones.
     """
-    rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(examples)))
-    rng.shuffle(order)
-    made: list[list[int]] = []
-    for begin in range(0, len(order), BUCKET_BATCHES * size):
-        bucket = sorted(order[begin : begin + BUCKET_BATCHES * size], key=lambda index: examples[index].size)
-        made += [bucket[index : index + size] for index in range(0, len(bucket), size)]
-    rng.shuffle(made)
-    return made
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
 
 
-def collate(examples: Sequence[TokenExample], pad: int, device: torch.device | str = "cpu") -> Batch:
-    """Pad on the right. Tokens from ``start`` on are learnt. Either all examples have encoder inputs, or none has."""
-    ids = _padded([example.ids[:-1] for example in examples], pad)
-    predict, targets = [], []
-    for row, example in enumerate(examples):
-        for index in range(example.start, len(example.ids)):
-            predict.append(row * ids.shape[1] + index - 1)
-            targets.append(example.ids[index])
-    inputs = None
-    if any(example.input_ids for example in examples):
-        lengths = torch.tensor([len(example.input_ids) for example in examples], device=device)
-        inputs = Inputs(_padded([example.input_ids for example in examples], pad).to(device), lengths)
-    learnt, following = torch.tensor(predict, device=device), torch.tensor(targets, device=device)
-    return Batch(ids.to(device), learnt, following, inputs)
+def collate(examples: Sequence[TokenExample], device: torch.device | str = "cpu") -> Batch:
+    """Tokens from ``start`` on are learnt. Either all examples have encoder inputs, or none has."""
+    read, predict, targets = list[tuple[int, ...]](), list[int](), list[int]()
+    begin = 0
+    for example in examples:
+        predict += range(begin + example.start - 1, begin + len(example.ids) - 1)
+        targets += example.ids[example.start :]
+        read.append(example.ids[:-1])
+        begin += len(example.ids) - 1
+    inputs = [example.input_ids for example in examples]
+    return Batch(
+        Ragged.of(read, device), torch.tensor(predict, device=device), torch.tensor(targets, device=device),
+        Ragged.of(inputs, device) if any(inputs) else None,
+    )  # fmt: skip
 
 
 def split_batch(examples: Sequence[TokenExample], parts: int) -> list[Sequence[TokenExample]]:
@@ -185,10 +186,3 @@ def split_batch(examples: Sequence[TokenExample], parts: int) -> list[Sequence[T
     parts = min(parts, len(ordered))
     bounds = [len(ordered) * part // parts for part in range(parts + 1)]
     return [ordered[begin:end] for begin, end in itertools.pairwise(bounds)]
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    ids = torch.full((len(rows), max(len(row) for row in rows)), pad, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-    return ids

@@ -1,8 +1,9 @@
-"""Makes the demo prefixes that ship with the demo backbones: converts, trains, scores, and puts the artifacts in place.
+"""Makes the prefixes that ship: converts, trains, scores, and puts the artifacts in place.
 
     python -m trainer.demos.demo --corpora ../shared/data
+    python -m trainer.demos.demo --corpora ../shared/data --backbone smollm2
 
-Owns the demos' settings, which ``docs/demo.md`` gives as ``prefixd`` commands. ``trainer.demos.pretrain`` makes the
+Owns their settings, which ``docs/demo.md`` gives as ``prefixd`` commands. ``trainer.demos.pretrain`` makes the demo
 backbones. WebNLG's data, including the part inside DART, is never used.
 """
 
@@ -26,7 +27,7 @@ from trainer.cli.terminal import progress_bar
 from trainer.data.convert import Conversion, convert
 from trainer.data.dataset import read_dataset
 from trainer.evaluation.evaluate import evaluate
-from trainer.training.config import DEMO_TEMPLATE, TrainConfig
+from trainer.training.config import DEMO_TEMPLATE, LINE_TEMPLATE, TrainConfig
 from trainer.training.request import RunRequest
 from trainer.training.run import run_training
 
@@ -55,8 +56,50 @@ class DemoTask:
 
 
 def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
-    """GPT-2's three tasks (E2E, DART, and E2E reversed) and BART's two (E2E, SciTLDR)."""
-    return (*_gpt2_tasks(seed), *_bart_tasks(seed))
+    """GPT-2's three tasks (E2E, DART, and E2E reversed), BART's two (E2E, SciTLDR) and SmolLM2's three."""
+    return (*_gpt2_tasks(seed), *_bart_tasks(seed), *_smollm2_tasks(seed))
+
+
+def _smollm2_tasks(seed: int) -> tuple[DemoTask, ...]:
+    shared: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "seed": seed, "reduction": "token"}
+    smollm2: dict[str, Any] = {"backbone": "smollm2", "template": LINE_TEMPLATE}
+    dart = ("webnlg",)
+    return (
+        DemoTask(
+            "e2e",
+            Conversion("e2e", "train", clean=True, sample=2400),
+            "e2e/src1_train.txt",
+            Conversion("e2e", clean=True),
+            "e2e/src1_test.txt",
+            "bleu",
+            120,
+            TrainConfig(prefix_length=10, steps=300, validate_every=75, **shared),
+            **smollm2,
+        ),
+        DemoTask(
+            "dart",
+            Conversion("dart", "train", without=dart, sample=2400),
+            "dart/dev.json",
+            Conversion("dart", without=dart),
+            "dart/test.json",
+            "bleu",
+            120,
+            TrainConfig(prefix_length=10, steps=300, validate_every=75, **shared),
+            **smollm2,
+        ),
+        DemoTask(
+            "scitldr",
+            Conversion("scitldr", "train"),
+            "scitldr/train.jsonl",
+            Conversion("scitldr"),
+            "scitldr/test.jsonl",
+            "rouge",
+            60,
+            TrainConfig(prefix_length=20, steps=120, validate_every=40, **shared),
+            decoding={"num_beams": 1, "max_new_tokens": 60, "no_repeat_ngram_size": 3, "truncate": True},
+            **smollm2,
+        ),
+    )
 
 
 def _bart_tasks(seed: int) -> tuple[DemoTask, ...]:
@@ -150,22 +193,23 @@ def make(task: DemoTask, corpora: Path, work: Path) -> Path:
 def main(
     corpora: Annotated[Path, typer.Option(help="Folder with e2e/, dart/ and scitldr/.")] = Path("../shared/data"),
     work: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/demo"),
-    output: Annotated[Path, typer.Option(help="Folder of the demos' folders.")] = Path("prefixes/demo"),
+    output: Annotated[Path, typer.Option(help="Folder of the backbones' folders.")] = Path("prefixes/demo"),
+    backbone: Annotated[str | None, typer.Option(help="Whose prefixes. Default: the demos'.")] = None,
     only: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     seed: Annotated[int, typer.Option(help="Of the training.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
-    """Train the demo prefixes, put them in place, and print their test scores as JSON lines."""
+    """Train the prefixes, put them in place, and print their test scores as JSON lines."""
     torch.set_num_threads(threads)
     for task in demo_tasks(seed):
-        if only not in (None, task.name):
+        if task.backbone not in (DEMOS if backbone is None else {backbone}) or only not in (None, task.name):
             continue
-        artifact = (make(task, corpora, work) / "prefix.safetensors").read_bytes()
-        test = work / f"{task.name}-test.jsonl"
+        artifact = (make(task, corpora, work / task.backbone) / "prefix.safetensors").read_bytes()
+        test = work / task.backbone / f"{task.name}-test.jsonl"
         convert(task.test, corpora / task.test_file, test)
         made = evaluate(load_backbone(task.backbone), read_prefix(artifact), read_dataset(test), metrics=[task.metric])
-        write_json(work / f"{task.name}-evaluation.json", made.as_dict())
-        folder = output / DEMOS[task.backbone] / "prefixes"
+        write_json(work / task.backbone / f"{task.name}-evaluation.json", made.as_dict())
+        folder = output / DEMOS.get(task.backbone, task.backbone) / "prefixes"
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / f"{task.name}.safetensors", artifact)
         scores = {name: score.value for name, score in made.scores.items()}

@@ -20,7 +20,7 @@ from prefixes.spec import PrefixSpec
 from server.engine.kernels.base import Attention
 from server.engine.kernels.dense import DenseAttention, PrefixKV
 from server.engine.models import Model
-from trainer.data.sequences import Batch
+from trainer.data.sequences import Batch, Ragged
 
 
 @dataclass(frozen=True)
@@ -62,39 +62,39 @@ def forward_hidden(
     """
     lengths = batch.inputs.lengths if batch.inputs is not None else None
     unplaced = [site for site in prefix if plan is None or not plan.position_offset(site)]
-    attention = DenseAttention(batch.ids.shape[0], prefix, lengths, model.scores, unplaced)
+    attention = DenseAttention(batch.read.lengths, prefix, lengths, model.scores, unplaced)
     if batch.inputs is not None:
         offset = plan.position_offset("encoder") if plan else 0
-        run_encoder(model, batch.inputs.ids, attention, offset, compute)
+        run_encoder(model, batch.inputs, attention, offset, compute)
     offset = plan.position_offset("decoder") if plan else 0
-    return run_decoder(model, batch.ids, attention, offset, batch.predict, compute)
+    return run_decoder(model, batch.read, attention, offset, batch.predict, compute)
 
 
-def run_encoder(model: Model, ids: Tensor, attention: Attention, offset: int, compute: Compute = PLAIN) -> None:
-    """Encode ``ids (sequences, length)``, and store cross-attention's keys and values in ``attention``."""
+def run_encoder(model: Model, read: Ragged, attention: Attention, offset: int, compute: Compute = PLAIN) -> None:
+    """Encode what it reads, and store cross-attention's keys and values in ``attention``."""
     assert model.encoder is not None, "only examples for an encoder have inputs apart"
     encoder, layers = model.encoder, len(model.encoder.layers)
-    x = encoder.embed(ids.flatten(), _positions(ids, offset))
+    x = encoder.embed(read.ids, _positions(read, offset))
     for layer in encoder.layers:
         x = compute.run(partial(layer, attention=attention), x)
     encoder.advance(x, range(layers, encoder.units), attention)
 
 
 def run_decoder(
-    model: Model, ids: Tensor, attention: Attention, offset: int, wanted: Tensor, compute: Compute = PLAIN
+    model: Model, read: Ragged, attention: Attention, offset: int, wanted: Tensor, compute: Compute = PLAIN
 ) -> Tensor:
-    """Hidden states ``(wanted, hidden)`` of ``ids (sequences, length)`` at ``wanted``, flat indices.
+    """Hidden states ``(wanted, hidden)`` at ``wanted``, indices into ``read.ids``.
 
     Behind the last layer's attention, only the wanted tokens are computed.
     """
-    positions = _positions(ids, offset)
-    x, attention = model.embed(ids.flatten(), positions), model.attention(positions, attention)
+    positions = _positions(read, offset)
+    x, attention = model.embed(read.ids, positions), model.attention(positions, attention)
     *layers, last = model.layers
     for layer in layers:
         x = compute.run(partial(layer, attention=attention), x)
     return compute.run(lambda x: last.feed_forward(last.attend(x, attention)[wanted]), x)
 
 
-def _positions(ids: Tensor, offset: int) -> Tensor:
-    rows, length = ids.shape
-    return torch.arange(offset, offset + length, device=ids.device).repeat(rows)
+def _positions(read: Ragged, offset: int) -> Tensor:
+    places = [torch.arange(offset, offset + length) for length in read.lengths]
+    return torch.cat(places).to(read.ids.device)

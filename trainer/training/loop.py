@@ -233,7 +233,7 @@ class Trainer:
         }
         divisor, losses = denominator(examples, self.config.reduction), []
         for part in split_batch(examples, self.config.accumulate):
-            batch = collate(part, self._backbone.pad_token_id, self._device)
+            batch = collate(part, self._device)
             loss = batch_loss(self._model, batch, leaves, self._plan, self._compute) / divisor
             loss.backward()
             losses.append(loss.detach())
@@ -246,7 +246,7 @@ class Trainer:
             return None
         folded = self._folded()
         loss = token_loss(
-            self._model, self._validation, folded, self._plan, self._backbone.pad_token_id, self._compute, self._ask
+            self._model, self._validation, folded, self._plan, self._compute, self._ask
         )
         if not math.isfinite(loss):
             raise TrainingDiverged(

@@ -82,7 +82,7 @@ def batch_loss(
     model: Model, batch: Batch, prefix: PrefixKV, plan: PrefixSpec | None, compute: Compute = PLAIN
 ) -> Tensor:
     """Loss summed over the learnt tokens of ``batch``."""
-    with compute.context(batch.ids.device):
+    with compute.context(batch.read.ids.device):
         hidden = forward_hidden(model, batch, prefix, plan, compute)
         return learnt_loss(model, hidden, batch.targets)
 
@@ -93,7 +93,6 @@ def token_loss(
     examples: Sequence[TokenExample],
     prefix: PrefixKV,
     plan: PrefixSpec,
-    pad: int,
     compute: Compute = PLAIN,
     between: Callable[[], None] = lambda: None,
 ) -> float:
@@ -102,7 +101,7 @@ def token_loss(
     total = 0.0
     for part in _validation_batches(examples):
         between()
-        total += batch_loss(model, collate(part, pad, device), prefix, plan, compute).item()
+        total += batch_loss(model, collate(part, device), prefix, plan, compute).item()
     return total / sum(example.learnt for example in examples)
 
 

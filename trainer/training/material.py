@@ -61,12 +61,13 @@ class Material:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Names backbone, template and data."""
+        """Names backbone, template, data and the order of its batches, which was once another."""
         named = {
             "backbone": self.backbone.spec.fingerprint,
             "template": self.plan.template,
             "data": self.train_set.digest,
             "validation": self.validation_set.digest,
+            "batches": "shuffled",
         }
         initial = self.request.initial
         return named if initial is None else named | {"initial": json.dumps(initial.as_dict(), sort_keys=True)}

@@ -23,7 +23,7 @@ from prefixes.errors import InvalidParameter
 from prefixes.spec import SITES, Site
 from server.engine.kernels.dense import DenseAttention
 from server.engine.models import Model
-from trainer.data.sequences import target_opening
+from trainer.data.sequences import Ragged, target_opening
 from trainer.training.forward import run_decoder, run_encoder
 from trainer.training.plan import dtype_of
 from trainer.training.reparam import PrefixKV
@@ -119,11 +119,11 @@ def _recorded(
 ) -> PrefixKV:
     """The keys and values of ``length`` tokens from ``starts`` on, at each of ``sites``."""
     device = next(backbone.model.parameters()).device
-    recording = _Recording(DenseAttention(1, {}, torch.tensor([len(inputs)], device=device), model.scores))
+    recording = _Recording(DenseAttention([len(outputs)], {}, [len(inputs)], model.scores))
     if backbone.spec.input_site == "encoder":
-        run_encoder(model, torch.tensor([inputs], device=device), recording, 0)
+        run_encoder(model, Ragged.of([inputs], device), recording, 0)
     nothing = torch.empty(0, dtype=torch.int64, device=device)  # no hidden states: only keys and values are kept
-    run_decoder(model, torch.tensor([outputs], device=device), recording, 0, nothing)
+    run_decoder(model, Ragged.of([outputs], device), recording, 0, nothing)
     dtype = getattr(torch, dtype_of(backbone))
     return {site: _stacked(recording.made[site], starts[site], length, dtype) for site in sites}
 

@@ -1,11 +1,11 @@
-"""The differentiable kernels for training: a right-padded batch, prefixes as plain tensors, no blocks.
+"""The differentiable kernels for training: ragged rows, prefixes as plain tensors, no blocks.
 
 Owns only the arithmetic; gradients flow to the prefixes alone. ``TorchKernels`` has what ``frozen.py`` has not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from prefixes.spec import Site
 from server.engine.kernels.base import Activation, Linear, Norm, Scores
-from server.engine.kernels.frozen import FrozenLinear, FrozenRmsNorm, GatedSilu, Rotation
+from server.engine.kernels.frozen import FrozenLinear, FrozenRmsNorm, GatedSilu, Gather, Rotation, Scatter
 from server.engine.kernels.torch_reference import TorchKernels, activate
 
 PrefixKV = Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
@@ -67,54 +67,82 @@ class DenseKernels(TorchKernels):
         return made
 
 
+class _Rows:
+    """Rows of ``lengths`` tokens, one behind the other, and the same on a grid, padded with zeros on the right."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.count, self.longest = len(lengths), max(lengths)
+        self.lengths = torch.tensor(lengths, device=device)
+        on_grid = torch.arange(self.longest, device=device) < self.lengths[:, None]
+        self._places = on_grid.flatten().nonzero()[:, 0]  # (tokens,): of each token on the flattened grid
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """``(tokens, heads, head_dim)`` -> ``(rows, heads, longest, head_dim)``."""
+        grid: torch.Tensor = Scatter.apply(x, self._places, self.count * self.longest)
+        return grid.view(self.count, self.longest, *x.shape[1:]).transpose(1, 2)
+
+    def unpad(self, grid: torch.Tensor) -> torch.Tensor:
+        """``pad`` back."""
+        made: torch.Tensor = Gather.apply(grid.transpose(1, 2).flatten(0, 1), self._places)
+        return made
+
+
 @dataclass(frozen=True)
 class DenseAttention:
-    """``Attention`` over right-padded batches of ``batch`` sequences, flattened; every sequence has the same prefix.
+    """``Attention`` over rows of ``lengths`` tokens; every row has the same prefix.
 
-    The decoder is causal: no real token sees the padding behind its row, so it needs no other mask. An encoder sees
-    both ways: ``input_lengths (batch,)`` say which of its tokens, and which keys of cross-attention, are real. Outputs
-    at padding positions mean nothing. ``scores`` are the model's; a prefix at the sites in ``unplaced`` stands at no
-    position, as in ``PagedBatch``.
+    Only attention pads. The decoder is causal: no real token sees the padding behind its row, so it needs no other
+    mask. An encoder sees both ways: ``input_lengths`` are of what it reads, whose keys cross-attention has too.
+    ``scores`` are the model's; a prefix at the sites in ``unplaced`` stands at no position, as in ``PagedBatch``.
     """
 
-    batch: int
+    lengths: Sequence[int]
     prefix: PrefixKV
-    input_lengths: torch.Tensor | None = None
+    input_lengths: Sequence[int] | None = None
     scores: Mapping[Site, Scores] = field(default_factory=dict)
     unplaced: Collection[Site] = ()
     _stored: dict[tuple[Site, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _masks: dict[Site, torch.Tensor] = field(default_factory=dict)
+    _rows: dict[bool, _Rows] = field(default_factory=dict)
 
     def __call__(
         self, site: Site, layer: int, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
     ) -> torch.Tensor:
         own = (key, value) if key is not None and value is not None else self._stored[site, layer]
-        q, k, v = (self._heads_first(x) for x in (query, *own))
+        rows, keyed = self._of(site == "encoder", query.device), self._of(site != "decoder", query.device)
+        q, k, v = rows.pad(query), keyed.pad(own[0]), keyed.pad(own[1])
         if site not in self._masks:
-            self._masks[site] = self._mask(site, q, k)
+            self._masks[site] = self._mask(site, q, keyed)
         if site in self.prefix:
             prefix_k, prefix_v = (x[layer].to(q.dtype).transpose(0, 1) for x in self.prefix[site])  # (heads, P, dim)
-            k = torch.cat([prefix_k.expand(self.batch, -1, -1, -1), k], dim=2)
-            v = torch.cat([prefix_v.expand(self.batch, -1, -1, -1), v], dim=2)
+            k = torch.cat([prefix_k.expand(keyed.count, -1, -1, -1), k], dim=2)
+            v = torch.cat([prefix_v.expand(keyed.count, -1, -1, -1), v], dim=2)
         grouped, scale = q.shape[1] != k.shape[1], self.scores[site].scale if site in self.scores else None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[site], scale=scale, enable_gqa=grouped)
-        return out.transpose(1, 2).reshape(query.shape)
+        return rows.unpad(out)
 
     def store(self, site: Site, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         self._stored[site, layer] = (key, value)
 
-    def _mask(self, site: Site, query: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def _of(self, inputs: bool, device: torch.device) -> _Rows:
+        """The rows of what the encoder reads, or of the decoder's."""
+        if inputs not in self._rows:
+            lengths = self.input_lengths if inputs else self.lengths
+            assert lengths is not None, "an encoder's rows have lengths"
+            self._rows[inputs] = _Rows(lengths, device)
+        return self._rows[inputs]
+
+    def _mask(self, site: Site, query: torch.Tensor, keyed: _Rows) -> torch.Tensor:
         """What to add to the scores, the same in every layer: the bias, or 0, where a token sees a key, else -inf.
 
-        Keys are the prefix's, then the row's. ``(queries, keys)`` for the decoder, ``(batch, 1, 1, keys)`` for an
-        encoder's; with a bias ``(batch or 1, heads, queries, keys)``.
+        Keys are the prefix's, then the row's. ``(queries, keys)`` for the decoder, ``(rows, 1, 1, keys)`` for an
+        encoder's; with a bias ``(rows or 1, heads, queries, keys)``.
         """
-        queries, keys = query.shape[2], own.shape[2]
+        queries, keys = query.shape[2], keyed.longest
         if site == "decoder":
             seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
         else:
-            assert self.input_lengths is not None, "an encoder's rows have lengths"
-            seen = (torch.arange(keys, device=query.device) < self.input_lengths[:, None])[:, None, None]
+            seen = (torch.arange(keys, device=query.device) < keyed.lengths[:, None])[:, None, None]
         length = self.prefix[site][0].shape[1] if site in self.prefix else 0
         seen = F.pad(seen, (length, 0), value=True)
         added = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
@@ -124,6 +152,3 @@ class DenseAttention:
             if site in self.unplaced:
                 added = added.masked_fill(positions < length, 0)
         return added.masked_fill(~seen, float("-inf"))
-
-    def _heads_first(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(self.batch, -1, *x.shape[1:]).transpose(1, 2)

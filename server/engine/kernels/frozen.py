@@ -1,7 +1,7 @@
-"""Differentiable operations over frozen weights: gradients flow to activations alone, by closed forms.
+"""Differentiable operations of training: weights are frozen, and gradients flow to activations alone, by closed forms.
 
 Autograd's own would keep and make more: a tensor per elementary operation, and zeros around every slice. Each function
-names the operation of ``TorchKernels`` that it equals, up to rounding. They have no gradient of the gradient.
+says what it equals, up to rounding. They have no gradient of the gradient.
 """
 
 from __future__ import annotations
@@ -104,3 +104,32 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sense: int) -> Tensor:
     torch.mul(low, cos, out=made_low).addcmul_(high, sin, value=-sense)
     torch.mul(high, cos, out=made_high).addcmul_(low, sin, value=sense)
     return made
+
+
+class Scatter(torch.autograd.Function):
+    """``apply(x, places, size)``: zeros ``(size, ...)`` with ``x``'s rows at ``places``, each there once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, size: int) -> Tensor:
+        ctx.places = places
+        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, places, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0].index_select(0, ctx.places), None, None
+
+
+class Gather(torch.autograd.Function):
+    """``apply(x, places)``: ``x``'s rows at ``places``, none of them twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.places, ctx.size = places, x.shape[0]
+        return x.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        made = gradients[0].new_zeros(ctx.size, *gradients[0].shape[1:])
+        return made.index_copy_(0, ctx.places, gradients[0]), None

@@ -67,7 +67,7 @@ def test_saving_again_keeps_the_identity(tmp_path: Path, kind: str) -> None:
 
 def test_outputs_begin_behind_the_start_token_and_end_with_the_end_token(backbone: Backbone) -> None:
     assert (backbone.decoder_prompt, backbone.forced_first, backbone.forced_last) == ((0,), None, None)
-    assert (backbone.eos_token_ids, backbone.pad_token_id, backbone.input_template) == ((END,), 0, "{input}")
+    assert (backbone.eos_token_ids, backbone.input_template) == ((END,), "{input}")
 
 
 def test_a_model_without_a_start_token_is_refused_by_name(folder: Path) -> None:

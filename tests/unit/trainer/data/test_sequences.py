@@ -67,14 +67,14 @@ def letters(count: int) -> str:
 
 def test_target_and_end_token_are_learnt_and_nothing_else(backbone: Backbone) -> None:
     examples = toy_examples(backbone)[:3]
-    batch = collate(examples, pad=backbone.pad_token_id)
-    length = batch.ids.shape[1]
-    following = [examples[at // length].ids[at % length + 1] for at in batch.predict.tolist()]
+    batch = collate(examples)
+    places = [(row, at) for row, length in enumerate(batch.read.lengths) for at in range(length)]
+    following = [examples[row].ids[at + 1] for row, at in (places[index] for index in batch.predict.tolist())]
     assert batch.targets.tolist() == following, "each is predicted where the token before it stands"
     assert len(following) == sum(example.learnt for example in examples)
     opening = list(target_opening(backbone))
     for row, pair in enumerate(toy_pairs()[:3]):
-        learnt = batch.targets[batch.predict // length == row].tolist()
+        learnt = [int(t) for t, at in zip(batch.targets, batch.predict, strict=True) if places[int(at)][0] == row]
         assert learnt[-1] == backbone.eos_token_ids[0]
         assert learnt[: len(opening)] == opening
         assert backbone.tokenizer.decode(learnt[len(opening) : -1]) == pair["target"]
@@ -85,7 +85,7 @@ def test_a_decoder_alone_reads_the_input_itself(gpt2: Backbone) -> None:
     prompt = gpt2.prompt_encoder.encode(TEMPLATE, "ab")
     assert example.ids == (*prompt, *gpt2.prompt_encoder.encode_text("c"), gpt2.eos_token_ids[0])
     assert (example.start, example.input_ids) == (len(prompt), ())
-    assert collate([example], 0).inputs is None
+    assert collate([example]).inputs is None
 
 
 def test_an_encoder_decoder_gets_the_papers_sequences(bart: Backbone) -> None:
@@ -94,16 +94,16 @@ def test_an_encoder_decoder_gets_the_papers_sequences(bart: Backbone) -> None:
     assert example.input_ids == (0, *bart.prompt_encoder.encode_text("ab"), 2)
     assert example.ids == (2, 0, *bart.prompt_encoder.encode_text("c"), 2)
     assert example.start == 1
-    batch = collate([example], bart.pad_token_id)
+    batch = collate([example])
     assert batch.targets.tolist() == list(example.ids[1:])
 
 
-def test_inputs_are_padded_on_the_right_and_their_lengths_kept() -> None:
-    batch = collate([TokenExample((2, 0, 2), 1, (0, 5, 6, 2)), TokenExample((2, 0, 9, 2), 1, (0, 2))], 1)
+def test_sequences_stand_one_behind_the_other_without_padding() -> None:
+    batch = collate([TokenExample((2, 0, 2), 1, (0, 5, 6, 2)), TokenExample((2, 0, 9, 2), 1, (0, 2))])
     assert batch.inputs is not None
-    assert batch.inputs.ids.tolist() == [[0, 5, 6, 2], [0, 2, 1, 1]]
-    assert batch.inputs.lengths.tolist() == [4, 2]
-    assert batch.ids.tolist() == [[2, 0, 1], [2, 0, 9]], "nothing is read behind the last token"
+    assert (batch.inputs.ids.tolist(), batch.inputs.lengths) == ([0, 5, 6, 2, 0, 2], (4, 2))
+    assert (batch.read.ids.tolist(), batch.read.lengths) == ([2, 0, 2, 0, 9], (2, 3)), "nothing behind the last token"
+    assert (batch.predict.tolist(), batch.targets.tolist()) == ([0, 1, 2, 3, 4], [0, 2, 0, 9, 2])
 
 
 def test_micro_batches_hold_every_example_once_like_lengths_together() -> None:
@@ -211,10 +211,16 @@ def test_an_epochs_batches_hold_every_example_once_and_depend_on_seed_and_epoch(
     assert batches != epoch_batches(examples, 5, seed=1, epoch=1) != epoch_batches(examples, 5, seed=2, epoch=1)
 
 
-def test_like_input_lengths_come_together() -> None:
-    examples = [TokenExample((2, 0, 2), 1, (0,) * (1 + index % 4)) for index in range(16)]
-    for batch in epoch_batches(examples, 4, seed=1, epoch=0):
-        assert len({len(examples[index].input_ids) for index in batch}) == 1
+def test_lengths_are_mixed_so_that_no_batch_is_of_short_outputs_alone() -> None:
+    """Each token of a mean over the tokens of such a batch would weigh more, and outputs would come out shorter."""
+    lengths = [len(batch) for batch in epoch_batches([TokenExample((0,) * 4, 1)] * 10, 4, seed=1, epoch=0)]
+    assert lengths == [4, 4, 2]
+    examples = [TokenExample((0,) * (5 + index // 100), 1) for index in range(400)]
+    means = [
+        sum(examples[index].learnt for index in batch) / len(batch)
+        for epoch in range(4) for batch in epoch_batches(examples, 8, seed=1, epoch=epoch)
+    ]  # fmt: skip
+    assert all(4 < mean < 7 for mean in means), "of 4 to 7"
 
 
 def test_no_data_gives_no_examples(backbone: Backbone) -> None:

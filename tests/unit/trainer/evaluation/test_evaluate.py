@@ -60,7 +60,7 @@ def test_the_serving_engine_computes_what_the_loop_trained(tmp_path: Path, famil
     prefix = fold(kv, plan, {})
     inputs = [pair["input"] for pair in toy_pairs()[:6]]
     outputs = [made.output for made in generate(backbone, prefix, inputs, SamplingParams(max_new_tokens=12))]
-    batch = collate([following(backbone, plan, *pair) for pair in zip(inputs, outputs, strict=True)], 1)
+    batch = collate([following(backbone, plan, *pair) for pair in zip(inputs, outputs, strict=True)])
     logits = forward_logits(tiny_model(backbone), batch, kv, plan)
     assert len(batch.targets) > 20
     free = batch.targets != backbone.forced_last  # which may be forced where an output reaches its limit

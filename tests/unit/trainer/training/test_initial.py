@@ -61,10 +61,10 @@ def test_a_prefix_from_a_text_is_the_text_itself_in_front_of_every_input(tmp_pat
     backbone = tiny_backbone(tmp_path, torch.float64)
     made, plan, model = started(backbone, START, InitialText(TEXT)), toy_plan(backbone, START), tiny_model(backbone)
     examples = toy_examples(backbone)[:4]
-    got = forward_logits(model, collate(examples, backbone.pad_token_id), made, plan)
+    got = forward_logits(model, collate(examples), made, plan)
     text = backbone.prompt_encoder.encode_text(TEXT)[:6]
     behind = [TokenExample((*text, *example.ids), example.start + 6) for example in examples]
-    expected = forward_logits(model, collate(behind, backbone.pad_token_id), {}, None)
+    expected = forward_logits(model, collate(behind), {}, None)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 

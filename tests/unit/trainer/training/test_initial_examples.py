@@ -84,10 +84,10 @@ def test_a_decoder_goes_on_exactly_as_behind_the_pairs(family: str, tmp_path: Pa
     backbone = backbone_of(tmp_path, family)
     made, pairs = started(backbone)
     plan, model, examples = toy_plan(backbone, START), tiny_model(backbone), toy_examples(backbone)[:4]
-    got = forward_logits(model, collate(examples, backbone.pad_token_id), made, plan)
+    got = forward_logits(model, collate(examples), made, plan)
     before = tuple(token for pair in pairs for token in pair.ids)[:30]
     behind = [TokenExample((*before, *example.ids), example.start + 30) for example in examples]
-    expected = forward_logits(model, collate(behind, backbone.pad_token_id), {}, None)
+    expected = forward_logits(model, collate(behind), {}, None)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 

@@ -211,7 +211,7 @@ def test_the_exported_artifact_reproduces_the_logits_in_memory_exactly(backbone:
     plan = toy_plan(backbone, config)
     reloaded = read_prefix(write_prefix(fold(kv, plan, {"method": "test"})))
     assert reloaded.spec.sites == plan.sites
-    batch = collate(toy_examples(backbone)[:6], backbone.pad_token_id)
+    batch = collate(toy_examples(backbone)[:6])
     model = tiny_model(backbone)
     in_memory = forward_logits(model, batch, kv, plan)
     read = unfold(reloaded)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from server.engine.kernels.threads import configure_threads
 from tests.support.figures import shown
+
+configure_threads(1)  # before torch is loaded: the workers have a core each, and a second thread would take turns
 
 KINDS = ("unit", "contract", "parity", "e2e", "faults")
 ROOT = Path(__file__).parent

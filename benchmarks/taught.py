@@ -5,7 +5,7 @@
 Ours and PEFT's train in turns, seed by seed, each in a process of its own, on the same token ids: as many steps and as
 large batches, the same length, MLP and rate. Their seconds are from the first step to the last. The serving engine
 scores all of them, greedily, on every input of ``--test``; PEFT's is imported for that. The model alone has
-``--shots`` training pairs in its prompt, other ones for each seed. Writes benchmarks/results/taught-<date>.json with
+``--shots`` training pairs in its prompt, other ones for each seed. Writes benchmarks/results/taught-<date>.json behind
 every seed.
 """
 
@@ -111,6 +111,9 @@ def main() -> None:
     facts, backbone = machine(), load_backbone(options.backbone)
     options.template = options.template or usual_template(backbone)
     runs: dict[str, list[dict[str, Any]]] = {OURS: [], PEFT: [], BARE: []}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"taught-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
         folder = Path(name)
         config = TrainConfig(prefix_length=options.length)
@@ -132,12 +135,9 @@ def main() -> None:
             shown = with_shots(material.train_set.examples, seed, options.shots)
             score = bleu(backbone, None, shown, options)
             runs[BARE].append({"seed": seed, "bleu": score, "seconds": time.perf_counter() - began})
+            path.write_text(json.dumps({"machine": facts, "options": asked, "runs": runs}, indent=1) + "\n")
             print(f"seed {seed}: " + ", ".join(f"{label} {made[-1]['bleu']:.2f}" for label, made in runs.items()))
     show(runs)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"taught-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    path.write_text(json.dumps({"machine": facts, "options": asked, "runs": runs}, indent=1) + "\n")
     print(f"\n{facts['cpu']}, {facts['cores']} cores; written to {path}")
 
 

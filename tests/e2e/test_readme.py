@@ -99,8 +99,16 @@ def test_the_python_lines_stream_a_sentence_and_list_the_tasks(address: str) -> 
     assert "e2e" in done.stdout.splitlines()[-1] or "e2e" in done.stdout
 
 
+NAMES = (
+    "The Blue Green Golden Old Little Royal Red Silver Happy Rainbow Lucky Grand Cosy",
+    "Spice Man Palace Oak Garden Lion House Dragon Vaults Cricketers Eagle Bear Rose Punter Waterman",
+)
+"""Names of pubs, as the backbone has read them: of "Number 1" and the like it would learn to say "Number"."""
+
+
 def test_the_training_commands_end_in_an_answer_of_the_new_task(address: str, trainer: str, tmp_path: Path) -> None:
-    lines = [{"input": f"name : Number {n} | Type : pub", "target": f"Number {n} is a pub."} for n in range(200)]
+    names = [f"{first} {second}" for second in NAMES[1].split() for first in NAMES[0].split()]
+    lines = [{"input": f"name : {name} | Type : pub", "target": f"{name} is a pub."} for name in names]
     assert '"input": "name : Blue Spice | Type : pub", "target": "Blue Spice is a pub."' in README
     (tmp_path / "pubs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     environment = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}", "PREFIXD_TRAINER": f"http://{trainer}"}

@@ -75,7 +75,7 @@ def test_nothing_made_from_webnlg_ships() -> None:
 def test_a_shipped_prefix_belongs_to_the_shipped_backbone(demo: str, name: str) -> None:
     spec = demo_prefix(name, demo).spec
     check_compatible(spec, load_backbone(demo).spec)
-    [task] = [task for task in demo_tasks(1) if task.name == name]
+    [task] = [task for task in demo_tasks(1) if (task.backbone, task.name) == (demo, name)]
     assert (spec.template, spec.defaults) == (task.template, task.decoding)
     assert spec.sites.keys() == load_backbone(demo).spec.sites.keys(), "every site that the backbone has"
     assert spec.origin["data"]["train"]["digest"].startswith("sha256:")

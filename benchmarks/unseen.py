@@ -6,7 +6,8 @@
 With a budget, ``prefixd train --auto`` makes the prefixes, one for each file of ``--data`` with a seed of its own, as a
 newcomer would call it: no other option but ``--hold-out``. Else ``--prefix`` gives them. The bare model has ``--shots``
 training pairs in its prompt, other ones for each prefix. Both answer greedily through the serving engine. The interval
-of the difference is a paired bootstrap's, 95 %. Writes benchmarks/results/unseen-<date>.json with every seed.
+of the difference is a paired bootstrap's, 95 %. Writes benchmarks/results/unseen-<date>.json behind every
+seed.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def train(data: Path, seed: int, folder: Path, options: argparse.Namespace) -> t
         "--budget-minutes", str(options.budget_minutes), "--hold-out", str(options.hold_out), "--seed", str(seed),
         "--backbone", options.backbone, "--output", str(output), "--threads", str(options.threads),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # progress is shown
     if done.returncode:
-        raise RuntimeError(f"prefixd train ended early: {done.stderr[-3000:]}")
+        raise RuntimeError(f"prefixd train ended early, see above: {done.returncode}")
     print(done.stdout[-2000:], flush=True)
     return read_prefix((output / "prefix.safetensors").read_bytes()), (time.perf_counter() - began) / 60
 
@@ -104,6 +105,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
     facts, backbone, runs = machine(), load_backbone(options.backbone), list[dict[str, Any]]()
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"unseen-{time.strftime('%Y%m%d-%H%M%S')}.json"
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
         for seed in range(1, len(options.prefix or options.data) + 1):
             data, minutes = options.data[(seed - 1) % len(options.data)], None
@@ -114,11 +117,9 @@ def main() -> None:
             run = measure(backbone, prefix, data, seed, options) | {"minutes": minutes}
             print(json.dumps(run), flush=True)
             runs.append(run)
+            made = {"machine": facts, "options": vars(options), "runs": runs}
+            path.write_text(json.dumps(made, indent=1, default=str) + "\n")  # paths as text
     show(runs)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"unseen-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    path.write_text(json.dumps({"machine": facts, "options": asked, "runs": runs}, indent=1, default=str) + "\n")
     print(f"\n{facts['cpu']}, {facts['cores']} cores; written to {path}")
 
 

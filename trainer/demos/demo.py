@@ -1,4 +1,4 @@
-"""Makes the prefixes that ship: converts, trains, scores, and puts the artifacts in place.
+"""Makes the prefixes that ship (SmolLM2's do not yet): converts, trains, scores, and puts the artifacts in place.
 
     python -m trainer.demos.demo --corpora ../shared/data
     python -m trainer.demos.demo --corpora ../shared/data --backbone smollm2

@@ -245,9 +245,7 @@ class Trainer:
         if not self._validation:
             return None
         folded = self._folded()
-        loss = token_loss(
-            self._model, self._validation, folded, self._plan, self._compute, self._ask
-        )
+        loss = token_loss(self._model, self._validation, folded, self._plan, self._compute, self._ask)
         if not math.isfinite(loss):
             raise TrainingDiverged(
                 f"step {self.state.step}: expected a finite validation loss, got {loss}; try a lower learning rate"
@@ -283,7 +281,10 @@ class Trainer:
         tensors, meta = load_state(path)
         for name, expected in (("identity", self._identity), ("config", self.config.as_dict())):
             if meta.get(name) != expected:
-                raise CheckpointError(f"{path}: cannot resume: expected {name} {expected}, got {meta.get(name)}")
+                raise CheckpointError(
+                    f"{path}: cannot resume: expected {name} {expected}, got {meta.get(name)}; "
+                    "another run needs a folder of its own"
+                )
         self.state = State(**meta["state"])
         moved = {name: tensor.to(self._device) for name, tensor in tensors.items()}
         self.prefix.load_state_dict(

@@ -22,7 +22,7 @@ ROWS: Final = {"cpu": 256, "cuda": 2048}
 """Rows of logits at a time, by device: enough for a matrix product at full speed, and a bound for any batch."""
 
 VALIDATION_TOKENS: Final = 4096
-"""Tokens of a validation batch, padding included. Nothing is kept for a gradient, so it can be large."""
+"""Tokens of a validation batch, on the grid of its attention. Nothing is kept for a gradient: it can be large."""
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -13,9 +13,12 @@ from tests.support.server import ServerProcess, TinyWorld, make_world, upload
 TEMPLATE = "<in> {input} <out>"
 
 
-@pytest.fixture(scope="session", params=["gpt2", "bart"])
+SLOWER = [pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "t5")]
+
+
+@pytest.fixture(scope="session", params=["gpt2", "bart", *SLOWER])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
-    """A tiny backbone of each family, and prefixes for it: whatever is served is served for both."""
+    """A tiny backbone of each family, and prefixes for it: whatever is served is served for all."""
     return make_world(tmp_path_factory.mktemp("backbone"), request.param)
 
 

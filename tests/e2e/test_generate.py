@@ -96,7 +96,7 @@ def test_a_stop_string_ends_the_output_and_is_not_part_of_it(client: httpx.Clien
 
 def test_an_input_past_the_window_is_refused_or_cut_and_said_so(client: httpx.Client, world: TinyWorld) -> None:
     room = WINDOW if world.spec.input_site == "encoder" else WINDOW - 5 - 1
-    text = "é" * WINDOW
+    text = "x " * WINDOW
     status, error = refused(client, task="e2e", input=text)
     assert (status, error["code"]) == (422, "input_too_long")
     assert error["detail"]["expected"] == room
@@ -134,8 +134,9 @@ def test_what_cannot_run_is_refused_before_the_first_byte(
 
 
 def test_no_token_at_all_is_refused_where_the_input_is_all_there_is(client: httpx.Client, world: TinyWorld) -> None:
-    if world.spec.input_site == "encoder":  # an empty text still has the tokens that an encoder's input stands between
-        assert ask(client, None, "", max_new_tokens=2)["usage"]["input_tokens"] == 2
+    around = {"bart": 2, "t5": 1, "llama": 1}.get(world.spec.family, 0)  # tokens that its tokenizer adds to any text
+    if around:
+        assert ask(client, None, "", max_new_tokens=2)["usage"]["input_tokens"] == around
     else:
         status, error = refused(client, task=None, input="")
         assert (status, error["code"]) == (422, "invalid_parameter")

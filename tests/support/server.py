@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -24,8 +24,10 @@ from prefixes.backbone import load_backbone
 from prefixes.spec import BackboneSpec
 from tests.support.bart import random_bart_prefix, save_tiny_bart
 from tests.support.callers import bearer
+from tests.support.llama import save_tiny_llama
 from tests.support.paths import ROOT
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
+from tests.support.t5 import save_tiny_t5
 
 PLAIN = False
 """For ``verify``: there is no TLS here, and httpx would read all certificates for each client, for 40 ms."""
@@ -53,12 +55,17 @@ class TinyWorld:
         return write_prefix(make_prefix(self.spec, length=length, seed=seed, **fields))
 
 
+MAKERS: Final[Mapping[str, Callable[[Path], Any]]] = {
+    "gpt2": lambda folder: save_tiny_gpt2(folder, n_positions=WINDOW),
+    "bart": lambda folder: save_tiny_bart(folder, window=WINDOW),
+    "llama": lambda folder: save_tiny_llama(folder, begins=True, max_position_embeddings=WINDOW),
+    "t5": lambda folder: save_tiny_t5(folder, "t5 v1.1", window=WINDOW),
+}
+
+
 def make_world(folder: Path, family: str = "gpt2") -> TinyWorld:
     """A tiny backbone with a long window: a request with many ``min_new_tokens`` runs for as long as a test needs."""
-    if family == "bart":
-        save_tiny_bart(folder, window=WINDOW)
-    else:
-        save_tiny_gpt2(folder, n_positions=WINDOW)
+    MAKERS[family](folder)
     return TinyWorld(folder, load_backbone(str(folder)).spec)
 
 

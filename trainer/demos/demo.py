@@ -35,21 +35,38 @@ DECODING: Final[Mapping[str, Any]] = {"num_beams": 1, "max_new_tokens": 80}
 SUMMARY_DECODING: Final[Mapping[str, Any]] = {
     "num_beams": 4, "max_new_tokens": 60, "length_penalty": 0.8, "no_repeat_ngram_size": 3, "truncate": True,
 }  # fmt: skip
+BRIEF_DECODING: Final[Mapping[str, Any]] = {
+    "num_beams": 1, "max_new_tokens": 60, "no_repeat_ngram_size": 3, "truncate": True,
+}  # fmt: skip
 BART_TEMPLATE: Final = "<s><mask> ||{input}</s>"  # a hidden text before its table or abstract, as in the pretraining
 
 
 @dataclass(frozen=True)
+class Source:
+    """A corpus's files, how they become lines, and the metric of what is learnt from them."""
+
+    conversion: Conversion  # split and sample are the task's
+    train: str
+    test: str
+    metric: str
+
+
+E2E: Final = Source(Conversion("e2e", clean=True), "e2e/src1_train.txt", "e2e/src1_test.txt", "bleu")
+E2E_FIELDS: Final = replace(E2E, conversion=replace(E2E.conversion, reverse=True), metric="fields")
+DART: Final = Source(Conversion("dart", without=("webnlg",)), "dart/dev.json", "dart/test.json", "bleu")
+SCITLDR: Final = Source(Conversion("scitldr"), "scitldr/train.jsonl", "scitldr/test.jsonl", "rouge")
+
+
+@dataclass(frozen=True)
 class DemoTask:
-    """One prefix: its training, validation and test data, and its settings."""
+    """One prefix: its data and its settings. Samples are numbers of lines; None is all."""
 
     name: str
-    train: Conversion
-    train_file: str
-    test: Conversion
-    test_file: str
-    metric: str
-    validation_sample: int | None  # lines of the held-out side; None is all
+    source: Source
     config: TrainConfig
+    sample: int | None = None  # of the training side
+    validation_sample: int | None = None  # of the held-out side
+    test_sample: int | None = None
     backbone: str = "demo"
     template: str = DEMO_TEMPLATE
     decoding: Mapping[str, Any] = field(default_factory=lambda: DECODING)
@@ -60,44 +77,24 @@ def demo_tasks(seed: int) -> tuple[DemoTask, ...]:
     return (*_gpt2_tasks(seed), *_bart_tasks(seed), *_smollm2_tasks(seed))
 
 
-def _smollm2_tasks(seed: int) -> tuple[DemoTask, ...]:
-    shared: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "seed": seed, "reduction": "token"}
-    smollm2: dict[str, Any] = {"backbone": "smollm2", "template": LINE_TEMPLATE}
-    dart = ("webnlg",)
+def _gpt2_tasks(seed: int) -> tuple[DemoTask, ...]:
+    shared: dict[str, Any] = {"batch_size": 24, "learning_rate": 1e-3, "seed": seed, "validate_every": 100}
     return (
         DemoTask(
             "e2e",
-            Conversion("e2e", "train", clean=True, sample=2400),
-            "e2e/src1_train.txt",
-            Conversion("e2e", clean=True),
-            "e2e/src1_test.txt",
-            "bleu",
-            120,
-            TrainConfig(prefix_length=10, steps=300, validate_every=75, **shared),
-            **smollm2,
+            E2E,
+            TrainConfig(prefix_length=6, init="table-to-text:", epochs=1, **shared),
+            sample=12000,
+            validation_sample=400,
         ),
+        DemoTask("dart", DART, TrainConfig(prefix_length=12, init="triples-to-text:", epochs=3, **shared)),
         DemoTask(
-            "dart",
-            Conversion("dart", "train", without=dart, sample=2400),
-            "dart/dev.json",
-            Conversion("dart", without=dart),
-            "dart/test.json",
-            "bleu",
-            120,
-            TrainConfig(prefix_length=10, steps=300, validate_every=75, **shared),
-            **smollm2,
-        ),
-        DemoTask(
-            "scitldr",
-            Conversion("scitldr", "train"),
-            "scitldr/train.jsonl",
-            Conversion("scitldr"),
-            "scitldr/test.jsonl",
-            "rouge",
-            60,
-            TrainConfig(prefix_length=20, steps=120, validate_every=40, **shared),
-            decoding={"num_beams": 1, "max_new_tokens": 60, "no_repeat_ngram_size": 3, "truncate": True},
-            **smollm2,
+            "e2e-fields",
+            E2E_FIELDS,
+            TrainConfig(prefix_length=6, init="text-to-table:", epochs=1, **shared),
+            sample=6000,
+            validation_sample=400,
+            test_sample=1000,
         ),
     )
 
@@ -108,23 +105,15 @@ def _bart_tasks(seed: int) -> tuple[DemoTask, ...]:
     return (
         DemoTask(
             "e2e-bart",
-            Conversion("e2e", "train", clean=True, sample=12000),
-            "e2e/src1_train.txt",
-            Conversion("e2e", clean=True),
-            "e2e/src1_test.txt",
-            "bleu",
-            400,
+            E2E,
             TrainConfig(prefix_length=10, init="The restaurant serves food.", epochs=1, batch_size=24, **shared),
+            sample=12000,
+            validation_sample=400,
             **bart,
         ),
         DemoTask(
             "scitldr",
-            Conversion("scitldr", "train"),
-            "scitldr/train.jsonl",
-            Conversion("scitldr"),
-            "scitldr/test.jsonl",
-            "rouge",
-            None,
+            SCITLDR,
             TrainConfig(prefix_length=20, init="We summarize the paper.", epochs=2, batch_size=8, **shared),
             decoding=SUMMARY_DECODING,
             **bart,
@@ -132,49 +121,24 @@ def _bart_tasks(seed: int) -> tuple[DemoTask, ...]:
     )
 
 
-def _gpt2_tasks(seed: int) -> tuple[DemoTask, ...]:
-    shared: dict[str, Any] = {"batch_size": 24, "learning_rate": 1e-3, "seed": seed, "validate_every": 100}
-    train, test = "e2e/src1_train.txt", "e2e/src1_test.txt"
-    dart = ("webnlg",)
+def _smollm2_tasks(seed: int) -> tuple[DemoTask, ...]:
+    shared: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "seed": seed, "reduction": "token"}
+    sentences = TrainConfig(prefix_length=10, steps=300, validate_every=75, **shared)
+    summaries = TrainConfig(prefix_length=20, steps=120, validate_every=40, **shared)
+    smollm2: dict[str, Any] = {"backbone": "smollm2", "template": LINE_TEMPLATE}
     return (
-        DemoTask(
-            "e2e",
-            Conversion("e2e", "train", clean=True, sample=12000),
-            train,
-            Conversion("e2e", clean=True),
-            test,
-            "bleu",
-            400,
-            TrainConfig(prefix_length=6, init="table-to-text:", epochs=1, **shared),
-        ),
-        DemoTask(
-            "dart",
-            Conversion("dart", "train", without=dart),
-            "dart/dev.json",
-            Conversion("dart", without=dart),
-            "dart/test.json",
-            "bleu",
-            None,
-            TrainConfig(prefix_length=12, init="triples-to-text:", epochs=3, **shared),
-        ),
-        DemoTask(
-            "e2e-fields",
-            Conversion("e2e", "train", clean=True, reverse=True, sample=6000),
-            train,
-            Conversion("e2e", clean=True, reverse=True, sample=1000),
-            test,
-            "fields",
-            400,
-            TrainConfig(prefix_length=6, init="text-to-table:", epochs=1, **shared),
-        ),
+        DemoTask("e2e", E2E, sentences, sample=2400, validation_sample=120, **smollm2),
+        DemoTask("dart", DART, sentences, sample=2400, validation_sample=120, **smollm2),
+        DemoTask("scitldr", SCITLDR, summaries, validation_sample=60, decoding=BRIEF_DECODING, **smollm2),
     )
 
 
 def make(task: DemoTask, corpora: Path, work: Path) -> Path:
     """Train ``task``, or continue its killed run; return the result folder."""
     data, validation = work / f"{task.name}.jsonl", work / f"{task.name}-validation.jsonl"
-    convert(task.train, corpora / task.train_file, data)
-    convert(replace(task.train, split="held-out", sample=task.validation_sample), corpora / task.train_file, validation)
+    learnt, held_out = replace(task.source.conversion, split="train"), replace(task.source.conversion, split="held-out")
+    convert(replace(learnt, sample=task.sample), corpora / task.source.train, data)
+    convert(replace(held_out, sample=task.validation_sample), corpora / task.source.train, validation)
     request = RunRequest(
         data=data,
         backbone=task.backbone,
@@ -206,8 +170,10 @@ def main(
             continue
         artifact = (make(task, corpora, work / task.backbone) / "prefix.safetensors").read_bytes()
         test = work / task.backbone / f"{task.name}-test.jsonl"
-        convert(task.test, corpora / task.test_file, test)
-        made = evaluate(load_backbone(task.backbone), read_prefix(artifact), read_dataset(test), metrics=[task.metric])
+        convert(replace(task.source.conversion, sample=task.test_sample), corpora / task.source.test, test)
+        made = evaluate(
+            load_backbone(task.backbone), read_prefix(artifact), read_dataset(test), metrics=[task.source.metric]
+        )
         write_json(work / task.backbone / f"{task.name}-evaluation.json", made.as_dict())
         folder = output / DEMOS.get(task.backbone, task.backbone) / "prefixes"
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,11 +26,8 @@ LEAST: Final = 0.97
 
 
 def start(checkout: Path, folder: Path, geometry: str, threads: int) -> Process:
-    """Start the engine of ``checkout``; return when it is ready.
-
-    Neither engine measures at its start which kernels to take: the two would choose by different noise.
-    """
-    script = [sys.executable, str(ROOT / "benchmarks/contenders.py"), "engine", "--deterministic"]
+    """Start the engine of ``checkout``; return when it is ready."""
+    script = [sys.executable, str(ROOT / "benchmarks/contenders.py"), "engine"]
     sizes = ["--backbone", str(folder), "--geometry", geometry, "--threads", str(threads)]
     return Process([*script, *sizes], folder / f"{checkout.name}.log", checkout)
 

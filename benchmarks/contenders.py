@@ -22,7 +22,7 @@ SEQUENTIAL_ROWS = 4  # most rows that PEFT generates, one after the other: its r
 class EngineContender:
     """This engine. Mode ``tasks`` gives every row another task, ``one`` one task to all rows, ``bare`` no prefix."""
 
-    def __init__(self, work: Workload, folder: str, kernels: str, threads: int, deterministic: bool) -> None:
+    def __init__(self, work: Workload, folder: str, kernels: str, threads: int) -> None:
         import torch
 
         from prefixes.artifact import Prefix
@@ -38,8 +38,6 @@ class EngineContender:
         # Calls with 1, 8 and 32 rows share their first prompts. No reuse: the other contenders compute them each time.
         config = EngineConfig(kv_cache_bytes=2 << 30, reuse_prompts=False, max_rows=128)
         self._engine = Engine(self._backbone, self._kernels, config, self._library.__getitem__)
-        if not deterministic:
-            self._kernels.warm_up()
         self._requests = 0
 
     def run(self, rows: int, beams: int, mode: str, prefix: int, seed: int) -> tuple[float, int]:
@@ -132,14 +130,13 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--geometry", choices=tuple(WORKLOADS), default="gpt2")
     parser.add_argument("--kernels", default="auto")
-    parser.add_argument("--deterministic", action="store_true", help="one kernel per shape, as `prefixd serve` has it")
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
     work = WORKLOADS[options.geometry]
     contender: EngineContender | TransformersContender | PeftContender
     if options.kind == "engine":
         threads = configure_threads(options.threads)
-        contender = EngineContender(work, options.backbone, options.kernels, threads, options.deterministic)
+        contender = EngineContender(work, options.backbone, options.kernels, threads)
     else:  # as its users run it: torch's threads with their default waiting
         import torch
 

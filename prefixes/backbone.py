@@ -47,6 +47,10 @@ class Backbone:
     suppressed: frozenset[int]  # tokens that no output has
     suppressed_first: frozenset[int]  # tokens that no output begins with, behind a forced one
 
+    def release(self) -> None:
+        """Give up the model's tensors. Who has copied them, or holds them, goes on."""
+        self.model.to("meta")
+
     @property
     def end_token_id(self) -> int:
         """The end token that closes a target: the tokenizer's own if outputs end at it, else the first of

@@ -127,9 +127,8 @@ def assemble(settings: Settings) -> Assembled:
         engine = Engine(backbone, kernels, _engine_config(settings, keyring), catalog.load, metrics)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
+    backbone.release()  # the engine has what it needs
     began = time.monotonic()
-    if not settings.deterministic:
-        kernels.warm_up()
     warm_up(engine)
     metrics.begin(metrics_registry)
     trim_heap()  # gives back what loading and compiling took

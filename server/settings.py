@@ -74,7 +74,7 @@ class Settings(AccessSettings):
     )
     kernels: str = Field("auto", min_length=1, description="Attention and linear kernels; auto picks the quickest.")
     deterministic: bool = Field(
-        False, description="One kernel per shape, nothing measured: a request's bits depend on nothing beside it."
+        False, description="Kernels whose bits depend on nothing beside a request, or none; steps by no clock."
     )
     threads: Count | None = Field(None, description="CPU threads of the engine; default: all cores it may use.")
 

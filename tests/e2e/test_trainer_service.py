@@ -299,7 +299,7 @@ def test_a_signal_hands_running_jobs_back_with_all_that_was_trained(start: Start
 
     def went_on() -> bool:
         seen.append(int(again.job(job)["progress"].get("step", reached)))  # none while it loads
-        return seen[-1] > reached
+        return bool(seen[-1] > reached)
 
     wait_for(went_on, PATIENCE_S, lambda: again.log.read_text()[-2000:])
     assert min(seen) >= reached, "began anew"

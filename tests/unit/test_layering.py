@@ -104,9 +104,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "server.engine.kernels": (("base", "frozen", "threads"), ("torch_reference",), ("dense", "numba"), ("__init__",)),
     "server.engine.kernels.numba": (
-        ("jit", "calibrate", "checks"),
+        ("jit", "checks"),
         ("tiles",),
-        ("math",),
+        ("math", "panels", "products"),
         ("linear", "norm", "rows", "top"),
         ("attention",),
         ("pool",),

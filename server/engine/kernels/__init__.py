@@ -25,10 +25,10 @@ def select_kernels(
     """The kernel set ``name`` for tensors of ``dtype`` on ``device``.
 
     ``auto`` is numba for float32 and float64 on a CPU, else torch. ``threads`` bounds numba's own threads (None: the
-    available cores). ``deterministic``: a row's results depend on nothing but the row, bit for bit, as long as nobody
-    calls ``warm_up``. Torch's do not promise that on any device: its matrix products sum in another order for another
-    number of rows. Raises ValueError for an unknown name, for numba where it cannot run, and for torch where
-    ``deterministic`` is asked for.
+    available cores). ``deterministic`` asks for one whose results of a row depend on nothing but the row, bit for bit:
+    numba. Torch's do not promise that on any device: its matrix products sum in another order for another number of
+    rows. Raises ValueError for an unknown name, for numba where it cannot run, and for torch where ``deterministic`` is
+    asked for.
     """
     if name not in KERNEL_SETS:
         raise ValueError(f"kernels: expected one of {', '.join(KERNEL_SETS)}, got {name!r}")

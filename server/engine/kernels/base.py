@@ -16,8 +16,17 @@ import torch
 from prefixes.spec import Site
 
 Activation = Literal["none", "gelu_new", "gelu", "relu", "silu"]
-Linear = Callable[[torch.Tensor], torch.Tensor]
-"""``(tokens, in) -> (tokens, out)``, weight, bias and activation bound."""
+Embedding = Callable[[torch.Tensor], torch.Tensor]
+"""``(tokens,)`` ids -> ``(tokens, hidden)``."""
+Gated = Callable[[torch.Tensor], torch.Tensor]
+"""``(tokens, in) -> (tokens, out)``, weights, biases and activation bound."""
+
+
+class Linear(Protocol):
+    """A linear layer, its weight, bias and activation bound."""
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """``(tokens, in) -> (tokens, out)``, added to ``residual (tokens, out)`` where there is one."""
 
 
 class Norm(Protocol):
@@ -125,7 +134,10 @@ class Kernels(Protocol):
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
         """Bind ``weight (out, in)`` (contiguous) and ``bias (out,)``; ``activation`` is applied to the result."""
 
-    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+    def embedding(self, weight: torch.Tensor, head: Linear | None) -> Embedding:
+        """Bind ``weight (vocab, hidden)``. ``head`` is what was bound to the same weight, where anything was."""
+
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Gated:
         """Bind ``weight (2 * out, in)``, a gate's rows before the others': ``activation(gate) * other``, ``out`` wide.
 
         (Shazeer 2020, "GLU Variants Improve Transformer".)
@@ -154,12 +166,6 @@ class Kernels(Protocol):
         """Make what the layers of one call share. The batch's tensors must not change while it is in use.
 
         Without ``scores`` the scale is ``head_dim ** -0.5``, and there is no bias.
-        """
-
-    def warm_up(self, seconds: float = 2.0) -> None:
-        """Measure and choose implementations, after a model has bound its layers and before the first request.
-
-        The choice may depend on a call's rows, and on the machine's load. Without it, one serves every number of rows.
         """
 
 

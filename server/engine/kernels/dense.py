@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from prefixes.spec import Site
-from server.engine.kernels.base import Activation, Linear, Norm, Scores
+from server.engine.kernels.base import Activation, Gated, Linear, Norm, Scores
 from server.engine.kernels.frozen import FrozenLinear, FrozenRmsNorm, GatedSilu, Gather, Rotation, Scatter
 from server.engine.kernels.torch_reference import TorchKernels, activate
 
@@ -36,12 +36,13 @@ class DenseKernels(TorchKernels):
             weight, bias = weight.to(self._autocast), None if bias is None else bias.to(self._autocast)
             return super().linear(weight, bias, activation)
 
-        def frozen(x: torch.Tensor) -> torch.Tensor:
-            return activate(FrozenLinear.apply(x, weight, bias), activation)
+        def frozen(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            made = activate(FrozenLinear.apply(x, weight, bias), activation)
+            return made if residual is None else residual + made
 
         return frozen
 
-    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Gated:
         if activation != "silu":
             return super().gated(weight, bias, activation)
         linear = self.linear(weight, bias)

@@ -10,7 +10,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from server.engine.kernels.base import Activation, KVCache, Linear, Norm, PagedBatch, Scores
+from server.engine.kernels.base import Activation, Embedding, Gated, KVCache, Linear, Norm, PagedBatch, Scores
 
 LONG_QUERY = 8  # a row with at least this many tokens in a call attends alone; shorter rows of equal count together
 
@@ -118,9 +118,16 @@ class TorchKernels:
     name = "torch"
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none") -> Linear:
-        return lambda x: activate(F.linear(x, weight, bias), activation)
+        def linear(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            made = activate(F.linear(x, weight, bias), activation)
+            return made if residual is None else residual + made
 
-    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+        return linear
+
+    def embedding(self, weight: torch.Tensor, head: Linear | None) -> Embedding:
+        return lambda ids: F.embedding(ids, weight)
+
+    def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Gated:
         linear = self.linear(weight, bias)
 
         def gated(x: torch.Tensor) -> torch.Tensor:
@@ -155,9 +162,6 @@ class TorchKernels:
 
     def prepare(self, cache: KVCache, batch: PagedBatch, scores: Scores | None = None) -> TorchBatch:
         return TorchBatch(cache, batch, scores)
-
-    def warm_up(self, seconds: float = 2.0) -> None:
-        """Nothing to measure."""
 
 
 def _gather(pool: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from prefixes.spec import Site
-from server.engine.kernels.base import Activation, Attention, Kernels, Linear, Scores
-from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm, fused
+from server.engine.kernels.base import Activation, Attention, Embedding, Kernels, Linear, Scores
+from server.engine.models.layers import ACTIVATIONS, Layer, bound_head, bound_norm, fused
 
 POSITION_OFFSET = 2
 HALF_LIMIT = torch.finfo(torch.float16).max - 1000
@@ -28,13 +28,13 @@ def _linear(kernels: Kernels, module: Any, activation: Activation = "none") -> L
 class _Embedding:
     """Tokens, positions and the norm of their sum."""
 
-    def __init__(self, module: Any, scale: float, kernels: Kernels) -> None:
-        self._tokens = module.embed_tokens.weight.detach()
+    def __init__(self, module: Any, tokens: Embedding, scale: float, kernels: Kernels) -> None:
+        self._tokens = tokens
         self._positions = module.embed_positions.weight.detach()
         self._norm, self._scale = bound_norm(kernels, module.layernorm_embedding), scale
 
     def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        tokens = F.embedding(token_ids, self._tokens)
+        tokens = self._tokens(token_ids)
         if self._scale != 1.0:
             tokens = tokens * self._scale
         return self._norm(tokens, F.embedding(positions + POSITION_OFFSET, self._positions))
@@ -126,9 +126,11 @@ class _DecoderLayer(Layer):
 class BartEncoder:
     """See ``models.Encoder``. Units: the encoder's layers, then each decoder layer's cross-attention."""
 
-    def __init__(self, module: Any, cross: list[_CrossAttention], scale: float, kernels: Kernels) -> None:
+    def __init__(
+        self, module: Any, cross: list[_CrossAttention], tokens: Embedding, scale: float, kernels: Kernels
+    ) -> None:
         heads, activation = module.config.encoder_attention_heads, ACTIVATIONS[module.config.activation_function]
-        self._embedding, self._cross = _Embedding(module, scale, kernels), cross
+        self._embedding, self._cross = _Embedding(module, tokens, scale, kernels), cross
         self.layers = [
             _EncoderLayer(layer, part, heads, activation, kernels) for layer, part in enumerate(module.layers)
         ]
@@ -154,15 +156,17 @@ class Bart:
         heads, activation = config.decoder_attention_heads, ACTIVATIONS[config.activation_function]
         scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         cross = [_CrossAttention(layer, part, heads, kernels) for layer, part in enumerate(decoder.layers)]
-        self.encoder = BartEncoder(backbone.model.model.encoder, cross, scale, kernels)
-        self._embedding = _Embedding(decoder, scale, kernels)
+        # The head's bias is a buffer of shape (1, vocab), all zero in the published checkpoints.
+        bias = backbone.model.final_logits_bias.detach()[0]
+        self._head, tokens = bound_head(
+            kernels, backbone.model.lm_head, backbone.model.model.shared, bias.contiguous() if bias.any() else None
+        )
+        self.encoder = BartEncoder(backbone.model.model.encoder, cross, tokens, scale, kernels)
+        self._embedding = _Embedding(decoder, tokens, scale, kernels)
         self.layers = [
             _DecoderLayer(layer, part, heads, activation, cross[layer], kernels)
             for layer, part in enumerate(decoder.layers)
         ]
-        # The head's bias is a buffer of shape (1, vocab), all zero in the published checkpoints.
-        bias = backbone.model.final_logits_bias.detach()[0]
-        self._head = kernels.linear(backbone.model.lm_head.weight.detach(), bias.contiguous() if bias.any() else None)
         self.scores: Mapping[Site, Scores] = {}
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:

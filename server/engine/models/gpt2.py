@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from prefixes.backbone import Backbone
 from prefixes.spec import Site
 from server.engine.kernels.base import Activation, Attention, Kernels, Linear, Scores
-from server.engine.models.layers import ACTIVATIONS, Layer, bound_norm
+from server.engine.models.layers import ACTIVATIONS, Layer, bound_head, bound_norm
 
 
 class _Block(Layer):
@@ -36,10 +36,10 @@ class _Block(Layer):
         qkv = self._qkv(self._attention_norm(x)).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
         query, key, value = qkv.unbind(1)
         attended = attention("decoder", self._layer, query, key, value)
-        return x + self._project(attended.reshape(x.shape))
+        return self._project(attended.reshape(x.shape), x)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self._down(self._up(self._mlp_norm(x)))
+        return self._down(self._up(self._mlp_norm(x)), x)
 
 
 class GPT2:
@@ -50,20 +50,19 @@ class GPT2:
     def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
         config, transformer = backbone.model.config, backbone.model.transformer
         activation = ACTIVATIONS[config.activation_function]
-        self._token_embedding = transformer.wte.weight.detach()
         self._position_embedding = transformer.wpe.weight.detach()
         self.layers = [
             _Block(layer, module, config.n_head, activation, kernels) for layer, module in enumerate(transformer.h)
         ]
         self._final_norm = bound_norm(kernels, transformer.ln_f)
-        self._head = kernels.linear(backbone.model.lm_head.weight.detach(), None)
+        self._head, self._embedding = bound_head(kernels, backbone.model.lm_head, transformer.wte)
         self.scores: Mapping[Site, Scores] = {}
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
         return attention
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return F.embedding(token_ids, self._token_embedding) + F.embedding(positions, self._position_embedding)
+        return self._embedding(token_ids) + F.embedding(positions, self._position_embedding)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head(self._final_norm(hidden))

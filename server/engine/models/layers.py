@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from server.engine.kernels.base import Activation, Attention, Kernels, Norm
+from server.engine.kernels.base import Activation, Attention, Embedding, Kernels, Linear, Norm
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
     "gelu_new": "gelu_new",
@@ -45,6 +45,14 @@ def bound_norm(kernels: Kernels, module: Any) -> Norm:
 def bound_rms_norm(kernels: Kernels, module: Any) -> Norm:
     """A root-mean-square norm by the kernels."""
     return kernels.rms_norm(module.weight.detach(), module.variance_epsilon)
+
+
+def bound_head(kernels: Kernels, head: Any, tokens: Any, bias: torch.Tensor | None = None) -> tuple[Linear, Embedding]:
+    """A head, an ``nn.Linear`` whose bias may be a buffer of the model's, and ``tokens``, whose weight may be its."""
+    weight, own = tokens.weight.detach(), head.bias
+    linear = kernels.linear(head.weight.detach(), own.detach() if own is not None else bias)
+    tied = head.weight.data_ptr() == weight.data_ptr()
+    return linear, kernels.embedding(weight, linear if tied else None)
 
 
 def fused(modules: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:

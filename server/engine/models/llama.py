@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from prefixes.spec import Site
 from server.engine.kernels.base import Attention, Kernels, Norm, Scores
-from server.engine.models.layers import ACTIVATIONS, Layer, bound_rms_norm, fused
+from server.engine.models.layers import ACTIVATIONS, Layer, bound_head, bound_rms_norm, fused
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,10 @@ class _Block(Layer):
         query, key, value = qkv.split(self._heads, dim=1)
         query, key = _normed(query, self._query_norm), _normed(key, self._key_norm)
         attended = attention("decoder", self._layer, query, key, value)
-        return x + self._project(attended.reshape(x.shape[0], -1))
+        return self._project(attended.reshape(x.shape[0], -1), x)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self._down(self._gated(self._mlp_norm(x)))
+        return self._down(self._gated(self._mlp_norm(x)), x)
 
 
 class Llama:
@@ -83,7 +82,6 @@ class Llama:
         model, config = backbone.model.model, backbone.model.config
         head_dim = backbone.spec.sites["decoder"].head_dim
         self._kernels, self._dtype = kernels, backbone.model.dtype
-        self._token_embedding = model.embed_tokens.weight.detach()
         # transformers computes them for every kind of scaling; YaRN's factor is its ``attention_scaling``.
         self._frequencies, self._scaling = model.rotary_emb.inv_freq, float(model.rotary_emb.attention_scaling)
         rotated = getattr(config, "no_rope_layers", None)  # despite its name, 1 for layers with positions
@@ -92,7 +90,7 @@ class Llama:
             _Block(layer, module, head_dim, config.hidden_act, kernels) for layer, module in enumerate(model.layers)
         ]
         self._final_norm = bound_rms_norm(kernels, model.norm)
-        self._head = kernels.linear(*fused((backbone.model.lm_head,)))
+        self._head, self._embedding = bound_head(kernels, backbone.model.lm_head, model.embed_tokens)
         self.scores: Mapping[Site, Scores] = {}
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
@@ -101,7 +99,7 @@ class Llama:
         return _Rotating(attention, self._kernels, cos, sin, self._bare)
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return F.embedding(token_ids, self._token_embedding)
+        return self._embedding(token_ids)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head(self._final_norm(hidden))

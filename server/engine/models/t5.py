@@ -7,19 +7,18 @@ bias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from prefixes.backbone import Backbone
 from prefixes.spec import Site
-from server.engine.kernels.base import Attention, Kernels, Linear, Scores
-from server.engine.models.layers import ACTIVATIONS, Layer, bound_rms_norm, fused
+from server.engine.kernels.base import Attention, Embedding, Kernels, Scores
+from server.engine.models.layers import ACTIVATIONS, Layer, bound_head, bound_rms_norm, fused
 
 
-def _bound_norm(kernels: Kernels, module: Any) -> Linear:
+def _bound_norm(kernels: Kernels, module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     norm, dtype = bound_rms_norm(kernels, module), module.weight.dtype
     return lambda x: norm(x).to(dtype)  # x is float32 in a float16 model, see _FeedForward
 
@@ -46,7 +45,7 @@ class _SelfAttention:
         qkv = self._qkv(self._norm(x)).view(x.shape[0], 3, self._heads, -1)  # (tokens, 3, heads, head_dim)
         query, key, value = qkv.unbind(1)
         attended = attention(self._site, self._layer, query, key, value)
-        return x + self._project(attended.reshape(x.shape[0], -1))
+        return self._project(attended.reshape(x.shape[0], -1), x)
 
 
 class _CrossAttention:
@@ -68,7 +67,7 @@ class _CrossAttention:
     def __call__(self, x: torch.Tensor, attention: Attention) -> torch.Tensor:
         query = self._query(self._norm(x)).view(x.shape[0], self._heads, -1)
         attended = attention("cross", self._layer, query, None, None)
-        return x + self._project(attended.reshape(x.shape[0], -1))
+        return self._project(attended.reshape(x.shape[0], -1), x)
 
 
 class _FeedForward:
@@ -88,7 +87,7 @@ class _FeedForward:
         inner = self._up(self._norm(x))
         if inner.dtype == torch.float16:  # transformers keeps the second layer, and so the residual sums, in float32
             inner = inner.float()
-        return x + self._down(inner)
+        return self._down(inner, x)
 
 
 class _EncoderLayer(Layer):
@@ -122,8 +121,8 @@ class _DecoderLayer(Layer):
 class T5Encoder:
     """See ``models.Encoder``. Units: the encoder's layers, then each decoder layer's cross-attention."""
 
-    def __init__(self, model: Any, cross: list[_CrossAttention], kernels: Kernels) -> None:
-        self._tokens, self._cross = model.shared.weight.detach(), cross
+    def __init__(self, model: Any, cross: list[_CrossAttention], tokens: Embedding, kernels: Kernels) -> None:
+        self._tokens, self._cross = tokens, cross
         self.layers = [
             _EncoderLayer(layer, part, model.config, kernels) for layer, part in enumerate(model.encoder.block)
         ]
@@ -131,7 +130,7 @@ class T5Encoder:
         self.units = len(self.layers) + len(cross)
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return F.embedding(token_ids, self._tokens)
+        return self._tokens(token_ids)
 
     def advance(self, hidden: torch.Tensor, units: range, attention: Attention) -> torch.Tensor:
         for unit in units:
@@ -150,24 +149,23 @@ class T5:
     def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
         model, config = backbone.model, backbone.model.config
         cross = [_CrossAttention(layer, part.layer[1], kernels) for layer, part in enumerate(model.decoder.block)]
-        self.encoder = T5Encoder(model, cross, kernels)
+        self._head, self._tokens = bound_head(kernels, model.lm_head, model.shared)
+        self.encoder = T5Encoder(model, cross, self._tokens, kernels)
         self.scores: Mapping[Site, Scores] = {
             "encoder": _scores(model.encoder), "decoder": _scores(model.decoder), "cross": Scores(1.0)
         }  # fmt: skip
-        self._tokens = model.shared.weight.detach()
         self.layers = [
             _DecoderLayer(layer, part, config, cross[layer], kernels) for layer, part in enumerate(model.decoder.block)
         ]
         self._final_norm = _bound_norm(kernels, model.decoder.final_layer_norm)
         # Of T5 v1.0, whose head is the embedding; mT5's configuration has no such key.
         self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
-        self._head = kernels.linear(*fused((model.lm_head,)))
 
     def attention(self, positions: torch.Tensor, attention: Attention) -> Attention:
         return attention
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return F.embedding(token_ids, self._tokens)
+        return self._tokens(token_ids)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head(self._final_norm(hidden) * self._scale)

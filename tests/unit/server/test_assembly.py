@@ -97,16 +97,19 @@ def test_the_dtype_is_the_engines(backbone: Path, tmp_path: Path) -> None:
     assembled.engine.close()
 
 
-def test_nothing_is_measured_at_a_deterministic_start(
-    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen: list[str] = []
-    monkeypatch.setattr("server.engine.kernels.numba.kernels.calibrate", lambda *_: chosen.append("measured"))
+def test_a_served_models_weights_are_in_memory_once(backbone: Path, tmp_path: Path) -> None:
+    assembled = assemble(settings(backbone, tmp_path, kernels="numba"))
+    assert {parameter.device.type for parameter in assembled.backbone.model.parameters()} == {"meta"}
+    model: Any = assembled.engine._runner._model
+    assert model._embedding.__self__ is model._head, "a tied embedding is read from the head's panels"
+    assembled.engine.close()
+
+
+def test_nothing_is_measured_at_a_deterministic_start(backbone: Path, tmp_path: Path) -> None:
     for deterministic in (True, False):
         assembled = assemble(settings(backbone, tmp_path, kernels="numba", deterministic=deterministic))
         assert assembled.engine._scheduler._prefill._rate._measured is not deterministic
         assembled.engine.close()
-        assert chosen == ([] if deterministic else ["measured"])
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import numpy as np
 from numba import carray
 
 from server.engine.kernels.numba.jit import jit
-from server.engine.kernels.numba.linear import dots
 from server.engine.kernels.numba.math import add_by_distance, exponentials, scaled_maximum, total
+from server.engine.kernels.numba.products import dots
 from server.engine.kernels.numba.tiles import VECTOR_BYTES, itemsize, mix_tile, pointer
 
 # Fields of a job, by position; strides in bytes. TILES: (row, token, token within its row, tokens) each, int32. SCALE:

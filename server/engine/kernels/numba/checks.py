@@ -18,6 +18,12 @@ def checked_heads(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ..
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def checked_rows(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, int], what: str) -> torch.Tensor:
+    """``tensor`` itself if a row's elements are contiguous, else a copy."""
+    check_tensor(tensor, dtype, shape, what)
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
+
+
 def checked_table(tensor: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:
     """``tensor``, contiguous."""
     check_tensor(tensor, dtype, tuple(tensor.shape), what)

@@ -6,7 +6,6 @@ Owns the layers with bound weights, and what a set offers. ``paged`` prepares ba
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import numpy as np
@@ -14,25 +13,25 @@ import torch
 import torch.nn.functional as F
 from numba.np.numpy_support import from_dtype
 
-from server.engine.kernels.base import Activation, KVCache, PagedBatch, Scores
+from server.engine.kernels.base import Activation, Embedding, KVCache, Linear, PagedBatch, Scores
 from server.engine.kernels.numba import linear as linear_job
 from server.engine.kernels.numba import norm as norm_job
 from server.engine.kernels.numba import rows as rows_job
 from server.engine.kernels.numba.attention import fill_tiles, write_blocks
-from server.engine.kernels.numba.calibrate import calibrate
-from server.engine.kernels.numba.checks import check_tensor, checked_heads
+from server.engine.kernels.numba.checks import check_tensor, checked_heads, checked_rows
 from server.engine.kernels.numba.jit import types
 from server.engine.kernels.numba.math import GELU, GELU_NEW, NONE, RELU, SILU
 from server.engine.kernels.numba.paged import NumbaBatch
+from server.engine.kernels.numba.panels import Panels
 from server.engine.kernels.numba.pool import GATE, JOB_FIELDS, LINEAR, NORM, ROTATE, SHARED_BYTES, TOP, WorkerPool
+from server.engine.kernels.numba.tiles import PANEL_BYTES
 from server.engine.kernels.numba.top import BLOCK
 from server.engine.kernels.threads import available_cores
-from server.engine.kernels.torch_reference import activate
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
-ROW_BUCKETS = 11  # calls with at most 1, 2, 4, ... 1024 rows; longer ones use the last
-CHUNK_ROWS = 64
-CHUNK_OUTS = 48
+CHUNK_ROWS = 72  # whole register tiles
+CHUNK_BYTES = 192 << 10  # of weights: beside the activations of a chunk's rows they stay in a second-level cache
+CHUNKS_PER_THREAD = 4
 SLAB_ROWS = 1024  # activation rows that go through a layer together: more would not stay in the last-level cache
 NORM_ROWS = 16  # rows in a chunk of a norm, a gate or a rotation
 
@@ -40,60 +39,56 @@ _ACTIVATIONS = {"none": NONE, "gelu_new": GELU_NEW, "gelu": GELU, "relu": RELU, 
 
 
 class NumbaLinear:
-    """``Linear`` with a bound weight: our kernel or torch's, by the number of rows.
-
-    ``torch_buckets[b]`` says that calls of up to ``2**b`` rows go to torch; all False until ``calibrate`` measures.
-    """
+    """``Linear`` with a bound weight, kept in panels."""
 
     def __init__(
         self, pool: WorkerPool, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation
     ) -> None:
-        self.weight, self.bias, self.activation = weight, bias, activation
-        self.torch_buckets = (False,) * ROW_BUCKETS
-        self._pool, self._outs, self._count = pool, weight.shape[0], weight.shape[1]
-        spread = -(-self._outs // (4 * pool.threads * 12)) * 12  # four chunks for each thread, whole register tiles
-        self._chunk_outs = max(12, min(CHUNK_OUTS, spread))
-        self._weight_bytes = weight.numel() * weight.element_size()
+        self._panels, self._bias = Panels.of(weight), bias
+        self._pool, self._dtype, (self.outs, self._count) = pool, weight.dtype, weight.shape
+        panels, _, lanes = self._panels.packed.shape
+        self._weight_bytes, panel_bytes = panels * self._count * PANEL_BYTES, max(self._count * PANEL_BYTES, 1)
+        spread = max(1, -(-panels // (CHUNKS_PER_THREAD * pool.threads)))
+        self._chunk_panels = -(-min(spread, max(CHUNK_BYTES // panel_bytes, 1)) // 4) * 4  # as few rows take them
+        self._chunks, self._padded = -(-panels // self._chunk_panels), panels * lanes
         self._job = np.zeros(JOB_FIELDS, np.int64)
-        self._job[:12] = (
-            LINEAR, 0, 0, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, 0, self._outs, self._count,
-            self._chunk_outs, CHUNK_ROWS, _ACTIVATIONS[activation],
+        self._job[linear_job.KIND], self._job[linear_job.ACTIVATION] = LINEAR, _ACTIVATIONS[activation]
+        self._job[linear_job.PANELS] = self._panels.packed.data_ptr()
+        self._job[linear_job.BIAS] = 0 if bias is None else bias.data_ptr()
+        self._job[linear_job.OUT_STRIDE] = self._padded * weight.element_size()
+        self._job[linear_job.OUTS : linear_job.CHUNK_ROWS + 1] = (
+            self.outs, self._count, self._chunk_panels, CHUNK_ROWS,
         )  # fmt: skip
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.shape[0]
-        if self.torch_buckets[min((rows - 1).bit_length(), ROW_BUCKETS - 1)]:
-            return self.by_torch(x)
-        return self.by_numba(x)
-
-    def by_torch(self, x: torch.Tensor) -> torch.Tensor:
-        return activate(F.linear(x, self.weight, self.bias), self.activation)
-
-    def by_numba(self, x: torch.Tensor) -> torch.Tensor:
-        check_tensor(x, self.weight.dtype, (x.shape[0], self._count), "activations")
-        rows, strides = x.shape[0], x.stride()
-        if strides[1] != 1:
-            x = x.contiguous()
-            strides = x.stride()
-        out = torch.empty((rows, self._outs), dtype=x.dtype)
-        if rows == 0:
-            return out
-        job, size = self._job.copy(), x.element_size()
-        job[linear_job.X_STRIDE] = strides[0] * size
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        rows, size = x.shape[0], x.element_size()
+        x = checked_rows(x, self._dtype, (rows, self._count), "activations")
+        out = torch.empty((rows, self._padded), dtype=x.dtype)
+        job, x_stride, residual_stride = self._job.copy(), x.stride(0) * size, 0
+        if residual is not None:
+            residual = checked_rows(residual, self._dtype, (rows, self.outs), "residual")
+            residual_stride = residual.stride(0) * size
+        job[linear_job.X_STRIDE], job[linear_job.RESIDUAL_STRIDE] = x_stride, residual_stride
         for start in range(0, rows, SLAB_ROWS):
             count = min(SLAB_ROWS, rows - start)
-            job[linear_job.X] = x.data_ptr() + start * strides[0] * size
-            job[linear_job.OUT], job[linear_job.ROWS] = out.data_ptr() + start * self._outs * size, count
-            chunks = -(-count // CHUNK_ROWS) * -(-self._outs // self._chunk_outs)
+            job[linear_job.X] = x.data_ptr() + start * x_stride
+            job[linear_job.RESIDUAL] = 0 if residual is None else residual.data_ptr() + start * residual_stride
+            job[linear_job.OUT], job[linear_job.ROWS] = out.data_ptr() + start * self._padded * size, count
+            chunks = -(-count // CHUNK_ROWS) * self._chunks
             self._pool.run(job, chunks, self._weight_bytes * -(-count // 4) >= SHARED_BYTES)
-        return out
+        return out[:, : self.outs]
+
+    def rows_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The weight's rows of ``outputs (n,)``: ``(n, in)``."""
+        packed = self._panels.packed
+        return packed[outputs // packed.shape[2], :, outputs % packed.shape[2]]
 
 
 class NumbaGated:
     """A linear layer whose outputs are a gate and what it lets through; the result is a view of both."""
 
     def __init__(self, pool: WorkerPool, linear: NumbaLinear, activation: Activation) -> None:
-        self._pool, self._linear, self._width = pool, linear, linear.weight.shape[0] // 2
+        self._pool, self._linear, self._width = pool, linear, linear.outs // 2
         self._job = np.zeros(JOB_FIELDS, np.int64)
         self._job[rows_job.KIND], self._job[rows_job.WIDTH] = GATE, self._width
         self._job[rows_job.CHUNK_ROWS], self._job[rows_job.ACTIVATION] = NORM_ROWS, _ACTIVATIONS[activation]
@@ -140,7 +135,6 @@ class NumbaKernels:
         if dtype not in DTYPES:
             raise ValueError(f"numba kernels: expected float32 or float64, got {dtype}")
         self.dtype, self._pool = dtype, WorkerPool(threads or available_cores(), DTYPES[dtype])
-        self._linears: weakref.WeakSet[NumbaLinear] = weakref.WeakSet()
         self.close = self._pool.close
         zero, i64 = from_dtype(DTYPES[dtype]), types.int64
         write_blocks.compile((zero, *[i64] * 13))
@@ -154,9 +148,11 @@ class NumbaKernels:
         if bias is not None:
             check_tensor(bias, self.dtype, (weight.shape[0],), "bias")
             bias = bias.contiguous()
-        bound = NumbaLinear(self._pool, weight.contiguous(), bias, activation)
-        self._linears.add(bound)
-        return bound
+        return NumbaLinear(self._pool, weight.contiguous(), bias, activation)
+
+    def embedding(self, weight: torch.Tensor, head: Linear | None) -> Embedding:
+        """As in ``base.Kernels``; a head's panels serve both, so that its weight is in memory once."""
+        return head.rows_of if isinstance(head, NumbaLinear) else lambda ids: F.embedding(ids, weight)
 
     def gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> NumbaGated:
         """As in ``base.Kernels``."""
@@ -210,10 +206,3 @@ class NumbaKernels:
     def prepare(self, cache: KVCache, batch: PagedBatch, scores: Scores | None = None) -> NumbaBatch:
         """As in ``base.Kernels``. Raises ValueError for tables that point outside of the pool."""
         return NumbaBatch(self._pool, self.dtype, cache, batch, scores)
-
-    def warm_up(self, seconds: float = 2.0) -> None:
-        """Measure our kernel against torch's for every shape bound so far, about ``seconds`` in all, and choose.
-
-        Until then all are ours, and a row's results do not depend on its neighbours.
-        """
-        calibrate(list(self._linears), ROW_BUCKETS, seconds)

@@ -20,6 +20,10 @@ from server.engine.kernels.numba.jit import types, vector_bytes
 
 I64 = ir.IntType(64)
 VECTOR_BYTES = vector_bytes()
+PANEL_BYTES = 2 * VECTOR_BYTES
+"""A panel has, for each input in turn, the weights of so many bytes of outputs, which stand in two registers."""
+TILE_ROWS = 6
+"""Rows that a panel meets together: their sums take 12 of AVX2's 16 registers."""
 
 
 @intrinsic
@@ -171,6 +175,62 @@ def dot_tile(rows: int, columns: int, prefetch: bool = False) -> Any:
 
         i = types.int64
         return types.void(zero, i, i, i, i, i, i, i, i), emit
+
+    return tile
+
+
+def panel_tile(rows: int, panels: int) -> Any:
+    """An intrinsic: ``out[r, :] (+)= sum_k x[r, k] w[k, :]`` for a tile that stays in registers.
+
+    ``(zero, x, x_stride, w, w_stride, count, out, out_stride, accumulate, next, pace)``: addresses and strides are in
+    bytes; ``w`` is ``panels`` panels, ``w_stride`` apart, as ``PANEL_BYTES`` says; ``accumulate`` 0 overwrites ``out``.
+    Fetches what lies ``pace`` bytes further with each ``k``, beginning at ``next`` and as far apart as the panels. The
+    order of additions does not depend on the tile's shape.
+    """
+
+    @intrinsic
+    def tile(
+        typing: Any, zero: Any, x: Any, xs: Any, w: Any, ws: Any, count: Any, out: Any, os_: Any, acc: Any, at: Any,
+        pace: Any,
+    ) -> Any:  # fmt: skip
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _, x, x_stride, w, w_stride, count, out, out_stride, accumulate, ahead, pace = arguments
+            element = context.get_value_type(signature.args[0])
+            size = 4 if element == ir.FloatType() else 8
+            wide, narrow = _Emitter(builder, element, VECTOR_BYTES // size), _Emitter(builder, element, 1)
+            x_rows = [builder.add(x, builder.mul(x_stride, I64(r))) for r in range(rows)]
+            offsets = [builder.mul(w_stride, I64(panel)) for panel in range(panels)]
+            places = [
+                builder.add(builder.add(out, builder.mul(out_stride, I64(r))), I64(c * VECTOR_BYTES))
+                for r in range(rows)
+                for c in range(2 * panels)
+            ]
+            def step(index: Any, sums: list[Any]) -> list[Any]:
+                line, fetched = builder.mul(index, I64(PANEL_BYTES)), builder.add(ahead, builder.mul(index, pace))
+                weights = []
+                for offset in offsets:
+                    narrow.prefetch(builder.add(fetched, offset))
+                    first = builder.add(builder.add(w, offset), line)
+                    weights += [wide.load(first), wide.load(builder.add(first, I64(VECTOR_BYTES)))]
+                result, column = [], builder.mul(index, I64(size))
+                for r, row in enumerate(x_rows):
+                    value = wide.broadcast(narrow.load(builder.add(row, column)))
+                    part = sums[r * len(weights) : (r + 1) * len(weights)]
+                    result += [wide.multiply_add(value, weight, s) for weight, s in zip(weights, part, strict=True)]
+                return result
+
+            sums = wide.loop(I64(0), count, 1, [ir.Constant(wide.type, None)] * len(places), step)
+            with builder.if_else(builder.icmp_signed("!=", accumulate, I64(0))) as (add, overwrite):
+                with add:
+                    for place, value in zip(places, sums, strict=True):
+                        wide.store(builder.fadd(wide.load(place), value), place)
+                with overwrite:
+                    for place, value in zip(places, sums, strict=True):
+                        wide.store(value, place)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(zero, i, i, i, i, i, i, i, i, i, i), emit
 
     return tile
 

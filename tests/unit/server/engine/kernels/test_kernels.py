@@ -209,6 +209,29 @@ def test_linear_equals_the_definition_at_every_number_of_rows(
     assert_close(bare(torch.cat([x, x], dim=1)[::3, : shape[1]]), expected[::3])
 
 
+@pytest.mark.parametrize("outs", [1, 50, 96])
+def test_linear_adds_to_a_residual(kernels: Kernels, dtype: torch.dtype, outs: int) -> None:
+    generator = torch.Generator().manual_seed(9)
+    weight, x, wide = (
+        torch.randn(*shape, dtype=dtype, generator=generator) for shape in ((outs, 33), (80, 33), (80, outs + 5))
+    )
+    residual = wide[:, 3 : outs + 3]  # rows of another stride than the result's
+    linear = kernels.linear(weight, weight[:, 0].contiguous(), "relu")
+    for rows in (1, 2, 3, 7, 80):
+        assert torch.equal(linear(x[:rows], residual[:rows]), residual[:rows] + linear(x[:rows]))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_gives_the_weights_rows_whether_a_head_holds_them_or_not(
+    kernels: Kernels, dtype: torch.dtype, tied: bool
+) -> None:
+    weight = torch.randn(75, 9, dtype=dtype, generator=torch.Generator().manual_seed(10))
+    ids = torch.tensor([0, 74, 15, 16, 15, 63])
+    embedding = kernels.embedding(weight, kernels.linear(weight, None) if tied else None)
+    assert torch.equal(embedding(ids), weight[ids])
+    assert embedding(ids[:0]).shape == (0, 9)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_linear_applies_its_activation_over_the_whole_range(
     kernels: Kernels, dtype: torch.dtype, activation: Activation
@@ -376,18 +399,6 @@ def test_no_kernel_is_compiled_after_the_set_is_made(numba: NumbaKernels) -> Non
     assert [len(function.signatures) for function in compiled] == before
 
 
-def test_warm_up_chooses_for_every_bucket_and_changes_no_result(numba: NumbaKernels) -> None:
-    generator = torch.Generator().manual_seed(7)
-    weight = torch.randn(64, 48, generator=generator)
-    linear, twin, x = numba.linear(weight, None), numba.linear(weight, None), torch.randn(70, 48, generator=generator)
-    numba.warm_up(seconds=0.1)
-    assert linear.torch_buckets == twin.torch_buckets
-    for choice in (linear.torch_buckets, (True,) * 11, (False,) * 11):
-        linear.torch_buckets = choice
-        for rows in (0, 1, 70):
-            assert_close(linear(x[:rows]), x[:rows].double() @ weight.double().t())
-
-
 def test_the_kernel_set_fits_device_and_dtype() -> None:
     assert select_kernels("cpu", torch.float32).name == "numba"
     assert select_kernels("cpu", torch.float64, threads=1).name == "numba"
@@ -420,7 +431,7 @@ def test_a_set_whose_sums_depend_on_the_number_of_rows_is_not_deterministic(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
-def test_without_warm_up_one_kernel_serves_every_number_of_rows(dtype: torch.dtype) -> None:
+def test_a_rows_bits_do_not_depend_on_the_number_of_rows(dtype: torch.dtype) -> None:
     """Bit for bit at a real model's sizes, whatever the threads: what ``deterministic`` promises of a layer."""
     generator = torch.Generator().manual_seed(8)
     weight, x = (torch.randn(*shape, dtype=dtype, generator=generator) for shape in ((768, 1100), (130, 1100)))

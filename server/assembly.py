@@ -91,7 +91,9 @@ def assemble(settings: Settings) -> Assembled:
 
     Raises BackboneError, RegistryUnavailable, TaskNotFound (for a pin), IncompatiblePrefix, InvalidSettings.
     """
-    transformers.utils.logging.disable_progress_bar()  # stderr is the log
+    transformers.utils.logging.disable_progress_bar()  # stderr is the log, and what transformers says is lines of it
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
     disable_created_metrics()
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
@@ -122,7 +124,8 @@ def assemble(settings: Settings) -> Assembled:
     try:
         configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
         kernels = select_kernels(
-            device, dtype, settings.kernels, settings.threads, deterministic=settings.deterministic
+            device, dtype, settings.kernels, settings.threads,
+            deterministic=settings.deterministic, take_weights=True,
         )
         engine = Engine(backbone, kernels, _engine_config(settings, keyring), catalog.load, metrics)
     except ValueError as error:

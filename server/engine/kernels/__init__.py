@@ -21,14 +21,16 @@ def select_kernels(
     threads: int | None = None,
     *,
     deterministic: bool = False,
+    take_weights: bool = False,
 ) -> Kernels:
     """The kernel set ``name`` for tensors of ``dtype`` on ``device``.
 
     ``auto`` is numba for float32 and float64 on a CPU, else torch. ``threads`` bounds numba's own threads (None: the
     available cores). ``deterministic`` asks for one whose results of a row depend on nothing but the row, bit for bit:
     numba. Torch's do not promise that on any device: its matrix products sum in another order for another number of
-    rows. Raises ValueError for an unknown name, for numba where it cannot run, and for torch where ``deterministic`` is
-    asked for.
+    rows. ``take_weights``: nobody else needs the tensors that layers are bound to, so their memory may be given up one
+    by one, as they are copied. Raises ValueError for an unknown name, for numba where it cannot run, and for torch
+    where ``deterministic`` is asked for.
     """
     if name not in KERNEL_SETS:
         raise ValueError(f"kernels: expected one of {', '.join(KERNEL_SETS)}, got {name!r}")
@@ -46,4 +48,4 @@ def select_kernels(
         return TorchKernels()
     from server.engine.kernels.numba.kernels import NumbaKernels  # compiles: seconds, unless cached
 
-    return NumbaKernels(dtype, threads)
+    return NumbaKernels(dtype, threads, take_weights=take_weights)

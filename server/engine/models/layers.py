@@ -50,8 +50,8 @@ def bound_rms_norm(kernels: Kernels, module: Any) -> Norm:
 def bound_head(kernels: Kernels, head: Any, tokens: Any, bias: torch.Tensor | None = None) -> tuple[Linear, Embedding]:
     """A head, an ``nn.Linear`` whose bias may be a buffer of the model's, and ``tokens``, whose weight may be its."""
     weight, own = tokens.weight.detach(), head.bias
-    linear = kernels.linear(head.weight.detach(), own.detach() if own is not None else bias)
     tied = head.weight.data_ptr() == weight.data_ptr()
+    linear = kernels.linear(head.weight.detach(), own.detach() if own is not None else bias)
     return linear, kernels.embedding(weight, linear if tied else None)
 
 

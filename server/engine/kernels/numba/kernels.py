@@ -127,15 +127,20 @@ class NumbaNorm:
 
 
 class NumbaKernels:
-    """See ``base.Kernels``. Compiled when made (cached on disk), for one ``dtype``: float32 or float64."""
+    """See ``base.Kernels``. Compiled when made (cached on disk), for one ``dtype``: float32 or float64.
+
+    With ``take_weights`` the memory of a linear layer's weight is given up once it is packed.
+    """
 
     name = "numba"
 
-    def __init__(self, dtype: torch.dtype = torch.float32, threads: int | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, threads: int | None = None, *, take_weights: bool = False
+    ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"numba kernels: expected float32 or float64, got {dtype}")
         self.dtype, self._pool = dtype, WorkerPool(threads or available_cores(), DTYPES[dtype])
-        self.close = self._pool.close
+        self._take_weights, self.close = take_weights, self._pool.close
         zero, i64 = from_dtype(DTYPES[dtype]), types.int64
         write_blocks.compile((zero, *[i64] * 13))
         fill_tiles.compile((types.int32[::1], types.int32[:, ::1]))
@@ -143,12 +148,15 @@ class NumbaKernels:
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "none"
     ) -> NumbaLinear:
-        """As in ``base.Kernels``; keeps the tensors, and copies only those that are not contiguous."""
+        """As in ``base.Kernels``; keeps the bias, and a copy of the weight."""
         check_tensor(weight, self.dtype, tuple(weight.shape), "weight")
         if bias is not None:
             check_tensor(bias, self.dtype, (weight.shape[0],), "bias")
             bias = bias.contiguous()
-        return NumbaLinear(self._pool, weight.contiguous(), bias, activation)
+        bound, storage = NumbaLinear(self._pool, weight, bias, activation), weight.untyped_storage()
+        if self._take_weights and storage.resizable() and storage.nbytes() == weight.nbytes:
+            storage.resize_(0)
+        return bound
 
     def embedding(self, weight: torch.Tensor, head: Linear | None) -> Embedding:
         """As in ``base.Kernels``; a head's panels serve both, so that its weight is in memory once."""

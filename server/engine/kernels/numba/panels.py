@@ -30,7 +30,7 @@ class Panels:
     @classmethod
     def of(cls, weight: torch.Tensor) -> Panels:
         """Those of ``weight (out, in)``, copied."""
-        outs, count = weight.shape
+        weight, (outs, count) = weight.contiguous(), weight.shape
         lanes = PANEL_BYTES // weight.element_size()
         panels, whole = -(-outs // lanes), outs // lanes
         packed = torch.from_numpy(_zeros(panels * count * PANEL_BYTES)).view(weight.dtype).view(panels, count, lanes)

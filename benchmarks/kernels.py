@@ -1,4 +1,4 @@
-"""Linear layers and attention, torch against numba, per shape: what the choice of kernels rests on.
+"""Linear layers and attention, torch against numba, per shape: what `docs/decisions.md` says of them rests on it.
 
 Run by hand: ``python benchmarks/kernels.py [--threads N] [--cpu-time]``. Repetitions are interleaved; the fastest of
 each counts. ``--cpu-time`` (with one thread) tells the kernels apart on a machine that other work disturbs.

@@ -6,8 +6,7 @@
 With a budget, ``prefixd train --auto`` makes the prefixes, one for each file of ``--data`` with a seed of its own, as a
 newcomer would call it: no other option but ``--hold-out``. Else ``--prefix`` gives them. The bare model has ``--shots``
 training pairs in its prompt, other ones for each prefix. Both answer greedily through the serving engine. The interval
-of the difference is a paired bootstrap's, 95 %. Writes benchmarks/results/unseen-<date>.json behind every
-seed.
+of the difference is a paired bootstrap's, 95 %. Writes benchmarks/results/unseen-<date>.json behind every seed.
 """
 
 from __future__ import annotations

@@ -221,6 +221,16 @@ def test_linear_adds_to_a_residual(kernels: Kernels, dtype: torch.dtype, outs: i
         assert torch.equal(linear(x[:rows], residual[:rows]), residual[:rows] + linear(x[:rows]))
 
 
+def test_a_set_that_may_take_weights_gives_up_those_that_are_alone_in_their_memory() -> None:
+    kernels = NumbaKernels(threads=1, take_weights=True)
+    alone, part, x = torch.randn(20, 8), torch.randn(40, 8)[:20], torch.randn(3, 8)
+    for weight in (alone, part):
+        expected = x.double() @ weight.double().t()
+        assert_close(kernels.linear(weight, None)(x), expected)
+    assert (alone.untyped_storage().nbytes(), part.untyped_storage().nbytes()) == (0, 40 * 8 * 4)
+    kernels.close()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_embedding_gives_the_weights_rows_whether_a_head_holds_them_or_not(
     kernels: Kernels, dtype: torch.dtype, tied: bool

@@ -12,11 +12,12 @@ TRAINER_ADMIN_PORT ?= 8101
 TRAINER_DATA ?= var/trainer
 VENV     := .venv
 BIN      := $(VENV)/bin
+PEERS    := .peers
 # Two workers, one file to a worker: tests of a file share their fixtures (a server process, a backbone).
 PYTEST   ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve trainer test test-slow test-faults lint format bench docker-test clean
+.PHONY: help install serve trainer test test-slow test-faults lint format bench bench-peers docker-test clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "; print "usage: make TARGET [PORT=8000]\n"} \
@@ -54,6 +55,14 @@ lint: install ## Check style (ruff) and types (mypy --strict)
 
 format: install ## Sort imports and apply safe fixes
 	$(BIN)/ruff check --fix .
+
+bench-peers: $(PEERS)/ctranslate2/.installed ## Make environments of peers to measure against, which make bench then does
+
+$(PEERS)/ctranslate2/.installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)/ctranslate2
+	$(PEERS)/ctranslate2/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  ctranslate2==4.8.5 torch transformers
+	@touch $@
 
 bench: install ## Measure serving speed against transformers and PEFT (10 to 30 minutes on 2 cores; quiet machine)
 	$(BIN)/python -m benchmarks.serve

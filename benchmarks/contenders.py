@@ -22,7 +22,7 @@ SEQUENTIAL_ROWS = 4  # most rows that PEFT generates, one after the other: its r
 class EngineContender:
     """This engine. Mode ``tasks`` gives every row another task, ``one`` one task to all rows, ``bare`` no prefix."""
 
-    def __init__(self, work: Workload, folder: str, kernels: str, threads: int) -> None:
+    def __init__(self, work: Workload, folder: str, kernels: str, threads: int, quantize: str) -> None:
         import torch
 
         from prefixes.artifact import Prefix
@@ -34,7 +34,8 @@ class EngineContender:
 
         self._work, self._backbone = work, load_backbone(folder)
         self._library: dict[PrefixKey, Prefix] = {}
-        self._kernels = select_kernels("cpu", torch.float32, kernels, threads)
+        given: dict[str, Any] = {} if quantize == "none" else {"quantize": quantize}  # ``before.py``: older code
+        self._kernels = select_kernels("cpu", torch.float32, kernels, threads, **given)
         # Calls with 1, 8 and 32 rows share their first prompts. No reuse: the other contenders compute them each time.
         config = EngineConfig(kv_cache_bytes=2 << 30, reuse_prompts=False, max_rows=128)
         self._engine = Engine(self._backbone, self._kernels, config, self._library.__getitem__)
@@ -130,13 +131,14 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--geometry", choices=tuple(WORKLOADS), default="gpt2")
     parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--quantize", default="none")
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
     work = WORKLOADS[options.geometry]
     contender: EngineContender | TransformersContender | PeftContender
     if options.kind == "engine":
         threads = configure_threads(options.threads)
-        contender = EngineContender(work, options.backbone, options.kernels, threads)
+        contender = EngineContender(work, options.backbone, options.kernels, threads, options.quantize)
     else:  # as its users run it: torch's threads with their default waiting
         import torch
 

@@ -1,12 +1,13 @@
-"""Tokens per second of this engine against PEFT, transformers and vLLM, on one machine in one run.
+"""Tokens per second of this engine against PEFT, transformers, CTranslate2 and vLLM, on one machine in one run.
 
-    python benchmarks/serve.py [--quick] [--vllm-python PATH]     the table, GPT-2 small
-    python benchmarks/serve.py --geometry bart-base               the same for BART base, greedy and with 4 beams
-    python benchmarks/serve.py --http                             a server process against its own engine
+    python benchmarks/serve.py [--quick]               the table, GPT-2 small
+    python benchmarks/serve.py --geometry bart-base    the same for BART base, greedy and with 4 beams
+    python benchmarks/serve.py --http                  a server process against its own engine
 
-Float32, every row another task. GPT-2: prompts of 40 tokens, 64 new ones, prefixes of 5. BART: inputs of 256 tokens, 48
-new ones, prefixes of 20 at all three sites. Contenders take turns, repetition by repetition; medians count. Writes
-benchmarks/results/<kind>-<date>.json with the machine's name.
+Peers that are no dependency of ours run if their environments are there (``make bench-peers``); ``--only`` runs some of
+the lines. Float32 or int8, every row another task. GPT-2: prompts of 40 tokens, 64 new ones, prefixes of 5. BART:
+inputs of 256 tokens, 48 new ones, prefixes of 20 at all three sites. Contenders take turns, repetition by repetition;
+medians count. Writes benchmarks/results/<kind>-<date>.json with the machine's name.
 """
 
 from __future__ import annotations
@@ -59,26 +60,37 @@ ENTRIES = {
     "gpt2": (
         Entry("a", "engine, every row another task", "engine", "tasks", 5),
         Entry("a100", "engine, the same, prefixes of 100", "engine", "tasks", 100),
+        Entry("a8", "engine, int8, every row another task", "engine-int8", "tasks", 5),
         Entry("b", "engine, one task for all rows", "engine", "one", 5),
         Entry("c", "engine, no prefixes", "engine", "bare", 0),
         Entry("d", "PEFT, one task at a time", "peft", "tasks", 5),
         Entry("e", "transformers, one batch, no prefixes", "transformers"),
         Entry("f", "vLLM CPU, no prefixes", "vllm"),
+        Entry("g", "CTranslate2, no prefixes", "ctranslate2"),
+        Entry("g8", "CTranslate2, int8, no prefixes", "ctranslate2-int8"),
     ),
     "bart-base": (
         Entry("a", "engine, every row another task", "engine", "tasks", 20),
+        Entry("a8", "engine, int8, every row another task", "engine-int8", "tasks", 20),
         Entry("b", "engine, one task for all rows", "engine", "one", 20),
         Entry("c", "engine, no prefixes", "engine", "bare", 0),
         Entry("e", "transformers, one batch, no prefixes", "transformers"),
+        Entry("g", "CTranslate2, no prefixes", "ctranslate2"),
+        Entry("g8", "CTranslate2, int8, no prefixes", "ctranslate2-int8"),
     ),
 }
+PEERS = ROOT / ".peers"
 Targets = tuple[tuple[str, str, dict[int, float]], ...]  # letters of numerator and denominator, least ratio by rows
 TARGETS: dict[str, Targets] = {
     "gpt2": (
         ("a", "c", {32: 0.97}), ("a", "b", {32: 0.97}), ("a", "e", {32: 1.5}), ("a", "f", {1: 1.8, 8: 1.8, 32: 1.3}),
-        ("a", "d", {}), ("a100", "a", {}),
+        ("a", "d", {}), ("a100", "a", {}), ("a8", "a", {}),
+        ("a", "g", {1: 1.1, 8: 1.1, 32: 1.1}), ("a8", "g8", {1: 1.1, 8: 1.1, 32: 1.1}),
     ),
-    "bart-base": (("a", "e", {8: 1.2, 16: 1.2}), ("a", "b", {8: 0.95, 16: 0.95}), ("a", "c", {})),
+    "bart-base": (
+        ("a", "e", {8: 1.2, 16: 1.2}), ("a", "b", {8: 0.95, 16: 0.95}), ("a", "c", {}), ("a8", "a", {}),
+        ("a", "g", {1: 1.1, 8: 1.1, 16: 1.1}), ("a8", "g8", {1: 1.1, 8: 1.1, 16: 1.1}),
+    ),
 }  # fmt: skip
 
 
@@ -132,25 +144,41 @@ def machine() -> dict[str, Any]:
 
 def start(kind: str, folder: Path, options: argparse.Namespace) -> Process:
     """Start one contender and wait until it is ready."""
-    log = folder / f"{kind}.log"
-    if kind == "vllm":
-        script = [options.vllm_python, "benchmarks/vllm_contender.py"]
-        work = WORKLOADS[options.geometry]
-        sizes = ["--prompt-tokens", str(work.input_tokens), "--new-tokens", str(work.new_tokens)]
-        return Process([*script, "--backbone", str(folder), *sizes], log)
+    log, (name, _, quantize) = folder / f"{kind}.log", kind.partition("-")
     threads = ["--threads", str(options.threads)]
-    kernels = ["--kernels", options.kernels] if kind == "engine" else []
-    command = [sys.executable, "benchmarks/contenders.py", kind, "--backbone", str(folder)]
-    return Process([*command, "--geometry", options.geometry, *threads, *kernels], log)
+    python = peer_python(name)
+    if python is not None:
+        work = WORKLOADS[options.geometry]
+        script = [str(python), "-P", f"benchmarks/{name}_contender.py", "--backbone", str(folder)]  # -P: no ``kernels``
+        sizes = ["--prompt-tokens", str(work.input_tokens), "--new-tokens", str(work.new_tokens)]
+        given = [*threads, *(["--encoder"] if len(work.beams) > 1 else [])] if name == "ctranslate2" else []
+        return Process([*script, *sizes, *given, *(["--quantization", quantize] if quantize else [])], log)
+    given = ["--kernels", options.kernels, "--quantize", quantize or "none"] if name == "engine" else []
+    command = [sys.executable, "benchmarks/contenders.py", name, "--backbone", str(folder)]
+    return Process([*command, "--geometry", options.geometry, *threads, *given], log)
+
+
+def peer_python(name: str) -> Path | None:
+    """The Python of a peer that has an environment of its own; None if it runs in ours."""
+    return PEERS / name / "bin" / "python" if name in ("ctranslate2", "vllm") else None
+
+
+def runs_here(entry: Entry, options: argparse.Namespace) -> bool:
+    """Whether it was asked for, and its peer is here; says so if that is not."""
+    if options.only and entry.letter not in options.only:
+        return False
+    python = peer_python(entry.kind.partition("-")[0])
+    if python is not None and not python.exists():
+        print(f"({entry.letter}) {entry.label}: skipped, expected {python.relative_to(ROOT)} of make bench-peers")
+        return False
+    return True
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Run all contenders in turns; return rates by letter and case."""
-    work, every = WORKLOADS[options.geometry], ENTRIES[options.geometry]
+    work = WORKLOADS[options.geometry]
     cases = [Case(beams, rows) for beams in work.beams for rows in options.rows or work.rows]
-    entries = [entry for entry in every if entry.kind != "vllm" or options.vllm_python]
-    if len(entries) < len(every):
-        print("(f) vLLM: skipped, no --vllm-python given")
+    entries = [entry for entry in ENTRIES[options.geometry] if runs_here(entry, options)]
     rates: dict[str, dict[str, list[float]]] = {entry.letter: {} for entry in entries}
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
         folder = Path(name)
@@ -195,7 +223,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--kernels", default="auto", help="kernel set of the engine: auto, torch or numba")
-    parser.add_argument("--vllm-python", help="python of an environment with vLLM's CPU build")
+    parser.add_argument("--only", nargs="+", help="letters of the table's lines")
     parser.add_argument("--http", action="store_true", help="a server process at 32 clients against its engine")
     parser.add_argument("--quick", action="store_true", help="one repetition, 1 and 8 rows")
     options = parser.parse_args()

@@ -125,7 +125,7 @@ def assemble(settings: Settings) -> Assembled:
         configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
         kernels = select_kernels(
             device, dtype, settings.kernels, settings.threads,
-            deterministic=settings.deterministic, take_weights=True,
+            deterministic=settings.deterministic, take_weights=True, quantize=settings.quantize,
         )
         engine = Engine(backbone, kernels, _engine_config(settings, keyring), catalog.load, metrics)
     except ValueError as error:
@@ -135,7 +135,8 @@ def assemble(settings: Settings) -> Assembled:
     warm_up(engine)
     metrics.begin(metrics_registry)
     trim_heap()  # gives back what loading and compiling took
-    _log.info("engine warm", extra={"facts": {"kernels": kernels.name, "seconds": round(time.monotonic() - began, 3)}})
+    _log.info("engine warm", extra={"facts": {
+        "kernels": kernels.name, "quantize": settings.quantize, "seconds": round(time.monotonic() - began, 3)}})
     return Assembled(
         settings=settings,
         backbone=backbone,

@@ -165,10 +165,12 @@ def test_a_digest_of_another_tenant_is_as_unknown_as_one_that_nobody_has(
 def test_no_answer_is_a_mixture_of_two_versions_under_promotes_and_rollbacks(
     world: TinyWorld, clients: list[httpx.Client], replicas: list[ServerProcess]
 ) -> None:
-    versions = publish(clients[0], world, "moving", 1, 2, 3)
+    tried = publish(clients[0], world, "tried", *range(12))
+    seeds = {ask(clients[0], f"tried@{version}")[1]: seed for seed, version in enumerate(tried)}
+    versions = publish(clients[0], world, "moving", *list(seeds.values())[:3])
     expected = {version: ask(clients[0], f"moving@{version}")[1] for version in versions}
     assert expected == {version: ask(clients[1], f"moving@{version}")[1] for version in versions}
-    assert len(set(expected.values())) == len(versions)
+    assert len(set(expected.values())) == 3, "a small model answers some prefixes alike, but not twelve"
     answers: list[tuple[str, str]] = []
     faults: list[BaseException] = []
     done = threading.Event()

@@ -7,7 +7,6 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from prefixes.backbone import Backbone
 from server.engine.kernels import select_kernels
-from server.engine.kernels.base import Kernels
+from server.engine.kernels.base import Kernels, Quantization
 from server.engine.types import Finished, GenerationRequest, Output
 from tests.support.bart import tiny_bart
 from tests.support.bart_library import BartLibrary
@@ -25,6 +24,9 @@ from tests.support.engine import Counts, Library, LogitsRecorder, make_engine, r
 Solo = tuple[tuple[Output, ...], dict[tuple[int, ...], torch.Tensor]]
 # Widths that are no multiple of a vector, a middle layer that is summed in two parts, several chunks of outputs.
 GPT2 = {"n_embd": 66, "n_head": 3, "n_inner": 1100}
+ARITHMETIC: dict[str, tuple[torch.dtype, Quantization]] = {
+    "fp32": (torch.float32, "none"), "fp64": (torch.float64, "none"), "int8": (torch.float32, "int8"),
+}  # fmt: skip
 BART = {"d_model": 44, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 1100}
 
 
@@ -61,24 +63,25 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, torch.dtype], World]]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], World]]:
     made: list[Kernels] = []
 
     @functools.cache
-    def make_kernels(dtype: torch.dtype, threads: int) -> Kernels:
-        made.append(select_kernels("cpu", dtype, threads=threads, deterministic=True))
+    def make_kernels(arithmetic: str, threads: int) -> Kernels:
+        dtype, quantize = ARITHMETIC[arithmetic]
+        made.append(select_kernels("cpu", dtype, threads=threads, deterministic=True, quantize=quantize))
         return made[-1]
 
     @functools.cache
-    def make(family: str, dtype: torch.dtype) -> World:
-        folder: Path = tmp_path_factory.mktemp(family)
+    def make(family: str, arithmetic: str) -> World:
+        folder, dtype = tmp_path_factory.mktemp(family), ARITHMETIC[arithmetic][0]
         if family == "gpt2":
             backbone = tiny_backbone(folder, dtype, **GPT2)
             library = Library(backbone)
         else:
             backbone = tiny_bart(folder, dtype, window=512, **BART)
             library = BartLibrary(backbone)
-        return World(backbone, library, functools.partial(make_kernels, dtype), {})
+        return World(backbone, library, functools.partial(make_kernels, arithmetic), {})
 
     yield make
     for kernels in made:
@@ -106,14 +109,14 @@ def mix(world: World, rng: random.Random) -> list[GenerationRequest]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
 @pytest.mark.parametrize("seed", range(2))
 def test_every_bit_of_a_request_is_that_of_its_solo_run(
-    world: Callable[[str, torch.dtype], World], family: str, dtype: torch.dtype, threads: int, seed: int
+    world: Callable[[str, str], World], family: str, arithmetic: str, threads: int, seed: int
 ) -> None:
     """Logits, scores and tokens: chunks of all sizes, preemption, eviction, reused prompts, inputs encoded together."""
-    rng, here = random.Random(f"{family} {seed} {threads}"), world(family, dtype)
+    rng, here = random.Random(f"{family} {seed} {threads}"), world(family, arithmetic)
     size = rng.choice([4, 8, 16])
     requests, counts = mix(here, random.Random(f"{family} {seed}")), Counts()
     engine = make_engine(
@@ -137,10 +140,10 @@ def test_every_bit_of_a_request_is_that_of_its_solo_run(
 
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
 def test_chunks_depend_on_no_clock(
-    world: Callable[[str, torch.dtype], World], family: str, monkeypatch: pytest.MonkeyPatch
+    world: Callable[[str, str], World], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same requests in the same order make the same steps, on a clock that stands as on one that races."""
-    here = world(family, torch.float32)
+    here = world(family, "fp32")
     steps = []
     for tick in (0.0, 1e3):
         now = itertools.count()

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -76,6 +76,9 @@ def evaluate(
     dtype: DtypeOption = "float32",
     ignore_generation_config: IgnoreOption = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0)] = 0,
+    quantize: Annotated[
+        Literal["none", "int8"], typer.Option(help="As the server's: int8 keeps weights as integers of 8 bits.")
+    ] = "none",
 ) -> None:
     """Score a prefix on a test set, through the engine that will serve it, without sampling.
 
@@ -115,7 +118,7 @@ def evaluate(
             made = evaluation.evaluate(
                 loaded, prefix, examples, preset=preset, metrics=metric or [], parameters=given, truncate=truncate,
                 limit=limit, seed=seed, resamples=resamples, kv_cache_bytes=memory, threads=threads or None,
-                report=report,
+                quantize=quantize, report=report,
             )  # fmt: skip
         console.print(_table(made))
         if output is not None:

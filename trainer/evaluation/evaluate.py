@@ -15,6 +15,7 @@ from typing import Any, Final
 from prefixes.artifact import Prefix, version_of
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
+from server.engine.kernels.base import Quantization
 from trainer.data.dataset import Dataset
 from trainer.evaluation.bootstrap import RESAMPLES, intervals
 from trainer.evaluation.generate import KV_CACHE_BYTES, Report, check_scored, decoding, generate
@@ -131,6 +132,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     kv_cache_bytes: int = KV_CACHE_BYTES,
     threads: int | None = None,
+    quantize: Quantization = "none",
     report: Report = lambda done, total: None,
 ) -> Evaluation:
     """Generate for every input of ``data`` as the server would, without sampling, and score.
@@ -148,7 +150,7 @@ def evaluate(
     began = time.monotonic()
     made = generate(
         backbone, prefix, list(grouped), params,
-        truncate=cut, kv_cache_bytes=kv_cache_bytes, threads=threads, report=report,
+        truncate=cut, kv_cache_bytes=kv_cache_bytes, threads=threads, quantize=quantize, report=report,
     )  # fmt: skip
     seconds = time.monotonic() - began
     corpus = Corpus.of([one.output.text for one in made], list(grouped.values()))
@@ -163,7 +165,7 @@ def evaluate(
         preset=preset,
         inputs=len(made),
         references=sum(map(len, grouped.values())),
-        decoding=decoded | {"stop": list(params.stop), "truncate": cut},
+        decoding=decoded | {"stop": list(params.stop), "truncate": cut, "quantize": quantize},
         scores={score.name: ScoreValue(score.value, *(bounds[score.name] or (None, None))) for score in scores},
         ranked_by=ranked_by,
         seed=seed,

@@ -17,7 +17,7 @@ from prefixes.spec import DEFAULT_TENANT, check_compatible
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.kernels import select_kernels
-from server.engine.kernels.base import Kernels
+from server.engine.kernels.base import Kernels, Quantization
 from server.engine.types import Failed, Finished, GenerationRequest, Output, PrefixKey, SamplingParams
 from server.parameters import SAMPLING, WITHOUT_LIMITS, merge_parameters
 
@@ -51,13 +51,15 @@ def generate(
     truncate: bool = False,
     kv_cache_bytes: int = KV_CACHE_BYTES,
     threads: int | None = None,
+    quantize: Quantization = "none",
     report: Report = lambda done, total: None,
 ) -> list[Generated]:
     """Return the best output of each input, put into the prefix's template.
 
     Without a prefix the backbone alone answers, in ``template`` (None: its usual one). ``threads`` bounds the kernels'
-    threads (None: all cores). An input that exceeds the window raises InputTooLong; with ``truncate`` it loses its end,
-    as in a request. Raises a request's error, IncompatiblePrefix, and what ``report`` raises, which ends the work.
+    threads (None: all cores), ``quantize`` is a server's. An input that exceeds the window raises InputTooLong; with
+    ``truncate`` it loses its end, as in a request. Raises a request's error, IncompatiblePrefix, InvalidParameter for
+    int8 where it cannot be, and what ``report`` raises, which ends the work.
     """
     key, spec = None, None
     if prefix is not None:
@@ -71,7 +73,10 @@ def generate(
         return prefix
 
     config = EngineConfig(kv_cache_bytes=kv_cache_bytes)
-    kernels = select_kernels(backbone.model.device, backbone.model.dtype, threads=threads)
+    try:
+        kernels = select_kernels(backbone.model.device, backbone.model.dtype, threads=threads, quantize=quantize)
+    except ValueError as error:
+        raise InvalidParameter(str(error), got=quantize) from None
     outputs: dict[int, Output] = {}
     with closing(_engine(backbone, kernels, config, load)) as engine:
         for index, (ids, _) in enumerate(prompts):

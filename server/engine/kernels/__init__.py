@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # ``threads.configure_threads`` must be importable before torch is
     import torch
 
-    from server.engine.kernels.base import Kernels
+    from server.engine.kernels.base import Kernels, Quantization
 
 __all__ = ["KERNEL_SETS", "select_kernels"]
 
@@ -22,6 +22,7 @@ def select_kernels(
     *,
     deterministic: bool = False,
     take_weights: bool = False,
+    quantize: Quantization = "none",
 ) -> Kernels:
     """The kernel set ``name`` for tensors of ``dtype`` on ``device``.
 
@@ -29,8 +30,8 @@ def select_kernels(
     available cores). ``deterministic`` asks for one whose results of a row depend on nothing but the row, bit for bit:
     numba. Torch's do not promise that on any device: its matrix products sum in another order for another number of
     rows. ``take_weights``: nobody else needs the tensors that layers are bound to, so their memory may be given up one
-    by one, as they are copied. Raises ValueError for an unknown name, for numba where it cannot run, and for torch
-    where ``deterministic`` is asked for.
+    by one, as they are copied. ``quantize``: what is kept of weights; numba's alone have int8. Raises ValueError for an
+    unknown name, for numba where it cannot run, and for torch where ``deterministic`` or int8 is asked for.
     """
     if name not in KERNEL_SETS:
         raise ValueError(f"kernels: expected one of {', '.join(KERNEL_SETS)}, got {name!r}")
@@ -42,10 +43,11 @@ def select_kernels(
     if name == "numba" and not suits:
         raise ValueError(f"kernels: numba expects float32 or float64 on cpu, got {dtype} on {device}")
     if name == "torch" or not suits:
-        if deterministic:
-            got = f"torch for {dtype} on {device}"
-            raise ValueError(f"deterministic: expected numba kernels (float32 or float64 on cpu), got {got}")
+        for asked, what in ((deterministic, "deterministic"), (quantize != "none", f"quantize {quantize}")):
+            if asked:
+                got = f"torch for {dtype} on {device}"
+                raise ValueError(f"{what}: expected numba kernels (float32 or float64 on cpu), got {got}")
         return TorchKernels()
     from server.engine.kernels.numba.kernels import NumbaKernels  # compiles: seconds, unless cached
 
-    return NumbaKernels(dtype, threads, take_weights=take_weights)
+    return NumbaKernels(dtype, threads, take_weights=take_weights, quantize=quantize)

@@ -16,6 +16,8 @@ import torch
 from prefixes.spec import Site
 
 Activation = Literal["none", "gelu_new", "gelu", "relu", "silu"]
+Quantization = Literal["none", "int8"]
+"""What is kept of weights. int8: of a linear layer and an embedding an integer each and a scale for each output."""
 Embedding = Callable[[torch.Tensor], torch.Tensor]
 """``(tokens,)`` ids -> ``(tokens, hidden)``."""
 Gated = Callable[[torch.Tensor], torch.Tensor]

@@ -120,6 +120,7 @@ def test_nothing_is_measured_at_a_deterministic_start(backbone: Path, tmp_path: 
         ({"kv_cache_bytes": "10"}, "kv_cache_bytes: expected at least .*got 10"),
         ({"threads": 4096}, "threads: expected 1 to .*got 4096"),
         ({"deterministic": True}, r"deterministic: expected numba kernels .*, got torch for torch.float32 on cpu"),
+        ({"quantize": "int8"}, r"quantize int8: expected numba kernels .*, got torch for torch.float32 on cpu"),
         ({"kernels": "magic"}, "kernels: expected one of .*got 'magic'"),
         ({"pin": ["nobody"]}, "default/nobody"),
         ({"registry": "ftp://somewhere"}, "registry URL: expected"),

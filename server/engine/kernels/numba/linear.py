@@ -92,6 +92,20 @@ def _many_rows(zero: Any, x: int, xs: int, rows: int, w: int, panels: int, count
 
 
 @jit(fastmath={"contract"})
+def finish(zero: Any, job: Any, first_row: int, rows: int, first: int, outs: int) -> None:
+    """Bias, activation and residual of a chunk: of ``rows`` from ``first_row``, ``outs`` from panel ``first``."""
+    place, bias = first * PANEL_BYTES, job[BIAS] + first * PANEL_BYTES if job[BIAS] else 0
+    for row in range(first_row, first_row + rows):
+        out = job[OUT] + row * job[OUT_STRIDE] + place
+        activate(zero, out, outs, bias, job[ACTIVATION])
+        if job[RESIDUAL]:
+            residual = job[RESIDUAL] + row * job[RESIDUAL_STRIDE] + place
+            made, added = carray(pointer(zero, out), (outs,)), carray(pointer(zero, residual), (outs,))
+            for i in range(outs):
+                made[i] += added[i]
+
+
+@jit(fastmath={"contract"})
 def linear_chunk(zero: Any, job: Any, index: int) -> None:
     """One of ``ceil(rows / chunk rows) * ceil(panels / chunk panels)`` chunks of a layer.
 
@@ -111,12 +125,4 @@ def linear_chunk(zero: Any, job: Any, index: int) -> None:
             _few_rows(zero, x + row * xs, xs, min(FEW_ROWS, rows - row), w, panels, count, out + row * os, os)
     else:
         _many_rows(zero, x, xs, rows, w, panels, count, out, os)
-    outs = min(panels * lanes, job[OUTS] - first * lanes)
-    bias = job[BIAS] + first * PANEL_BYTES if job[BIAS] else 0
-    for row in range(rows):
-        activate(zero, out + row * os, outs, bias, job[ACTIVATION])
-        if job[RESIDUAL]:
-            residual = job[RESIDUAL] + (first_row + row) * job[RESIDUAL_STRIDE] + first * PANEL_BYTES
-            made, added = carray(pointer(zero, out + row * os), (outs,)), carray(pointer(zero, residual), (outs,))
-            for i in range(outs):
-                made[i] += added[i]
+    finish(zero, job, first_row, rows, first, min(panels * lanes, job[OUTS] - first * lanes))

@@ -14,7 +14,8 @@ from server.engine.kernels.base import KVCache, PagedBatch, Scores
 from server.engine.kernels.numba import attention as attention_job
 from server.engine.kernels.numba.attention import QUERY_TILE, fill_tiles, write_blocks
 from server.engine.kernels.numba.checks import check_pool, check_tensor, checked_heads, checked_table
-from server.engine.kernels.numba.pool import ATTENTION, JOB_FIELDS, SHARED_BYTES, WorkerPool
+from server.engine.kernels.numba.jobs import ATTENTION, new_job, share_out
+from server.engine.kernels.numba.pool import WorkerPool
 
 
 class NumbaBatch:
@@ -40,8 +41,8 @@ class NumbaBatch:
         self._scratch = np.empty(0, pool.zero.dtype)  # made when the first layer says how many heads it has
         self._tiles = tiles  # kept: the job has its address
         _, _, self._kv_heads, self._block_size, self._width = cache.keys.shape
-        self._job = np.zeros(JOB_FIELDS, np.int64)
-        self._job[attention_job.KIND] = ATTENTION
+        self._jobs = new_job(ATTENTION)
+        self._job = self._jobs[0]
         self._job[attention_job.KV_HEADS : attention_job.CAUSAL + 1] = (
             self._kv_heads, self._block_size, self._width, tiles.ctypes.data, self._tile_count,
             self._counts.ctypes.data, self._tables.data_ptr(), self._tables.shape[2], self._lengths.data_ptr(),
@@ -80,8 +81,8 @@ class NumbaBatch:
             query.data_ptr(), token_stride * self._size, head_stride * self._size, *self._addresses(layer),
             out.data_ptr(), heads,
         )  # fmt: skip
-        shared = self._bytes_per_head * self._kv_heads >= SHARED_BYTES
-        self._pool.run(self._job, self._tile_count * self._kv_heads, shared)
+        share_out(self._job, self._tile_count * self._kv_heads, self._bytes_per_head * self._kv_heads)
+        self._pool.run(self._jobs)
         return out
 
     def _set_scores(self, scores: Scores | None) -> None:

@@ -1,6 +1,6 @@
-"""Weights in panels, the order in which ``panel_tile`` reads them, on huge pages where the system gives some.
+"""Weights in panels, the order in which tiles read them, on huge pages where the system gives some.
 
-Owns their memory; knows no layer.
+Owns their memory, as they are or as int8; knows no layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from server.engine.kernels.numba.tiles import PANEL_BYTES
 
 HUGE_PAGE = 2 << 20
+PANELS_AT_ONCE = 256  # are rounded together: a whole head in float32 would be there twice meanwhile
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,55 @@ class Panels:
         if whole < panels:
             packed[whole, :, : outs - whole * lanes] = weight[whole * lanes :].t()
         return cls(packed, outs)
+
+    def rows_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The weight's rows of ``outputs (n,)``: ``(n, in)``."""
+        lanes = self.packed.shape[2]
+        return self.packed[outputs // lanes, :, outputs % lanes]
+
+
+@dataclass(frozen=True)
+class Int8Panels:
+    """``packed (panels, pairs, lanes, 2)``: of each ``lanes`` outputs, as many as in float panels, pairs of inputs.
+
+    An output's weights are ``scales (panels * lanes,)`` times their integers, of which the greatest is 127. What there
+    is beyond ``outs``, or beyond ``count`` inputs, is zero.
+    """
+
+    packed: torch.Tensor
+    scales: torch.Tensor
+    outs: int
+    count: int
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> Int8Panels:
+        """Those of ``weight (out, in)``, rounded."""
+        outs, count = weight.shape
+        lanes, pairs = PANEL_BYTES // weight.element_size(), -(-count // 2)
+        panels = -(-outs // lanes)
+        packed = torch.from_numpy(_zeros(panels * pairs * lanes * 2)).view(torch.int8).view(panels, pairs, lanes, 2)
+        scales = torch.zeros(panels * lanes, dtype=weight.dtype)
+        for first in range(0, panels, PANELS_AT_ONCE):
+            part = weight[first * lanes : (first + PANELS_AT_ONCE) * lanes]
+            integers, scale = quantized(part)
+            scales[first * lanes : first * lanes + part.shape[0]] = scale
+            whole = torch.zeros(-(-part.shape[0] // lanes) * lanes, pairs * 2, dtype=torch.int8)
+            whole[: part.shape[0], :count] = integers
+            packed[first : first + PANELS_AT_ONCE] = whole.view(-1, lanes, pairs, 2).transpose(1, 2)
+        return cls(packed, scales, outs, count)
+
+    def rows_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The weight's rows of ``outputs (n,)`` as they were rounded: ``(n, in)``."""
+        lanes = self.packed.shape[2]
+        integers = self.packed[outputs // lanes, :, outputs % lanes].flatten(1)  # (n, in, or one more)
+        return integers[:, : self.count].to(self.scales.dtype) * self.scales[outputs, None]
+
+
+def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``weight (out, in)`` as int8, symmetric, and a scale for each output, in which the greatest is 127."""
+    scales = weight.abs().amax(dim=1) / 127 if weight.shape[1] else weight.new_zeros(weight.shape[0])
+    integers = (weight / scales.where(scales != 0, scales.new_ones(()))[:, None]).round_()
+    return integers.to(torch.int8), scales
 
 
 def _zeros(size: int) -> np.ndarray[Any, Any]:

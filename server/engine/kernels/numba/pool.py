@@ -1,6 +1,6 @@
 """Our own threads for the kernels. They share out a job's chunks, and nobody waits for a thread that has none.
 
-Owns the worker threads and the hand-over; knows of a kernel only its chunks. A parallel region of OpenMP ends when
+Owns the worker threads and the hand-over; knows of a job only its chunks. A parallel region of OpenMP ends when
 every thread has arrived. Where another process holds a core, that is a scheduler quantum (milliseconds) later, for
 nothing. Here the calling thread takes chunks itself until none is left, and then waits only for those that others hold.
 Idle workers spin for some 250 microseconds, which bridges the gaps between a layer's calls, and then sleep.
@@ -22,19 +22,12 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
-from server.engine.kernels.numba.attention import attention_chunk
+from server.engine.kernels.numba.emitter import I64
 from server.engine.kernels.numba.jit import IS_X86, jit, types
-from server.engine.kernels.numba.linear import linear_chunk
-from server.engine.kernels.numba.norm import norm_chunk
-from server.engine.kernels.numba.rows import gate_chunk, rotate_chunk
-from server.engine.kernels.numba.tiles import I64, pointer
-from server.engine.kernels.numba.top import top_chunk
+from server.engine.kernels.numba.jobs import CHUNKS, JOB_FIELDS, MAX_CHUNKS, SHARED, Jobs, do_chunk
+from server.engine.kernels.numba.tiles import pointer
 
-LINEAR, ATTENTION, NORM, TOP, GATE, ROTATE = range(6)  # field 0 of every job
-JOB_FIELDS = 32
-MAX_CHUNKS = 2**22 - 1
 SPINS = 10_000
-SHARED_BYTES = 1 << 18  # a job that reads less runs in the calling thread alone
 
 # Offsets in the shared memory: one cache line for each word that several threads write, then mutex and conditions.
 _TICKET, _DONE, _SLEEPERS, _CALLER_SLEEPS, _STOP, _JOB = range(0, 6 * 64, 64)
@@ -182,30 +175,31 @@ def _finish(memory: int) -> None:
 
 
 @jit()
-def _run(zero: Any, memory: int, job: Any, chunks: int, thread: int, spins: int) -> None:
-    """Thread 0: run ``job`` to its end. Any other: a worker's whole life (``job`` and ``chunks`` mean nothing)."""
+def _begin(shared: int, alone: int, jobs: Any, number: int) -> Any:
+    """Make one of ``jobs (n, JOB_FIELDS)`` the current one; returns the memory where it is."""
+    memory = shared if jobs[number, SHARED] else alone
+    _publish(memory, jobs.ctypes.data + number * JOB_FIELDS * 8, jobs[number, CHUNKS])
+    return memory
+
+
+@jit()
+def _run(zero: Any, shared: int, alone: int, jobs: Any, thread: int, spins: int) -> None:
+    """Thread 0: run ``jobs`` in turn, each to its end. Any other: a worker's whole life (``jobs`` mean nothing)."""
+    number, memory = 0, shared
     if thread == 0:
-        _publish(memory, job.ctypes.data, chunks)
+        memory = _begin(shared, alone, jobs, number)
     while True:
         index = _take(memory)
         if index >= 0:
             current = carray(pointer(_INT64, _load(memory + _JOB)), (JOB_FIELDS,))
-            if current[0] == LINEAR:
-                linear_chunk(zero, current, index)
-            elif current[0] == NORM:
-                norm_chunk(zero, current, index)
-            elif current[0] == TOP:
-                top_chunk(zero, current, index, thread)
-            elif current[0] == GATE:
-                gate_chunk(zero, current, index)
-            elif current[0] == ROTATE:
-                rotate_chunk(zero, current, index)
-            else:
-                attention_chunk(zero, current, index, thread)
+            do_chunk(zero, current, index, thread)
             _finish(memory)
         elif thread == 0:
             _wait_for_others(memory, spins)
-            return
+            number += 1
+            if number == jobs.shape[0]:
+                return
+            memory = _begin(shared, alone, jobs, number)
         elif not _wait_for_work(memory, spins):
             return
 
@@ -244,14 +238,14 @@ class WorkerPool:
         memory = np.zeros(2 * _MEMORY // 8 + 8, np.int64)
         self._shared = -(-memory.ctypes.data // 64) * 64
         self._alone = self._shared + _MEMORY  # the same without workers
-        _run.compile((from_dtype(dtype), _i64, types.int64[::1], _i64, _i64, _i64))
+        _run.compile((from_dtype(dtype), _i64, _i64, types.int64[:, ::1], _i64, _i64))
         _prepare(self._shared)
         _prepare(self._alone)
-        no_job = np.zeros(JOB_FIELDS, np.int64)
+        none = np.zeros((0, JOB_FIELDS), np.int64)
         self._workers = [
             threading.Thread(
-                target=_run, args=(self.zero, self._shared, no_job, 0, index, spins), name=f"kernels-{index}",
-                daemon=True,
+                target=_run, args=(self.zero, self._shared, self._alone, none, index, spins),
+                name=f"kernels-{index}", daemon=True,
             )
             for index in range(1, threads)
         ]  # fmt: skip
@@ -259,9 +253,7 @@ class WorkerPool:
             worker.start()
         self.close = weakref.finalize(self, _shut_down, memory, self._shared, self._workers)
 
-    def run(self, job: np.ndarray[Any, Any], chunks: int, shared: bool = True) -> None:
-        """Run ``job`` (int64, JOB_FIELDS long) to its end; ``shared`` False: without waking the workers."""
-        if not 0 <= chunks <= MAX_CHUNKS:
-            raise ValueError(f"expected 0 to {MAX_CHUNKS} chunks in a job, got {chunks}")
+    def run(self, jobs: Jobs) -> None:
+        """Run at least one of ``jobs`` in turn, each to its end."""
         with self._lock:
-            _run(self.zero, self._shared if shared else self._alone, job, chunks, 0, self._spins)
+            _run(self.zero, self._shared, self._alone, jobs, 0, self._spins)

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from server.engine.kernels.numba.emitter import I64, Emitter
 from server.engine.kernels.numba.jit import types, vector_bytes
 
-I64 = ir.IntType(64)
 VECTOR_BYTES = vector_bytes()
 PANEL_BYTES = 2 * VECTOR_BYTES
 """A panel has, for each input in turn, the weights of so many bytes of outputs, which stand in two registers."""
@@ -46,82 +45,6 @@ def pointer(typing: Any, zero: Any, address: Any) -> Any:
     return types.CPointer(zero)(zero, types.int64), emit
 
 
-class _Emitter:
-    """LLVM code over addresses: ``lanes`` elements of one float type at a time."""
-
-    def __init__(self, builder: Any, element: Any, lanes: int) -> None:
-        self.builder, self.element, self.lanes = builder, element, lanes
-        self.size = 4 if element == ir.FloatType() else 8
-        self.type = ir.VectorType(element, lanes) if lanes > 1 else element
-        suffix = f"f{self.size * 8}"
-        name = f"llvm.fmuladd.{f'v{lanes}' if lanes > 1 else ''}{suffix}"
-        self._fmuladd = get_or_insert_function(builder.module, ir.FunctionType(self.type, [self.type] * 3), name)
-
-    def pointer(self, address: Any, of: Any) -> Any:
-        return self.builder.inttoptr(address, of.as_pointer())
-
-    def load(self, address: Any) -> Any:
-        return self.builder.load(self.pointer(address, self.type), align=self.size)
-
-    def store(self, value: Any, address: Any) -> None:
-        self.builder.store(value, self.pointer(address, self.type), align=self.size)
-
-    def prefetch(self, address: Any) -> None:
-        """Fetch the cache line at ``address``, which will be read soon; any address is allowed."""
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
-        self.builder.call(function, [self.builder.inttoptr(address, byte), i32(0), i32(3), i32(1)])
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        return self.builder.call(self._fmuladd, [a, b, c])
-
-    def broadcast(self, scalar: Any) -> Any:
-        if self.lanes == 1:
-            return scalar
-        undefined, i32 = ir.Constant(self.type, ir.Undefined), ir.IntType(32)
-        first = self.builder.insert_element(undefined, scalar, i32(0))
-        mask = ir.Constant(ir.VectorType(i32, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, undefined, mask)
-
-    def total(self, vector: Any) -> Any:
-        """Sum of the lanes, by halves."""
-        i32, lanes = ir.IntType(32), self.lanes
-        while lanes > 1:
-            lanes //= 2
-            undefined = ir.Constant(vector.type, ir.Undefined)
-            low, high = (
-                self.builder.shuffle_vector(
-                    vector, undefined, ir.Constant(ir.VectorType(i32, lanes), list(range(start, start + lanes)))
-                )
-                for start in (0, lanes)
-            )
-            vector = self.builder.fadd(low, high)
-        return self.builder.extract_element(vector, i32(0)) if self.lanes > 1 else vector
-
-    def loop(
-        self, start: Any, stop: Any, step: int, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]
-    ) -> list[Any]:
-        """``for i in range(start, stop, step): carried = body(i, carried)``, values kept in registers."""
-        builder, before = self.builder, self.builder.basic_block
-        head, inside, after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        index, values = builder.phi(I64), [builder.phi(value.type) for value in carried]
-        index.add_incoming(start, before)
-        for phi, value in zip(values, carried, strict=True):
-            phi.add_incoming(value, before)
-        builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
-        builder.position_at_end(inside)
-        results = body(index, list(values))
-        index.add_incoming(builder.add(index, I64(step)), builder.basic_block)
-        for phi, value in zip(values, results, strict=True):
-            phi.add_incoming(value, builder.basic_block)
-        builder.branch(head)
-        builder.position_at_end(after)
-        return list(values)
-
-
 def dot_tile(rows: int, columns: int, prefetch: bool = False) -> Any:
     """An intrinsic: ``out[r, c] (+)= sum_k x[r, k] w[c, k]`` for a tile that stays in registers.
 
@@ -137,12 +60,12 @@ def dot_tile(rows: int, columns: int, prefetch: bool = False) -> Any:
             _, x, x_stride, w, w_stride, count, out, out_stride, accumulate = arguments
             element = context.get_value_type(signature.args[0])
             size = 4 if element == ir.FloatType() else 8
-            wide, narrow = _Emitter(builder, element, VECTOR_BYTES // size), _Emitter(builder, element, 1)
+            wide, narrow = Emitter(builder, element, VECTOR_BYTES // size), Emitter(builder, element, 1)
             x_rows = [builder.add(x, builder.mul(x_stride, I64(r))) for r in range(rows)]
             w_rows = [builder.add(w, builder.mul(w_stride, I64(c))) for c in range(columns)]
             next_tile = builder.mul(w_stride, I64(columns))
 
-            def body(unit: _Emitter) -> Callable[[Any, list[Any]], list[Any]]:
+            def body(unit: Emitter) -> Callable[[Any, list[Any]], list[Any]]:
                 def step(index: Any, sums: list[Any]) -> list[Any]:
                     offset = builder.mul(index, I64(size))
                     weights = [unit.load(builder.add(row, offset)) for row in w_rows]
@@ -197,7 +120,7 @@ def panel_tile(rows: int, panels: int) -> Any:
             _, x, x_stride, w, w_stride, count, out, out_stride, accumulate, ahead, pace = arguments
             element = context.get_value_type(signature.args[0])
             size = 4 if element == ir.FloatType() else 8
-            wide, narrow = _Emitter(builder, element, VECTOR_BYTES // size), _Emitter(builder, element, 1)
+            wide, narrow = Emitter(builder, element, VECTOR_BYTES // size), Emitter(builder, element, 1)
             x_rows = [builder.add(x, builder.mul(x_stride, I64(r))) for r in range(rows)]
             offsets = [builder.mul(w_stride, I64(panel)) for panel in range(panels)]
             places = [
@@ -247,8 +170,8 @@ def mix_tile(rows: int, vectors: int) -> Any:
             _, p, p_stride, v, v_stride, count, out, out_stride, accumulate = arguments
             element = context.get_value_type(signature.args[0])
             size = 4 if element == ir.FloatType() else 8
-            unit = _Emitter(builder, element, VECTOR_BYTES // size if vectors else 1)
-            narrow, width = _Emitter(builder, element, 1), max(vectors, 1)
+            unit = Emitter(builder, element, VECTOR_BYTES // size if vectors else 1)
+            narrow, width = Emitter(builder, element, 1), max(vectors, 1)
             p_rows = [builder.add(p, builder.mul(p_stride, I64(r))) for r in range(rows)]
             places = [
                 builder.add(builder.add(out, builder.mul(out_stride, I64(r))), I64(c * unit.lanes * size))

@@ -108,9 +108,9 @@ def test_scoring_takes_no_more_threads_than_its_job_may(folder: Path, monkeypatc
 
     chosen = kernels.select_kernels
 
-    def select(device: torch.device, dtype: torch.dtype, *, threads: int | None = None) -> Any:
+    def select(device: torch.device, dtype: torch.dtype, *, threads: int | None = None, **given: Any) -> Any:
         asked.append(threads)
-        return chosen(device, dtype, threads=threads)
+        return chosen(device, dtype, threads=threads, **given)
 
     monkeypatch.setattr(generate, "select_kernels", select)
     run_job(folder, Listening(), Pace())

@@ -75,8 +75,6 @@ ENTRIES = {
         Entry("b", "engine, one task for all rows", "engine", "one", 20),
         Entry("c", "engine, no prefixes", "engine", "bare", 0),
         Entry("e", "transformers, one batch, no prefixes", "transformers"),
-        Entry("g", "CTranslate2, no prefixes", "ctranslate2"),
-        Entry("g8", "CTranslate2, int8, no prefixes", "ctranslate2-int8"),
     ),
 }
 PEERS = ROOT / ".peers"
@@ -87,10 +85,7 @@ TARGETS: dict[str, Targets] = {
         ("a", "d", {}), ("a100", "a", {}), ("a8", "a", {}),
         ("a", "g", {1: 1.1, 8: 1.1, 32: 1.1}), ("a8", "g8", {1: 1.1, 8: 1.1, 32: 1.1}),
     ),
-    "bart-base": (
-        ("a", "e", {8: 1.2, 16: 1.2}), ("a", "b", {8: 0.95, 16: 0.95}), ("a", "c", {}), ("a8", "a", {}),
-        ("a", "g", {1: 1.1, 8: 1.1, 16: 1.1}), ("a8", "g8", {1: 1.1, 8: 1.1, 16: 1.1}),
-    ),
+    "bart-base": (("a", "e", {8: 1.2, 16: 1.2}), ("a", "b", {8: 0.95, 16: 0.95}), ("a", "c", {}), ("a8", "a", {})),
 }  # fmt: skip
 
 
@@ -151,7 +146,7 @@ def start(kind: str, folder: Path, options: argparse.Namespace) -> Process:
         work = WORKLOADS[options.geometry]
         script = [str(python), "-P", f"benchmarks/{name}_contender.py", "--backbone", str(folder)]  # -P: no ``kernels``
         sizes = ["--prompt-tokens", str(work.input_tokens), "--new-tokens", str(work.new_tokens)]
-        given = [*threads, *(["--encoder"] if len(work.beams) > 1 else [])] if name == "ctranslate2" else []
+        given = threads if name == "ctranslate2" else []
         return Process([*script, *sizes, *given, *(["--quantization", quantize] if quantize else [])], log)
     given = ["--kernels", options.kernels, "--quantize", quantize or "none"] if name == "engine" else []
     command = [sys.executable, "benchmarks/contenders.py", name, "--backbone", str(folder)]

@@ -46,6 +46,7 @@ class Backbone:
     forced_last: int | None  # the last token where an output reaches its limit
     suppressed: frozenset[int]  # tokens that no output has
     suppressed_first: frozenset[int]  # tokens that no output begins with, behind a forced one
+    quantized: bool = False  # its file has no more than some 8 bits for any weight of a matrix
 
     def release(self) -> None:
         """Give up the model's tensors. Who has copied them, or holds them, goes on."""
@@ -125,6 +126,7 @@ def load_backbone(
         forced_last=generation.forced_last,
         suppressed=generation.suppressed,
         suppressed_first=generation.suppressed_first,
+        quantized=gguf is not None and gguf.quantized,
     )
 
 

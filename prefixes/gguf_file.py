@@ -64,6 +64,12 @@ class GgufFile:
             raise self.error(f"{key}: expected a value of type {kind.__name__}, got {got}")
         return found.value
 
+    @property
+    def quantized(self) -> bool:
+        """Whether every matrix is stored in some 8 bits a value or fewer (Q8_0 has a scale beside them: 8.5)."""
+        matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) > 1]
+        return all(8 * len(tensor.data) < 9 * prod(tensor.shape) for tensor in matrices)
+
     def parts(self) -> Iterator[bytes | memoryview]:
         """What enters a digest: all metadata and all tensors by name, not their order and not where they lie."""
         for key, value in sorted(self.metadata.items()):

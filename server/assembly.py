@@ -35,7 +35,7 @@ from prefixes.tenancy.keyring import Keyring
 from prefixes.usage.prices import PriceTable, read_prices
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.kernels import select_kernels
+from server.engine.kernels import chosen_quantization, select_kernels
 from server.engine.kernels.threads import configure_threads
 from server.engine.memory.heap import trim_heap
 from server.engine.memory.shares import Shares
@@ -123,9 +123,12 @@ def assemble(settings: Settings) -> Assembled:
     )
     try:
         configure_threads(settings.threads)  # the command called it before importing torch; now it sets torch's number
+        quantize = chosen_quantization(
+            settings.quantize, device, dtype, settings.kernels, stored=backbone.quantized
+        )
         kernels = select_kernels(
             device, dtype, settings.kernels, settings.threads,
-            deterministic=settings.deterministic, take_weights=True, quantize=settings.quantize,
+            deterministic=settings.deterministic, take_weights=True, quantize=quantize,
         )
         engine = Engine(backbone, kernels, _engine_config(settings, keyring), catalog.load, metrics)
     except ValueError as error:
@@ -136,7 +139,7 @@ def assemble(settings: Settings) -> Assembled:
     metrics.begin(metrics_registry)
     trim_heap()  # gives back what loading and compiling took
     _log.info("engine warm", extra={"facts": {
-        "kernels": kernels.name, "quantize": settings.quantize, "seconds": round(time.monotonic() - began, 3)}})
+        "kernels": kernels.name, "quantize": quantize, "seconds": round(time.monotonic() - began, 3)}})
     return Assembled(
         settings=settings,
         backbone=backbone,

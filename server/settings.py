@@ -76,9 +76,11 @@ class Settings(AccessSettings):
     deterministic: bool = Field(
         False, description="Kernels whose bits depend on nothing beside a request, or none; steps by no clock."
     )
-    quantize: Literal["none", "int8"] = Field(
-        "none", description="int8 keeps weights as integers of 8 bits, on cpu: a quarter of the memory, and faster."
-    )
+    quantize: Literal["auto", "none", "int8"] = Field(
+        "auto",
+        description="int8 keeps weights as integers of 8 bits, on cpu: a quarter of the memory, and faster; auto does "
+        "for a GGUF file of 8 bits or fewer.",
+    )  # fmt: skip
     threads: Count | None = Field(None, description="CPU threads of the engine; default: all cores it may use.")
 
     kv_cache_bytes: ByteSize = Field(

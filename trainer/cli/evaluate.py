@@ -77,8 +77,9 @@ def evaluate(
     ignore_generation_config: IgnoreOption = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.", min=0)] = 0,
     quantize: Annotated[
-        Literal["none", "int8"], typer.Option(help="As the server's: int8 keeps weights as integers of 8 bits.")
-    ] = "none",
+        Literal["auto", "none", "int8"],
+        typer.Option(help="As the server's: int8 keeps weights as integers of 8 bits; auto for a GGUF file of so few."),
+    ] = "auto",
 ) -> None:
     """Score a prefix on a test set, through the engine that will serve it, without sampling.
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from prefixes.artifact import Prefix, version_of
 from prefixes.backbone import Backbone
 from prefixes.errors import InvalidParameter
+from server.engine.kernels import chosen_quantization
 from server.engine.kernels.base import Quantization
 from trainer.data.dataset import Dataset
 from trainer.evaluation.bootstrap import RESAMPLES, intervals
@@ -132,7 +133,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     kv_cache_bytes: int = KV_CACHE_BYTES,
     threads: int | None = None,
-    quantize: Quantization = "none",
+    quantize: Literal["auto"] | Quantization = "auto",
     report: Report = lambda done, total: None,
 ) -> Evaluation:
     """Generate for every input of ``data`` as the server would, without sampling, and score.
@@ -146,11 +147,12 @@ def evaluate(
     check_scored(settings)
     params, by_default = decoding(backbone, prefix, settings)
     cut = truncate or by_default
+    kept = chosen_quantization(quantize, backbone.model.device, backbone.model.dtype, stored=backbone.quantized)
     grouped = references(data, chosen, limit)
     began = time.monotonic()
     made = generate(
         backbone, prefix, list(grouped), params,
-        truncate=cut, kv_cache_bytes=kv_cache_bytes, threads=threads, quantize=quantize, report=report,
+        truncate=cut, kv_cache_bytes=kv_cache_bytes, threads=threads, quantize=kept, report=report,
     )  # fmt: skip
     seconds = time.monotonic() - began
     corpus = Corpus.of([one.output.text for one in made], list(grouped.values()))
@@ -165,7 +167,7 @@ def evaluate(
         preset=preset,
         inputs=len(made),
         references=sum(map(len, grouped.values())),
-        decoding=decoded | {"stop": list(params.stop), "truncate": cut, "quantize": quantize},
+        decoding=decoded | {"stop": list(params.stop), "truncate": cut, "quantize": kept},
         scores={score.name: ScoreValue(score.value, *(bounds[score.name] or (None, None))) for score in scores},
         ranked_by=ranked_by,
         seed=seed,

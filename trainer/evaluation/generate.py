@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from prefixes.artifact import Prefix, version_of
 from prefixes.backbone import Backbone
@@ -16,7 +16,7 @@ from prefixes.errors import InputTooLong, InvalidParameter
 from prefixes.spec import DEFAULT_TENANT, check_compatible
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.kernels import select_kernels
+from server.engine.kernels import chosen_quantization, select_kernels
 from server.engine.kernels.base import Kernels, Quantization
 from server.engine.types import Failed, Finished, GenerationRequest, Output, PrefixKey, SamplingParams
 from server.parameters import SAMPLING, WITHOUT_LIMITS, merge_parameters
@@ -51,7 +51,7 @@ def generate(
     truncate: bool = False,
     kv_cache_bytes: int = KV_CACHE_BYTES,
     threads: int | None = None,
-    quantize: Quantization = "none",
+    quantize: Literal["auto"] | Quantization = "auto",
     report: Report = lambda done, total: None,
 ) -> list[Generated]:
     """Return the best output of each input, put into the prefix's template.
@@ -73,8 +73,10 @@ def generate(
         return prefix
 
     config = EngineConfig(kv_cache_bytes=kv_cache_bytes)
+    device, dtype = backbone.model.device, backbone.model.dtype
+    chosen = chosen_quantization(quantize, device, dtype, stored=backbone.quantized)
     try:
-        kernels = select_kernels(backbone.model.device, backbone.model.dtype, threads=threads, quantize=quantize)
+        kernels = select_kernels(device, dtype, threads=threads, quantize=chosen)
     except ValueError as error:
         raise InvalidParameter(str(error), got=quantize) from None
     outputs: dict[int, Output] = {}

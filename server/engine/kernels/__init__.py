@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # ``threads.configure_threads`` must be importable before torch is
     import torch
 
     from server.engine.kernels.base import Kernels, Quantization
 
-__all__ = ["KERNEL_SETS", "select_kernels"]
+__all__ = ["KERNEL_SETS", "chosen_quantization", "select_kernels"]
 
 KERNEL_SETS = ("auto", "torch", "numba")
 
@@ -51,3 +51,23 @@ def select_kernels(
     from server.engine.kernels.numba.kernels import NumbaKernels  # compiles: seconds, unless cached
 
     return NumbaKernels(dtype, threads, take_weights=take_weights, quantize=quantize)
+
+
+def chosen_quantization(
+    asked: Literal["auto"] | Quantization,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    name: str = "auto",
+    *,
+    stored: bool,
+) -> Quantization:
+    """What ``asked`` means on this machine with the kernel set ``name``. Refuses nothing.
+
+    ``auto`` is int8 for a backbone whose file has no more bits itself (``stored``), in float32 on a CPU; else none.
+    """
+    import torch
+
+    if asked != "auto":
+        return asked
+    suits = name != "torch" and torch.device(device).type == "cpu" and dtype == torch.float32
+    return "int8" if stored and suits else "none"

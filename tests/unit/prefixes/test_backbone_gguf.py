@@ -74,6 +74,15 @@ def test_quantised_weights_are_those_that_transformers_makes_of_them(
     assert not torch.equal(loaded.model.lm_head.weight, model.lm_head.weight)
 
 
+@pytest.mark.parametrize("kind, few", [(F32, False), (GGMLQuantizationType.F16, False), (Q8_0, True), (Q4_1, True)])
+def test_a_backbone_says_whether_its_file_has_8_bits_a_weight_or_fewer(
+    tmp_path: Path, kind: GGMLQuantizationType, few: bool
+) -> None:
+    save_tiny_gguf(tmp_path / "tiny.gguf", kind=kind)
+    assert load_backbone(str(tmp_path / "tiny.gguf")).quantized is few
+    assert not load_backbone(str(tmp_path / "twin")).quantized
+
+
 def test_what_is_handed_on_is_a_plain_model(tmp_path: Path) -> None:
     save_tiny_gguf(tmp_path / "tiny.gguf", kind=Q8_0)
     half = load_backbone(str(tmp_path / "tiny.gguf"), dtype=torch.bfloat16).model

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from server.engine.kernels import select_kernels
+from server.engine.kernels import chosen_quantization, select_kernels
 from server.engine.kernels.base import Activation
 from server.engine.kernels.numba.kernels import NumbaKernels
 
@@ -162,3 +163,19 @@ def test_a_layer_of_more_inputs_than_a_sum_has_room_for_is_refused(kernels: Numb
 def test_torchs_kernels_have_no_int8(device: str, dtype: torch.dtype, name: str) -> None:
     with pytest.raises(ValueError, match=rf"quantize int8: expected numba kernels .*, got torch for {dtype} on"):
         select_kernels(device, dtype, name, quantize="int8")
+
+
+@pytest.mark.parametrize("asked, stored, device, dtype, name, chosen", [
+    ("auto", True, "cpu", torch.float32, "auto", "int8"),
+    ("auto", True, "cpu", torch.float32, "numba", "int8"),
+    ("auto", False, "cpu", torch.float32, "auto", "none"),
+    ("auto", True, "cpu", torch.float32, "torch", "none"),
+    ("auto", True, "cpu", torch.float64, "auto", "none"),
+    ("auto", True, "cuda", torch.float32, "auto", "none"),
+    ("none", True, "cpu", torch.float32, "auto", "none"),
+    ("int8", False, "cuda", torch.bfloat16, "torch", "int8"),
+])  # fmt: skip
+def test_auto_is_int8_where_the_file_has_no_more_and_the_machine_can(
+    asked: Any, stored: bool, device: str, dtype: torch.dtype, name: str, chosen: str
+) -> None:
+    assert chosen_quantization(asked, device, dtype, name, stored=stored) == chosen

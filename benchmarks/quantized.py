@@ -3,8 +3,8 @@
     python -m benchmarks.quantized --backbone demo --artifact e2e.safetensors --data e2e-test.jsonl --preset e2e
 
 Perplexity is of the test set's targets behind its inputs. Scores are of what the serving engine writes, greedily or as
-``--parameter`` says, for every input. The interval of the difference is a paired bootstrap's, 95 %, where the score has
-a value for each input. Writes benchmarks/results/quantized-<date>.json.
+``--parameter`` says, for every input, with a bootstrap's interval, 95 %. Writes
+benchmarks/results/quantized-<date>.json.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
             "outputs": [row.output for row in scored.outputs],
         }  # fmt: skip
         cells = ", ".join(
-            f"{name} {score.value:.2f} ({score.low:.2f} to {score.high:.2f})" for name, score in scored.scores.items()
+            f"{name} {score.value:.2f} ({score.low} to {score.high})" for name, score in scored.scores.items()
         )
         print(f"{quantize:5} perplexity {made[quantize]['perplexity']:.4f}; {cells}", flush=True)
     same = sum(one == other for one, other in zip(*(made[kind].pop("outputs") for kind in KINDS), strict=True))

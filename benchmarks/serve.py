@@ -4,10 +4,10 @@
     python benchmarks/serve.py --geometry bart-base    the same for BART base, greedy and with 4 beams
     python benchmarks/serve.py --http                  a server process against its own engine
 
-Peers that are no dependency of ours run if their environments are there (``make bench-peers``); ``--only`` runs some of
-the lines. Float32 or int8, every row another task. GPT-2: prompts of 40 tokens, 64 new ones, prefixes of 5. BART:
-inputs of 256 tokens, 48 new ones, prefixes of 20 at all three sites. Contenders take turns, repetition by repetition;
-medians count. Writes benchmarks/results/<kind>-<date>.json with the machine's name.
+Peers that are no dependency of ours run if their environments are there in ``.peers/`` (``make bench-peers`` makes
+CTranslate2's); ``--only`` runs some of the lines. Float32 or int8, every row another task. GPT-2: prompts of 40 tokens,
+64 new ones, prefixes of 5. BART: inputs of 256 tokens, 48 new ones, prefixes of 20 at all three sites. Contenders take
+turns, repetition by repetition; medians count. Writes benchmarks/results/<kind>-<date>.json with the machine's name.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def runs_here(entry: Entry, options: argparse.Namespace) -> bool:
         return False
     python = peer_python(entry.kind.partition("-")[0])
     if python is not None and not python.exists():
-        print(f"({entry.letter}) {entry.label}: skipped, expected {python.relative_to(ROOT)} of make bench-peers")
+        print(f"({entry.letter}) {entry.label}: skipped, expected an environment with it at {python.relative_to(ROOT)}")
         return False
     return True
 

@@ -66,7 +66,7 @@ def bleu(backbone: Backbone, prefix: Prefix | None, template: str, options: argp
     wanted = references(read_dataset(options.test), preset_of("plain"), options.limit)
     stop = () if prefix is not None else ("\n",)
     params = SamplingParams(max_new_tokens=options.new_tokens, stop=stop)
-    made = generate(backbone, prefix, list(wanted), params, template=template, threads=options.threads)
+    made = generate(backbone, prefix, list(wanted), params, template=template, threads=options.threads, quantize="none")
     corpus = Corpus.of([one.output.text for one in made], list(wanted.values()))
     [score] = scores_of(corpus, preset_of("plain"), ("bleu",))
     return score.value

@@ -1,4 +1,4 @@
-"""vLLM without prefixes, in its own environment, for ``serve.py --vllm-python``. Speaks the protocol of ``contenders``.
+"""vLLM without prefixes, in its environment ``.peers/vllm``, for ``serve.py``. Speaks the protocol of ``contenders``.
 
 Stands alone: the other environment has neither our packages nor our pins.
 """

@@ -148,6 +148,7 @@ def evaluate(
     params, by_default = decoding(backbone, prefix, settings)
     cut = truncate or by_default
     kept = chosen_quantization(quantize, backbone.model.device, backbone.model.dtype, stored=backbone.quantized)
+    kept_of_weights = {} if kept == "none" else {"quantize": kept}
     grouped = references(data, chosen, limit)
     began = time.monotonic()
     made = generate(
@@ -167,7 +168,7 @@ def evaluate(
         preset=preset,
         inputs=len(made),
         references=sum(map(len, grouped.values())),
-        decoding=decoded | {"stop": list(params.stop), "truncate": cut, "quantize": kept},
+        decoding=decoded | {"stop": list(params.stop), "truncate": cut, **kept_of_weights},
         scores={score.name: ScoreValue(score.value, *(bounds[score.name] or (None, None))) for score in scores},
         ranked_by=ranked_by,
         seed=seed,

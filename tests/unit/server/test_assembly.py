@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from prometheus_client import generate_latest
 
 from prefixes.artifact import write_prefix
@@ -27,6 +28,7 @@ from server.assembly import assemble
 from server.engine.types import GenerationRequest, PrefixKey, SamplingParams
 from server.settings import Settings
 from server.web.settings_sources import InvalidSettings, load_settings
+from tests.support.gguf import save_tiny_gguf
 from tests.support.prefixes import make_prefix, save_tiny_gpt2
 from tests.support.redis_server import RedisServer
 
@@ -102,6 +104,17 @@ def test_a_served_models_weights_are_in_memory_once(backbone: Path, tmp_path: Pa
     assert {parameter.device.type for parameter in assembled.backbone.model.parameters()} == {"meta"}
     model: Any = assembled.engine._runner._model
     assert model._embedding.__self__ is model._head, "a tied embedding is read from the head's panels"
+    assembled.engine.close()
+
+
+@pytest.mark.parametrize("asked, kept", [("auto", "Int8Linear"), ("none", "NumbaLinear")])
+def test_a_file_of_8_bits_is_served_with_them_unless_floats_are_asked_for(
+    tmp_path: Path, asked: str, kept: str
+) -> None:
+    save_tiny_gguf(tmp_path / "tiny.gguf", kind=GGMLQuantizationType.Q8_0)
+    assembled = assemble(settings(tmp_path / "tiny.gguf", tmp_path, kernels="numba", quantize=asked))
+    model: Any = assembled.engine._runner._model
+    assert type(model._head).__name__ == kept
     assembled.engine.close()
 
 

@@ -64,6 +64,6 @@ def vector_bytes() -> int:
     if not IS_X86:
         return 16
     features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    if features.get("avx512f") and features.get("avx512bw"):  # without the latter there are no words of 16 bits
         return 64
     return 32 if features.get("avx2") else 16

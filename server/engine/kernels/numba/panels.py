@@ -71,9 +71,10 @@ class Int8Panels:
             part = weight[first * lanes : (first + PANELS_AT_ONCE) * lanes]
             integers, scale = quantized(part)
             scales[first * lanes : first * lanes + part.shape[0]] = scale
-            whole = torch.zeros(-(-part.shape[0] // lanes) * lanes, pairs * 2, dtype=torch.int8)
+            made = -(-part.shape[0] // lanes)
+            whole = torch.zeros(made * lanes, pairs * 2, dtype=torch.int8)
             whole[: part.shape[0], :count] = integers
-            packed[first : first + PANELS_AT_ONCE] = whole.view(-1, lanes, pairs, 2).transpose(1, 2)
+            packed[first : first + made] = whole.view(made, lanes, pairs, 2).transpose(1, 2)
         return cls(packed, scales, outs, count)
 
     def rows_of(self, outputs: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,7 @@ class Int8Panels:
 def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``weight (out, in)`` as int8, symmetric, and a scale for each output, in which the greatest is 127."""
     scales = weight.abs().amax(dim=1) / 127 if weight.shape[1] else weight.new_zeros(weight.shape[0])
-    integers = (weight / scales.where(scales != 0, scales.new_ones(()))[:, None]).round_()
+    integers = (weight / scales.where(scales != 0, scales.new_ones(()))[:, None]).round_().clamp_(-127, 127)
     return integers.to(torch.int8), scales
 
 

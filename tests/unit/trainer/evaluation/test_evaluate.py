@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 
 from prefixes.backbone import Backbone
 from prefixes.errors import IncompatiblePrefix, InputTooLong, InvalidParameter
@@ -16,6 +17,7 @@ from prefixes.spec import PrefixSpec
 from server.engine.types import Output, SamplingParams
 from server.parameters import WITHOUT_LIMITS, merge_parameters
 from server.settings import Settings
+from tests.support.gguf import tiny_gguf
 from tests.support.prefixes import make_prefix
 from tests.support.trainer import (
     FAMILIES,
@@ -49,6 +51,14 @@ def test_e2es_references_are_grouped_by_meaning_whatever_the_order_of_the_fields
     data = dataset(("name : A | food : B", "x"), ("name : C", "y"), ("food : B | name : A ", "z"))
     assert references(data, PRESETS["e2e"]) == {"name : A | food : B": ["x", "z"], "name : C": ["y"]}
     assert len(references(data, PRESETS["plain"])) == 3
+
+
+def test_a_file_of_8_bits_is_scored_as_it_is_served_by_default(tmp_path: Path) -> None:
+    backbone = tiny_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0)
+    prefix, data = make_prefix(backbone.spec, length=3), dataset(("a", "b"))
+    assert evaluate(backbone, prefix, data, metrics=["bleu"], resamples=0).decoding["quantize"] == "int8"
+    floats = evaluate(backbone, prefix, data, metrics=["bleu"], resamples=0, quantize="none")
+    assert "quantize" not in floats.decoding
 
 
 @pytest.mark.parametrize("family", FAMILIES)

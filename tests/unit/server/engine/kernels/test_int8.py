@@ -105,6 +105,7 @@ def test_a_row_spoils_no_other_and_zeros_stay_zeros(kernels: NumbaKernels, dtype
     assert not made[[1, 5]].any()
     assert made[2:5].isnan().all(), "a row that is not finite has no finite output"
     assert not kernels.linear(torch.zeros(20, 33, dtype=dtype), None)(x[:2]).any(), "a weight of zeros"
+    assert not kernels.linear(torch.zeros(20, 0, dtype=dtype), None)(x[:2, :0]).any(), "no inputs"
 
 
 def test_a_rows_bits_depend_on_nothing_but_the_row(dtype: torch.dtype) -> None:

@@ -70,6 +70,6 @@ bench: install ## Measure serving speed against transformers and PEFT (10 to 30 
 docker-test: ## Build the images, compose the services, kill servers and trainers at work (Docker, else Podman as root)
 	$(PYTHON) -m tests.docker
 
-clean: ## Remove caches and the environment (var/, your registry, stays)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+clean: ## Remove caches and environments (var/, your registry, stays)
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

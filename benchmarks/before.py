@@ -36,7 +36,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Measure both in turns; return their rates and median ratios, by mode and case."""
     work = WORKLOADS[options.geometry]
     cases = [Case(beams, rows) for beams in work.beams for rows in options.rows or work.rows]
-    entries = [entry for entry in ENTRIES[options.geometry] if entry.letter in options.entries]
+    known = [entry for entry in ENTRIES[options.geometry] if entry.kind == "engine"]
+    entries = [entry for entry in known if entry.letter in options.entries]
     pairs: dict[str, dict[str, list[tuple[float, float]]]] = {entry.letter: {} for entry in entries}
     with tempfile.TemporaryDirectory(prefix="prefixd-bench-") as name:
         folder = Path(name)
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=lambda text: Path(text).resolve(), help="folder with the other code")
     parser.add_argument("--geometry", choices=tuple(WORKLOADS), default="gpt2", help="the backbone's")
-    parser.add_argument("--entries", default="ac", help="letters of serve.py's entries, such as ac")
+    parser.add_argument("--entries", default="ac", help="letters of serve.py's entries for the engine in floats")
     parser.add_argument("--rows", type=int, nargs="+", help="the geometry's own: 1 8 32, or 1 8 16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=available_cores())

@@ -79,6 +79,8 @@ def main() -> None:
         )
         converting.start()
         converting.join()
+        if converting.exitcode:
+            raise RuntimeError(f"CTranslate2's converter ended with {converting.exitcode}, see above")
         contender = Contender(Path(name), options)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:

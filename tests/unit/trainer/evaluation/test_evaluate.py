@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from gguf import GGMLQuantizationType
 from prefixes.backbone import Backbone
 from prefixes.errors import IncompatiblePrefix, InputTooLong, InvalidParameter
 from prefixes.spec import PrefixSpec
+from server.engine.kernels import select_kernels
 from server.engine.types import Output, SamplingParams
 from server.parameters import WITHOUT_LIMITS, merge_parameters
 from server.settings import Settings
@@ -30,6 +32,7 @@ from tests.support.trainer import (
 )
 from trainer.data.dataset import Dataset, Example
 from trainer.data.sequences import TokenExample, collate
+from trainer.evaluation import generate as generation
 from trainer.evaluation.evaluate import Evaluation, evaluate, references
 from trainer.evaluation.generate import decoding, generate
 from trainer.evaluation.scores.presets import PRESETS
@@ -53,12 +56,24 @@ def test_e2es_references_are_grouped_by_meaning_whatever_the_order_of_the_fields
     assert len(references(data, PRESETS["plain"])) == 3
 
 
-def test_a_file_of_8_bits_is_scored_as_it_is_served_by_default(tmp_path: Path) -> None:
+def test_a_file_of_8_bits_is_scored_as_it_is_served_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    chosen = select_kernels
+
+    def select(*args: Any, **given: Any) -> Any:
+        asked.append(given["quantize"])
+        return chosen(*args, **given)
+
+    monkeypatch.setattr(generation, "select_kernels", select)
     backbone = tiny_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0)
     prefix, data = make_prefix(backbone.spec, length=3), dataset(("a", "b"))
     assert evaluate(backbone, prefix, data, metrics=["bleu"], resamples=0).decoding["quantize"] == "int8"
     floats = evaluate(backbone, prefix, data, metrics=["bleu"], resamples=0, quantize="none")
     assert "quantize" not in floats.decoding
+    generate(backbone, prefix, ["a"], SamplingParams(max_new_tokens=2))
+    assert asked == ["int8", "none", "int8"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
